@@ -1,0 +1,34 @@
+"""MoCo v2 on your own pictures: `--config=configs/folder.py:/path/to/pictures`.
+
+The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a class
+(`train/cat/1.jpg` or `cat/1.jpg`) a tenth is held out for the kNN monitor, unless there is a
+`test/` or `val/`; flat folders work as well, since pretraining needs no labels.
+
+The recipe is MoCo v2's, with what small sets need: a shorter queue (no longer than the data are
+many: else a query's own key is among its negatives) and a faster key encoder (m = .99). Few
+pictures need many epochs: count on 100,000 steps' worth of nothing less than patience below 10,000
+pictures.
+
+Command: python -m moco_jax.main --config=configs/folder.py:/path/to/pictures
+"""
+
+import pathlib
+import re
+
+from moco_jax import config
+
+
+def get_config(path: str = ""):
+    if not path:
+        raise ValueError("name the pictures: --config=configs/folder.py:/path/to/pictures")
+    c = config.base()
+    stem = re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")
+    c.name = f"folder_{stem}"
+    c.epochs = 200
+    c.data.source = "images"
+    c.data.path = path
+    c.queue_size = 4096
+    c.momentum = 0.99
+    c.lr_update = "step"
+    c.warmup_epochs = 5
+    return c

@@ -1,0 +1,48 @@
+# Makes .venv with the right jax for this machine; sourced by the other scripts, from any folder.
+# Sets $python. A second call finds everything in place and starts at once.
+# usage: . launch/setup.sh [EXTRA]     EXTRA: an extra of setup.py to install as well (test)
+
+extra=${1:-}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+find_python() {
+  local name
+  for name in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$name"
+      return
+    fi
+  done
+  echo "error: Python 3.11 or newer is needed; name one by PYTHON=/path/to/python3" >&2
+  return 1
+}
+
+# The accelerator's jax: MOCO_JAX_PLATFORM (cpu, cuda13, tpu) says it, else the machine is asked.
+find_platform() {
+  if [ -n "${MOCO_JAX_PLATFORM:-}" ]; then
+    echo "$MOCO_JAX_PLATFORM"
+  elif nvidia-smi >/dev/null 2>&1; then
+    echo cuda13
+  elif compgen -G '/dev/accel*' >/dev/null || grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; then
+    echo tpu # 0x1ae0 is Google's PCI vendor number
+  else
+    echo cpu
+  fi
+}
+
+platform=$(find_platform)
+case $platform in
+  cpu) extras=$extra ;;
+  cuda13 | tpu) extras=$platform${extra:+,$extra} ;;
+  *) echo "error: MOCO_JAX_PLATFORM=$platform is unknown; known: cpu, cuda13, tpu" >&2; exit 1 ;;
+esac
+
+python=$root/.venv/bin/python
+wanted="$extras $(cksum <"$root/setup.py")"
+if ! { [ -x "$python" ] && grep -qsxF "$wanted" "$root/.venv/installed"; }; then
+  echo "setting up .venv for $platform (once; a minute or so)" >&2
+  system_python=$(find_python) || exit 1
+  [ -x "$python" ] || "$system_python" -m venv "$root/.venv" || exit 1
+  "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}" || exit 1
+  echo "$wanted" >>"$root/.venv/installed"
+fi

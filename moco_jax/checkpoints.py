@@ -1,0 +1,108 @@
+"""Checkpoints: every call of Orbax."""
+
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from moco_jax.train_step import TrainState
+
+KIND = "moco_jax.pretrain"
+
+# Keys of the config that shape the state: another value can't continue it.
+_STRUCTURE = ("model.", "queue_size", "batch_size", "symmetric")
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, saved asynchronously, the latest few kept.
+
+    A checkpoint is written under another name and renamed when whole, so one that a crash cut
+    short is never taken for a checkpoint.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int, recipe: dict[str, Any]):
+        """Opens (or makes) the folder.
+
+        Args:
+          folder: of the checkpoints.
+          keep: the latest so many are kept.
+          recipe: the flattened config, saved beside the state.
+        """
+        self.folder, self._recipe = folder.absolute(), recipe
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(keep),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the latest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> pathlib.Path:
+        """Returns where the checkpoint of this step lies."""
+        return self.folder / str(step)
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving; returns when the arrays are copied, so that they may be donated."""
+        if step == self.latest:
+            return
+        about = {"kind": KIND, "recipe": self._recipe, "step": step}
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=_json(about))
+        )
+
+    def restore(self, target: TrainState) -> TrainState:
+        """Returns the latest state, laid out as the target, on however many devices.
+
+        Raises:
+          ValueError: if it is no pretraining checkpoint, or of another model or dictionary.
+        """
+        step = self._manager.latest_step()
+        about = self._manager.restore(
+            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
+        ).about
+        self._check(about, step)
+        return self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        ).state
+
+    def _check(self, about: dict[str, Any], step: int) -> None:
+        if about.get("kind") != KIND:
+            raise ValueError(
+                f"{self.path(step)} is a checkpoint of kind {about.get('kind')!r}, not {KIND!r}"
+            )
+        changed = differences(about["recipe"], self._recipe)
+        fatal = {key: values for key, values in changed.items() if key.startswith(_STRUCTURE)}
+        if fatal:
+            raise ValueError(
+                f"{self.path(step)} can't be continued, since the config now has another model or "
+                f"dictionary:\n{_table(fatal)}\nGive another --workdir, or the old values."
+            )
+        if changed:
+            logging.warning("continuing with a changed config:\n%s", _table(changed))
+
+    def wait(self) -> None:
+        """Returns when all that was saved is whole on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns {key: (old, new)} of the keys that differ."""
+    keys = sorted(old.keys() | new.keys())
+    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+
+
+def _table(changed: dict[str, tuple[Any, Any]]) -> str:
+    return "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items())
+
+
+def _json(about: dict[str, Any]) -> ocp.args.JsonSave:
+    return ocp.args.JsonSave(about)

@@ -1,0 +1,97 @@
+"""The random photometric and geometric operations that a view's recipe may name after its crop.
+
+Each takes a key and a batch of pictures, f32[B, S, S, 3] of whole levels in 0..255, and returns the
+same. What it draws, it draws for each picture apart, and `p` is the probability that a picture is
+changed at all.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from moco_jax.data import blur as blurring
+from moco_jax.data import color
+
+
+def random_apply(
+    key: jax.Array, images: jax.Array, op: Callable[[jax.Array, jax.Array], jax.Array], p: float
+) -> jax.Array:
+    """Applies `op(key, images)` to each picture with probability `p`.
+
+    Every picture is computed and a select picks: a branch a picture would cost more on an
+    accelerator.
+
+    Args:
+      key: a PRNG key.
+      images: f32[B, S, S, 3].
+      op: takes a key and pictures, returns pictures of the same shape.
+      p: in [0, 1]; at 0 and 1 nothing is drawn.
+
+    Returns:
+      f32[B, S, S, 3].
+    """
+    if p <= 0:
+        return images
+    apply_key, op_key = jax.random.split(key)
+    changed = op(op_key, images)
+    if p >= 1:
+        return changed
+    applied = jax.random.uniform(apply_key, (images.shape[0],)) < p
+    return jnp.where(applied[:, None, None, None], changed, images)
+
+
+def color_jitter(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float = 1.0,
+) -> jax.Array:
+    """Returns f32[B, S, S, 3] jittered as by torchvision's `ColorJitter`; see `color.color_jitter`."""
+
+    def op(key: jax.Array, images: jax.Array) -> jax.Array:
+        return color.color_jitter(
+            key, images, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+        )
+
+    return random_apply(key, images, op, p)
+
+
+def grayscale(key: jax.Array, images: jax.Array, *, p: float = 1.0) -> jax.Array:
+    """Returns f32[B, S, S, 3] turned grey with probability `p`."""
+    return random_apply(key, images, lambda _, images: color.grayscale(images), p)
+
+
+def solarize(
+    key: jax.Array, images: jax.Array, *, threshold: float = 128, p: float = 1.0
+) -> jax.Array:
+    """Returns f32[B, S, S, 3] with levels from `threshold` on inverted, with probability `p`."""
+    return random_apply(key, images, lambda _, images: color.solarize(images, threshold), p)
+
+
+def blur(key: jax.Array, images: jax.Array, *, sigma: Sequence[float], p: float = 1.0) -> jax.Array:
+    """Returns f32[B, S, S, 3] blurred with a sigma uniform in `sigma` (lowest, highest), pixels."""
+
+    def op(key: jax.Array, images: jax.Array) -> jax.Array:
+        sigmas = jax.random.uniform(key, (images.shape[0],), minval=sigma[0], maxval=sigma[1])
+        return blurring.gaussian_blur(images, sigmas)
+
+    return random_apply(key, images, op, p)
+
+
+def flip(key: jax.Array, images: jax.Array, *, p: float = 0.5) -> jax.Array:
+    """Returns f32[B, S, S, 3] mirrored left to right with probability `p`."""
+    return random_apply(key, images, lambda _, images: images[:, :, ::-1], p)
+
+
+OPS: dict[str, Callable[..., jax.Array]] = {
+    "color_jitter": color_jitter,
+    "grayscale": grayscale,
+    "solarize": solarize,
+    "blur": blur,
+    "flip": flip,
+}

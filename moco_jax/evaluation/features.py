@@ -1,0 +1,34 @@
+"""Features of a whole data set, by an encoder in evaluation mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from moco_jax.data.loader import DataSet
+from moco_jax.data.order import in_order
+from moco_jax.mesh import Layout
+
+Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
+
+
+def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
+    """Returns a function (variables, indices) -> features f32[n, F] on the host, in their order.
+
+    Args:
+      data: the pictures.
+      encode: (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], compiled.
+      batch_size: B; divides by the devices.
+      layout: where arrays lie.
+    """
+    # Apart from `encode`, so that data sets of equal canvases share one compiled encoder.
+    fetch = jax.jit(data.pictures, out_shardings=layout.sharded())
+
+    def extract(variables: Any, indices: np.ndarray) -> np.ndarray:
+        parts = []
+        for batch in data.batches(in_order(indices, batch_size)):
+            parts.append(encode(variables, *fetch(data.arrays, batch)))
+        return np.concatenate(jax.device_get(parts))[: len(indices)]
+
+    return extract

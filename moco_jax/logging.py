@@ -1,0 +1,134 @@
+"""Where a run's numbers go: TensorBoard, metrics.jsonl and one line on the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import clu.parameter_overview
+import tensorboardX
+
+
+class MetricsLog:
+    """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir.
+
+    clu's own writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the
+    same files without it.
+    """
+
+    def __init__(self, folder: pathlib.Path, start_step: int):
+        """Opens the files, dropping what a killed run wrote past the step it resumes from."""
+        self._path = folder / "metrics.jsonl"
+        _truncate(self._path, start_step)
+        self._file = open(self._path, "a")
+        # After a resume TensorBoard hides what the killed run wrote past the checkpoint.
+        self._board = tensorboardX.SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one line and one point a scalar."""
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _truncate(path: pathlib.Path, last_step: int) -> None:
+    """Keeps the lines up to this step; a line that a crash cut short is dropped."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError):
+            continue
+        if step <= last_step and line.endswith("\n"):
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+class Console:
+    """Tells the person at the terminal how the run goes: one line, kept in place on a terminal."""
+
+    def __init__(self, total_steps: int, steps_per_epoch: int, chance: float):
+        """Begins.
+
+        Args:
+          total_steps: length of the run.
+          steps_per_epoch: to count epochs.
+          chance: the loss of guessing, shown beside the loss.
+        """
+        self._total, self._per_epoch, self._chance = total_steps, steps_per_epoch, chance
+        self._live = sys.stdout.isatty()
+        self._open = False
+
+    def progress(self, step: int, m: dict[str, float]) -> None:
+        """Shows the step's metrics (`loss`, `lr`, `images_per_second`, ...)."""
+        line = (
+            f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  "
+            f"loss {m['loss']:.3f} (chance {self._chance:.2f})  pretext {m['accuracy']:.1f}%  "
+            f"lr {m['lr']:.4g}  {m['images_per_second']:.0f} images/s  "
+            f"waiting {m['data_wait_percent']:.0f}%  "
+            f"ETA {duration(m['seconds_per_step'] * (self._total - step))}"
+        )
+        if self._live:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+            self._open = True
+        else:
+            print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        """Shows a message on a line of its own, which stays."""
+        if self._open:
+            print()
+            self._open = False
+        print(message, flush=True)
+
+
+class Stopwatch:
+    """Measures throughput and the share of time spent waiting for data, evaluation left out."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new interval."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Counts a step, and the seconds that it waited for its batch."""
+        self._waited += seconds
+        self._steps += 1
+
+    def lap(self, batch_size: int) -> dict[str, float]:
+        """Returns the interval's speed and begins the next."""
+        seconds = time.perf_counter() - self._start
+        steps = max(self._steps, 1)
+        result = {
+            "images_per_second": batch_size * steps / seconds,
+            "seconds_per_step": seconds / steps,
+            "data_wait_percent": 100.0 * self._waited / seconds,
+        }
+        self.restart()
+        return result
+
+
+def duration(seconds: float) -> str:
+    """Returns 1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def parameter_table(params) -> str:
+    """Returns a table of the parameters' names, shapes and sizes."""
+    return clu.parameter_overview.get_parameter_overview(params, include_stats=False)

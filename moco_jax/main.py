@@ -1,0 +1,64 @@
+"""Pretrains from the command line: `python -m moco_jax.main --config=configs/digits.py`.
+
+This file is kept short: flags, and one call.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from moco_jax import pretrain
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        _fail(f"unexpected arguments: {' '.join(argv[1:])}")
+    config = _CONFIG.value
+    _one_length(config)
+    try:
+        pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
+    except (ValueError, pretrain.NotFinite) as error:
+        if logging.level_debug():
+            raise
+        _fail(str(error))
+    except pretrain.Interrupted as stop:
+        print(f"\n{stop}", file=sys.stderr)
+        sys.exit(128 + stop.signal)
+
+
+def _one_length(config) -> None:
+    """Lets the length given on the command line take the place of the config file's."""
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    if "steps" in given and "epochs" not in given:
+        config.epochs = None
+    elif "epochs" in given and "steps" not in given:
+        config.steps = None
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags, an error of theirs in one line."""
+    try:
+        rest = flags.FLAGS(argv)
+        if not flags.FLAGS["config"].present:
+            _fail("give an experiment, such as --config=configs/digits.py")
+        return rest
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        _fail(str(error.args[0] if error.args else error))
+
+
+def _fail(message: str):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run() -> None:
+    """The entry point of `python -m moco_jax.main` and of the `moco-jax` command."""
+    app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,54 @@
+"""The devices as a mesh, and where arrays lie on it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA_AXIS = "data"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where arrays lie: batch and dictionary sharded over the mesh, all else replicated.
+
+    Attributes:
+      mesh: one axis, `data`, over all devices in use.
+    """
+
+    mesh: Mesh
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.mesh.size
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def sharded(self, axis: int = 0) -> NamedSharding:
+        """Returns the sharding that splits `axis` over all devices."""
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, DATA_AXIS))
+
+    def replicate(self, x: Any) -> Any:
+        """Returns x, inside jit, whole on every device."""
+        return jax.lax.with_sharding_constraint(x, self.replicated)
+
+    def shard(self, x: Any, axis: int = 0) -> Any:
+        """Returns x, inside jit, split along `axis`."""
+        return jax.lax.with_sharding_constraint(x, self.sharded(axis))
+
+    def put_batch(self, batch: Any) -> Any:
+        """Returns host arrays [B, ...] as device arrays split over B; the copy is asynchronous."""
+        return jax.device_put(batch, self.sharded())
+
+
+def make_layout(devices: Sequence[jax.Device] | None = None) -> Layout:
+    """Returns the layout over these devices (default: all)."""
+    chosen = np.asarray(jax.devices() if devices is None else devices)
+    # Explicit axes, make_mesh's default now, don't carry a Linen conv net's backward pass.
+    return Layout(Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,)))

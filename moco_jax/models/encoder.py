@@ -1,0 +1,54 @@
+"""The encoder: a backbone and a projection head, from a config."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moco_jax.models.heads import HEADS
+from moco_jax.models.resnet import ResNet, resnet
+
+
+class Encoder(nn.Module):
+    """Maps images to L2-normalised keys or queries (MoCo, sec. 3.3).
+
+    Attributes:
+      backbone: images [B, H, W, 3] to features f32[B, F].
+      head: features to f32[B, D].
+    """
+
+    backbone: ResNet
+    head: nn.Module
+
+    def __call__(self, images: jax.Array, *, train: bool = True) -> jax.Array:
+        """Returns unit vectors f32[B, D] of images [B, H, W, 3]."""
+        return _normalize(self.head(self.backbone(images, train=train)))
+
+    def features(self, images: jax.Array) -> jax.Array:
+        """Returns the backbone's features f32[B, F], batch norm in evaluation mode."""
+        return self.backbone(images, train=False)
+
+    def projection(self, images: jax.Array) -> jax.Array:
+        """Returns unit vectors f32[B, D], batch norm in evaluation mode."""
+        return self(images, train=False)
+
+
+def _normalize(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.float32)
+    # The square root is taken of what is bounded below: at 0 its gradient would be infinite.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+
+
+def make_encoder(config) -> Encoder:
+    """Returns the encoder of a whole config (`model`, `bn_groups`, `dtype`).
+
+    Raises:
+      ValueError: for an unknown architecture or head.
+    """
+    model, dtype = config.model, jnp.dtype(config.dtype)
+    if model.head not in HEADS:
+        raise ValueError(f"unknown model.head {model.head!r}; known: {', '.join(HEADS)}")
+    backbone = resnet(
+        model.name, stem=model.stem, width=model.width, bn_groups=config.bn_groups, dtype=dtype
+    )
+    head = HEADS[model.head](dim=model.dim, hidden=model.hidden, dtype=dtype)
+    return Encoder(backbone=backbone, head=head)

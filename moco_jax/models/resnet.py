@@ -1,0 +1,172 @@
+"""Residual networks, initialised and padded as the reference's (torchvision's) are."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moco_jax.models.batch_norm import GroupedBatchNorm
+
+# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as torchvision's ResNet uses it.
+conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+STEMS = ("imagenet", "small")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (He et al. 2016). Maps [B, H, W, C] to [B, H/s, W/s, filters]."""
+
+    filters: int
+    strides: int
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
+    groups: int = 1
+    base_width: int = 64
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.filters, 3, self.strides)(x)
+        y = nn.relu(self.norm()(y))
+        y = self.conv(self.filters, 3)(y)
+        y = self.norm()(y)
+        return nn.relu(y + _shortcut(self, x, self.filters))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with the stride in the 3x3, as torchvision has it (ResNet v1.5)."""
+
+    filters: int
+    strides: int
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
+    groups: int = 1
+    base_width: int = 64
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = self.filters * self.base_width // 64 * self.groups
+        y = nn.relu(self.norm()(self.conv(inner, 1)(x)))
+        y = self.conv(inner, 3, self.strides, feature_group_count=self.groups)(y)
+        y = nn.relu(self.norm()(y))
+        y = self.conv(self.filters * self.expansion, 1)(y)
+        y = self.norm()(y)
+        return nn.relu(y + _shortcut(self, x, self.filters * self.expansion))
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
+    """Returns x [B, H, W, C], projected where the block changes its shape."""
+    if block.strides == 1 and x.shape[-1] == features:
+        return x
+    x = block.conv(features, 1, block.strides, name="shortcut_conv")(x)
+    return block.norm(name="shortcut_norm")(x)
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier: images to pooled features.
+
+    Attributes:
+      stage_sizes: blocks in each stage.
+      block: `BasicBlock` or `Bottleneck`.
+      stem: 'imagenet' (7x7 stride 2 and max-pooling) or 'small' (3x3 stride 1, no pooling), the
+        reference's network for 32x32 pictures.
+      width: multiplies every layer's channels (R50w2x: 2).
+      groups: groups of the 3x3 convolution (ResNeXt).
+      base_width: channels a group has in the first stage (ResNeXt).
+      bn_groups: G of GroupedBatchNorm.
+      dtype: dtype of the computation; parameters and statistics stay float32.
+    """
+
+    stage_sizes: tuple[int, ...]
+    block: type[BasicBlock] | type[Bottleneck]
+    stem: str = "imagenet"
+    width: float = 1.0
+    groups: int = 1
+    base_width: int = 64
+    bn_groups: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def features(self) -> int:
+        """Length of the pooled features."""
+        return self._channels(len(self.stage_sizes) - 1) * self.block.expansion
+
+    def _channels(self, stage: int) -> int:
+        return round(64 * self.width) * 2**stage
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns features f32[B, F] of images [B, H, W, 3]."""
+        conv = functools.partial(_conv, dtype=self.dtype)
+        norm = functools.partial(
+            GroupedBatchNorm,
+            groups=self.bn_groups,
+            use_running_average=not train,
+            dtype=self.dtype,
+        )
+        x = images.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = conv(self._channels(0), 7, 2, name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_norm")(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        else:
+            x = conv(self._channels(0), 3, name="stem_conv")(x)
+            x = nn.relu(norm(name="stem_norm")(x))
+        for stage, blocks in enumerate(self.stage_sizes):
+            for i in range(blocks):
+                x = self.block(
+                    filters=self._channels(stage),
+                    strides=2 if stage > 0 and i == 0 else 1,
+                    conv=conv,
+                    norm=norm,
+                    groups=self.groups,
+                    base_width=self.base_width,
+                    name=f"stage{stage + 1}_block{i + 1}",
+                )(x)
+        return x.astype(jnp.float32).mean(axis=(1, 2))
+
+
+def _conv(features: int, kernel: int, strides: int = 1, **kwargs) -> nn.Conv:
+    """Returns a convolution padded as torch pads: by kernel // 2 on both sides."""
+    pad = kernel // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        (strides, strides),
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        kernel_init=conv_init,
+        **kwargs,
+    )
+
+
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    # resnet10 has one block a stage: for small pictures, first runs and tests.
+    "resnet10": dict(stage_sizes=(1, 1, 1, 1), block=BasicBlock),
+    "resnet18": dict(stage_sizes=(2, 2, 2, 2), block=BasicBlock),
+    "resnet34": dict(stage_sizes=(3, 4, 6, 3), block=BasicBlock),
+    "resnet50": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck),
+    "resnet101": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck),
+    "resnet152": dict(stage_sizes=(3, 8, 36, 3), block=Bottleneck),
+    "resnext50_32x4d": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, groups=32, base_width=4),
+}
+NAMES = tuple(_ARCHITECTURES)
+
+
+def resnet(name: str, **options) -> ResNet:
+    """Returns the ResNet of this name.
+
+    Args:
+      name: one of `NAMES`.
+      **options: further attributes of `ResNet`.
+
+    Raises:
+      ValueError: for an unknown name.
+    """
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(NAMES)}")
+    return ResNet(**_ARCHITECTURES[name], **options)

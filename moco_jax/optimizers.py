@@ -1,0 +1,63 @@
+"""SGD as torch has it, and learning-rate schedules."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from moco_jax.config import total_steps
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+
+
+def _cosine(progress: jax.Array, config: ConfigDict) -> jax.Array:
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+def _step(progress: jax.Array, config: ConfigDict) -> jax.Array:
+    # Shares of the run such as .6 x 200 epochs are not exact in binary; the epoch must be.
+    return jnp.prod(jnp.where(progress + 1e-6 >= jnp.asarray(config.lr_drops), 0.1, 1.0))
+
+
+def _constant(progress: jax.Array, config: ConfigDict) -> jax.Array:
+    return jnp.ones_like(progress)
+
+
+SCHEDULES = {"cosine": _cosine, "step": _step, "constant": _constant}
+UPDATES = ("epoch", "step")
+
+
+def peak_lr(config: ConfigDict) -> float:
+    """Returns the learning rate at its highest: `lr` scaled from `lr_batch` to the batch."""
+    return config.lr * config.batch_size / config.lr_batch
+
+
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
+    """Returns step -> learning rate f32[].
+
+    Decay covers what follows the warm-up. With `lr_update='epoch'` it moves at the start of each
+    epoch, as the references of v1 and v2 do; the warm-up moves at every step (MoCo v3).
+    """
+    decay = SCHEDULES[config.lr_schedule]
+    epochs = total_steps(config, steps_per_epoch) / steps_per_epoch
+    warmup = min(config.warmup_epochs, epochs)
+
+    def schedule(step):
+        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        decayed = jnp.floor(epoch + 1e-6) if config.lr_update == "epoch" else epoch
+        progress = jnp.clip((decayed - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
+        rise = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
+        return peak_lr(config) * rise * decay(progress, config)
+
+    return schedule
+
+
+def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """Returns torch's SGD: decay joins the gradient, and the rate multiplies after momentum."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay),
+        optax.trace(decay=config.sgd_momentum),
+        optax.scale_by_learning_rate(schedule),
+    )

@@ -1,0 +1,167 @@
+"""Validation of a config: all problems in one error, before anything compiles."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.data import views
+from moco_jax.evaluation.monitor import FEATURES
+from moco_jax.models.heads import HEADS
+from moco_jax.models.resnet import NAMES, STEMS
+from moco_jax.optimizers import SCHEDULES, UPDATES
+
+DTYPES = ("float32", "bfloat16")
+
+_POSITIVE_INTEGERS = (
+    "batch_size",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "model.dim",
+    "queue_size",
+    "bn_groups",
+    "lr_batch",
+    "data.image_size",
+    "data.eval_resize",
+    "data.canvas",
+    "knn.k",
+)
+_POSITIVE = ("model.width", "temperature", "lr", "knn.temperature")
+_NOT_NEGATIVE = (
+    "model.hidden",
+    "warmup_epochs",
+    "weight_decay",
+    "data.resident_megabytes",
+    "data.threads",
+    "knn.every_epochs",
+    "knn.bank",
+    "knn.queries",
+)
+_SHARES = ("momentum", "sgd_momentum", "data.held_out", "data.max_bad_share")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "dtype": DTYPES,
+    "model.name": NAMES,
+    "model.stem": STEMS,
+    "model.head": tuple(HEADS),
+    "lr_schedule": tuple(SCHEDULES),
+    "lr_update": UPDATES,
+    "knn.features": tuple(FEATURES),
+}
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Raises one error with every problem of the config; warns of what is allowed but unwise.
+
+    Args:
+      config: of the run.
+      devices: number of devices that share the batch.
+
+    Raises:
+      ValueError: names each problem, what was got and what is allowed.
+    """
+    problems = list(_unknown_keys(config))
+    if not problems:  # values are looked at by key, so the keys must be there
+        problems = [*_values(config), *_length(config), *_views(config)]
+    if not problems:  # relations hold between values that are right in themselves
+        problems = list(_relations(config, devices))
+    if problems:
+        raise ValueError(
+            f"the config has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
+            + "\n".join(f"  - {problem}" for problem in problems)
+        )
+    if config.bn_groups == 1 and config.queue_size:
+        logging.warning(
+            "bn_groups=1 is synchronised batch norm over the whole batch: with a queue, the batch's "
+            "statistics give the positive away and the representation suffers (MoCo, sec. 3.3)."
+        )
+
+
+def _unknown_keys(config: ConfigDict) -> Iterator[str]:
+    known = config_lib.flatten(config_lib.base())
+    given = config_lib.flatten(config)
+    for key in given.keys() - known.keys():
+        close = difflib.get_close_matches(key, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        yield f"unknown key {key!r}{hint}"
+    for key in known.keys() - given.keys():
+        yield f"the key {key!r} is missing; start from moco_jax.config.base()"
+
+
+def _values(config: ConfigDict) -> Iterator[str]:
+    values = config_lib.flatten(config)
+    for key in _POSITIVE_INTEGERS:
+        if not (_number(values[key]) and values[key] >= 1 and values[key] == int(values[key])):
+            yield f"{key}={values[key]!r} must be a whole number, at least 1"
+    for key in _POSITIVE:
+        if not (_number(values[key]) and values[key] > 0):
+            yield f"{key}={values[key]!r} must be above 0"
+    for key in _NOT_NEGATIVE:
+        if not (_number(values[key]) and values[key] >= 0):
+            yield f"{key}={values[key]!r} must be 0 or more"
+    for key in _SHARES:
+        if not (_number(values[key]) and 0 <= values[key] <= 1):
+            yield f"{key}={values[key]!r} must lie between 0 and 1"
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            close = difflib.get_close_matches(str(values[key]), choices, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            yield f"{key}={values[key]!r} is unknown; {hint}known: {', '.join(choices)}"
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _length(config: ConfigDict) -> Iterator[str]:
+    if (config.epochs is None) == (config.steps is None):
+        yield f"set one of epochs and steps; got epochs={config.epochs}, steps={config.steps}"
+    for key in ("epochs", "steps"):
+        if config[key] is not None and not config[key] > 0:
+            yield f"{key}={config[key]} must be above 0"
+
+
+def _views(config: ConfigDict) -> Iterator[str]:
+    if len(config.views) != 2:
+        yield f"views must be two recipes, the query's and the key's; got {len(config.views)}"
+    for i, recipe in enumerate(config.views):
+        for problem in views.check_recipe(recipe):
+            yield f"views[{i}]: {problem}"
+
+
+def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
+    batch, groups, size = config.batch_size, config.bn_groups, config.queue_size
+    if batch % devices:
+        yield f"batch_size={batch} must divide by the {devices} devices; {_nearest(batch, devices)}"
+    if batch % groups:
+        yield f"batch_size={batch} must divide by bn_groups={groups}; {_nearest(batch, groups)}"
+    elif batch // groups < 2:
+        yield f"bn_groups={groups} leaves {batch // groups} image a group; batch norm needs 2"
+    if groups % devices and devices % groups:
+        yield (
+            f"bn_groups={groups} must be a multiple or a divisor of the {devices} devices; "
+            f"{_nearest(groups, devices)}"
+        )
+    keys = config_lib.keys_per_step(config)
+    if size % keys:
+        views_ = " (two views of each image, symmetric=True)" if config.symmetric else ""
+        yield (
+            f"queue_size={size} must be a multiple of the {keys} keys of a step{views_}; "
+            f"{_nearest(size, keys)}"
+        )
+    if config.data.eval_resize < config.data.image_size:
+        yield (
+            f"data.eval_resize={config.data.eval_resize} must be at least "
+            f"data.image_size={config.data.image_size}, which is cropped from it"
+        )
+
+
+def _nearest(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    if not below:
+        return f"the nearest that does is {divisor}"
+    return f"the nearest that do are {below} and {below + divisor}"

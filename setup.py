@@ -1,0 +1,35 @@
+"""Packaging of moco_jax."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+setup(
+    name="moco-jax",
+    version="0.1.0",
+    description="Momentum Contrast (MoCo) for unsupervised visual representation learning in JAX",
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["moco_jax", "moco_jax.*"]),
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "ml_collections>=1.0",
+        "clu>=0.0.12",
+        "grain>=0.2.10",
+        "tensorflow-datasets>=4.9.9",
+        "numpy>=2.0",
+        "pillow>=11",
+        "simplejpeg>=1.8",  # libjpeg-turbo with nothing to build: CIFAR decodes 3x faster
+        "scikit-learn>=1.5",  # the embedded digits
+        "tensorboardX>=2.6.2",  # TensorBoard files without TensorFlow
+    ],
+    extras_require={
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy"],
+    },
+)

@@ -1,0 +1,28 @@
+"""Set-up of all tests: 8 virtual CPU devices, and JAX at its strictest."""
+
+import os
+import pathlib
+
+# Before jax is imported. Autotuned GPU memory stays free for other processes' tests.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def repository() -> pathlib.Path:
+    return pathlib.Path(__file__).parents[1]
+
+
+def pytest_collection_modifyitems(items):
+    platform = jax.default_backend()
+    for item in items:
+        for name in ("gpu", "tpu"):
+            if name in item.keywords and platform != name:
+                item.add_marker(pytest.mark.skip(reason=f"needs a {name.upper()}"))

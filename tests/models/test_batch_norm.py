@@ -1,0 +1,44 @@
+import jax
+import numpy as np
+import pytest
+
+from moco_jax.models.batch_norm import GroupedBatchNorm
+
+
+@pytest.fixture(scope="module")
+def x():
+    return np.random.default_rng(0).normal(3, 2, (8, 2, 2, 5)).astype(np.float32)
+
+
+def test_each_group_is_normalised_by_its_own_statistics(x):
+    norm = GroupedBatchNorm(groups=4)
+    variables = norm.init(jax.random.key(0), x)
+    y, changed = norm.apply(variables, x, mutable=["batch_stats"])
+
+    for group in range(4):
+        part = x[2 * group : 2 * group + 2].astype(np.float64)
+        expected = (part - part.mean((0, 1, 2))) / np.sqrt(part.var((0, 1, 2)) + 1e-5)
+        np.testing.assert_allclose(y[2 * group : 2 * group + 2], expected, atol=1e-4)
+
+    parts = x.reshape(4, -1, 5).astype(np.float64)
+    # torch's running statistics: momentum .1, and the unbiased variance (8 values a group).
+    np.testing.assert_allclose(
+        changed["batch_stats"]["mean"], 0.1 * parts.mean(1).mean(0), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        changed["batch_stats"]["var"], 0.9 + 0.1 * parts.var(1, ddof=1).mean(0), rtol=1e-4
+    )
+
+
+def test_evaluation_uses_the_running_averages(x):
+    variables = {
+        "params": {"scale": np.full(5, 2.0, np.float32), "bias": np.full(5, 1.0, np.float32)},
+        "batch_stats": {"mean": np.full(5, 3.0, np.float32), "var": np.full(5, 4.0, np.float32)},
+    }
+    y = GroupedBatchNorm(groups=4, use_running_average=True).apply(variables, x)
+    np.testing.assert_allclose(y, 2 * (x - 3) / np.sqrt(4 + 1e-5) + 1, atol=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(x):
+    with pytest.raises(ValueError, match="batch of 8 does not divide into 3 groups"):
+        GroupedBatchNorm(groups=3).init(jax.random.key(0), x)

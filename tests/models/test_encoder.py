@@ -1,0 +1,82 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from moco_jax.models.encoder import make_encoder
+from moco_jax.models.heads import MLPHead
+from moco_jax.models.resnet import resnet
+
+from tests.tiny import tiny_config
+
+
+def count(module, *args, **kwargs) -> int:
+    init = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(init["params"]))
+
+
+# torchvision's published parameter counts, less the classifier's (features + 1) x 1000.
+@pytest.mark.parametrize(
+    ("name", "parameters", "features"),
+    [
+        ("resnet18", 11_689_512 - 513_000, 512),
+        ("resnet34", 21_797_672 - 513_000, 512),
+        ("resnet50", 25_557_032 - 2_049_000, 2048),
+        ("resnet101", 44_549_160 - 2_049_000, 2048),
+        ("resnet152", 60_192_808 - 2_049_000, 2048),
+        ("resnext50_32x4d", 25_028_904 - 2_049_000, 2048),
+    ],
+)
+def test_sizes_are_torchvisions(name, parameters, features):
+    model = resnet(name)
+    assert count(model, jnp.zeros((1, 64, 64, 3)), train=True) == parameters
+    assert model.features == features
+
+
+def test_width_widens_every_layer():
+    # The R50w2x of the paper's table: 94 M parameters (Kolesnikov et al. 2019: 93 M).
+    wide = resnet("resnet50", width=2)
+    assert wide.features == 4096
+    assert round(count(wide, jnp.zeros((1, 64, 64, 3)), train=True) / 1e6) in (93, 94)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ValueError, match="unknown model 'resnet5'; known: resnet10, resnet18"):
+        resnet("resnet5")
+
+
+def test_convolutions_start_kaiming_fan_out():
+    variables = resnet("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=True)
+    kernel = variables["params"]["stage4_block2"]["Conv_1"]["kernel"]
+    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
+
+
+def test_heads_start_as_torchs_linear():
+    params = MLPHead(dim=128).init(jax.random.key(0), jnp.zeros((1, 512)))["params"]
+    assert params["hidden_layer"]["kernel"].shape == (512, 512)
+    for layer in ("hidden_layer", "output"):
+        for leaf in params[layer].values():
+            bound = 1 / math.sqrt(512)
+            assert float(jnp.abs(leaf).max()) <= bound
+            assert float(leaf.std()) == pytest.approx(bound / math.sqrt(3), rel=0.15)
+
+
+def test_strided_convolutions_pad_as_torch():
+    """torch's 3x3 stride 2 sees rows -1, 0, 1 first; padding 'SAME' would see rows 0, 1, 2."""
+    from moco_jax.models.resnet import _conv
+
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    y = _conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[0 + 1 + 4 + 5, 21.0], [39.0, 90.0]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_are_unit_vectors_in_float32(dtype):
+    encoder = make_encoder(tiny_config(dtype=dtype))
+    x = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
+    variables = encoder.init(jax.random.key(0), x)
+    keys = encoder.apply(variables, x, train=False)
+    assert keys.shape == (16, 16) and keys.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.linalg.norm(keys, axis=1), 1, rtol=1e-5)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))

@@ -13,7 +13,7 @@ Commands:
 """
 
 from moco_jax import config
-from moco_jax.data import views
+from moco_jax.data import recipes
 
 VARIANTS = ("asymmetric", "symmetric")
 
@@ -45,7 +45,7 @@ def get_config(variant: str = "asymmetric"):
     c.data.eval_resize = 32
     c.data.mean = (0.4914, 0.4822, 0.4465)
     c.data.std = (0.2023, 0.1994, 0.2010)
-    c.views = (views.cifar(), views.cifar())
+    c.views = (recipes.cifar(), recipes.cifar())
 
     c.knn.features = "head"
     c.knn.bank = 0

@@ -6,7 +6,7 @@ Command: bash launch/local.sh --config=configs/digits.py
 """
 
 from moco_jax import config
-from moco_jax.data import views
+from moco_jax.data import recipes
 
 
 def get_config():
@@ -36,6 +36,6 @@ def get_config():
     c.data.mean = (0.5, 0.5, 0.5)
     c.data.std = (0.25, 0.25, 0.25)
     # No flip: a mirrored digit is another sign.
-    view = tuple(op for op in views.cifar(min_scale=0.4) if op["op"] != "flip")
+    view = tuple(op for op in recipes.cifar(min_scale=0.4) if op["op"] != "flip")
     c.views = (view, view)
     return c

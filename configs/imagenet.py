@@ -15,7 +15,7 @@ Commands:
 """
 
 from moco_jax import config
-from moco_jax.data import views
+from moco_jax.data import recipes
 
 VARIANTS = ("v1", "v2")
 
@@ -32,5 +32,5 @@ def get_config(variant: str = "v2"):
         c.model.head = "linear"
         c.temperature = 0.07
         c.lr_schedule = "step"  # x .1 at epochs 120 and 160
-        c.views = (views.v1(), views.v1())
+        c.views = (recipes.v1(), recipes.v1())
     return c

@@ -8,7 +8,7 @@ learning rate) is computed where it is used, since a derived key would not follo
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from moco_jax.data import views
+from moco_jax.data import recipes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -65,7 +65,7 @@ def base() -> ConfigDict:
     c.data.max_bad_share = 0.01  # share of unreadable pictures beyond which the run stops
     c.data.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.data.std = IMAGENET_STD
-    c.views = (views.v2(), views.v2())  # recipes of the query's and the key's view
+    c.views = (recipes.v2(), recipes.v2())  # recipes of the query's and the key's view
 
     c.knn = ConfigDict()  # monitor on held-out labelled pictures, where there are any
     c.knn.every_epochs = 5.0  # 0: never

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 class Interruption:
     """Whether the run was asked to stop, and by which signal."""
 
-    signal: signal.Signals | None = None
+    by: signal.Signals | None = None
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def watch() -> Iterator[Interruption]:
     previous = {}
 
     def note(number, frame):
-        interruption.signal = signal.Signals(number)
+        interruption.by = signal.Signals(number)
         restore()
 
     def restore():

@@ -17,6 +17,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         _fail(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells each save in 30 lines
     config = _CONFIG.value
     _one_length(config)
     try:

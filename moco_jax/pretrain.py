@@ -196,7 +196,7 @@ def _loop(
             state, metrics = run.step(state, run.data.arrays, batch)
             pending.append((step, metrics))
             log_now = step % config.log_every == 0 or step == total
-            save_now = step % config.checkpoint_every == 0 or step == total or asked.signal
+            save_now = step % config.checkpoint_every == 0 or step == total or asked.by
             evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
             keep = 0 if log_now or save_now or evaluate_now else _IN_FLIGHT
             scalars = _settle(pending, keep, run, state, checkpoints)
@@ -206,13 +206,13 @@ def _loop(
                 log.write(step, scalars)
             if save_now:
                 checkpoints.save(step, state)
-            if asked.signal:
+            if asked.by:
                 checkpoints.wait()
                 log.close()
                 raise Interrupted(
-                    f"stopped by {asked.signal.name} at step {step}; saved in "
+                    f"stopped by {asked.by.name} at step {step}; saved in "
                     f"{checkpoints.path(step)}. The same command goes on from there.",
-                    asked.signal,
+                    asked.by,
                 )
             if evaluate_now:
                 _evaluate(run, state, step, console, log)

@@ -141,7 +141,7 @@ def make_train_step(
             state.params, state.batch_stats, query_views, keys, state.dictionary
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -9,7 +9,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.data import views
+from moco_jax.data import recipes
 from moco_jax.evaluation.monitor import FEATURES
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import NAMES, STEMS
@@ -129,7 +129,7 @@ def _views(config: ConfigDict) -> Iterator[str]:
     if len(config.views) != 2:
         yield f"views must be two recipes, the query's and the key's; got {len(config.views)}"
     for i, recipe in enumerate(config.views):
-        for problem in views.check_recipe(recipe):
+        for problem in recipes.check_recipe(recipe):
             yield f"views[{i}]: {problem}"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.data import views
+from moco_jax.data import recipes
 from moco_jax.data.sources import Sources, array_source
 
 
@@ -31,7 +31,7 @@ def tiny_config(**changes) -> ConfigDict:
             "knn.k": 5,
         }
     )
-    c.views = (views.cifar(), views.cifar())
+    c.views = (recipes.cifar(), recipes.cifar())
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return c
 

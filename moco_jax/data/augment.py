@@ -51,7 +51,7 @@ def color_jitter(
     hue: float,
     p: float = 1.0,
 ) -> jax.Array:
-    """Returns f32[B, S, S, 3] jittered as by torchvision's `ColorJitter`; see `color.color_jitter`."""
+    """Returns f32[B, S, S, 3] jittered by `color.color_jitter` with probability `p`."""
 
     def op(key: jax.Array, images: jax.Array) -> jax.Array:
         return color.color_jitter(

@@ -24,10 +24,12 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     """
     precision = lax.Precision.HIGHEST
     matrix = _blur_matrix(sigma, images.shape[1])
-    rows = jnp.einsum("bxw,bhwc->bxhc", matrix, images, precision=precision)
+    # As [B, S, 3, S] both products are plain matmuls, with nothing to transpose between them.
+    rows = jnp.swapaxes(images, 2, 3)
+    rows = jnp.einsum("bhcw,bxw->bhcx", rows, matrix, precision=precision)
     rows = jnp.floor(rows + 0.5)
-    blurred = jnp.einsum("byh,bxhc->byxc", matrix, rows, precision=precision)
-    return jnp.floor(blurred + 0.5)
+    blurred = jnp.einsum("byh,bhcx->bycx", matrix, rows, precision=precision)
+    return jnp.swapaxes(jnp.floor(blurred + 0.5), 2, 3)
 
 
 def _blur_matrix(sigma: jax.Array, size: int) -> jax.Array:

@@ -1,7 +1,7 @@
 """Colour changes with the 8-bit arithmetic of Pillow, and torchvision's `ColorJitter` from them.
 
 Pictures are f32[B, S, S, 3] on the way in and out and hold whole levels in 0..255. Inside they are
-f32[B, 3, S, S] planes, since a last axis of 3 leaves vector units idle. The float arithmetic is on
+f32[B, S, 3, S] planes, since a last axis of 3 leaves vector units idle. The float arithmetic is on
 whole numbers below 2**24 wherever Pillow's is on integers, so it is exact.
 """
 
@@ -133,12 +133,12 @@ def _blend_turn(planes: jax.Array, factors: jax.Array, due: jax.Array) -> jax.Ar
     """Applies the one blend that is due to each image, if any.
 
     Args:
-      planes: f32[B, 3, S, S].
+      planes: f32[B, S, 3, S].
       factors: f32[B, 3], for brightness, contrast and saturation.
       due: bool[B, 3], at most one true in a row.
 
     Returns:
-      f32[B, 3, S, S].
+      f32[B, S, 3, S].
     """
     # Blending by a factor of 1 is exactly nothing.
     factor = jnp.where(jnp.any(due, axis=1), jnp.sum(jnp.where(due, factors, 0.0), axis=1), 1.0)
@@ -155,24 +155,24 @@ def _blend(planes: jax.Array, factor: jax.Array, kind: jax.Array) -> jax.Array:
     """Returns other + factor * (planes - other) as Pillow's `Image.blend`: clipped, then truncated.
 
     Args:
-      planes: f32[B, 3, S, S].
+      planes: f32[B, S, 3, S].
       factor: f32[B].
       kind: i32[B], which `other`: black for brightness, the mean grey for contrast, each pixel's
         grey for saturation.
 
     Returns:
-      f32[B, 3, S, S].
+      f32[B, S, 3, S].
     """
     luma = lax.optimization_barrier(_luma(planes))
     flat = jnp.where(kind == _CONTRAST, _rounded_mean(luma), 0.0)
-    other = jnp.where((kind == _SATURATION)[:, None, None], luma, flat[:, None, None])[:, None]
+    other = jnp.where((kind == _SATURATION)[:, None, None], luma, flat[:, None, None])[:, :, None]
     blended = other + factor[:, None, None, None] * (planes - other)
     return jnp.floor(jnp.clip(blended, 0.0, 255.0))
 
 
 def _luma(planes: jax.Array) -> jax.Array:
-    """Returns f32[B, S, S], the grey levels of f32[B, 3, S, S] (Pillow `Convert.c`, `L24`)."""
-    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    """Returns f32[B, S, S], the grey levels of f32[B, S, 3, S] (Pillow `Convert.c`, `L24`)."""
+    red, green, blue = planes[:, :, 0], planes[:, :, 1], planes[:, :, 2]
     return jnp.floor((19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0) / 65536.0)
 
 
@@ -185,7 +185,7 @@ def _rounded_mean(luma: jax.Array) -> jax.Array:
 
 
 def _turn_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns f32[B, 3, S, S] with the hue moved by `shift` f32[B] turns, through 8-bit HSV."""
+    """Returns f32[B, S, 3, S] with the hue moved by `shift` f32[B] turns, through 8-bit HSV."""
     hue, saturation, value = _to_hsv(planes)
     # torchvision truncates the shift to 8 bits and lets the sum wrap.
     hue = hue + jnp.trunc(shift * 255.0)[:, None, None]
@@ -195,7 +195,7 @@ def _turn_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
 
 def _to_hsv(planes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns hue, saturation and value f32[B, S, S], each in 0..255 (Pillow `Convert.c`)."""
-    red, green, blue = planes[:, 0], planes[:, 1], planes[:, 2]
+    red, green, blue = planes[:, :, 0], planes[:, :, 1], planes[:, :, 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     blue_side = jnp.where(green == value, 2 * chroma + blue - red, 4 * chroma + red - green)
@@ -208,7 +208,7 @@ def _to_hsv(planes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns planes f32[B, 3, S, S] of hue, saturation and value f32[B, S, S] in 0..255.
+    """Returns planes f32[B, S, 3, S] of hue, saturation and value f32[B, S, S] in 0..255.
 
     The closed form of Pillow's six sectors: red, green and blue are the same trapezoid of the hue,
     a third of a turn apart. A turn is 6 * 255 here.
@@ -219,14 +219,14 @@ def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Ar
         angle = angle - 1530.0 * jnp.floor((angle + 0.5) / 1530.0)
         depth = jnp.clip(jnp.minimum(angle, 1020.0 - angle), 0.0, 255.0)
         channels.append(jnp.floor(value - value * saturation * depth / 65025.0 + 0.5))
-    return jnp.stack(channels, axis=1)
+    return jnp.stack(channels, axis=2)
 
 
 def _to_planes(images: jax.Array) -> jax.Array:
-    """Returns f32[B, 3, S, S] from f32[B, S, S, 3]."""
-    return jnp.moveaxis(images, -1, 1)
+    """Returns f32[B, S, 3, S] from f32[B, S, S, 3]."""
+    return jnp.swapaxes(images, 2, 3)
 
 
 def _to_images(planes: jax.Array) -> jax.Array:
-    """Returns f32[B, S, S, 3] from f32[B, 3, S, S]."""
-    return jnp.moveaxis(planes, 1, -1)
+    """Returns f32[B, S, S, 3] from f32[B, S, 3, S]."""
+    return jnp.swapaxes(planes, 2, 3)

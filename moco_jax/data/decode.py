@@ -11,7 +11,7 @@ from PIL import Image
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 # libjpeg can leave out high frequencies while it decodes, which gives n/8 of the full size.
-_DCT_EIGHTHS = (8, 7, 6, 5, 4, 3, 2, 1)
+_DCT_EIGHTHS = (7, 6, 5, 4, 3, 2, 1)
 
 
 class BadImage(ValueError):
@@ -87,12 +87,15 @@ def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(height), int(width)
         if colours in ("CMYK", "YCCK"):
             return None
         _check_pixels(width, height)
+        # The fast DCT and upsampling stay off: they change pixels by 1.3 of 255.
+        if max(height, width) <= canvas:
+            return simplejpeg.decode_jpeg(data)
+        # simplejpeg takes the smallest n/8 that is at least (h, w), and (h, w) is one itself.
         h, w = _dct_size(height, width, canvas)
-        # A picture that is no smaller than (h, w) has just that size, since (h, w) is a size that
-        # libjpeg offers. The fast DCT and upsampling stay off: they change pixels by 1.3 of 255.
         return simplejpeg.decode_jpeg(data, min_height=h, min_width=w)
     except BadImage:
         raise
@@ -115,6 +118,8 @@ def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
     except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
+        if data[:3] == _JPEG_MAGIC:
+            raise BadImage(f"a JPEG of {len(data)} bytes whose header is damaged") from error
         start = bytes(data[:12])
         raise BadImage(f"no known image format; its {len(data)} bytes start {start!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -160,7 +160,9 @@ def _sharpen(wave: np.ndarray) -> np.ndarray:
     return np.clip((wave - np.float32(0.5)) * 4 + np.float32(0.5), 0, 1)
 
 
-def _uniform(rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float):
+def _uniform(
+    rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float
+) -> np.ndarray:
     """Returns float32 draws from [low, high)."""
-    low, high = np.float32(low), np.float32(high)
-    return low + (high - low) * rng.random(shape, dtype=np.float32)
+    span = np.float32(high) - np.float32(low)
+    return np.float32(low) + span * rng.random(shape, dtype=np.float32)

@@ -129,8 +129,9 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     def read(index: int) -> bytes | np.ndarray:
         return source.read(int(indices[index]))
 
+    names = [source.names[int(i)] for i in indices]
     labels = None if source.labels is None else source.labels[indices]
-    return Source(name, read, [source.names[i] for i in indices], labels, source.class_names)
+    return Source(name, read, names, labels, source.class_names)
 
 
 def hold_out(source: Source, share: float, seed: int) -> Sources:

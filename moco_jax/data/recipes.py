@@ -195,5 +195,5 @@ def _is_number(value: Any) -> bool:
 def _did_you_mean(name: Any, known: Mapping[str, Any]) -> str:
     """Returns the end of an unknown name's sentence: the likeliest name and all known ones."""
     close = difflib.get_close_matches(str(name), known, n=1)
-    guess = f", did you mean {close[0]!r}?" if close else ";"
-    return f"{guess} known: {', '.join(known) or 'none'}"
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{guess}; known: {', '.join(known) or 'none'}"

@@ -51,7 +51,7 @@ def open_sources(
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"held_out is {held_out}; allowed: a share 0 <= held_out < 1")
-    if source not in ("digits", "images") and not source.removeprefix("tfds:") != source:
+    if source not in ("digits", "images") and not source.startswith("tfds:"):
         raise ValueError(f"unknown source {source!r}; known: {_KNOWN}")
     opened = _open(source, os.path.expanduser(path), train_split, test_split)
     if opened.test is not None:
@@ -82,7 +82,8 @@ def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
         if not name:
             raise
         raise ValueError(
-            f"{path} holds no TFDS data set {name!r}, and as a folder: {error}"
+            f"{error}.\nNor is the TFDS data set {name!r} in it. "
+            f"{tfds_source.how_to_prepare(name, path)}"
         ) from error
 
 
@@ -130,7 +131,8 @@ def _open_npz(path: str) -> Sources:
 def _read_npz(path: str) -> dict[str, np.ndarray]:
     """Returns the known arrays of an .npz; pickled objects, which could run code, are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, since np.load leaves a damaged file open.
+        with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
             return {key: file[key] for key in file.files if key in _NPZ_KEYS}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"can't read the arrays of {path}: {error}") from error

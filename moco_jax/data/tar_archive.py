@@ -95,7 +95,8 @@ def _index(file: BinaryIO, path: str) -> tuple[dict[str, _Place], collections.Co
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 _add_member(member, places, others)
-                archive.members.clear()  # It would keep a kilobyte for each of a million members.
+                # It would keep a kilobyte for each of a million members.
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
             end = archive.offset
     except tarfile.TarError as error:
         raise ValueError(f"the archive {path} is damaged or no tar: {error}") from error

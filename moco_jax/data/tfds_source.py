@@ -48,6 +48,19 @@ def open_tfds(
     return Sources(train, None)
 
 
+def how_to_prepare(name: str, data_dir: str) -> str:
+    """Returns the command that prepares a data set so that it can be read by index, as a text."""
+    data_dir = os.path.expanduser(data_dir)
+    folder = f"data_dir={data_dir!r}, " if data_dir else ""
+    return (
+        "Prepare it once, where tensorflow and importlib_resources are installed (most data sets "
+        "need them for this step, and only for this):\n"
+        '  python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder({name!r}, {folder}file_format='array_record').download_and_prepare()\"\n"
+        f"then run this again{f' with the path {data_dir}' if data_dir else ''}"
+    )
+
+
 def _builder(name: str, data_dir: str):
     """Returns TFDS's builder of a data set."""
     # Imported here: it takes a second, and all other sources do without it.
@@ -78,15 +91,7 @@ def _check_prepared(builder, name: str, data_dir: str) -> None:
         data_dir = f"{data_dir or '~/tensorflow_datasets'}_array_record"
     else:
         return
-    folder = f"data_dir={os.path.expanduser(data_dir)!r}, " if data_dir else ""
-    then = f" and set the path to {os.path.expanduser(data_dir)}" if data_dir else ""
-    raise ValueError(
-        f"{problem}. Prepare it once, where TensorFlow is installed (most data sets need it for "
-        "this step, and only for this):\n"
-        '  python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder({name!r}, {folder}file_format='array_record').download_and_prepare()\"\n"
-        f"then run this again{then}"
-    )
+    raise ValueError(f"{problem}. {how_to_prepare(name, data_dir)}")
 
 
 def _split_source(builder, name: str, split: str) -> Source:

@@ -1,0 +1,58 @@
+"""Pictures for the tests that compare with Pillow, and canvases of them."""
+
+import io
+import pathlib
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+_ARCHIVE = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "imagenet_samples.tar"
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Returns RGB pictures of different sizes: photographs where there are any, else generated."""
+    if not _ARCHIVE.is_file():
+        return [_generated(seed) for seed in range(count)]
+    found = []
+    with tarfile.open(_ARCHIVE) as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            picture = Image.open(io.BytesIO(archive.extractfile(member).read()))
+            # Huge ones would make the canvas huge for all.
+            if max(picture.size) <= 500:
+                found.append(picture.convert("RGB"))
+            if len(found) == count:
+                break
+    return found
+
+
+def _generated(seed: int) -> Image.Image:
+    """Returns a smooth picture with texture on it, some 300 pixels wide and high."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(220, 420, 2)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float64)
+    texture = rng.normal(0, 12, (height, width, 3))
+    return Image.fromarray(np.clip(smooth + texture, 0, 255).astype(np.uint8))
+
+
+def canvas(images: list[Image.Image], *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint8[B, H, W, 3] with noise around the pictures, and their sizes i32[B, 2]."""
+    sizes = np.array([(image.height, image.width) for image in images], np.int32)
+    shape = (len(images), *sizes.max(axis=0), 3)
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[: image.height, : image.width] = np.asarray(image)
+    return pixels, sizes
+
+
+def squares(images: list[Image.Image], side: int) -> list[Image.Image]:
+    """Returns the pictures shrunk to squares, a common input of the photometric operations."""
+    return [image.resize((side, side), Image.Resampling.BILINEAR) for image in images]
+
+
+def stack(images: list[Image.Image]) -> np.ndarray:
+    """Returns f32[B, S, S, 3] of equally large pictures."""
+    return np.stack([np.asarray(image, np.float32) for image in images])

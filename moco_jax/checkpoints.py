@@ -63,13 +63,15 @@ class Checkpoints:
           ValueError: if it is no pretraining checkpoint, or of another model or dictionary.
         """
         step = self._manager.latest_step()
-        about = self._manager.restore(
-            step, args=ocp.args.Composite(about=ocp.args.JsonRestore())
-        ).about
+        if step is None:
+            raise ValueError(f"no checkpoint in {self.folder}")
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
+            "about"
+        ]
         self._check(about, step)
         return self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        ).state
+        )["state"]
 
     def _check(self, about: dict[str, Any], step: int) -> None:
         if about.get("kind") != KIND:
@@ -101,7 +103,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 
 
 def _table(changed: dict[str, tuple[Any, Any]]) -> str:
-    return "\n".join(f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items())
+    return "\n".join(
+        f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items()
+    )
 
 
 def _json(about: dict[str, Any]) -> ocp.args.JsonSave:

@@ -5,6 +5,8 @@ the command line (`--config.lr=0.1`). What follows from other keys (steps from e
 learning rate) is computed where it is used, since a derived key would not follow an override.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -89,7 +91,7 @@ def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
     return max(1, round(config.epochs * steps_per_epoch))
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Returns {"model.name": "resnet50", ...}, values as JSON has them (tuples are lists)."""
     flat = {}
     for key, value in config.items():

@@ -4,6 +4,7 @@ This file is kept short: flags, and one call.
 """
 
 import sys
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     _one_length(config)
     try:
         pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
-    except (ValueError, pretrain.NotFinite) as error:
+    except (OSError, ValueError, pretrain.NotFinite) as error:
         if logging.level_debug():
             raise
         _fail(str(error))
@@ -52,7 +53,7 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(str(error.args[0] if error.args else error))
 
 
-def _fail(message: str):
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 

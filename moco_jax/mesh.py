@@ -47,8 +47,8 @@ class Layout:
         return jax.device_put(batch, self.sharded())
 
 
-def make_layout(devices: Sequence[jax.Device] | None = None) -> Layout:
-    """Returns the layout over these devices (default: all)."""
+def make_layout(devices: Sequence[Any] | None = None) -> Layout:
+    """Returns the layout over these `jax.Device`s (default: all)."""
     chosen = np.asarray(jax.devices() if devices is None else devices)
     # Explicit axes, make_mesh's default now, don't carry a Linen conv net's backward pass.
     return Layout(Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,)))

@@ -59,5 +59,5 @@ def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTran
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(decay=config.sgd_momentum),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]
     )

@@ -23,7 +23,7 @@ from moco_jax.evaluation.monitor import KnnMonitor
 from moco_jax.mesh import Layout, make_layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule, peak_lr
-from moco_jax.train_step import TrainState, abstract_state, create_state, make_train_step
+from moco_jax.train_step import Metrics, TrainState, abstract_state, create_state, make_train_step
 
 _IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
 
@@ -62,7 +62,7 @@ class Run:
     config: ConfigDict
     order: ShuffledOrder
     data: loader.DataSet
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
     lr: Callable[[int], jax.Array]
     create: Callable[[], TrainState]
     target: TrainState
@@ -78,7 +78,7 @@ def pretrain(
     config: ConfigDict,
     folder: str | pathlib.Path,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     sources: Sources | None = None,
 ) -> TrainState:
     """Pretrains, from the latest checkpoint in the folder if there is one; returns the state.
@@ -86,11 +86,12 @@ def pretrain(
     Args:
       config: of the run; see `moco_jax.config.base`.
       folder: the workdir: checkpoints, metrics, the config.
-      devices: default all.
+      devices: `jax.Device`s; default all.
       sources: pictures; default those that `config.data` names.
 
     Raises:
       ValueError: for problems of the config, the data or the workdir, each named.
+      OSError: for pictures that aren't there, or may not be read.
       NotFinite: when the loss or its gradient is no longer a number.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """

@@ -19,6 +19,10 @@ from moco_jax.models.encoder import Encoder
 
 Metrics = dict[str, jax.Array]
 
+# For what runs once: XLA would take longer to optimise every parameter's random bits than to draw
+# them (a small ResNet on a CPU: 12 s, against 2 s).
+_FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
 
 class TrainState(flax.struct.PyTreeNode):
     """All that a resumed run needs besides its config.
@@ -55,7 +59,7 @@ def create_state(
     init = functools.partial(_init, config, encoder, optimizer)
     shardings = state_shardings(jax.eval_shape(init), layout)
     # Inside jit: made outside, both encoders would be one buffer, which can't be donated twice.
-    return jax.jit(init, out_shardings=shardings)()
+    return jax.jit(init, out_shardings=shardings, compiler_options=_FAST_COMPILE)()
 
 
 def abstract_state(
@@ -128,7 +132,9 @@ def make_train_step(
         return metrics["loss"], (batch_stats, metrics)
 
     def train_step(state, views):
-        query_views, key_views = (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
+        query_views, key_views = (
+            (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
+        )
 
         key_params = momentum.update(state.key_params, state.params, config.momentum)
         keys, key_batch_stats = [], state.key_batch_stats

@@ -76,8 +76,9 @@ def check(config: ConfigDict, devices: int) -> None:
         )
     if config.bn_groups == 1 and config.queue_size:
         logging.warning(
-            "bn_groups=1 is synchronised batch norm over the whole batch: with a queue, the batch's "
-            "statistics give the positive away and the representation suffers (MoCo, sec. 3.3)."
+            "bn_groups=1 is synchronised batch norm over the whole batch: with a queue, the "
+            "batch's statistics give the positive away, and the representation suffers (MoCo, "
+            "sec. 3.3)."
         )
 
 

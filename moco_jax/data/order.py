@@ -2,8 +2,17 @@
 
 import dataclasses
 import functools
+from typing import Protocol
 
 import numpy as np
+
+
+class Plan(Protocol):
+    """The pictures of each step: a sequence of indices i32[B]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,6 @@ from jax.typing import DTypeLike
 from moco_jax.data import augment, crop
 from moco_jax.data.recipes import Recipe, check_recipe
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-
 
 def make_view(
     recipe: Recipe,

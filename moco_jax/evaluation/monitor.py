@@ -45,7 +45,9 @@ class KnnMonitor:
         """Returns percent for raw pixels, reduced to 32x32 where pictures are larger."""
         data = self._config.data
         side = min(_PIXELS, data.image_size)
-        view = evaluation_view(side, round(side * data.eval_resize / data.image_size), data.mean, data.std)
+        view = evaluation_view(
+            side, round(side * data.eval_resize / data.image_size), data.mean, data.std
+        )
 
         @jax.jit
         def pixels(variables, images, sizes):

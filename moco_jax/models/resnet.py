@@ -112,7 +112,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = conv(self._channels(0), 7, 2, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
         else:
             x = conv(self._channels(0), 3, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))

@@ -8,7 +8,6 @@ import pytest
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.heads import MLPHead
 from moco_jax.models.resnet import _conv, resnet
-
 from tests.tiny import tiny_config
 
 

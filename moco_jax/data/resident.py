@@ -1,0 +1,61 @@
+"""A data set that lies decoded in the devices' memory: a batch is a list of indices."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moco_jax.data.copy_ahead import copied_ahead
+from moco_jax.data.order import Plan
+from moco_jax.data.picture_source import Source
+from moco_jax.mesh import Layout
+
+
+class ResidentData:
+    """Pictures of any size, each in the top left corner of a canvas, whole on every device.
+
+    Attributes:
+      labels: i32[N], or None.
+      arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
+      bad: pictures of the source that could not be read.
+      description: a line for the log.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        good: np.ndarray,
+        images: np.ndarray,
+        sizes: np.ndarray,
+        layout: Layout,
+    ):
+        """Copies the pictures to the devices.
+
+        Args:
+          source: where they come from.
+          good: indices [N] of the source's readable pictures.
+          images: uint8[N, H, W, 3].
+          sizes: heights and widths, i32[N, 2].
+          layout: where arrays lie.
+        """
+        self.labels = None if source.labels is None else source.labels[good]
+        self.bad = len(source) - len(good)
+        self.description = f"{source.name}: {len(good)} pictures, {images.nbytes >> 20} MB resident"
+        self.arrays = jax.device_put({"images": images, "sizes": sizes}, layout.replicated)
+        self._layout = layout
+
+    def __len__(self) -> int:
+        return len(self.arrays["images"])
+
+    def batches(self, plan: Plan, start: int = 0) -> Iterator[jax.Array]:
+        """Yields the indices i32[B] of each step."""
+        return copied_ahead((plan[step] for step in range(start, len(plan))), self._layout)
+
+    def pictures(self, arrays: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns canvases [B, H, W, 3] and sizes [B, 2]; every device takes its own rows."""
+        return (
+            self._layout.shard(jnp.take(arrays["images"], batch, axis=0)),
+            self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
+        )

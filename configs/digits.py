@@ -36,6 +36,17 @@ def get_config():
     c.data.mean = (0.5, 0.5, 0.5)
     c.data.std = (0.25, 0.25, 0.25)
     # No flip: a mirrored digit is another sign.
-    view = tuple(op for op in recipes.cifar(min_scale=0.4) if op["op"] != "flip")
+    view = (
+        recipes.cifar(min_scale=0.4)[0],
+        {
+            "op": "color_jitter",
+            "brightness": 0.8,
+            "contrast": 0.8,
+            "saturation": 0.8,
+            "hue": 0.5,
+            "p": 0.9,
+        },
+        {"op": "grayscale", "p": 0.3},
+    )
     c.views = (view, view)
     return c

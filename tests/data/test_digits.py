@@ -30,8 +30,8 @@ def test_shapes_and_classes(train, test):
 
 
 def test_the_same_bytes_everywhere(train, test):
-    assert zlib.crc32(train[0].tobytes()) == 2969020300
-    assert zlib.crc32(test[0].tobytes()) == 3526700437
+    assert zlib.crc32(train[0].tobytes()) == 2312433564
+    assert zlib.crc32(test[0].tobytes()) == 771115440
     assert train[1][:10].tolist() == [6, 3, 5, 5, 1, 1, 3, 5, 5, 4]
     assert test[1][:10].tolist() == [4, 8, 5, 6, 0, 2, 7, 6, 2, 0]
 
@@ -47,7 +47,7 @@ def test_every_picture_differs_and_has_contrast(train):
     images, _ = train
     assert len({image.tobytes() for image in images}) == len(images)
     luma = images @ np.array([0.299, 0.587, 0.114], np.float32)
-    assert (luma.max((1, 2)) - luma.min((1, 2))).min() > 45
+    assert (luma.max((1, 2)) - luma.min((1, 2))).min() > 70
 
 
 def test_raw_pixels_tell_little(train, test):
@@ -63,7 +63,7 @@ def test_raw_pixels_tell_little(train, test):
     weights = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.1)
     votes = [(weights * (train[1][nearest] == label)).sum(1) for label in range(10)]
     accuracy = (np.argmax(votes, axis=0) == test[1]).mean()
-    assert 0.15 < accuracy < 0.35
+    assert 0.3 < accuracy < 0.42  # guessing gives .1, a reader nearly 1
 
 
 def test_unknown_split_lists_the_known():

@@ -1,6 +1,7 @@
 """Pretraining: data -> step -> log, monitor, checkpoint."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -106,8 +107,10 @@ def pretrain(
         try:
             resumed = checkpoints.latest is not None
             state = checkpoints.restore(run.target) if resumed else run.create()
-            workdir.record(folder, config, int(state.step))
-            return _loop(run, state, checkpoints, folder)
+            first = int(state.step)
+            workdir.record(folder, config, first)
+            with contextlib.closing(logging.MetricsLog(folder, first)) as log:
+                return _loop(run, state, checkpoints, log, folder)
         finally:
             checkpoints.close()
 
@@ -177,13 +180,16 @@ def compile_step(config: ConfigDict, data: loader.DataSet, train_step: Callable,
 
 
 def _loop(
-    run: Run, state: TrainState, checkpoints: Checkpoints, folder: pathlib.Path
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    log: logging.MetricsLog,
+    folder: pathlib.Path,
 ) -> TrainState:
     """Runs the steps that are left."""
     config, total, first = run.config, len(run.order), int(state.step)
     per_epoch = run.order.steps_per_epoch
     console = logging.Console(total, per_epoch, run.chance)
-    log = logging.MetricsLog(folder, first)
     _introduce(run, state, console, folder)
     if first == 0:
         _evaluate(run, state, 0, console, log, pixels=True)
@@ -196,8 +202,9 @@ def _loop(
             watch.waited(time.perf_counter() - begun)
             state, metrics = run.step(state, run.data.arrays, batch)
             pending.append((step, metrics))
+            stop = asked.by  # looked at once: the signal may come at any moment
             log_now = step % config.log_every == 0 or step == total
-            save_now = step % config.checkpoint_every == 0 or step == total or asked.by
+            save_now = step % config.checkpoint_every == 0 or step == total or stop
             evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
             keep = 0 if log_now or save_now or evaluate_now else _IN_FLIGHT
             scalars = _settle(pending, keep, run, state, checkpoints)
@@ -207,19 +214,17 @@ def _loop(
                 log.write(step, scalars)
             if save_now:
                 checkpoints.save(step, state)
-            if asked.by:
+            if stop:
                 checkpoints.wait()
-                log.close()
                 raise Interrupted(
-                    f"stopped by {asked.by.name} at step {step}; saved in "
+                    f"stopped by {stop.name} at step {step}; saved in "
                     f"{checkpoints.path(step)}. The same command goes on from there.",
-                    asked.by,
+                    stop,
                 )
             if evaluate_now:
                 _evaluate(run, state, step, console, log)
                 watch.restart()
     checkpoints.wait()
-    log.close()
     console.say(f"done: step {int(state.step)} in {checkpoints.path(total)}")
     return state
 

@@ -8,7 +8,8 @@ from tests.tiny import tiny_config
 
 
 def lrs(steps, per_epoch, **changes):
-    schedule = make_schedule(tiny_config(steps=None, **changes), per_epoch)
+    changes = {"steps": None, "lr_schedule": "cosine"} | changes
+    schedule = make_schedule(tiny_config(**changes), per_epoch)
     return [float(schedule(s)) for s in steps]
 
 

@@ -25,6 +25,7 @@ def tiny_config(**changes) -> ConfigDict:
             "momentum": 0.9,
             "queue_size": 128,
             "lr_batch": 32,
+            "lr_schedule": "constant",  # so that shorter runs are beginnings of longer ones
             "data.source": "digits",
             "data.image_size": 8,
             "data.eval_resize": 8,

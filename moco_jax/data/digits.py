@@ -1,7 +1,8 @@
 """Coloured digits: a small labelled data set that needs no download.
 
 Scikit-learn's 1,797 handwritten 8x8 digits, drawn large in random light colours on random dark
-backgrounds at 32x32. A class is told by its shape only, so raw pixels say little and learnt features say much.
+backgrounds at 32x32. A class is told by its shape only, so raw pixels say little and learnt
+features say much.
 
 The data set is a constant: every draw comes from fixed seeds, and pixels from float32 +, -, *, /
 and floor alone, which IEEE 754 rounds in one way on every machine (no sin, no matrix product).

@@ -4,10 +4,9 @@ The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a clas
 (`train/cat/1.jpg` or `cat/1.jpg`) a tenth is held out for the kNN monitor, unless there is a
 `test/` or `val/`; flat folders work as well, since pretraining needs no labels.
 
-The recipe is MoCo v2's, with what small sets need: a shorter queue (no longer than the data are
-many: else a query's own key is among its negatives) and a faster key encoder (m = .99). Few
-pictures need many epochs: count on 100,000 steps' worth of nothing less than patience below 10,000
-pictures.
+The recipe is MoCo v2's with what smaller sets need: a queue of 4096 keys (one longer than the data
+are many would hold a query's own key among the negatives), a faster key encoder (m = .99), a warm-up.
+Below some thousand pictures, raise --config.epochs until there are 20,000 steps or more.
 
 Command: python -m moco_jax.main --config=configs/folder.py:/path/to/pictures
 """

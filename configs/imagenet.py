@@ -27,7 +27,6 @@ def get_config(variant: str = "v2"):
     c.name = f"imagenet_{variant}"
     c.epochs = 200
     c.data.source = "tfds:imagenet2012"
-    c.data.test_split = "validation"
     if variant == "v1":
         c.model.head = "linear"
         c.temperature = 0.07

@@ -1,6 +1,7 @@
 """Checkpoints: every call of Orbax."""
 
 import pathlib
+import shutil
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -31,9 +32,13 @@ class Checkpoints:
           recipe: the flattened config, saved beside the state.
         """
         self.folder, self._recipe = folder.absolute(), recipe
+        self._pictures: int | None = None
+        # What a killed save left behind. Orbax would clean it up in a thread that outlives a start
+        # that fails.
+        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -51,29 +56,43 @@ class Checkpoints:
         """Starts saving; returns when the arrays are copied, so that they may be donated."""
         if step == self.latest:
             return
-        about = {"kind": KIND, "recipe": self._recipe, "step": step}
+        about = {"kind": KIND, "recipe": self._recipe, "pictures": self._pictures, "step": step}
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=_json(about))
         )
 
     def restore(self, target: TrainState) -> TrainState:
-        """Returns the latest state, laid out as the target, on however many devices.
+        """Returns the latest state, laid out as the target, on however many devices."""
+        step = self._manager.latest_step()
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        return self._manager.restore(step, args=args)["state"]
+
+    def note_pictures(self, pictures: int) -> None:
+        """Notes how many pictures there are, and warns if the latest checkpoint saw another number.
+
+        The order of the pictures and the length of an epoch follow from it.
+        """
+        self._pictures = pictures
+        step = self.latest
+        saved = self._about(step)["pictures"] if step is not None else pictures
+        if saved != pictures:
+            logging.warning(
+                "the checkpoint saw %d pictures, now there are %d: the run goes on with another "
+                "order of the pictures and another length of an epoch",
+                saved,
+                pictures,
+            )
+
+    def check(self) -> None:
+        """Compares the latest checkpoint, if any, with the config; warns of harmless changes.
 
         Raises:
           ValueError: if it is no pretraining checkpoint, or of another model or dictionary.
         """
-        step = self._manager.latest_step()
+        step = self.latest
         if step is None:
-            raise ValueError(f"no checkpoint in {self.folder}")
-        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[
-            "about"
-        ]
-        self._check(about, step)
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )["state"]
-
-    def _check(self, about: dict[str, Any], step: int) -> None:
+            return
+        about = self._about(step)
         if about.get("kind") != KIND:
             raise ValueError(
                 f"{self.path(step)} is a checkpoint of kind {about.get('kind')!r}, not {KIND!r}"
@@ -87,6 +106,15 @@ class Checkpoints:
             )
         if changed:
             logging.warning("continuing with a changed config:\n%s", _table(changed))
+
+    def _about(self, step: int) -> dict[str, Any]:
+        args = ocp.args.Composite(about=ocp.args.JsonRestore())
+        try:
+            return self._manager.restore(step, args=args)["about"]
+        except (KeyError, FileNotFoundError) as error:
+            raise ValueError(
+                f"{self.path(step)} is no checkpoint of moco_jax; give another --workdir"
+            ) from error
 
     def wait(self) -> None:
         """Returns when all that was saved is whole on disk."""

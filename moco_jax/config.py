@@ -48,7 +48,7 @@ def base() -> ConfigDict:
     c.lr_batch = 256  # images
     c.lr_schedule = "cosine"  # cosine, step or constant
     c.lr_update = "epoch"  # the schedule moves every epoch (the reference) or every step
-    c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these shares of the run
+    c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these shares of what follows warm-up
     c.warmup_epochs = 0.0  # lr rises linearly from 0
     c.sgd_momentum = 0.9
     c.weight_decay = 1e-4  # on every parameter, as the reference

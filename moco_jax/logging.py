@@ -15,17 +15,21 @@ class MetricsLog:
 
     clu's own writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the
     same files without it.
+
+    Attributes:
+      evaluated: whether the log holds the kNN of the step from which it goes on.
     """
 
     def __init__(self, folder: pathlib.Path, start_step: int):
         """Opens the files, dropping what a killed run wrote past the step it resumes from."""
-        self._path = folder / "metrics.jsonl"
-        _truncate(self._path, start_step)
-        self._file = open(self._path, "a")
-        # After a resume TensorBoard hides what the killed run wrote past the checkpoint.
-        self._board = tensorboardX.SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
+        path = folder / "metrics.jsonl"
+        # A run that starts anew measures step 0 again.
+        last = start_step if start_step else -1
+        kept = _truncate(path, last)
+        self.evaluated = any(line["step"] == last and "knn_top1" in line for line in kept)
+        self._file = open(path, "a")
+        # TensorBoard hides what a killed run wrote past the checkpoint.
+        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line and one point a scalar."""
@@ -39,21 +43,24 @@ class MetricsLog:
         self._board.close()
 
 
-def _truncate(path: pathlib.Path, last_step: int) -> None:
-    """Keeps the lines up to this step; a line that a crash cut short is dropped."""
+def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
+    """Returns the lines up to this step; the later ones go to `metrics.dropped.jsonl`."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+        return []
+    kept, dropped = [], []
+    for line in path.read_text().splitlines():
         try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError):
-            continue
-        if step <= last_step and line.endswith("\n"):
-            kept.append(line)
+            entry = json.loads(line)
+            (kept if entry["step"] <= last_step else dropped).append(entry)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a crash cut the line short
+    if dropped:
+        with open(path.with_suffix(".dropped.jsonl"), "a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in dropped)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
     os.replace(temporary, path)
+    return kept
 
 
 class Console:

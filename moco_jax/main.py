@@ -3,11 +3,12 @@
 This file is kept short: flags, and one call.
 """
 
+import re
 import sys
 from typing import NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from moco_jax import pretrain
 
@@ -21,16 +22,21 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells each save in 30 lines
     config = _CONFIG.value
+    if not isinstance(config, ConfigDict):
+        _fail(f"{_file()}: get_config() must return a ConfigDict, got {type(config).__name__}")
     _one_length(config)
     try:
         pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
     except (OSError, ValueError, pretrain.NotFinite) as error:
         if logging.level_debug():
             raise
-        _fail(str(error))
+        _fail(f"{error}\n(--verbosity=1 shows where)")
     except pretrain.Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr)
         sys.exit(128 + stop.signal)
+    except KeyboardInterrupt:
+        print("\nstopped; what follows the last checkpoint is not saved", file=sys.stderr)
+        sys.exit(130)
 
 
 def _one_length(config) -> None:
@@ -49,8 +55,22 @@ def _parse(argv: list[str]) -> list[str]:
         if not flags.FLAGS["config"].present:
             _fail("give an experiment, such as --config=configs/digits.py")
         return rest
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        _fail(str(error.args[0] if error.args else error))
+    except flags.Error as error:
+        # ml_collections puts a config file's whole traceback into the message.
+        head, _, trace = str(error).partition("Traceback (most recent call last):")
+        _fail(" ".join([head.strip(), *trace.strip().splitlines()[-1:]]))
+    except Exception as error:  # whatever a config file may raise
+        message = str(error.args[0] if error.args else error)
+        # ml_collections lists every field of the config between the key and its suggestion.
+        message = re.sub(
+            r"Other fields present:.*?(?=Did you mean|$)", "", message, flags=re.DOTALL
+        )
+        _fail(f"{type(error).__name__} in {' '.join(argv[1:])}: {message}")
+
+
+def _file() -> str:
+    """Returns the experiment that was asked for."""
+    return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
 def _fail(message: str) -> NoReturn:

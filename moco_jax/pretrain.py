@@ -100,11 +100,13 @@ def pretrain(
     validation.check(config, layout.devices)
     folder, lock = workdir.open_workdir(folder)
     with lock:
-        run = build(config, layout, sources)
         checkpoints = Checkpoints(
             folder / "checkpoints", config.keep_checkpoints, config_lib.flatten(config)
         )
         try:
+            checkpoints.check()
+            run = build(config, layout, sources)
+            checkpoints.note_pictures(len(run.data))
             resumed = checkpoints.latest is not None
             state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
@@ -191,8 +193,12 @@ def _loop(
     per_epoch = run.order.steps_per_epoch
     console = logging.Console(total, per_epoch, run.chance)
     _introduce(run, state, console, folder)
+    if first >= total:
+        console.say(f"already at step {first}, of {total} asked for; nothing is left to do")
     if first == 0:
         _evaluate(run, state, 0, console, log, pixels=True)
+    elif run.monitor and not log.evaluated and (_due(first, config, per_epoch) or first == total):
+        _evaluate(run, state, first, console, log)  # the run ended between saving and evaluating
     watch, pending = logging.Stopwatch(), collections.deque()
     batches = run.data.batches(run.order, first)
     with interruption.watch() as asked:
@@ -204,8 +210,9 @@ def _loop(
             pending.append((step, metrics))
             stop = asked.by  # looked at once: the signal may come at any moment
             log_now = step % config.log_every == 0 or step == total
-            save_now = step % config.checkpoint_every == 0 or step == total or stop
             evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
+            # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
+            save_now = step % config.checkpoint_every == 0 or step == total or stop or evaluate_now
             keep = 0 if log_now or save_now or evaluate_now else _IN_FLIGHT
             scalars = _settle(pending, keep, run, state, checkpoints)
             if log_now:
@@ -225,7 +232,8 @@ def _loop(
                 _evaluate(run, state, step, console, log)
                 watch.restart()
     checkpoints.wait()
-    console.say(f"done: step {int(state.step)} in {checkpoints.path(total)}")
+    step = int(state.step)
+    console.say(f"done: step {step} in {checkpoints.path(step)}")
     return state
 
 
@@ -301,12 +309,13 @@ def _introduce(run: Run, state: TrainState, console, folder: pathlib.Path) -> No
     """Tells what is about to run."""
     config, step = run.config, int(state.step)
     (folder / "parameters.txt").write_text(logging.parameter_table(state.params) + "\n")
+    devices = list(state.step.sharding.device_set)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     console.say(f"workdir {folder}")
     console.say(run.data.description)
     console.say(
-        f"{config.model.name}, {parameters / 1e6:.1f} M parameters; {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}; batch {config.batch_size} in {config.bn_groups} "
+        f"{config.model.name}, {parameters / 1e6:.1f} M parameters; {len(devices)} x "
+        f"{devices[0].device_kind}; batch {config.batch_size} in {config.bn_groups} "
         f"batch-norm groups; {config.queue_size} keys"
     )
     console.say(

@@ -147,10 +147,13 @@ def make_train_step(
             state.params, state.batch_stats, query_views, keys, state.dictionary
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        # The loss is of before the update: only this tells that what is saved is finite.
+        metrics["param_norm"] = optax.tree.norm(params)
         return state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             key_params=key_params,
             key_batch_stats=key_batch_stats,

@@ -33,6 +33,7 @@ _POSITIVE_INTEGERS = (
 )
 _POSITIVE = ("model.width", "temperature", "lr", "knn.temperature")
 _NOT_NEGATIVE = (
+    "seed",
     "model.hidden",
     "warmup_epochs",
     "weight_decay",
@@ -107,11 +108,30 @@ def _values(config: ConfigDict) -> Iterator[str]:
     for key in _SHARES:
         if not (_number(values[key]) and 0 <= values[key] <= 1):
             yield f"{key}={values[key]!r} must lie between 0 and 1"
+    yield from _arrays(values)
+    yield from _channels(values)
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
             close = difflib.get_close_matches(str(values[key]), choices, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             yield f"{key}={values[key]!r} is unknown; {hint}known: {', '.join(choices)}"
+
+
+def _arrays(values: dict[str, Any]) -> Iterator[str]:
+    for key in ("data.mean", "data.std"):
+        if len(values[key]) != 3 or not all(_number(v) for v in values[key]):
+            yield f"{key}={values[key]!r} must be three numbers"
+    if any(_number(v) and v <= 0 for v in values["data.std"]):
+        yield f"data.std={values['data.std']!r} must be above 0"
+    if not all(_number(drop) and 0 < drop < 1 for drop in values["lr_drops"]):
+        yield f"lr_drops={values['lr_drops']!r} must be numbers between 0 and 1"
+
+
+def _channels(values: dict[str, Any]) -> Iterator[str]:
+    narrowest = 1 / 4 if values["model.name"] == "resnext50_32x4d" else 1 / 64
+    width = values["model.width"]
+    if _number(width) and 0 < width < narrowest:
+        yield f"model.width={width} leaves layers without channels; at least {narrowest:.3g}"
 
 
 def _number(value: Any) -> bool:
@@ -122,8 +142,8 @@ def _length(config: ConfigDict) -> Iterator[str]:
     if (config.epochs is None) == (config.steps is None):
         yield f"set one of epochs and steps; got epochs={config.epochs}, steps={config.steps}"
     for key in ("epochs", "steps"):
-        if config[key] is not None and not config[key] > 0:
-            yield f"{key}={config[key]} must be above 0"
+        if config[key] is not None and not (_number(config[key]) and config[key] > 0):
+            yield f"{key}={config[key]} must be a number above 0"
 
 
 def _views(config: ConfigDict) -> Iterator[str]:

@@ -45,6 +45,25 @@ def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:", "SyntaxError"),
+        ("import nonsense_", "No module named 'nonsense_'"),
+        ("x = 1", "get_config"),
+        ("def get_config(): pass", "must return a ConfigDict, got NoneType"),
+        ("from moco_jax import config\ndef get_config():\n c = config.base()\n c.lrr = 1", "lrr"),
+    ],
+)
+def test_a_config_file_that_does_not_work_is_named(run, tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    done = run(f"--config={path}", f"--workdir={tmp_path}/w")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "mine.py" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr) < 600
+
+
 def test_missing_pictures_are_an_error(run, tmp_path):
     done = run(f"--config=configs/folder.py:{tmp_path}/none", f"--workdir={tmp_path}/w")
     assert done.returncode == 2 and f"{tmp_path}/none" in done.stderr

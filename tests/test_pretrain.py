@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,7 +63,7 @@ def test_a_run_logs_what_its_user_needs(whole):
     assert [line["step"] for line in steps] == list(range(1, 11))
     expected = {
         "loss", "accuracy", "positive_similarity", "negative_similarity", "feature_std",
-        "grad_norm", "lr", "momentum", "epoch", "chance_loss", "images_per_second",
+        "grad_norm", "param_norm", "lr", "momentum", "epoch", "chance_loss", "images_per_second",
         "data_wait_percent", "bad_pictures",
     }  # fmt: skip
     assert expected <= steps[-1].keys()
@@ -159,7 +160,7 @@ def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
 
 
 def test_not_a_number_stops_the_run_and_says_where(tmp_path):
-    config = tiny_config(lr=1e30, checkpoint_every=1, knn__every_epochs=0.0)
+    config = tiny_config(lr=1e15, checkpoint_every=1, knn__every_epochs=0.0)
     with pytest.raises(pretrain.NotFinite) as error:
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     message = str(error.value)
@@ -206,6 +207,53 @@ def test_one_workdir_is_one_process(tmp_path):
     folder, lock = pretrain.workdir.open_workdir(tmp_path)
     with lock, pytest.raises(ValueError, match="another process is running in"):
         pretrain.pretrain(tiny_config(), folder, sources=tiny_sources())
+
+
+def test_files_of_others_are_not_touched(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("mine\n")
+    with pytest.raises(ValueError, match="holds metrics.jsonl but no starts.jsonl"):
+        pretrain.pretrain(tiny_config(), tmp_path, sources=tiny_sources())
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine\n"
+
+
+def test_a_workdir_on_the_network_is_refused():
+    with pytest.raises(ValueError, match="gs://bucket/run must be a local or mounted folder"):
+        pretrain.pretrain(tiny_config(), "gs://bucket/run", sources=tiny_sources())
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(whole, tmp_path):
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    *kept, last = log.read_text().splitlines(keepends=True)
+    assert "knn_top1" in last
+    log.write_text("".join(kept))
+    pretrain.pretrain(tiny_config(), tmp_path / "run", sources=tiny_sources())
+    assert json.loads(log.read_text().splitlines()[-1]) == json.loads(last)
+
+
+def test_another_number_of_pictures_warns(whole, tmp_path, caplog):
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    pretrain.pretrain(tiny_config(), tmp_path / "run", sources=tiny_sources(100))
+    assert "saw 96 pictures, now there are 100" in caplog.text
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_whole(whole, tmp_path):
+    folder, state = whole
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    half = run / "checkpoints" / "12.orbax-checkpoint-tmp"
+    shutil.copytree(run / "checkpoints" / "10", half)
+    arrays_equal(pretrain.pretrain(tiny_config(), run, sources=tiny_sources()), state)
+    assert not half.exists()
+
+
+def test_a_foreign_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "starts.jsonl").write_text("")
+    with pytest.raises(ValueError, match="checkpoints/5 is no checkpoint of moco_jax"):
+        pretrain.pretrain(tiny_config(), tmp_path, sources=tiny_sources())
 
 
 def test_a_workdir_that_can_not_be_written(tmp_path):

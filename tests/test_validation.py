@@ -49,6 +49,11 @@ def test_the_tiny_and_the_base_config_are_fine():
         ({"steps": None}, "set one of epochs and steps; got epochs=None, steps=None"),
         ({"epochs": 3.0}, "set one of epochs and steps; got epochs=3.0, steps=10"),
         ({"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
+        ({"data__mean": (0.5, 0.5)}, "data.mean=[0.5, 0.5] must be three numbers"),
+        ({"data__std": (0.5, 0.0, 0.5)}, "data.std=[0.5, 0.0, 0.5] must be above 0"),
+        ({"model__width": 0.005}, "model.width=0.005 leaves layers without channels"),
+        ({"lr_drops": (60, 80)}, "must be numbers between 0 and 1"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
         ({"data__eval_resize": 4}, "must be at least data.image_size=8"),
     ],
 )

@@ -39,7 +39,7 @@ class BadPictures:
             reasons = dict(self._reasons)
         name, total = self._source.names[index], len(self._source)
         logging.warning("skipped, not readable as a picture: %s (%s)", name, error)
-        if len(reasons) > self._max_share * total:
+        if len(reasons) > max(1, self._max_share * total):  # one may be bad in a small set
             shown = [
                 f"  {self._source.names[i]}: {why}" for i, why in list(reasons.items())[:_SHOWN]
             ]

@@ -74,9 +74,11 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
     threads = config.threads or min(os.cpu_count() or 1, 16)
     limit = config.resident_megabytes * 2**20
     if _estimated_bytes(source, config.canvas) <= limit:
-        images, sizes, good = _decode_all(source, config.canvas, bad, threads)
-        if images.nbytes <= limit:
-            return ResidentData(source, good, images, sizes, layout)
+        pictures = _decode_all(source, config.canvas, bad, threads)
+        sizes = np.asarray([image.shape[:2] for image in pictures.values()], np.int32)
+        if len(pictures) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
+            canvases = _on_canvases(pictures, sizes)
+            return ResidentData(source, np.fromiter(pictures, np.int64), canvases, sizes, layout)
     return StreamedData(source, config.canvas, bad, threads, layout)
 
 
@@ -94,8 +96,8 @@ def _estimated_bytes(source: Source, canvas: int) -> int:
 
 def _decode_all(
     source: Source, canvas: int, bad: BadPictures, threads: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns canvases [n, H, W, 3], sizes [n, 2] and indices [n] of the n readable pictures."""
+) -> dict[int, np.ndarray]:
+    """Returns {index: uint8[h, w, 3]} of the readable pictures, in order."""
 
     def read(index: int) -> np.ndarray | None:
         try:
@@ -110,9 +112,12 @@ def _decode_all(
         pictures = {i: image for chunk in done for i, image in chunk if image is not None}
     if not pictures:
         raise ValueError(f"no picture of {source.name} can be read")
+    return pictures
 
-    sizes = np.asarray([image.shape[:2] for image in pictures.values()], np.int32)
+
+def _on_canvases(pictures: dict[int, np.ndarray], sizes: np.ndarray) -> np.ndarray:
+    """Returns uint8[n, H, W, 3], each picture in the top left corner of the largest one's size."""
     canvases = np.zeros((len(pictures), *sizes.max(axis=0), 3), np.uint8)
     for row, image in zip(canvases, pictures.values(), strict=True):
         row[: image.shape[0], : image.shape[1]] = image
-    return canvases, sizes, np.fromiter(pictures, np.int64)
+    return canvases

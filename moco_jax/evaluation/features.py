@@ -1,5 +1,6 @@
 """Features of a whole data set, by an encoder in evaluation mode."""
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from moco_jax.data.loader import DataSet
 from moco_jax.data.order import in_order
 from moco_jax.mesh import Layout
+
+_IN_FLIGHT = 2  # batches that are encoded behind the one being dispatched
 
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -26,9 +29,11 @@ def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout)
     fetch = jax.jit(data.pictures, out_shardings=layout.sharded())
 
     def extract(variables: Any, indices: np.ndarray) -> np.ndarray:
-        parts = []
+        parts, running = [], collections.deque()
         for batch in data.batches(in_order(indices, batch_size)):
-            parts.append(encode(variables, *fetch(data.arrays, batch)))
-        return np.concatenate(jax.device_get(parts))[: len(indices)]
+            running.append(encode(variables, *fetch(data.arrays, batch)))
+            if len(running) > _IN_FLIGHT:  # bounds what lies on the devices
+                parts.append(jax.device_get(running.popleft()))
+        return np.concatenate([*parts, *jax.device_get(list(running))])[: len(indices)]
 
     return extract

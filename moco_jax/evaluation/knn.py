@@ -70,7 +70,9 @@ def _classify(queries, bank, labels, real, *, k: int, temperature: float, classe
     neighbours = labels[shard, index].reshape(len(queries), -1)
     nearest, best = jax.lax.top_k(nearest.reshape(len(queries), -1), k)
     neighbours = jnp.take_along_axis(neighbours, best, axis=1)
-    votes = jax.nn.one_hot(neighbours, classes) * jnp.exp(nearest / temperature)[..., None]
+    # Less the similarity's maximum, lest small temperatures overflow; the winner is the same.
+    weights = jnp.exp((nearest - 1.0) / temperature)
+    votes = jax.nn.one_hot(neighbours, classes) * weights[..., None]
     return votes.sum(axis=1).argmax(axis=-1)
 
 

@@ -5,8 +5,8 @@ The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a clas
 `test/` or `val/`; flat folders work as well, since pretraining needs no labels.
 
 The recipe is MoCo v2's with what smaller sets need: a queue of 4096 keys (one longer than the data
-are many would hold a query's own key among the negatives), a faster key encoder (m = .99), a warm-up.
-Below some thousand pictures, raise --config.epochs until there are 20,000 steps or more.
+are many would hold a query's own key among the negatives), a faster key encoder (m = .99) and a
+warm-up. Below some thousand pictures, raise --config.epochs until there are 20,000 steps or more.
 
 Command: python -m moco_jax.main --config=configs/folder.py:/path/to/pictures
 """

@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m pyright
+"$python" -m pyright --pythonpath "$python"
 exec "$python" -m pytest "$@"

@@ -1,8 +1,8 @@
 # Makes .venv with the right jax for this machine; sourced by the other scripts, from any folder.
 # Sets $python. A second call finds everything in place and starts at once.
-# usage: . launch/setup.sh [EXTRA]     EXTRA: an extra of setup.py to install as well (test)
+# usage: . launch/setup.sh EXTRA     EXTRA: an extra of setup.py to install as well (test), or ""
 
-extra=${1:-}
+extra=$1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 find_python() {

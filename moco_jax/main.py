@@ -3,6 +3,7 @@
 This file is kept short: flags, and one call.
 """
 
+import pathlib
 import re
 import sys
 from typing import NoReturn
@@ -54,6 +55,9 @@ def _parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if not flags.FLAGS["config"].present:
             _fail("give an experiment, such as --config=configs/digits.py")
+        path = pathlib.Path(_file().partition(":")[0])
+        if not path.is_file():
+            _fail(f"there is no config file {path}")
         return rest
     except flags.Error as error:
         # ml_collections puts a config file's whole traceback into the message.

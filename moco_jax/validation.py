@@ -68,8 +68,8 @@ def check(config: ConfigDict, devices: int) -> None:
     problems = list(_unknown_keys(config))
     if not problems:  # values are looked at by key, so the keys must be there
         problems = [*_values(config), *_length(config), *_views(config)]
-    if not problems:  # relations hold between values that are right in themselves
-        problems = list(_relations(config, devices))
+        if _related_are_whole(config):
+            problems += _relations(config, devices)
     if problems:
         raise ValueError(
             f"the config has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
@@ -97,7 +97,7 @@ def _unknown_keys(config: ConfigDict) -> Iterator[str]:
 def _values(config: ConfigDict) -> Iterator[str]:
     values = config_lib.flatten(config)
     for key in _POSITIVE_INTEGERS:
-        if not (_number(values[key]) and values[key] >= 1 and values[key] == int(values[key])):
+        if not _whole(values[key]):
             yield f"{key}={values[key]!r} must be a whole number, at least 1"
     for key in _POSITIVE:
         if not (_number(values[key]) and values[key] > 0):
@@ -152,6 +152,17 @@ def _views(config: ConfigDict) -> Iterator[str]:
     for i, recipe in enumerate(config.views):
         for problem in recipes.check_recipe(recipe):
             yield f"views[{i}]: {problem}"
+
+
+def _related_are_whole(config: ConfigDict) -> bool:
+    """Returns whether the values that must fit each other are right in themselves."""
+    data = config.data
+    related = (config.batch_size, config.bn_groups, config.queue_size)
+    return all(_whole(x) for x in (*related, data.image_size, data.eval_resize))
+
+
+def _whole(value: Any) -> bool:
+    return _number(value) and value >= 1 and value == int(value)
 
 
 def _relations(config: ConfigDict, devices: int) -> Iterator[str]:

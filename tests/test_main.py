@@ -26,7 +26,7 @@ def run(repository, tmp_path):
     ("arguments", "message"),
     [
         ([], "give an experiment, such as --config=configs/digits.py"),
-        (["--config=configs/digit.py"], "configs/digit.py"),
+        (["--config=configs/digit.py"], "there is no config file configs/digit.py"),
         (["--config=configs/digits.py", "--config.momentun=0.9"], 'Did you mean "momentum"'),
         (["--config=configs/digits.py", "--config.modle.name=x"], 'Did you mean "model"'),
         (["--config=configs/digits.py", "--config.lr=fast"], "could not convert string to float"),

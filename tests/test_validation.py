@@ -62,8 +62,9 @@ def test_each_problem_says_what_was_got_and_what_is_allowed(changes, message):
 
 
 def test_all_problems_come_at_once():
-    text = problems(momentum=2.0, lr=-1.0, dtype="int8")
-    assert text.startswith("the config has 3 problems:")
+    text = problems(momentum=2.0, lr=-1.0, dtype="int8", queue_size=100)
+    assert text.startswith("the config has 4 problems:")
+    assert "queue_size=100 must be a multiple" in text
     assert "momentum=2.0" in text and "lr=-1.0" in text and "dtype='int8'" in text
 
 

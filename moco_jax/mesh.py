@@ -42,9 +42,18 @@ class Layout:
         """Returns x, inside jit, split along `axis`."""
         return jax.lax.with_sharding_constraint(x, self.sharded(axis))
 
+    def rows(self, batch_size: int) -> np.ndarray:
+        """Returns which of a batch's B rows lie on this process's devices, int[b], ascending."""
+        slices = self.sharded().addressable_devices_indices_map((batch_size,)).values()
+        return np.unique([np.arange(batch_size)[index] for index in slices])
+
     def put_batch(self, batch: Any) -> Any:
-        """Returns host arrays [B, ...] as device arrays split over B; the copy is asynchronous."""
-        return jax.device_put(batch, self.sharded())
+        """Returns host arrays [b, ...], this process's `rows`, as global device arrays [B, ...].
+
+        They are split over B; the copy is asynchronous.
+        """
+        sharding = self.sharded()
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def make_layout(devices: Sequence[Any] | None = None) -> Layout:

@@ -200,8 +200,8 @@ def _loop(
     elif run.monitor and not log.evaluated and (_due(first, config, per_epoch) or first == total):
         _evaluate(run, state, first, console, log)  # the run ended between saving and evaluating
     watch, pending = logging.Stopwatch(), collections.deque()
-    batches = run.data.batches(run.order, first)
-    with interruption.watch() as asked:
+    batches = contextlib.closing(run.data.batches(run.order, first))
+    with batches as batches, interruption.watch() as asked:
         for step in range(first + 1, total + 1):
             begun = time.perf_counter()
             batch = next(batches)
@@ -312,7 +312,7 @@ def _introduce(run: Run, state: TrainState, console, folder: pathlib.Path) -> No
     devices = list(state.step.sharding.device_set)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     console.say(f"workdir {folder}")
-    console.say(run.data.description)
+    console.say(run.data.describe(config.batch_size))
     console.say(
         f"{config.model.name}, {parameters / 1e6:.1f} M parameters; {len(devices)} x "
         f"{devices[0].device_kind}; batch {config.batch_size} in {config.bn_groups} "

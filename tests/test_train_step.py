@@ -62,7 +62,9 @@ def test_the_losses_do_not_depend_on_the_number_of_devices(devices):
 
 
 def test_fewer_groups_than_devices_and_both_directions():
-    changes = dict(bn_groups=4, symmetric=True)
+    # A quarter of the rate, for two losses are summed and statistics cross devices: with larger
+    # steps rounding grows past the bound on some processors (in float64 the losses agree to 4e-16).
+    changes = dict(bn_groups=4, symmetric=True, lr=0.0075)
     np.testing.assert_allclose(losses(8, **changes), one_device(**changes), rtol=1e-5)
 
 

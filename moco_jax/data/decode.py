@@ -49,22 +49,6 @@ def decode(data: bytes | np.ndarray, canvas: int) -> np.ndarray:
     return _decode_with_pillow(data, canvas)
 
 
-def canvas_pad(image: np.ndarray, canvas_h: int, canvas_w: int) -> np.ndarray:
-    """Returns the picture [h, w, 3] in the top left corner of zeros [canvas_h, canvas_w, 3].
-
-    Raises:
-      ValueError: the picture is larger than the canvas, or not [h, w, 3].
-    """
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"canvas_pad needs a picture [h, w, 3], got shape {image.shape}")
-    h, w, _ = image.shape
-    if h > canvas_h or w > canvas_w:
-        raise ValueError(f"a picture of {h}x{w} does not fit a canvas of {canvas_h}x{canvas_w}")
-    padded = np.zeros((canvas_h, canvas_w, 3), image.dtype)
-    padded[:h, :w] = image
-    return padded
-
-
 def _rgb_array(array: np.ndarray) -> np.ndarray:
     """Returns a uint8 array as [H, W, 3]; grey becomes three equal channels."""
     if array.dtype != np.uint8:

@@ -5,7 +5,7 @@ with `pictures(arrays, batch)`; the step's code is the same for both.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from moco_jax.data.resident import ResidentData
 from moco_jax.data.streamed import StreamedData
 from moco_jax.mesh import Layout
 
+_MOST_THREADS = 64
 _PROBES = 64  # pictures whose sizes tell whether a source fits in device memory
 _CHUNK = 256  # pictures a task: a future for each of 50,000 small ones costs more than decoding
 
@@ -43,15 +44,21 @@ class DataSet(Protocol):
         """Unreadable pictures found so far."""
         ...
 
-    @property
-    def description(self) -> str:
-        """What it is, in a line."""
-        ...
-
     def __len__(self) -> int: ...
 
-    def batches(self, plan: Plan, start: int = 0) -> Iterator[Any]:
-        """Yields a batch of device arrays for each step of the plan from `start` on."""
+    def describe(self, batch_size: int) -> str:
+        """Returns in a line what it is, and what memory its batches take."""
+        ...
+
+    def readable(self, indices: np.ndarray) -> np.ndarray:
+        """Returns bool[n]: whether each picture is itself, and no stand-in, as far as is known."""
+        ...
+
+    def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
+        """Yields a batch of device arrays for each step of the plan from `start` on.
+
+        To be closed, which ends the threads that work for it.
+        """
         ...
 
     def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -71,19 +78,28 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
       ValueError: if more than `max_bad_share` of the pictures can't be read.
     """
     bad = BadPictures(source, config.max_bad_share)
-    threads = config.threads or min(os.cpu_count() or 1, 16)
+    threads = config.threads or min(_cores(), _MOST_THREADS)
     limit = config.resident_megabytes * 2**20
-    if _estimated_bytes(source, config.canvas) <= limit:
+    height, width = _probe(source, config.canvas)
+    if len(source) * height * width * 3 <= limit:
         pictures = _decode_all(source, config.canvas, bad, threads)
         sizes = np.asarray([image.shape[:2] for image in pictures.values()], np.int32)
         if len(pictures) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
             canvases = _on_canvases(pictures, sizes)
             return ResidentData(source, np.fromiter(pictures, np.int64), canvases, sizes, layout)
-    return StreamedData(source, config.canvas, bad, threads, layout)
+    largest = max(height, width)
+    return StreamedData(source, config.canvas, bad, threads, layout, largest=largest)
 
 
-def _estimated_bytes(source: Source, canvas: int) -> int:
-    """Returns the bytes of the decoded source, judged by a few pictures over its length."""
+def _cores() -> int:
+    """Returns the cores that this process may use, which in a container are not all."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _probe(source: Source, canvas: int) -> tuple[int, int]:
+    """Returns the largest height and width of a few pictures over the source's length."""
     height = width = 0
     for index in np.linspace(0, len(source) - 1, min(_PROBES, len(source))).astype(int):
         try:
@@ -91,7 +107,7 @@ def _estimated_bytes(source: Source, canvas: int) -> int:
         except (BadImage, OSError):
             continue  # counted when it is read for good
         height, width = max(height, shape[0]), max(width, shape[1])
-    return len(source) * height * width * 3
+    return height, width
 
 
 def _decode_all(

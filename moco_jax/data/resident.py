@@ -1,13 +1,12 @@
 """A data set that lies decoded in the devices' memory: a batch is a list of indices."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.data.copy_ahead import copied_ahead
 from moco_jax.data.order import Plan
 from moco_jax.data.picture_source import Source
 from moco_jax.mesh import Layout
@@ -20,7 +19,6 @@ class ResidentData:
       labels: i32[N], or None.
       arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
       bad: pictures of the source that could not be read.
-      description: a line for the log.
     """
 
     def __init__(
@@ -42,16 +40,27 @@ class ResidentData:
         """
         self.labels = None if source.labels is None else source.labels[good]
         self.bad = len(source) - len(good)
-        self.description = f"{source.name}: {len(good)} pictures, {images.nbytes >> 20} MB resident"
+        self._name = source.name
         self.arrays = jax.device_put({"images": images, "sizes": sizes}, layout.replicated)
         self._layout = layout
 
     def __len__(self) -> int:
         return len(self.arrays["images"])
 
-    def batches(self, plan: Plan, start: int = 0) -> Iterator[jax.Array]:
+    def describe(self, batch_size: int) -> str:
+        """Returns what it is; its batches take no memory worth telling."""
+        megabytes = self.arrays["images"].nbytes >> 20
+        return f"{self._name}: {len(self)} pictures, {megabytes} MB resident"
+
+    def readable(self, indices: np.ndarray) -> np.ndarray:
+        """Returns bool[n], all true: what can't be read has no index here."""
+        return np.ones(len(indices), bool)
+
+    def batches(self, plan: Plan, start: int = 0) -> Generator[jax.Array]:
         """Yields the indices i32[B] of each step."""
-        return copied_ahead((plan[step] for step in range(start, len(plan))), self._layout)
+        rows = self._layout.rows(len(plan[0]))
+        for step in range(start, len(plan)):
+            yield self._layout.put_batch(plan[step][rows])
 
     def pictures(self, arrays: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns canvases [B, H, W, 3] and sizes [B, 2]; every device takes its own rows."""

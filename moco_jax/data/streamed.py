@@ -1,30 +1,43 @@
 """A data set decoded by host threads as the steps need it: a batch is its pictures."""
 
 import itertools
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 from typing import Any
 
 import jax
 import numpy as np
 
 from moco_jax.data.bad_pictures import BadPictures
-from moco_jax.data.copy_ahead import copied_ahead
-from moco_jax.data.decode import BadImage, canvas_pad, decode
+from moco_jax.data.buffers import Buffers
+from moco_jax.data.decode import BadImage, decode
 from moco_jax.data.order import Plan
 from moco_jax.data.picture_source import Source
 from moco_jax.mesh import Layout
 
+_PIECE = 16  # pictures a task: all threads work on the next batch, whatever its size
+_AHEAD = 2  # batches on the devices, or on their way, that no step has asked for yet
+_IN_USE = 3  # batches that steps under way may still read
+
 
 class StreamedData:
-    """Pictures read, decoded and put on canvases of one size by Grain's threads.
+    """Pictures read and decoded by Grain's threads, onto canvases of one size.
 
     Attributes:
       labels: i32[N], or None.
       arrays: nothing.
-      description: a line for the log.
     """
 
-    def __init__(self, source: Source, canvas: int, bad: BadPictures, threads: int, layout: Layout):
+    def __init__(
+        self,
+        source: Source,
+        canvas: int,
+        bad: BadPictures,
+        threads: int,
+        layout: Layout,
+        *,
+        largest: int,
+    ):
         """Reads nothing yet.
 
         Args:
@@ -33,9 +46,10 @@ class StreamedData:
           bad: collects what can't be read.
           threads: that read and decode.
           layout: where arrays lie.
+          largest: side in pixels of the largest picture, as far as is known.
         """
         self.labels, self.arrays = source.labels, {}
-        self.description = f"{source.name}: {len(source)} pictures, streamed by {threads} threads"
+        self._largest = largest
         self._source, self._canvas, self._bad = source, canvas, bad
         self._threads, self._layout = threads, layout
 
@@ -47,25 +61,79 @@ class StreamedData:
         """Unreadable pictures found so far."""
         return len(self._bad)
 
-    def batches(self, plan: Plan, start: int = 0) -> Iterator[Any]:
-        """Yields `images` uint8[B, C, C, 3] and `sizes` i32[B, 2] of each step."""
+    def readable(self, indices: np.ndarray) -> np.ndarray:
+        """Returns bool[n]: false where a picture was found unreadable, and another stood in."""
+        return np.asarray([int(index) not in self._bad for index in indices], bool)
+
+    def describe(self, batch_size: int) -> str:
+        """Returns what it is, and the most memory that batches of B pictures take on this host."""
+        rows = len(self._layout.rows(batch_size))
+        megabytes = self.most_batches(rows) * rows * self._canvas**2 * 3 >> 20
+        text = (
+            f"{self._source.name}: {len(self)} pictures, streamed by {self._threads} threads "
+            f"(at most {megabytes} MB of host memory)"
+        )
+        if 2 * self._largest <= self._canvas:
+            text += (
+                f"; pictures look to be at most {self._largest} pixels long: "
+                f"data.canvas={self._largest} would move {(self._canvas / self._largest) ** 2:.0f} "
+                f"times less than data.canvas={self._canvas}"
+            )
+        return text
+
+    def most_batches(self, rows: int) -> int:
+        """Returns how many batches, of so many rows on this process, are in memory at most."""
+        pieces = _pieces(rows)
+        # What the threads may be ahead touches this many batches, full and partly filled ones.
+        filling = -(-self._ahead(pieces) // pieces) + 1
+        return filling + _AHEAD + 1 + _IN_USE
+
+    def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
+        """Yields `images` uint8[B, C, C, 3] and `sizes` i32[B, 2] of each step.
+
+        Decoding and copying to the devices run in threads of their own, which end with the
+        generator. What lies on a canvas beside its picture is arbitrary.
+        """
         import grain  # here, since data in device memory need no loader
 
-        decoded = grain.MapDataset.range(len(plan)).map(lambda step: self._read(plan[int(step)]))
-        # An element is a whole batch, so the buffer counts batches and bounds the memory.
-        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._threads)
-        return copied_ahead(iter(decoded[start:].to_iter_dataset(options)), self._layout)
+        if start >= len(plan):
+            return
+        rows = self._layout.rows(len(plan[start]))
+        pieces = _pieces(len(rows))
+        filling = _Filling(len(rows), self._canvas)
+
+        def read(task: int) -> int:
+            step, piece = divmod(int(task), pieces)
+            part = slice(piece * _PIECE, (piece + 1) * _PIECE)
+            self._read(plan[step][rows[part]], filling.of_step(step), part)
+            return step
+
+        # A task's number says all, so a run resumes by starting at another one, and how many
+        # threads there are decides nothing.
+        tasks = grain.MapDataset.range(start * pieces, len(plan) * pieces).map(read)
+        options = grain.ReadOptions(
+            num_threads=self._threads, prefetch_buffer_size=self._ahead(pieces)
+        )
+        steps = tasks.to_iter_dataset(options).batch(pieces, batch_fn=lambda steps: steps[0])
+        copied = steps.map(lambda step: self._layout.put_batch(filling.pop(step)))
+        yield from grain.experimental.ThreadPrefetchIterDataset(copied, prefetch_buffer_size=_AHEAD)
 
     def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Returns the batch's own canvases and sizes."""
         return batch["images"], batch["sizes"]
 
-    def _read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        pictures = [self._read_one(int(index)) for index in indices]
-        return {
-            "images": np.stack([canvas_pad(p, self._canvas, self._canvas) for p in pictures]),
-            "sizes": np.asarray([p.shape[:2] for p in pictures], np.int32),
-        }
+    def _ahead(self, pieces: int) -> int:
+        """Returns the tasks begun before they are asked for: a batch, and work for all threads."""
+        return pieces + 2 * self._threads
+
+    def _read(self, indices: np.ndarray, batch: dict[str, np.ndarray], part: slice) -> None:
+        """Puts the pictures of these indices into a part of the batch."""
+        for index, canvas, size in zip(
+            indices, batch["images"][part], batch["sizes"][part], strict=True
+        ):
+            picture = self._read_one(int(index))
+            height, width = size[:] = picture.shape[:2]
+            canvas[:height, :width] = picture
 
     def _read_one(self, index: int) -> np.ndarray:
         """Returns the picture, or the next readable one: the same one at every try."""
@@ -75,3 +143,30 @@ class StreamedData:
             except (BadImage, OSError) as error:
                 self._bad.add(candidate, error)
         raise ValueError(f"no picture of {self._source.name} can be read")
+
+
+def _pieces(rows: int) -> int:
+    """Returns how many tasks fill a batch."""
+    return -(-rows // _PIECE)
+
+
+class _Filling:
+    """The batches that are being filled, each made by the thread that comes to it first."""
+
+    def __init__(self, rows: int, canvas: int):
+        self._rows, self._canvas = rows, canvas
+        self._buffers, self._lock = Buffers(), threading.Lock()
+        self._batches: dict[int, dict[str, np.ndarray]] = {}
+
+    def of_step(self, step: int) -> dict[str, np.ndarray]:
+        with self._lock:
+            if step not in self._batches:
+                self._batches[step] = {
+                    "images": self._buffers.take((self._rows, self._canvas, self._canvas, 3)),
+                    "sizes": np.empty((self._rows, 2), np.int32),
+                }
+            return self._batches[step]
+
+    def pop(self, step: int) -> dict[str, np.ndarray]:
+        with self._lock:
+            return self._batches.pop(step)

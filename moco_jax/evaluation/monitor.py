@@ -79,12 +79,16 @@ class KnnMonitor:
 
     def _measure(self, extractors: tuple[Callable, Callable], variables: dict) -> float:
         assert self.train.labels is not None and self.test.labels is not None
-        bank, queries = extractors
+        extract_bank, extract_queries = extractors
+        bank = extract_bank(variables, self._bank)
+        queries = extract_queries(variables, self._queries)
+        # Known only after reading; a stand-in is not of the unreadable one's class.
+        readable, asked = self.train.readable(self._bank), self.test.readable(self._queries)
         return knn_top1(
-            queries(variables, self._queries),
-            self.test.labels[self._queries],
-            bank(variables, self._bank),
-            self.train.labels[self._bank],
+            queries[asked],
+            self.test.labels[self._queries[asked]],
+            bank[readable],
+            self.train.labels[self._bank[readable]],
             k=self._config.knn.k,
             temperature=self._config.knn.temperature,
             layout=self._layout,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_jax.data.decode import BadImage, canvas_pad, decode
+from moco_jax.data.decode import BadImage, decode
 
 
 def smooth_picture(height, width):
@@ -186,15 +186,3 @@ def test_too_many_pixels_are_an_error(name, limit, monkeypatch):
 def test_canvas_must_have_a_pixel():
     with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
         decode(FILES["jpeg"], 0)
-
-
-def test_canvas_pad_puts_the_picture_in_the_top_left_corner():
-    padded = canvas_pad(np.full((1, 2, 3), 7, np.uint8), 2, 3)
-    assert padded[..., 0].tolist() == [[7, 7, 0], [0, 0, 0]]
-    assert padded.shape == (2, 3, 3) and padded.dtype == np.uint8
-
-
-@pytest.mark.parametrize("shape", [(3, 2, 3), (2, 4, 3), (2, 3), (2, 3, 1)])
-def test_canvas_pad_refuses_what_does_not_fit(shape):
-    with pytest.raises(ValueError, match="does not fit|needs a picture"):
-        canvas_pad(np.zeros(shape, np.uint8), 2, 3)

@@ -1,8 +1,7 @@
 """The random photometric and geometric operations that a view's recipe may name after its crop.
 
-Each takes a key and a batch of pictures, f32[B, S, S, 3] of whole levels in 0..255, and returns the
-same. What it draws, it draws for each picture apart, and `p` is the probability that a picture is
-changed at all.
+Each takes a key and a batch of pictures as planes, uint8[B, S, 3, S], and returns the same. What it
+draws, it draws for each picture apart, and `p` is the probability that a picture is changed at all.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,35 +14,35 @@ from moco_jax.data import color
 
 
 def random_apply(
-    key: jax.Array, images: jax.Array, op: Callable[[jax.Array, jax.Array], jax.Array], p: float
+    key: jax.Array, planes: jax.Array, op: Callable[[jax.Array, jax.Array], jax.Array], p: float
 ) -> jax.Array:
-    """Applies `op(key, images)` to each picture with probability `p`.
+    """Applies `op(key, planes)` to each picture with probability `p`.
 
     Every picture is computed and a select picks: a branch a picture would cost more on an
     accelerator.
 
     Args:
       key: a PRNG key.
-      images: f32[B, S, S, 3].
+      planes: uint8[B, S, 3, S].
       op: takes a key and pictures, returns pictures of the same shape.
       p: in [0, 1]; at 0 and 1 nothing is drawn.
 
     Returns:
-      f32[B, S, S, 3].
+      uint8[B, S, 3, S].
     """
     if p <= 0:
-        return images
+        return planes
     apply_key, op_key = jax.random.split(key)
-    changed = op(op_key, images)
+    changed = op(op_key, planes)
     if p >= 1:
         return changed
-    applied = jax.random.uniform(apply_key, (images.shape[0],)) < p
-    return jnp.where(applied[:, None, None, None], changed, images)
+    applied = jax.random.uniform(apply_key, (planes.shape[0],)) < p
+    return jnp.where(applied[:, None, None, None], changed, planes)
 
 
 def color_jitter(
     key: jax.Array,
-    images: jax.Array,
+    planes: jax.Array,
     *,
     brightness: float,
     contrast: float,
@@ -51,41 +50,41 @@ def color_jitter(
     hue: float,
     p: float = 1.0,
 ) -> jax.Array:
-    """Returns f32[B, S, S, 3] jittered by `color.color_jitter` with probability `p`."""
+    """Returns uint8[B, S, 3, S] jittered by `color.color_jitter` with probability `p`."""
 
-    def op(key: jax.Array, images: jax.Array) -> jax.Array:
+    def op(key: jax.Array, planes: jax.Array) -> jax.Array:
         return color.color_jitter(
-            key, images, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+            key, planes, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
         )
 
-    return random_apply(key, images, op, p)
+    return random_apply(key, planes, op, p)
 
 
-def grayscale(key: jax.Array, images: jax.Array, *, p: float = 1.0) -> jax.Array:
-    """Returns f32[B, S, S, 3] turned grey with probability `p`."""
-    return random_apply(key, images, lambda _, images: color.grayscale(images), p)
+def grayscale(key: jax.Array, planes: jax.Array, *, p: float = 1.0) -> jax.Array:
+    """Returns uint8[B, S, 3, S] turned grey with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: color.grayscale(planes), p)
 
 
 def solarize(
-    key: jax.Array, images: jax.Array, *, threshold: float = 128, p: float = 1.0
+    key: jax.Array, planes: jax.Array, *, threshold: float = 128, p: float = 1.0
 ) -> jax.Array:
-    """Returns f32[B, S, S, 3] with levels from `threshold` on inverted, with probability `p`."""
-    return random_apply(key, images, lambda _, images: color.solarize(images, threshold), p)
+    """Returns uint8[B, S, 3, S] with levels from `threshold` on inverted, with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: color.solarize(planes, threshold), p)
 
 
-def blur(key: jax.Array, images: jax.Array, *, sigma: Sequence[float], p: float = 1.0) -> jax.Array:
-    """Returns f32[B, S, S, 3] blurred with a sigma uniform in `sigma` (lowest, highest), pixels."""
+def blur(key: jax.Array, planes: jax.Array, *, sigma: Sequence[float], p: float = 1.0) -> jax.Array:
+    """Returns uint8[B, S, 3, S] blurred by pixels uniform in `sigma` (lowest, highest)."""
 
-    def op(key: jax.Array, images: jax.Array) -> jax.Array:
-        sigmas = jax.random.uniform(key, (images.shape[0],), minval=sigma[0], maxval=sigma[1])
-        return blurring.gaussian_blur(images, sigmas)
+    def op(key: jax.Array, planes: jax.Array) -> jax.Array:
+        sigmas = jax.random.uniform(key, (planes.shape[0],), minval=sigma[0], maxval=sigma[1])
+        return blurring.gaussian_blur(planes, sigmas)
 
-    return random_apply(key, images, op, p)
+    return random_apply(key, planes, op, p)
 
 
-def flip(key: jax.Array, images: jax.Array, *, p: float = 0.5) -> jax.Array:
-    """Returns f32[B, S, S, 3] mirrored left to right with probability `p`."""
-    return random_apply(key, images, lambda _, images: images[:, :, ::-1], p)
+def flip(key: jax.Array, planes: jax.Array, *, p: float = 0.5) -> jax.Array:
+    """Returns uint8[B, S, 3, S] mirrored left to right with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: planes[..., ::-1], p)
 
 
 OPS: dict[str, Callable[..., jax.Array]] = {

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from moco_jax.data.levels import round_to_level, weigh
+
 _PASSES = 3
 
 
-def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     """Blurs each picture with its own radius.
 
     Pillow approximates the Gaussian by three extended box blurs along each axis. The three are one
@@ -16,20 +18,15 @@ def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     half a grey level).
 
     Args:
-      images: f32[B, S, S, 3], whole numbers in 0..255.
+      planes: uint8[B, S, 3, S].
       sigma: f32[B], standard deviations in pixels.
 
     Returns:
-      f32[B, S, S, 3], whole numbers in 0..255.
+      uint8[B, S, 3, S].
     """
-    precision = lax.Precision.HIGHEST
-    matrix = _blur_matrix(sigma, images.shape[1])
-    # As [B, S, 3, S] both products are plain matmuls, with nothing to transpose between them.
-    rows = jnp.swapaxes(images, 2, 3)
-    rows = jnp.einsum("bhcw,bxw->bhcx", rows, matrix, precision=precision)
-    rows = jnp.floor(rows + 0.5)
-    blurred = jnp.einsum("byh,bhcx->bycx", matrix, rows, precision=precision)
-    return jnp.swapaxes(jnp.floor(blurred + 0.5), 2, 3)
+    matrix = _blur_matrix(sigma, planes.shape[1])
+    rows = round_to_level(weigh("bhcw,bxw->bhcx", planes, matrix))
+    return round_to_level(weigh("bhcx,byh->bycx", rows, matrix))
 
 
 def _blur_matrix(sigma: jax.Array, size: int) -> jax.Array:

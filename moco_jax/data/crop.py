@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from moco_jax.data.levels import round_to_level, to_planes, weigh
 
 _TRIES = 10
 
@@ -96,7 +97,7 @@ def crop_resize(
     """Cuts a window from each picture and resizes it with Pillow's antialiased bilinear filter.
 
     Two interpolation matmuls, horizontal first and rounded in between, as Pillow's 8-bit passes are
-    (Pillow `Resample.c`; its weights have 22 bits, these are float32).
+    (Pillow `Resample.c`; its weights have 22 bits, these 16 or more).
 
     Args:
       images: uint8[B, H, W, 3], the canvas.
@@ -106,20 +107,15 @@ def crop_resize(
         `windows`: crop, then resize. For resize, then crop, pass `picture_bounds(sizes)`.
 
     Returns:
-      f32[B, out, out, 3], whole numbers in 0..255.
+      uint8[B, out, 3, out], planes.
     """
     bounds = windows if bounds is None else bounds
     _, height, width, _ = images.shape
     down = _triangle_weights(windows[:, 0::2], bounds[:, 0::2], height, out)
     across = _triangle_weights(windows[:, 1::2], bounds[:, 1::2], width, out)
-    # TF32 or bfloat16 products would be off by whole grey levels.
-    precision = lax.Precision.HIGHEST
-    # As [B, H, 3, W] both products are plain matmuls, with nothing to transpose between them.
-    pixels = jnp.swapaxes(images, 2, 3).astype(jnp.float32)
-    rows = jnp.einsum("bhcw,bxw->bhcx", pixels, across, precision=precision)
-    rows = _round_to_level(rows)
-    resized = jnp.einsum("byh,bhcx->bycx", down, rows, precision=precision)
-    return jnp.swapaxes(_round_to_level(resized), 2, 3)
+    # On planes both products are plain matmuls, with nothing to transpose between them.
+    rows = round_to_level(weigh("bhcw,bxw->bhcx", to_planes(images), across))
+    return round_to_level(weigh("bhcx,byh->bycx", rows, down))
 
 
 def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: int) -> jax.Array:
@@ -143,8 +139,3 @@ def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: in
     first, last = bounds[:, 0:1, None], (bounds[:, 0:1] + bounds[:, 1:2])[:, :, None]
     weights = jnp.where((pixels > first) & (pixels < last), weights, 0.0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
-
-
-def _round_to_level(pixels: jax.Array) -> jax.Array:
-    """Returns pixels rounded to whole levels, halves up, and clipped to 0..255."""
-    return jnp.clip(jnp.floor(pixels + 0.5), 0.0, 255.0)

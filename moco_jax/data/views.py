@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from moco_jax.data import augment, crop
+from moco_jax.data.levels import to_images
 from moco_jax.data.recipes import Recipe, check_recipe
 
 
@@ -49,11 +50,11 @@ def make_view(
 
     def view(key: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
         windows = crop.random_windows(jax.random.fold_in(key, 0), sizes, **parameters[0])
-        pixels = crop.crop_resize(images, windows, image_size)
+        planes = crop.crop_resize(images, windows, image_size)
         for position in range(1, len(names)):
             op = augment.OPS[names[position]]
-            pixels = op(jax.random.fold_in(key, position), pixels, **parameters[position])
-        return normalize(pixels, mean, std, dtype)
+            planes = op(jax.random.fold_in(key, position), planes, **parameters[position])
+        return normalize(to_images(planes), mean, std, dtype)
 
     return view
 
@@ -85,8 +86,8 @@ def evaluation_view(
 
     def view(images: jax.Array, sizes: jax.Array) -> jax.Array:
         windows = crop.center_windows(sizes, resize=resize, crop=image_size)
-        pixels = crop.crop_resize(images, windows, image_size, bounds=crop.picture_bounds(sizes))
-        return normalize(pixels, mean, std, dtype)
+        planes = crop.crop_resize(images, windows, image_size, bounds=crop.picture_bounds(sizes))
+        return normalize(to_images(planes), mean, std, dtype)
 
     return view
 
@@ -94,7 +95,7 @@ def evaluation_view(
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array:
-    """Returns dtype[B, S, S, 3], (images / 255 - mean) / std of levels f32[B, S, S, 3]."""
+    """Returns dtype[B, S, S, 3], (images / 255 - mean) / std of levels uint8[B, S, S, 3]."""
     center = jnp.asarray(mean, jnp.float32)[None, None, None, :]
     spread = jnp.asarray(std, jnp.float32)[None, None, None, :]
-    return ((images / 255.0 - center) / spread).astype(dtype)
+    return ((images.astype(jnp.float32) / 255.0 - center) / spread).astype(dtype)

@@ -53,6 +53,12 @@ def squares(images: list[Image.Image], side: int) -> list[Image.Image]:
     return [image.resize((side, side), Image.Resampling.BILINEAR) for image in images]
 
 
-def stack(images: list[Image.Image]) -> np.ndarray:
-    """Returns f32[B, S, S, 3] of equally large pictures."""
-    return np.stack([np.asarray(image, np.float32) for image in images])
+def planes(images: list[Image.Image]) -> np.ndarray:
+    """Returns uint8[B, S, 3, S] of equally large pictures."""
+    return np.stack([np.asarray(image) for image in images]).swapaxes(2, 3)
+
+
+def difference(got, expected: list[Image.Image]) -> np.ndarray:
+    """Returns how far planes [B, S, 3, S] are off the pictures, in grey levels."""
+    assert got.dtype == np.uint8
+    return np.abs(np.asarray(got, np.float32) - planes(expected))

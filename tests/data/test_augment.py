@@ -21,8 +21,7 @@ PARAMETERS = {
 
 @pytest.fixture(scope="module")
 def noise():
-    levels = np.random.default_rng(0).integers(0, 256, (COUNT, 4, 4, 3))
-    return jnp.asarray(levels, jnp.float32)
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (COUNT, 4, 3, 4), np.uint8))
 
 
 def changed(before, after):
@@ -46,15 +45,15 @@ def test_p_is_the_share_of_changed_pictures(noise, name):
 
 def test_flip_mirrors_left_and_right(noise):
     flipped = augment.flip(jax.random.key(0), noise[:2], p=1.0)
-    np.testing.assert_array_equal(flipped[1, 3, 0], noise[1, 3, 3])
+    np.testing.assert_array_equal(flipped[1, 3, :, 0], noise[1, 3, :, 3])
 
 
 def test_choice_and_parameters_are_drawn_apart():
     # One bright pixel: what is left of it tells the sigma.
-    images = jnp.zeros((COUNT, 9, 9, 3)).at[:, 4, 4].set(255.0)
+    images = jnp.zeros((COUNT, 9, 3, 9), jnp.uint8).at[:, 4, :, 4].set(255)
     op = partial(augment.blur, sigma=(0.1, 2.0), p=0.5)
     blurred = jax.jit(op)(jax.random.key(0), images)
-    left = np.asarray(blurred)[:, 4, 4, 0]
+    left = np.asarray(blurred)[:, 4, 0, 4]
     strong, any_blur = (left < 60).sum(), (left < 255).sum()
     # A peak below 60 of 255 is a sigma above about .84: 61 % of the blurred ones, whatever p is.
     assert 0.5 < strong / any_blur < 0.7

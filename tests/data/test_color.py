@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from moco_jax.data import color
+from moco_jax.data.levels import to_images
 from tests.data import pillow_pictures
 
 FACTORS = np.array([0.0, 0.31, 0.6, 1.0, 1.37, 1.9], np.float32)
@@ -40,26 +41,25 @@ PILLOW = {
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_blends_are_pillows(photographs, name):
-    changed = jax.jit(getattr(color, name))(pillow_pictures.stack(photographs), FACTORS)
+    changed = jax.jit(getattr(color, name))(pillow_pictures.planes(photographs), FACTORS)
     expected = [PILLOW[name](p, f) for p, f in zip(photographs, FACTORS, strict=True)]
-    difference = np.abs(np.asarray(changed) - pillow_pictures.stack(expected))
+    difference = pillow_pictures.difference(changed, expected)
     # Truncation turns the last bit of a product into a level where it lands on a whole one.
     assert difference.max() <= 1
     assert difference.mean() < 1e-3
 
 
 def test_hue_is_torchvisions_on_pillow(photographs):
-    changed = jax.jit(color.hue)(pillow_pictures.stack(photographs), SHIFTS)
+    changed = jax.jit(color.hue)(pillow_pictures.planes(photographs), SHIFTS)
     expected = [PILLOW["hue"](p, s) for p, s in zip(photographs, SHIFTS, strict=True)]
-    assert np.abs(np.asarray(changed) - pillow_pictures.stack(expected)).mean() < 0.02
+    assert pillow_pictures.difference(changed, expected).mean() < 0.02
 
 
 def test_hsv_of_all_colours_is_pillows():
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
     cube = cube.reshape(1, len(levels), -1, 3)
-    planes = color._to_planes(jnp.asarray(cube, jnp.float32))
-    hsv = np.stack(color._to_hsv(planes), axis=-1)[0]
+    hsv = np.stack(color._to_hsv(cube.swapaxes(2, 3)), axis=-1)[0]
     expected = np.asarray(Image.fromarray(cube[0]).convert("HSV"))
     # Where the hue falls on a whole level, Pillow's float32 may put it one below.
     wrong = hsv != expected
@@ -67,19 +67,19 @@ def test_hsv_of_all_colours_is_pillows():
     assert wrong[..., 0].mean() < 0.02 and not wrong[..., 1:].any()
 
     hue, saturation, value = np.moveaxis(cube.astype(np.float32), -1, 0)
-    rgb = color._to_images(color._from_hsv(hue, saturation, value))
+    rgb = to_images(color._from_hsv(hue, saturation, value))
     expected = Image.frombytes("HSV", cube.shape[2:0:-1], cube.tobytes()).convert("RGB")
     np.testing.assert_array_equal(rgb[0], np.asarray(expected))
 
 
 def test_grayscale_and_solarize_are_pillows(photographs):
-    images = pillow_pictures.stack(photographs)
+    images = pillow_pictures.planes(photographs)
     grey = [p.convert("L").convert("RGB") for p in photographs]
-    np.testing.assert_array_equal(color.grayscale(images), pillow_pictures.stack(grey))
-    for threshold in (128, 40):
+    np.testing.assert_array_equal(color.grayscale(images), pillow_pictures.planes(grey))
+    for threshold in (128, 40, 256):
         inverted = [ImageOps.solarize(p, threshold) for p in photographs]
         solarized = color.solarize(images, threshold)
-        np.testing.assert_array_equal(solarized, pillow_pictures.stack(inverted))
+        np.testing.assert_array_equal(solarized, pillow_pictures.planes(inverted))
 
 
 def test_apply_jitter_follows_each_pictures_order(photographs):
@@ -92,15 +92,15 @@ def test_apply_jitter_follows_each_pictures_order(photographs):
             picture = PILLOW[names[index]](picture, [*row, shift][index])
         expected.append(picture)
     ranks = np.argsort(orders, axis=1)
-    images = pillow_pictures.stack(photographs)
+    images = pillow_pictures.planes(photographs)
     jittered = jax.jit(color.apply_jitter)(images, ranks, factors, SHIFTS)
-    difference = np.abs(np.asarray(jittered) - pillow_pictures.stack(expected))
+    difference = pillow_pictures.difference(jittered, expected)
     assert difference.mean(axis=(1, 2, 3)).max() < 0.05
 
 
 def test_color_jitter_draws_from_its_ranges():
     # Flat grey 100 shows the brightness factor; contrast and saturation do nothing to it.
-    images = jnp.full((4000, 2, 2, 3), 100.0)
+    images = jnp.full((4000, 2, 3, 2), 100, jnp.uint8)
     strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     jittered = jax.jit(partial(color.color_jitter, **strengths))(jax.random.key(0), images)
     levels = np.asarray(jittered)[:, 0, 0, 0]
@@ -108,12 +108,12 @@ def test_color_jitter_draws_from_its_ranges():
     # Truncation takes half a level from the mean of 100.
     assert abs(levels.mean() - 99.5) < 1.5
     np.testing.assert_array_equal(
-        jittered, jnp.broadcast_to(levels[:, None, None, None], (4000, 2, 2, 3))
+        jittered, jnp.broadcast_to(levels[:, None, None, None], (4000, 2, 3, 2))
     )
 
 
 def test_color_jitter_without_hue_keeps_colours():
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)), jnp.float32)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 3, 8), np.uint8)
     none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     jittered = jax.jit(partial(color.color_jitter, **none))(jax.random.key(0), images)
     np.testing.assert_array_equal(jittered, images)

@@ -148,7 +148,8 @@ def _check_no_splits(folders: dict, where: str, train_split: str, test_split: st
     """Raises a ValueError where folders are splits, but not the one to train on."""
     if train_split != "train":
         raise ValueError(f"{where}: no folder {train_split}/; it has {_listed(folders)}")
-    if set(folders) <= {"train", "test", test_split, *TEST_FOLDERS}:
+    splits = {"train", "test", test_split, *TEST_FOLDERS} - {""}  # '' holds flat pictures
+    if set(folders) <= splits:
         raise ValueError(
             f"{where}: it has {_listed(folders)}, but no {train_split}/ to train on; "
             "to train on one of these give its own path"

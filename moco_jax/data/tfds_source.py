@@ -5,13 +5,14 @@ encoded, since TFDS would need OpenCV to decode them and our own decoder is fast
 """
 
 import os
+import shlex
 
 import numpy as np
 
 from moco_jax.data.picture_source import Source, Sources, numbered_names
 
 _CHUNK = 1024  # records read at once for their labels
-_RANDOM_ACCESS = {"array_record", "parquet"}
+RANDOM_ACCESS = frozenset({"array_record", "parquet"})
 
 
 def holds_dataset(path: str, name: str) -> bool:
@@ -34,7 +35,7 @@ def open_tfds(
       ValueError: an unknown name or split, no image feature, or it is not prepared in a
         random-access format; the message holds the command that prepares it.
     """
-    builder = _builder(name, data_dir)
+    builder = open_builder(name, data_dir)
     _check_prepared(builder, name, data_dir)
     train = _split_source(builder, name, train_split)
     if test_split == "test":
@@ -49,25 +50,36 @@ def open_tfds(
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
-    """Returns the command that prepares a data set so that it can be read by index, as a text."""
+    """Returns the command that makes a data set readable by index, as a text."""
     data_dir = os.path.expanduser(data_dir)
-    folder = f"data_dir={data_dir!r}, " if data_dir else ""
+    command = ["python", "-m", "moco_jax.data.prepare", f"--name={name}"]
+    command += [f"--data_dir={data_dir}"] if data_dir else []
     return (
-        "Prepare it once, where tensorflow and importlib_resources are installed (most data sets "
-        "need them for this step, and only for this):\n"
-        '  python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder({name!r}, {folder}file_format='array_record').download_and_prepare()\"\n"
-        f"then run this again{f' with the path {data_dir}' if data_dir else ''}"
+        f"Run this once:\n  {shlex.join(command)}\n"
+        f"then start again{f' with the path {data_dir}' if data_dir else ''}"
     )
 
 
-def _builder(name: str, data_dir: str):
-    """Returns TFDS's builder of a data set."""
+def open_builder(name: str, data_dir: str):
+    """Returns TFDS's builder of a data set, prepared or not.
+
+    Args:
+      name: as `open_tfds` takes it.
+      data_dir: where it lies or will lie; '' for TFDS's own place.
+
+    Raises:
+      ValueError: an unknown name, version or config.
+    """
     # Imported here: it takes a second, and all other sources do without it.
     import tensorflow_datasets as tfds
 
     try:
-        return tfds.builder(name, data_dir=data_dir or None)
+        builder = tfds.builder(name, data_dir=data_dir or None)
+        listed = set(builder.info.as_proto.alternative_file_formats)
+        if listed - formats(builder):
+            # A builder made from code forgets them (TFDS 4.9.10), one made from the files does not.
+            builder = tfds.builder_from_directory(builder.data_dir)
+        return builder
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"TFDS knows no data set {name!r}, and none of that name lies in "
@@ -78,17 +90,35 @@ def _builder(name: str, data_dir: str):
         raise ValueError(f"TFDS can't open {name!r}: {error}") from error
 
 
+def formats(builder) -> set[str]:
+    """Returns the file formats that a prepared data set lies in, as 'tfrecord'."""
+    return {file_format.value for file_format in builder.info.available_file_formats()}
+
+
+def not_prepared(builder, name: str) -> str:
+    """Returns the words for a data set that is not there, with the versions of it that are."""
+    text = f"the TFDS data set {name!r} is not prepared: nothing in {builder.data_path}"
+    others = sorted(path.parent.name for path in builder.data_path.parent.glob("*/features.json"))
+    if not others:
+        return text
+    names = ", ".join(f"{name.partition(':')[0]}:{version}" for version in others)
+    return f"{text} (other versions of it are, under the name {names})"
+
+
 def _check_prepared(builder, name: str, data_dir: str) -> None:
     """Raises a ValueError that says what to run unless the data set can be read by index."""
-    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    found = formats(builder)
     if not builder.info.splits:
-        problem = f"the TFDS data set {name!r} is not prepared: nothing in {builder.data_path}"
-    elif not formats & _RANDOM_ACCESS:
+        problem = not_prepared(builder, name)
+    elif not found & RANDOM_ACCESS:
         problem = (
             f"the TFDS data set {name!r} in {builder.data_path} is prepared as "
-            f"{', '.join(sorted(formats))}, which can't be read by index"
+            f"{', '.join(sorted(found))}, which can't be read by index"
         )
-        data_dir = f"{data_dir or '~/tensorflow_datasets'}_array_record"
+        if "tfrecord" in found:
+            problem += "; it can be converted in place, without TensorFlow"
+        else:
+            data_dir = f"{data_dir or '~/tensorflow_datasets'}_array_record"
     else:
         return
     raise ValueError(f"{problem}. {how_to_prepare(name, data_dir)}")

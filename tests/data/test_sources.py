@@ -207,6 +207,11 @@ def test_class_folders_are_held_out_by_seed(tmp_path):
     assert not set(sources.test.names) & set(sources.train.names)
 
 
+def test_flat_pictures_without_a_test_split(tmp_path):
+    sources = open_images(write_folder(tmp_path, ["1.jpg", "2.jpg"]), test_split="")
+    assert len(sources.train) == 2 and sources.test is None
+
+
 def test_digits():
     sources = open_sources(source="digits", path="", held_out=0.1, seed=0)
     assert (len(sources.train), len(sources.test)) == (5988, 1200)

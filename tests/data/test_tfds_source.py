@@ -1,61 +1,15 @@
 """TFDS data sets prepared as array_record are read without TensorFlow."""
 
-import json
-import pathlib
+import shlex
 import shutil
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from moco_jax.data.decode import decode
 from moco_jax.data.sources import open_sources
-
-SPLITS = {"train": [0, 1, 0, 1, 0, 1], "validation": [1, 0], "test": [-1, -1]}
-
-
-class TinyColours(tfds.core.GeneratorBasedBuilder):
-    """Pictures of one colour; the test labels are hidden, as ImageNet's."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # TFDS would look for it by a package that it does not require
-
-    def _info(self):
-        features = {
-            "photo": tfds.features.Image(shape=(None, None, 3)),
-            "kind": tfds.features.ClassLabel(names=["red", "blue"]),
-            "file_name": tfds.features.Text(),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split):
-        folder = pathlib.Path(self._data_dir_root)
-        for i, label in enumerate(SPLITS[split]):
-            path = folder / f"{label}.jpg"
-            colour = {0: (250, 0, 0), 1: (0, 0, 250), -1: (0, 0, 0)}[label]
-            Image.new("RGB", (12, 8), colour).save(path)
-            yield i, {"photo": str(path), "kind": label, "file_name": f"{split} {i}"}
-
-
-class TinyTexts(tfds.core.GeneratorBasedBuilder):
-    """No pictures."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # TFDS would look for it by a package that it does not require
-
-    def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        yield 0, {"text": "a"}
+from tests.data.tiny_tfds import TinyColours, TinyTexts, run_command, tfrecord_copy
 
 
 @pytest.fixture(scope="module")
@@ -115,33 +69,58 @@ def test_no_image_feature(data_dir):
         open_tfds("tiny_texts", data_dir)
 
 
+def command_of(error):
+    """Returns the command in a message."""
+    return str(error.value).split("Run this once:\n")[1].splitlines()[0].strip()
+
+
 def test_not_prepared(tmp_path):
-    (tmp_path / "tiny_colours").mkdir()
-    with pytest.raises(ValueError, match="'tiny_colours' is not prepared") as error:
-        open_tfds("tiny_colours", tmp_path)
-    command = (
-        f"tfds.builder('tiny_colours', data_dir='{tmp_path}', file_format='array_record')"
-        ".download_and_prepare()"
+    folder = tmp_path / "my data"
+    (folder / "tiny_colours").mkdir(parents=True)
+    with pytest.raises(ValueError, match="'tiny_colours' is not prepared: nothing in") as error:
+        open_tfds("tiny_colours", folder)
+    assert command_of(error) == (
+        f"python -m moco_jax.data.prepare --name=tiny_colours '--data_dir={folder}'"
     )
-    assert command in str(error.value)
 
 
-def test_the_command_in_the_message_works(tmp_path):
-    (tmp_path / "tiny_texts").mkdir()
+def test_the_command_in_the_message_works(tmp_path, repository):
+    (tmp_path / "it's" / "tiny_colours").mkdir(parents=True)
     with pytest.raises(ValueError) as error:
-        open_tfds("tiny_texts", tmp_path)
-    command = str(error.value).split('python -c "')[1].split('"\n')[0]
-    exec(command, {})
-    assert (tmp_path / "tiny_texts" / "1.0.0" / "dataset_info.json").exists()
+        open_tfds("tiny_colours", tmp_path / "it's")
+    done = run_command(command_of(error), repository)
+    assert done.returncode == 0, done.stderr
+    assert len(open_tfds("tiny_colours", tmp_path / "it's").train) == 6
 
 
-def test_prepared_as_tfrecord(data_dir, tmp_path):
-    shutil.copytree(data_dir / "tiny_colours", tmp_path / "tiny_colours")
-    info = tmp_path / "tiny_colours" / "1.0.0" / "dataset_info.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match="prepared as tfrecord, which can't") as error:
+def test_the_command_converts_tfrecords(data_dir, tmp_path, repository):
+    tfrecord_copy(data_dir, tmp_path)
+    with pytest.raises(ValueError, match="prepared as tfrecord, which can't be read by index") as e:
         open_tfds("tiny_colours", tmp_path)
-    assert f"data_dir='{tmp_path}_array_record'" in str(error.value)
+    assert "converted in place, without TensorFlow" in str(e.value)
+    assert shlex.split(command_of(e))[-1] == f"--data_dir={tmp_path}"
+    done = run_command(command_of(e), repository)
+    assert done.returncode == 0, done.stderr
+    copy, original = (open_tfds("tiny_colours", path).train for path in (tmp_path, data_dir))
+    assert copy.labels.tolist() == original.labels.tolist()
+
+
+def test_prepared_in_a_format_that_nothing_converts(data_dir, tmp_path):
+    info = tfrecord_copy(data_dir, tmp_path) / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
+    with pytest.raises(ValueError, match="prepared as riegeli, which can't") as error:
+        open_tfds("tiny_colours", tmp_path)
+    assert command_of(error).endswith(f"--data_dir={tmp_path}_array_record")
+
+
+def test_other_versions_are_named(data_dir, tmp_path):
+    folder = tmp_path / "tiny_colours" / "0.9.0"
+    shutil.copytree(data_dir / "tiny_colours" / "1.0.0", folder)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "0.9.0"'))
+    with pytest.raises(ValueError, match=r"versions of it are, under the name tiny_colours:0.9.0"):
+        open_tfds("tiny_colours", tmp_path)
+    assert len(open_tfds("tiny_colours:0.9.0", tmp_path).train) == 6
 
 
 def test_unknown_data_set(tmp_path):

@@ -98,8 +98,8 @@ def _generate(builder, name: str, manual_dir: str) -> None:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
         instructions = textwrap.dedent(builder.MANUAL_DOWNLOAD_INSTRUCTIONS).strip()
         problems.append(
-            f"some files must be downloaded by hand, into {manual} (or another --manual_dir), which "
-            f"has none. TFDS says:\n{textwrap.indent(instructions, '  ')}"
+            f"some files must be downloaded by hand, into {manual} (or another --manual_dir), and "
+            f"none are there. TFDS says:\n{textwrap.indent(instructions, '  ')}"
         )
     # TFDS's own builders import them at some point, often after gigabytes were downloaded.
     own = type(builder).__module__.startswith("tensorflow_datasets.")

@@ -141,7 +141,7 @@ def _convert(builder) -> None:
     left = [shard for shard in shards if not _is_whole(shard)]
     _check_sources(left)
     _check_space(left)
-    print(f"converting {len(left)} of {len(shards)} shards in {info.parent}")
+    print(f"converting {len(left)} of {len(shards)} shards in {info.parent}", flush=True)
     reported = time.monotonic()
     for done, shard in enumerate(left, start=1):
         _write(shard)

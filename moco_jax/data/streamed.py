@@ -68,7 +68,7 @@ class StreamedData:
     def describe(self, batch_size: int) -> str:
         """Returns what it is, and the most memory that batches of B pictures take on this host."""
         rows = len(self._layout.rows(batch_size))
-        megabytes = self.most_batches(rows) * rows * self._canvas**2 * 3 >> 20
+        megabytes = -(-self.most_batches(rows) * rows * self._canvas**2 * 3 // 2**20)
         text = (
             f"{self._source.name}: {len(self)} pictures, streamed by {self._threads} threads "
             f"(at most {megabytes} MB of host memory)"

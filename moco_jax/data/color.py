@@ -88,16 +88,33 @@ def color_jitter(
     Returns:
       uint8[B, S, 3, S].
     """
-    batch = planes.shape[0]
+    strengths = (brightness, contrast, saturation)
+    return apply_jitter(planes, *draw_jitter(key, planes.shape[0], strengths, hue))
+
+
+def draw_jitter(
+    key: jax.Array, batch: int, strengths: tuple[float, float, float], hue: float
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Draws what `color_jitter` does to each of B pictures.
+
+    Args:
+      key: a PRNG key.
+      batch: B.
+      strengths: of brightness, contrast and saturation, as `color_jitter` takes them.
+      hue: likewise.
+
+    Returns:
+      (ranks, factors, shift), as `apply_jitter` takes them.
+    """
     order_key, factor_key, hue_key = jax.random.split(key, 3)
-    strengths = jnp.asarray([brightness, contrast, saturation], jnp.float32)[None, :]
-    lowest = jnp.maximum(1.0 - strengths, 0.0)
+    strength = jnp.asarray(strengths, jnp.float32)[None, :]
+    lowest = jnp.maximum(1.0 - strength, 0.0)
     fraction = jax.random.uniform(factor_key, (batch, 3))
-    factors = lowest + fraction * (1.0 + strengths - lowest)
+    factors = lowest + fraction * (1.0 + strength - lowest)
     shift = jax.random.uniform(hue_key, (batch,), minval=-hue, maxval=hue) if hue else None
     # The ranks of four uniform numbers are a uniform permutation.
     ranks = jnp.argsort(jax.random.uniform(order_key, (batch, 4)), axis=1)
-    return apply_jitter(planes, ranks, factors, shift)
+    return ranks, factors, shift
 
 
 def apply_jitter(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from moco_jax.data import augment
 
@@ -57,3 +58,18 @@ def test_choice_and_parameters_are_drawn_apart():
     strong, any_blur = (left < 60).sum(), (left < 255).sum()
     # A peak below 60 of 255 is a sigma above about .84: 61 % of the blurred ones, whatever p is.
     assert 0.5 < strong / any_blur < 0.7
+
+
+def test_sigmas_are_uniform():
+    images = np.zeros((COUNT, 17, 3, 17), np.uint8)
+    images[:, 8, :, 8] = 255
+    sigmas = np.random.default_rng(0).uniform(0.5, 2.0, COUNT).astype(np.float32)
+    left = [
+        np.asarray(blurred)[:, 8, 0, 8]
+        for blurred in (
+            jax.jit(partial(augment.blur, sigma=(0.5, 2.0)))(jax.random.key(0), images),
+            jax.jit(augment.blurring.gaussian_blur)(images, sigmas),
+        )
+    ]
+    assert len(np.unique(left[1])) > 50  # the level left in the middle tells the sigma
+    assert stats.ks_2samp(*left).pvalue > 0.01

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from scipy import stats
 
 from moco_jax.data import color
 from moco_jax.data.levels import to_images
@@ -96,6 +97,19 @@ def test_apply_jitter_follows_each_pictures_order(photographs):
     jittered = jax.jit(color.apply_jitter)(images, ranks, factors, SHIFTS)
     difference = pillow_pictures.difference(jittered, expected)
     assert difference.mean(axis=(1, 2, 3)).max() < 0.05
+
+
+def test_draws_are_distributed_as_torchvisions():
+    # A strength above 1 is cut at a factor of 0.
+    ranks, factors, shift = color.draw_jitter(jax.random.key(0), 4800, (0.4, 0.1, 1.5), 0.1)
+    ranges = [(0.6, 1.4), (0.9, 1.1), (0.0, 2.5), (-0.1, 0.1)]
+    for drawn, (low, high) in zip([*np.asarray(factors).T, shift], ranges, strict=True):
+        assert stats.kstest(np.asarray(drawn), stats.uniform(low, high - low).cdf).pvalue > 0.01
+    orders, counts = np.unique(np.asarray(ranks), axis=0, return_counts=True)
+    assert len(orders) == 24 and (np.sort(orders, axis=1) == np.arange(4)).all()
+    assert stats.chisquare(counts).pvalue > 0.01
+    assert abs(np.corrcoef(np.asarray(factors).T) - np.eye(3)).max() < 0.05
+    assert color.draw_jitter(jax.random.key(0), 4, (0.4, 0.4, 0.4), 0.0)[2] is None
 
 
 def test_color_jitter_draws_from_its_ranges():

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from moco_jax.data.decode import BadImage, decode
+from tests.data.stores import open_images
 
 
 def smooth_picture(height, width):
@@ -186,3 +187,15 @@ def test_too_many_pixels_are_an_error(name, limit, monkeypatch):
 def test_canvas_must_have_a_pixel():
     with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
         decode(FILES["jpeg"], 0)
+
+
+def test_what_a_file_holds_counts_not_its_ending(tmp_path):
+    (tmp_path / "png.jpg").write_bytes(FILES["png"])
+    (tmp_path / "jpeg.png").write_bytes(FILES["jpeg"])
+    (tmp_path / "page.jpg").write_bytes(b"<html>404</html>")
+    train = open_images(tmp_path).train
+    pictures = {name.rpartition("/")[2]: train.read(i) for i, name in enumerate(train.names)}
+    np.testing.assert_array_equal(decode(pictures["png.jpg"], 81), pil_loader(FILES["png"]))
+    np.testing.assert_array_equal(decode(pictures["jpeg.png"], 81), pil_loader(FILES["jpeg"]))
+    with pytest.raises(BadImage, match="no known image format"):
+        decode(pictures["page.jpg"], 81)

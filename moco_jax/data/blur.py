@@ -15,7 +15,8 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     Pillow approximates the Gaussian by three extended box blurs along each axis. The three are one
     banded matrix, so the blur is one matmul an axis; shifting and adding was slower. Departure:
     Pillow also rounds to 8 bits between the three boxes, which is left out (mean difference below
-    half a grey level).
+    half a grey level on photographs, .7 where a small picture is texture all over): with it the
+    blur took 1.8 times as long.
 
     Args:
       planes: uint8[B, S, 3, S].

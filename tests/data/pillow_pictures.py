@@ -12,7 +12,7 @@ _ARCHIVE = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "image
 
 def pictures(count: int) -> list[Image.Image]:
     """Returns RGB pictures of different sizes: photographs where there are any, else generated."""
-    if not _ARCHIVE.is_file():
+    if not are_photographs():
         return [_generated(seed) for seed in range(count)]
     found = []
     with tarfile.open(_ARCHIVE) as archive:
@@ -26,6 +26,11 @@ def pictures(count: int) -> list[Image.Image]:
             if len(found) == count:
                 break
     return found
+
+
+def are_photographs() -> bool:
+    """Returns whether `pictures` are photographs."""
+    return _ARCHIVE.is_file()
 
 
 def _generated(seed: int) -> Image.Image:

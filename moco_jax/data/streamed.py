@@ -18,6 +18,7 @@ from moco_jax.mesh import Layout
 _PIECE = 16  # pictures a task: all threads work on the next batch, whatever its size
 _AHEAD = 2  # batches on the devices, or on their way, that no step has asked for yet
 _IN_USE = 3  # batches that steps under way may still read
+MOST_ON_DEVICES = _AHEAD + _IN_USE
 
 
 class StreamedData:

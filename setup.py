@@ -30,6 +30,8 @@ setup(
     extras_require={
         "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # The compiler for TPUs, to plan a pod without one; jax[tpu] pins the libtpu of its jax.
+        "plan": ["jax[tpu]>=0.10"],
         # To prepare most TFDS data sets; reading and training need none of it.
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
         "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy"],

@@ -131,14 +131,23 @@ def picture_movers(
       canvas: side of a picture from the host, pixels.
     """
 
-    def beyond(collective: Collective, array: Array) -> bool:
-        if array.dtype == "u8":
-            return array.size >= canvas**2 * 3
-        # Views may come in any order of dimensions, or flattened; gradients never do.
-        is_view = array.shape.count(view) >= 2 or collective.kind != "all-reduce"
-        return is_view and array.size > images * view**2 * 3
+    whole, one_view = canvas**2 * 3, view**2 * 3
 
-    return [c for c in found if any(beyond(c, array) for array in c.arrays)]
+    def beyond(array: Array) -> bool:
+        if array.dtype == "u8":
+            return array.size >= whole
+        return array.size > images * one_view and _holds(array.shape, one_view)
+
+    return [c for c in found if any(beyond(array) for array in c.arrays)]
+
+
+def _holds(shape: tuple[int, ...], size: int) -> bool:
+    """Returns whether neighbouring dimensions multiply to the size: a view, flat or not."""
+    return any(
+        math.prod(shape[start:end]) == size
+        for start in range(len(shape))
+        for end in range(start + 1, len(shape) + 1)
+    )
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:

@@ -35,6 +35,11 @@ class Notices:
         return self._shown[1]
 
 
+def abstract(layout: Layout) -> jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of what `Notices.put` gives."""
+    return jax.ShapeDtypeStruct((layout.devices, 2), jnp.int32, sharding=layout.sharded())
+
+
 def combined(notices: jax.Array) -> dict[str, jax.Array]:
     """Returns, inside jit, all processes' numbers as one: f32[] each."""
     return {

@@ -70,7 +70,7 @@ def _devices(place: Topology) -> Sequence[Any]:
 
 def _forecast(config: ConfigDict, place: Topology, layout: Layout) -> Forecast:
     say(f"{place}: compiling the step for {layout.devices} devices, {config.batch_size} images ...")
-    program = compiled(config, layout, _PICTURES.value)
+    program = compiled(*abstract_step(config, layout, _PICTURES.value))
     waiting = MOST_ON_DEVICES - 1
     return Forecast(place, program, config.batch_size, waiting, _MFU.value, _PICTURES.value)
 
@@ -96,8 +96,8 @@ def remedy(config: ConfigDict, found: Forecast, layout: Layout) -> tuple[str, Fo
     return f"batch_size={batch} was estimated to fit, and compiled does not", tried
 
 
-def notes(config: ConfigDict, found: Forecast) -> list[str]:
-    """Returns what a row of the table doesn't tell."""
+def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
+    """Returns what a row of the table doesn't tell, and so many of the largest collectives."""
     place, chip, lines = found.topology, found.topology.chip, []
     if not found.fits:
         reason = found.program.refusal or f"{found.total_gib:.2f} of {found.usable_gib:.2f} GiB"
@@ -118,42 +118,45 @@ def notes(config: ConfigDict, found: Forecast) -> list[str]:
     if chip.unsure:
         lines.append(f"no source was found for {', '.join(chip.unsure)} of the {chip.title}")
     ranked = sorted(found.program.moved, key=lambda c: c.bytes * (c.times or 1), reverse=True)
-    lines += [f"{c.bytes / 1e6:10.3f} MB  {c}" for c in ranked[: _LARGEST.value]]
+    lines += [f"{c.bytes / 1e6:10.3f} MB  {c}" for c in ranked[:largest]]
     return [f"{place}: {line}" for line in lines]
 
 
+def places(names: list[str]) -> list[Topology]:
+    """Returns the topologies of these names, nothing loaded yet.
+
+    Raises:
+      ValueError: if one is malformed.
+      ModuleNotFoundError: if the compiler for one is not installed.
+    """
+    found = [topology.parse(name) for name in names]
+    if any(place.chip.is_tpu for place in found):
+        topology.check_compiler()
+    return found
+
+
 def prepare(
-    config: ConfigDict, names: list[str], images: int | None = None
+    config: ConfigDict, asked: list[Topology], images: int | None = None
 ) -> list[tuple[ConfigDict, Topology, Layout]]:
     """Returns each topology, its config, and where arrays lie, before anything long begins.
 
     Args:
       config: of the run.
-      names: of the topologies.
+      asked: the topologies.
       images: a chip; default by the config's batch size.
 
     Raises:
       ValueError: for every topology, what is wrong with it or with the config on it.
-      ModuleNotFoundError: if the compiler is not installed.
     """
-    places = [topology.parse(name) for name in names]
-    if any(place.chip.is_tpu for place in places):
-        topology.check_compiler()
-    gpus = max([place.devices for place in places if not place.chip.is_tpu], default=1)
-    # No accelerator of this machine is looked for, nor needed.
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    jax.config.update("jax_platforms", "cpu")
-    if gpus > 1:
-        jax.config.update("jax_num_cpu_devices", gpus)
     prepared, problems = [], []
-    for place in places:
+    for place in asked:
         try:
-            layout = make_layout(_devices(place))
+            devices = _devices(place)
             own = config.copy_and_resolve_references()
             if images is not None:
                 own.batch_size = images * place.chips
-            validation.check(own, layout.devices)
-            prepared.append((own, place, layout))
+            validation.check(own, len(devices))
+            prepared.append((own, place, make_layout(devices, **own.mesh)))
         except ValueError as error:
             problems.append(f"{place}: {error}")
     if problems:
@@ -161,19 +164,30 @@ def prepare(
     return prepared
 
 
+def _use_only_cpus(asked: list[Topology]) -> None:
+    """Makes JAX look for no accelerator of this machine, and gives it a CPU device for each GPU."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    gpus = [place.devices for place in asked if not place.chip.is_tpu]
+    if gpus:
+        jax.config.update("jax_num_cpu_devices", max(gpus))
+
+
 def main(_) -> None:
     config = command_line.config()
     if not _TOPOLOGY.value:
         command_line.fail("give a topology, such as --topology=v5e:4x4,v4:8x8x8 or h100:8")
     try:
-        prepared = prepare(config, _TOPOLOGY.value, _IMAGES.value)
+        asked = places(_TOPOLOGY.value)
+        _use_only_cpus(asked)
+        prepared = prepare(config, asked, _IMAGES.value)
     except (ValueError, ModuleNotFoundError) as error:
         command_line.fail(str(error))
     forecasts, lines, fit = [], [], True
     for own, place, layout in prepared:
         found = _forecast(own, place, layout)
         forecasts.append(found)
-        lines += notes(own, found)
+        lines += notes(own, found, _LARGEST.value)
         if not found.fits:
             advice, tried = remedy(own, found, layout)
             forecasts += [tried] if tried else []
@@ -186,11 +200,11 @@ def main(_) -> None:
 
 def _title(config: ConfigDict, layout: Layout) -> str:
     """Returns in two lines what is planned, and by which assumptions."""
-    _, state, _ = abstract_step(config, layout, _PICTURES.value)
+    _, state, *_ = abstract_step(config, layout, _PICTURES.value)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return (
         f"{config.name}: {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.dtype}, "
-        f"{config.bn_groups} batch-norm groups, {config.queue_size} keys\n"
+        f"{config.bn_groups} batch-norm groups, {config.queue_size} keys, fsdp {config.mesh.fsdp}\n"
         f"{_PICTURES.value} pictures; {_MFU.value:.0%} of the bfloat16 peak is assumed"
     )
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from moco_jax import notices
 from moco_jax.collectives import Collective, collectives
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.pretrain import compile_step
-from moco_jax.train_step import TrainState, abstract_state, make_train_step
+from moco_jax.run import jit_step
+from moco_jax.train_step import abstract_state, make_train_step
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -45,37 +46,45 @@ class Program:
     refusal: str = ""
 
 
-class _Streamed:
-    """Stands for a streamed data set: a batch is its pictures."""
+def abstract_step(config: ConfigDict, layout: Layout, pictures: int) -> tuple[Any, ...]:
+    """Returns the jitted step of a validated config, and its abstract arguments.
 
-    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        return batch["images"], batch["sizes"]
+    They are state, arrays, batch and notices; data are taken to be streamed.
 
-
-def abstract_step(
-    config: ConfigDict, layout: Layout, pictures: int
-) -> tuple[Any, TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the jitted step of a validated config, and its abstract state and batch."""
+    Args:
+      config: of the run.
+      layout: where arrays lie.
+      pictures: of the training set.
+    """
     encoder = make_encoder(config)
     steps_per_epoch = max(1, pictures // config.batch_size)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch))
     train_step = make_train_step(config, encoder, optimizer, layout)
-    data: Any = _Streamed()
-    step = compile_step(config, data, train_step, layout)
-    size, canvas = config.batch_size, config.data.canvas
+    step = jit_step(config, _batch_itself, train_step, layout)
+    size, canvas, sharding = config.batch_size, config.data.canvas, layout.sharded()
     batch = {
-        "images": jax.ShapeDtypeStruct((size, canvas, canvas, 3), jnp.uint8),
-        "sizes": jax.ShapeDtypeStruct((size, 2), jnp.int32),
+        "images": jax.ShapeDtypeStruct((size, canvas, canvas, 3), jnp.uint8, sharding=sharding),
+        "sizes": jax.ShapeDtypeStruct((size, 2), jnp.int32, sharding=sharding),
     }
-    batch = {k: x.update(sharding=layout.sharded()) for k, x in batch.items()}
-    return step, abstract_state(config, encoder, optimizer, layout), batch
+    state = abstract_state(config, encoder, optimizer, layout)
+    return step, state, {}, batch, notices.abstract(layout)
 
 
-def compiled(config: ConfigDict, layout: Layout, pictures: int) -> Program:
-    """Returns what the compiler tells of the step, be it that it doesn't fit."""
-    step, state, batch = abstract_step(config, layout, pictures)
-    lowered = step.lower(state, {}, batch)
-    batch_bytes = _bytes_on_device(batch)
+def _batch_itself(arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns the pictures of streamed data."""
+    return batch["images"], batch["sizes"]
+
+
+def compiled(step: Any, state: Any, *others: Any) -> Program:
+    """Returns what the compiler tells of a jitted step, be it that it doesn't fit.
+
+    Args:
+      step: jitted.
+      state: its first argument, abstract.
+      *others: its other arguments, abstract: what a step is given anew.
+    """
+    lowered = step.lower(state, *others)
+    batch_bytes = _bytes_on_device(others)
     begun = time.perf_counter()
     try:
         program = lowered.compile()

@@ -91,7 +91,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         layout=layout,
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
-        step=jit_step(config, data, train_step, layout),
+        step=jit_step(config, data.pictures, train_step, layout),
         lr=jax.jit(schedule),
         create=lambda: create_state(config, encoder, optimizer, layout),
         target=abstract_state(config, encoder, optimizer, layout),
@@ -99,8 +99,11 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     )
 
 
-def jit_step(config: ConfigDict, data: loader.DataSet, train_step: Callable, layout: Layout):
-    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
+def jit_step(config: ConfigDict, pictures: Callable, train_step: Callable, layout: Layout):
+    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated.
+
+    `pictures` is a data set's: (arrays, batch) -> canvases and sizes.
+    """
     dtype = jnp.dtype(config.dtype)
     make = [
         make_view(recipe, config.data.image_size, config.data.mean, config.data.std, dtype)
@@ -108,7 +111,7 @@ def jit_step(config: ConfigDict, data: loader.DataSet, train_step: Callable, lay
     ]
 
     def step(state, arrays, batch, notes):
-        images, sizes = data.pictures(arrays, batch)
+        images, sizes = pictures(arrays, batch)
         # Key 0 of the root made the weights; the steps' keys come from key 1.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
         views = tuple(

@@ -104,6 +104,8 @@ def tpu_devices(topology: Topology) -> list:
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{topology.kind}-{topology.devices}"
+    # One process at a time may use a TPU; any number may compile.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 

@@ -7,8 +7,8 @@ from moco_jax.hardware import GIB
 from moco_jax.program import Program
 from moco_jax.topology import Topology
 
-USABLE_TPU = 0.98  # of the memory; libtpu keeps the rest (it gives 15.75 of a v5e's 16 GiB)
-USABLE_GPU = 0.75  # what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+_USABLE_TPU = 0.96  # of the memory, where it is not known how much libtpu keeps
+_USABLE_GPU = 0.75  # of the memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Forecast:
     @property
     def usable_gib(self) -> float:
         chip = self.topology.chip
-        return chip.memory_gib * (USABLE_TPU if chip.is_tpu else USABLE_GPU)
+        return chip.usable_gib or chip.memory_gib * (_USABLE_TPU if chip.is_tpu else _USABLE_GPU)
 
     @property
     def fits(self) -> bool:

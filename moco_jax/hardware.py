@@ -8,6 +8,7 @@ Sources, read in November 2026:
     architecture; peaks without sparsity (the sheets print twice that), tensor cores, float32 sums.
   [gcp] cloud.google.com/compute/docs/accelerator-optimized-machines: vCPUs of A2, A3, G2.
   [aws] Lists of EC2 instances: vCPUs of p5en, p6-b200, g6e.
+  libtpu 0.0.42: `usable_gib`, the limit by which its compiler refuses a program.
 What was not found in one of these is named in `unsure` and written from memory.
 """
 
@@ -33,6 +34,7 @@ class Chip:
       dimensions: of a TPU's topology (2 for 16x16); 0 for GPUs, which have none.
       pod_chips: the largest slice of a TPU, in chips; 0 for GPUs.
       devices_per_chip: `jax.Device`s a chip; 2 where its two cores have their own memory.
+      usable_gib: of the memory, what a program may take; 0 if not known.
     """
 
     title: str
@@ -46,6 +48,7 @@ class Chip:
     dimensions: int = 0
     pod_chips: int = 0
     devices_per_chip: int = 1
+    usable_gib: float = 0.0
 
     @property
     def is_tpu(self) -> bool:
@@ -60,26 +63,31 @@ CHIPS: dict[str, Chip] = {  # title; GiB, FLOP/s; chips and vCPUs of the host, a
         dimensions=2,
         pod_chips=1024,
         devices_per_chip=2,
+        usable_gib=30.96,
     ),
     "v4": Chip(
         *("TPU v4", 32, 275e12, 4, 240, "ct4p-hightpu-4t", "tpu", _VCPUS),
         dimensions=3,
         pod_chips=4096,
+        usable_gib=30.75,
     ),
     "v5e": Chip(
         *("TPU v5e", 16, 197e12, 4, 112, "ct5lp-hightpu-4t", "tpu"),
         dimensions=2,
         pod_chips=256,
+        usable_gib=15.75,
     ),
     "v5p": Chip(
         *("TPU v5p", 95, 459e12, 4, 208, "ct5p-hightpu-4t", "tpu", _VCPUS),
         dimensions=3,
         pod_chips=6144,
+        usable_gib=95.74,
     ),
     "v6e": Chip(
         *("TPU v6e", 32, 918e12, 4, 180, "ct6e-standard-4t", "tpu", _VCPUS),
         dimensions=2,
         pod_chips=256,
+        usable_gib=31.25,
     ),
     "tpu7x": Chip(
         *("TPU7x", 192, 2307e12, 4, 224, "tpu7x-standard-4t", "tpu", _VCPUS),

@@ -187,7 +187,9 @@ def main(_) -> None:
     for own, place, layout in prepared:
         found = _forecast(own, place, layout)
         forecasts.append(found)
-        lines += notes(own, found, _LARGEST.value)
+        told = notes(own, found, _LARGEST.value)
+        say("\n".join(["", forecast.table([found]), "", *told, ""]))  # the next may take long
+        lines += told
         if not found.fits:
             advice, tried = remedy(own, found, layout)
             forecasts += [tried] if tried else []

@@ -17,7 +17,11 @@ from moco_jax.optimizers import make_optimizer, make_schedule
 from moco_jax.run import jit_step
 from moco_jax.train_step import abstract_state, make_train_step
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+# What the TPU compiler says when a program takes too much; both totals include the arguments.
+_USED = re.compile(
+    r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT]?)\)? "
+    r"(?:exceeds available HBM \(|of )([\d.]+[KMGT]?)"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -112,7 +116,7 @@ def _refused(message: str, state: int, batch: int, seconds: float) -> Program:
     temporaries = None
     if used:
         temporaries = max(0, int(float(used[1]) * _UNITS[used[2]]) - state - batch)
-    reason = used[0] if used else message.splitlines()[0]
+    reason = f"needs {used[1]}{used[2]} of {used[3]}" if used else message.splitlines()[0]
     return Program(state, batch, temporaries, 0, None, [], seconds, reason)
 
 

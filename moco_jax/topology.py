@@ -56,8 +56,9 @@ def parse(text: str) -> Topology:
     """
     kind, colon, size = text.strip().lower().partition(":")
     if kind not in CHIPS:
-        close = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        close = [known for known in CHIPS if kind and known.startswith(kind)]
+        close = close or difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
+        hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ValueError(f"{text!r}: unknown chips {kind!r}; {hint}known: {', '.join(CHIPS)}")
     chip = CHIPS[kind]
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):

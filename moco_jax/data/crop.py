@@ -142,7 +142,7 @@ def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: in
         weights = jnp.maximum(1.0 - jnp.abs(pixels - start - centers) / reach, 0.0)
         return jnp.where((pixels > first) & (pixels < last), weights, 0.0)
 
-    # The sum over the few pixels within reach: over the canvas it would cost a third of a product.
+    # The sum over the few pixels within reach: over the canvas it cost an accelerator a fifth more.
     taps = jnp.arange(2 * max(-(-length // out), 1) + 1, dtype=jnp.float32)[None, None, :]
     total = jnp.sum(weigh_pixels(jnp.floor(start + centers - reach) + taps), axis=2, keepdims=True)
     return weigh_pixels(jnp.arange(length, dtype=jnp.float32)[None, None, :]) / total

@@ -1,0 +1,39 @@
+"""Several processes under a real mpirun."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.launch import packages
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def mpirun(repository):
+    """Returns a function that runs Python on two processes."""
+    packages.install(("mpirun",), "openmpi-bin")
+
+    def mpirun(*arguments):
+        command = ["mpirun", "-n", "2", "--allow-run-as-root", "--oversubscribe"]
+        return subprocess.run(
+            [*command, sys.executable, *arguments],
+            cwd=repository,
+            env=os.environ | {"XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return mpirun
+
+
+def test_two_processes_form_one_cluster_of_jax(mpirun):
+    done = mpirun("tests/launch/join.py")
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [
+        "process 0 of 2 sees [0, 1]",
+        "process 1 of 2 sees [0, 1]",
+    ]

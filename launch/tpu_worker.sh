@@ -121,7 +121,8 @@ running() {
 
 follow() {
   [ -s "$state/holder" ] || fail "nothing was started here"
-  tail --lines=200 --follow --sleep-interval=0.5 --pid="$(cat "$state/holder")" "$state/log"
+  while running; do sleep 0.2; done &
+  tail --lines=200 --follow --sleep-interval=0.2 --pid=$! "$state/log" # ends after that loop
   code
   exit "$code"
 }

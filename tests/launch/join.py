@@ -1,4 +1,4 @@
-"""Joins the cluster that JAX finds by itself, and prints who is there: `python tests/launch/join.py`."""
+"""Joins the cluster that JAX finds by itself, and prints who is there."""
 
 import jax
 from jax.experimental import multihost_utils

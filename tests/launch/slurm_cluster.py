@@ -14,7 +14,8 @@ import pytest
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 
 # The node is called localhost, which resolves everywhere; it claims more processors than there may
-# be, and 4 GPUs, which are copies of /dev/null. A job that is put back into the queue waits as long as a credential lives.
+# be, and 4 GPUs, which are copies of /dev/null. A job that is put back into the queue waits as long
+# as a credential lives.
 CONFIG = """
 ClusterName=test
 SlurmctldHost=localhost

@@ -2,12 +2,13 @@
 
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Self
 
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from moco_jax import cluster
 from moco_jax.train_step import TrainState
 
 KIND = "moco_jax.pretrain"
@@ -33,15 +34,26 @@ class Checkpoints:
         """
         self.folder, self._recipe = folder.absolute(), recipe
         self._pictures: int | None = None
-        # What a killed save left behind. Orbax would clean it up in a thread that outlives a start
-        # that fails.
-        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
+        cluster.on_first(self._remove_unfinished)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
             enable_async_checkpointing=True,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a killed save left behind.
+
+        Orbax would do it in a thread that outlives a start that fails.
+        """
+        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
 
     @property
     def latest(self) -> int | None:
@@ -75,7 +87,7 @@ class Checkpoints:
         self._pictures = pictures
         step = self.latest
         saved = self._about(step)["pictures"] if step is not None else pictures
-        if saved != pictures:
+        if saved != pictures and cluster.is_first():
             logging.warning(
                 "the checkpoint saw %d pictures, now there are %d: the run goes on with another "
                 "order of the pictures and another length of an epoch",
@@ -104,7 +116,7 @@ class Checkpoints:
                 f"{self.path(step)} can't be continued, since the config now has another model or "
                 f"dictionary:\n{_table(fatal)}\nGive another --workdir, or the old values."
             )
-        if changed:
+        if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", _table(changed))
 
     def _about(self, step: int) -> dict[str, Any]:

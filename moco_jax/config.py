@@ -29,6 +29,10 @@ def base() -> ConfigDict:
     c.checkpoint_every = 1000  # steps
     c.keep_checkpoints = 2  # the latest so many are kept
 
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices that share the batch; -1: all that there are
+    c.mesh.fsdp = 1  # neighbouring devices among which parameters, EMA and optimizer are split
+
     c.model = ConfigDict()
     c.model.name = "resnet50"  # see moco_jax/models/resnet.py
     c.model.stem = "imagenet"  # imagenet: 7x7/2 and max-pool; small: 3x3/1 for pictures of 32x32

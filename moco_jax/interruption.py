@@ -5,10 +5,55 @@ import signal
 from collections.abc import Iterator
 
 
-class Interruption:
-    """Whether the run was asked to stop, and by which signal."""
+class Stopped(BaseException):
+    """Raised where the program is when a signal comes, as `KeyboardInterrupt` is.
 
-    by: signal.Signals | None = None
+    Attributes:
+      signal: which.
+    """
+
+    def __init__(self, by: signal.Signals):
+        super().__init__(by.name)
+        self.signal = by
+
+
+class Interruption:
+    """Whether the run was asked to stop, and by which signal.
+
+    Attributes:
+      by: the signal, None until one comes.
+    """
+
+    def __init__(self):
+        """Begins unasked; a signal raises `Stopped` until it is told to wait."""
+        self.by: signal.Signals | None = None
+        self._waits = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the block a signal is noted, and the block looks at `by` when it can stop."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, inside one that waits, a signal raises `Stopped` again."""
+        self._waits = False
+        try:
+            if self.by:
+                raise Stopped(self.by)
+            yield
+        finally:
+            self._waits = True
+
+    def note(self, by: signal.Signals) -> None:
+        """Notes the signal, and raises `Stopped` unless something waits."""
+        self.by = by
+        if not self._waits:
+            raise Stopped(by)
 
 
 @contextlib.contextmanager
@@ -20,9 +65,9 @@ def watch() -> Iterator[Interruption]:
     interruption = Interruption()
     previous = {}
 
-    def note(number, frame):
-        interruption.by = signal.Signals(number)
+    def handle(number, frame):
         restore()
+        interruption.note(signal.Signals(number))
 
     def restore():
         while previous:
@@ -30,7 +75,7 @@ def watch() -> Iterator[Interruption]:
 
     with contextlib.suppress(ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+            previous[number] = signal.signal(number, handle)
     try:
         yield interruption
     finally:

@@ -1,5 +1,6 @@
 """Where a run's numbers go: TensorBoard, metrics.jsonl and one line on the terminal."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -9,9 +10,11 @@ import time
 import clu.parameter_overview
 import tensorboardX
 
+from moco_jax import cluster
+
 
 class MetricsLog:
-    """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir.
+    """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir, on process 0.
 
     clu's own writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the
     same files without it.
@@ -22,25 +25,33 @@ class MetricsLog:
 
     def __init__(self, folder: pathlib.Path, start_step: int):
         """Opens the files, dropping what a killed run wrote past the step it resumes from."""
-        path = folder / "metrics.jsonl"
         # A run that starts anew measures step 0 again.
-        last = start_step if start_step else -1
-        kept = _truncate(path, last)
-        self.evaluated = any(line["step"] == last and "knn_top1" in line for line in kept)
-        self._file = open(path, "a")
+        self._last = start_step if start_step else -1
+        self._folder, self._files = folder, contextlib.ExitStack()
+        self.evaluated: bool = cluster.on_first(self._open)
+
+    def _open(self) -> bool:
+        path = self._folder / "metrics.jsonl"
+        kept = _truncate(path, self._last)
+        self._file = self._files.enter_context(open(path, "a"))
         # TensorBoard hides what a killed run wrote past the checkpoint.
-        self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
+        self._board = tensorboardX.SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=self._last + 1
+        )
+        self._files.callback(self._board.close)
+        return any(line["step"] == self._last and "knn_top1" in line for line in kept)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line and one point a scalar."""
+        if not cluster.is_first():
+            return
         self._file.write(json.dumps({"step": step, **scalars}) + "\n")
         self._file.flush()
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._files.close()
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
@@ -64,7 +75,10 @@ def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
 
 
 class Console:
-    """Tells the person at the terminal how the run goes: one line, kept in place on a terminal."""
+    """Tells the person at the terminal how the run goes: one line, kept in place on a terminal.
+
+    Process 0 speaks for all.
+    """
 
     def __init__(self, total_steps: int, steps_per_epoch: int, chance: float):
         """Begins.
@@ -77,9 +91,12 @@ class Console:
         self._total, self._per_epoch, self._chance = total_steps, steps_per_epoch, chance
         self._live = sys.stdout.isatty()
         self._open = False
+        self._speaks = cluster.is_first()
 
     def progress(self, step: int, m: dict[str, float]) -> None:
         """Shows the step's metrics (`loss`, `lr`, `images_per_second`, ...)."""
+        if not self._speaks:
+            return
         line = (
             f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  "
             f"loss {m['loss']:.3f} (chance {self._chance:.2f})  pretext {m['accuracy']:.1f}%  "
@@ -95,6 +112,8 @@ class Console:
 
     def say(self, message: str) -> None:
         """Shows a message on a line of its own, which stays."""
+        if not self._speaks:
+            return
         if self._open:
             print()
             self._open = False

@@ -1,19 +1,51 @@
 """Pretrains from the command line: `python -m moco_jax.main --config=configs/digits.py`.
 
-This file is kept short: flags, and one call.
+Exit codes: 0 done; 2 a problem, told in one message; 75 stopped by SIGTERM and saved, to be started
+again with the same command; 130 stopped by Ctrl-C and saved. This file is kept short: flags, and
+one call.
 """
 
+import os
+import signal
 import sys
 
 from absl import app, flags, logging
 
-from moco_jax import command_line, pretrain
+from moco_jax import cluster, command_line, pretrain
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, where the cluster is not found by itself."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, likewise.")
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0, likewise.")
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout", 300, "Seconds to wait for all processes to come.", lower_bound=1
+)
+
+_EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
 def main(_) -> None:
     config = command_line.config()
+    code = 0
+    try:
+        with cluster.joined(
+            coordinator=_COORDINATOR.value,
+            processes=_PROCESSES.value,
+            process=_PROCESS.value,
+            timeout=_JOIN_TIMEOUT.value,
+        ):
+            code = _pretrain(config)
+    except ValueError as error:  # of joining
+        command_line.fail(str(error))
+    if code:
+        sys.stdout.flush()
+        os._exit(code)  # a thread may be compiling, and can't be stopped
+
+
+def _pretrain(config) -> int:
+    """Returns the exit code."""
     try:
         pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
     except (OSError, ValueError, pretrain.NotFinite) as error:
@@ -21,11 +53,12 @@ def main(_) -> None:
             raise
         command_line.fail(f"{error}\n(--verbosity=1 shows where)")
     except pretrain.Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr)
-        sys.exit(128 + stop.signal)
+        print(f"\n{stop}", file=sys.stderr, flush=True)
+        return _EXIT_CODES[stop.signal]
     except KeyboardInterrupt:
         print("\nstopped; what follows the last checkpoint is not saved", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 def run() -> None:

@@ -8,15 +8,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA_AXIS = "data"
+AXES = ("data", "fsdp")
+
+_SMALL = 2**14  # elements; below, a parameter costs less memory than it would cost to gather
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays lie: batch and dictionary sharded over the mesh, all else replicated.
+    """Where arrays lie: batch and dictionary split over all devices, the rest on each whole.
+
+    With an `fsdp` axis of more than one device, large parameters are split over it.
 
     Attributes:
-      mesh: one axis, `data`, over all devices in use.
+      mesh: axes `data` and `fsdp` over all devices in use.
     """
 
     mesh: Mesh
@@ -32,7 +36,16 @@ class Layout:
 
     def sharded(self, axis: int = 0) -> NamedSharding:
         """Returns the sharding that splits `axis` over all devices."""
-        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, DATA_AXIS))
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
+
+    def parameter(self, shape: Sequence[int]) -> NamedSharding:
+        """Returns the sharding of a parameter: its largest axis that divides, over `fsdp`."""
+        shards = self.mesh.shape["fsdp"]
+        axes = [axis for axis, length in enumerate(shape) if length % shards == 0]
+        if shards == 1 or not axes or np.prod(shape) < _SMALL:
+            return self.replicated
+        axis = max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     def replicate(self, x: Any) -> Any:
         """Returns x, inside jit, whole on every device."""
@@ -55,9 +68,40 @@ class Layout:
         sharding = self.sharded()
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
+    def put(self, arrays: Any, sharding: NamedSharding) -> Any:
+        """Returns host arrays, which every process holds whole and alike, as device arrays."""
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
+            arrays,
+        )
 
-def make_layout(devices: Sequence[Any] | None = None) -> Layout:
-    """Returns the layout over these `jax.Device`s (default: all)."""
-    chosen = np.asarray(jax.devices() if devices is None else devices)
+
+def make_layout(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1) -> Layout:
+    """Returns the layout over these `jax.Device`s (default: all), of all processes.
+
+    Args:
+      devices: in use.
+      data: length of the mesh's first axis; -1: as many as there are.
+      fsdp: length of its second axis, neighbouring devices, over which parameters are split.
+
+    Raises:
+      ValueError: if the axes don't multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    problem = mesh_problem(data, fsdp, len(devices))
+    if problem:
+        raise ValueError(problem)
     # Explicit axes, make_mesh's default now, don't carry a Linen conv net's backward pass.
-    return Layout(Mesh(chosen, (DATA_AXIS,), axis_types=(AxisType.Auto,)))
+    mesh = jax.make_mesh(
+        (len(devices) // fsdp, fsdp), AXES, devices=devices, axis_types=(AxisType.Auto,) * 2
+    )
+    return Layout(mesh)
+
+
+def mesh_problem(data: int, fsdp: int, devices: int) -> str | None:
+    """Returns what is wrong with a mesh of these axes over so many devices, None where nothing."""
+    if fsdp < 1 or devices % fsdp:
+        return f"mesh.fsdp={fsdp} must divide the {devices} devices"
+    if data not in (-1, devices // fsdp):
+        return f"mesh.data={data} must be -1 or {devices // fsdp}: {devices} devices, fsdp={fsdp}"
+    return None

@@ -2,77 +2,46 @@
 
 import collections
 import contextlib
-import dataclasses
+import itertools
 import math
 import pathlib
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from moco_jax import cluster, interruption, logging, validation, workdir
 from moco_jax import config as config_lib
-from moco_jax import interruption, logging, validation, workdir
 from moco_jax.checkpoints import Checkpoints
-from moco_jax.data import loader
-from moco_jax.data.order import ShuffledOrder
-from moco_jax.data.sources import Sources, open_sources
-from moco_jax.data.views import make_view
-from moco_jax.evaluation.monitor import KnnMonitor
-from moco_jax.mesh import Layout, make_layout
-from moco_jax.models.encoder import make_encoder
-from moco_jax.optimizers import make_optimizer, make_schedule, peak_lr
-from moco_jax.train_step import Metrics, TrainState, abstract_state, create_state, make_train_step
+from moco_jax.data.sources import Sources
+from moco_jax.interruption import Interruption
+from moco_jax.mesh import make_layout
+from moco_jax.notices import Notices
+from moco_jax.optimizers import peak_lr
+from moco_jax.run import Run, build, compiled
+from moco_jax.train_step import TrainState
 
 _IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved its state.
+    """The run was asked to stop, and all that it did is saved.
 
     Attributes:
       signal: by which it was asked.
     """
 
-    def __init__(self, message: str, signal):
+    def __init__(self, message: str, by: signal.Signals):
         super().__init__(message)
-        self.signal = signal
+        self.signal = by
 
 
 class NotFinite(Exception):
     """The loss or the gradient is NaN or infinite."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run is made of; nothing in it changes while it runs.
-
-    Attributes:
-      config: validated.
-      order: the pictures of each step.
-      data: the training pictures.
-      step: compiled (state, arrays, batch) -> (state, metrics).
-      lr: step -> learning rate.
-      create: () -> TrainState at step 0.
-      target: the abstract state, for restoring.
-      monitor: kNN, or None without held-out labels.
-    """
-
-    config: ConfigDict
-    order: ShuffledOrder
-    data: loader.DataSet
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
-    lr: Callable[[int], jax.Array]
-    create: Callable[[], TrainState]
-    target: TrainState
-    monitor: KnnMonitor | None
-
-    @property
-    def chance(self) -> float:
-        """The loss of guessing: log(K + 1), for each direction."""
-        return math.log(self.config.queue_size + 1) * (2 if self.config.symmetric else 1)
 
 
 def pretrain(
@@ -96,12 +65,15 @@ def pretrain(
       NotFinite: when the loss or its gradient is no longer a number.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
-    layout = make_layout(devices)
-    validation.check(config, layout.devices)
-    folder, lock = workdir.open_workdir(folder)
-    with lock:
-        checkpoints = Checkpoints(
-            folder / "checkpoints", config.keep_checkpoints, config_lib.flatten(config)
+    devices = jax.devices() if devices is None else devices
+    validation.check(config, len(devices))
+    layout = make_layout(devices, **config.mesh)
+    cluster.check_alike("config", str(config_lib.flatten(config)))
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(interruption.watch())
+        folder = stack.enter_context(workdir.opened(folder))
+        checkpoints = stack.enter_context(
+            Checkpoints(folder / "checkpoints", config.keep_checkpoints, config_lib.flatten(config))
         )
         try:
             checkpoints.check()
@@ -110,75 +82,22 @@ def pretrain(
             resumed = checkpoints.latest is not None
             state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
-            workdir.record(folder, config, first)
-            with contextlib.closing(logging.MetricsLog(folder, first)) as log:
-                return _loop(run, state, checkpoints, log, folder)
-        finally:
-            checkpoints.close()
+            cluster.on_first(lambda: workdir.record(folder, config, first))
+            log = stack.enter_context(contextlib.closing(logging.MetricsLog(folder, first)))
+            return _loop(run, state, checkpoints, log, folder, asked)
+        except interruption.Stopped as stopped:
+            checkpoints.wait()
+            raise _interrupted(stopped.signal, checkpoints) from None
 
 
-def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) -> Run:
-    """Returns the run of a validated config, its data loaded, nothing compiled yet.
-
-    Raises:
-      ValueError: if the pictures can't be had, or are fewer than a batch.
-    """
-    if sources is None:
-        sources = open_sources(
-            source=config.data.source,
-            path=config.data.path,
-            held_out=config.data.held_out,
-            seed=config.seed,
-            train_split=config.data.train_split,
-            test_split=config.data.test_split,
-        )
-    data = loader.load(sources.train, config.data, layout)
-    if len(data) < config.batch_size:
-        raise ValueError(
-            f"{sources.train.name} has {len(data)} pictures, fewer than batch_size="
-            f"{config.batch_size}"
-        )
-    steps_per_epoch = len(data) // config.batch_size
-    steps = config_lib.total_steps(config, steps_per_epoch)
-    encoder = make_encoder(config)
-    schedule = make_schedule(config, steps_per_epoch)
-    optimizer = make_optimizer(config, schedule)
-    train_step = make_train_step(config, encoder, optimizer, layout)
-    monitor = None
-    if config.knn.every_epochs and sources.test is not None and data.labels is not None:
-        test = loader.load(sources.test, config.data, layout)
-        monitor = KnnMonitor(config, encoder, data, test, layout)
-    return Run(
-        config=config,
-        order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
-        data=data,
-        step=compile_step(config, data, train_step, layout),
-        lr=jax.jit(schedule),
-        create=lambda: create_state(config, encoder, optimizer, layout),
-        target=abstract_state(config, encoder, optimizer, layout),
-        monitor=monitor,
+def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
+    step = checkpoints.latest
+    where = (
+        "before the first step was done"
+        if step is None
+        else f"at step {step}; saved in {checkpoints.path(step)}"
     )
-
-
-def compile_step(config: ConfigDict, data: loader.DataSet, train_step: Callable, layout: Layout):
-    """Returns (state, arrays, batch) -> (state, metrics), jitted, the state donated."""
-    dtype = jnp.dtype(config.dtype)
-    make = [
-        make_view(recipe, config.data.image_size, config.data.mean, config.data.std, dtype)
-        for recipe in config.views
-    ]
-
-    def step(state, arrays, batch):
-        images, sizes = data.pictures(arrays, batch)
-        # Key 0 of the root made the weights; the steps' keys come from key 1.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
-        views = tuple(
-            layout.shard(view(jax.random.fold_in(key, i), images, sizes))
-            for i, view in enumerate(make)
-        )
-        return train_step(state, views)
-
-    return jax.jit(step, donate_argnums=0)
+    return Interrupted(f"stopped by {by.name} {where}. The same command goes on from there.", by)
 
 
 def _loop(
@@ -187,6 +106,7 @@ def _loop(
     checkpoints: Checkpoints,
     log: logging.MetricsLog,
     folder: pathlib.Path,
+    asked: Interruption,
 ) -> TrainState:
     """Runs the steps that are left."""
     config, total, first = run.config, len(run.order), int(state.step)
@@ -199,38 +119,43 @@ def _loop(
         _evaluate(run, state, 0, console, log, pixels=True)
     elif run.monitor and not log.evaluated and (_due(first, config, per_epoch) or first == total):
         _evaluate(run, state, first, console, log)  # the run ended between saving and evaluating
-    watch, pending = logging.Stopwatch(), collections.deque()
-    batches = contextlib.closing(run.data.batches(run.order, first))
-    with batches as batches, interruption.watch() as asked:
-        for step in range(first + 1, total + 1):
-            begun = time.perf_counter()
-            batch = next(batches)
-            watch.waited(time.perf_counter() - begun)
-            state, metrics = run.step(state, run.data.arrays, batch)
-            pending.append((step, metrics))
-            stop = asked.by  # looked at once: the signal may come at any moment
-            log_now = step % config.log_every == 0 or step == total
-            evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
-            # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
-            save_now = step % config.checkpoint_every == 0 or step == total or stop or evaluate_now
-            keep = 0 if log_now or save_now or evaluate_now else _IN_FLIGHT
-            scalars = _settle(pending, keep, run, state, checkpoints)
-            if log_now:
-                scalars |= _extra(run, step) | watch.lap(config.batch_size)
-                console.progress(step, scalars)
-                log.write(step, scalars)
-            if save_now:
-                checkpoints.save(step, state)
-            if stop:
-                checkpoints.wait()
-                raise Interrupted(
-                    f"stopped by {stop.name} at step {step}; saved in "
-                    f"{checkpoints.path(step)}. The same command goes on from there.",
-                    stop,
-                )
-            if evaluate_now:
-                _evaluate(run, state, step, console, log)
-                watch.restart()
+    if first >= total:
+        return state
+    watch, notices, pending = logging.Stopwatch(), Notices(run.layout), collections.deque()
+    with contextlib.closing(run.data.batches(run.order, first)) as batches:
+        batch = next(batches)
+        notes = notices.put(stop=0, bad_pictures=run.data.bad)
+        train_step = compiled(run.step, state, run.data.arrays, batch, notes)
+        batches = itertools.chain([batch], batches)
+        with asked.waiting():
+            for step in range(first + 1, total + 1):
+                begun = time.perf_counter()
+                batch = next(batches)
+                watch.waited(time.perf_counter() - begun)
+                notes = notices.put(stop=asked.by or 0, bad_pictures=run.data.bad)
+                state, metrics = train_step(state, run.data.arrays, batch, notes)
+                pending.append((step, metrics))
+                log_now = step % config.log_every == 0 or step == total
+                evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
+                # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
+                save_now = step % config.checkpoint_every == 0 or step == total or evaluate_now
+                open_steps = 0 if log_now or save_now else _IN_FLIGHT
+                scalars = _settle(pending, open_steps, run, state, checkpoints)
+                stop = int(scalars.pop("stop", 0))
+                if log_now:
+                    scalars |= _extra(run, step) | watch.lap(config.batch_size)
+                    console.progress(step, scalars)
+                    log.write(step, scalars)
+                if save_now or stop:
+                    _settle(pending, 0, run, state, checkpoints)
+                    checkpoints.save(step, state)
+                if stop:
+                    checkpoints.wait()
+                    raise _interrupted(signal.Signals(stop), checkpoints)
+                if evaluate_now:
+                    with asked.at_once():
+                        _evaluate(run, state, step, console, log)
+                    watch.restart()
     checkpoints.wait()
     step = int(state.step)
     console.say(f"done: step {step} in {checkpoints.path(step)}")
@@ -280,7 +205,6 @@ def _extra(run: Run, step: int) -> dict[str, float]:
         "chance_loss": run.chance,
         "lr": float(run.lr(step - 1)),
         "momentum": run.config.momentum,
-        "bad_pictures": float(run.data.bad),
     }
 
 
@@ -308,14 +232,16 @@ def _evaluate(run: Run, state: TrainState, step: int, console, log, *, pixels=Fa
 def _introduce(run: Run, state: TrainState, console, folder: pathlib.Path) -> None:
     """Tells what is about to run."""
     config, step = run.config, int(state.step)
-    (folder / "parameters.txt").write_text(logging.parameter_table(state.params) + "\n")
-    devices = list(state.step.sharding.device_set)
+    table = logging.parameter_table(state.params)
+    cluster.on_first(lambda: (folder / "parameters.txt").write_text(table + "\n"))
+    devices, processes = list(run.layout.mesh.devices.flat), jax.process_count()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     console.say(f"workdir {folder}")
     console.say(run.data.describe(config.batch_size))
+    share = f" of {processes} processes" if processes > 1 else ""
     console.say(
         f"{config.model.name}, {parameters / 1e6:.1f} M parameters; {len(devices)} x "
-        f"{devices[0].device_kind}; batch {config.batch_size} in {config.bn_groups} "
+        f"{devices[0].device_kind}{share}; batch {config.batch_size} in {config.bn_groups} "
         f"batch-norm groups; {config.queue_size} keys"
     )
     console.say(

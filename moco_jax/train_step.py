@@ -47,9 +47,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def state_shardings(state: TrainState, layout: Layout) -> TrainState:
-    """Returns each array's sharding: the dictionary split over its keys, all else replicated."""
-    replicated = jax.tree.map(lambda _: layout.replicated, state)
-    return replicated.replace(dictionary=layout.sharded(axis=1))
+    """Returns each array's sharding: the dictionary's over its keys, the others' as parameters."""
+    shardings = jax.tree.map(lambda x: layout.parameter(x.shape), state)
+    return shardings.replace(dictionary=layout.sharded(axis=1))
 
 
 def create_state(
@@ -107,7 +107,8 @@ def make_train_step(
     groups = config.bn_groups if config.shuffle_bn else 1
 
     def encode(params, batch_stats, images):
-        variables = {"params": params, "batch_stats": batch_stats}
+        # Gathered where they are used, if they are split; their gradients come back split.
+        variables = {"params": layout.replicate(params), "batch_stats": batch_stats}
         features, changed = encoder.apply(variables, images, mutable=["batch_stats"])
         return features, changed["batch_stats"]
 
@@ -151,7 +152,7 @@ def make_train_step(
         metrics["grad_norm"] = optax.tree.norm(grads)
         # The loss is of before the update: only this tells that what is saved is finite.
         metrics["param_norm"] = optax.tree.norm(params)
-        return state.replace(
+        after = state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -159,7 +160,10 @@ def make_train_step(
             key_batch_stats=key_batch_stats,
             opt_state=opt_state,
             dictionary=queue.enqueue(state.dictionary, _interleave(keys), state.step),
-        ), metrics
+        )
+        # Said, not left to the compiler: what comes out is what the next step takes in.
+        after = jax.lax.with_sharding_constraint(after, state_shardings(after, layout))
+        return after, layout.replicate(metrics)
 
     return train_step
 

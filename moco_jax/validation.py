@@ -5,12 +5,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.data import recipes
 from moco_jax.evaluation.monitor import FEATURES
+from moco_jax.mesh import mesh_problem
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import NAMES, STEMS
 from moco_jax.optimizers import SCHEDULES, UPDATES
@@ -25,6 +27,7 @@ _POSITIVE_INTEGERS = (
     "model.dim",
     "queue_size",
     "bn_groups",
+    "mesh.fsdp",
     "lr_batch",
     "data.image_size",
     "data.eval_resize",
@@ -75,7 +78,7 @@ def check(config: ConfigDict, devices: int) -> None:
             f"the config has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
-    if config.bn_groups == 1 and config.queue_size:
+    if config.bn_groups == 1 and config.queue_size and jax.process_index() == 0:
         logging.warning(
             "bn_groups=1 is synchronised batch norm over the whole batch: with a queue, the "
             "batch's statistics give the positive away, and the representation suffers (MoCo, "
@@ -157,7 +160,7 @@ def _views(config: ConfigDict) -> Iterator[str]:
 def _related_are_whole(config: ConfigDict) -> bool:
     """Returns whether the values that must fit each other are right in themselves."""
     data = config.data
-    related = (config.batch_size, config.bn_groups, config.queue_size)
+    related = (config.batch_size, config.bn_groups, config.queue_size, config.mesh.fsdp)
     return all(_whole(x) for x in (*related, data.image_size, data.eval_resize))
 
 
@@ -167,6 +170,9 @@ def _whole(value: Any) -> bool:
 
 def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
     batch, groups, size = config.batch_size, config.bn_groups, config.queue_size
+    problem = mesh_problem(config.mesh.data, config.mesh.fsdp, devices)
+    if problem:
+        yield problem
     if batch % devices:
         yield f"batch_size={batch} must divide by the {devices} devices; {_nearest(batch, devices)}"
     if batch % groups:

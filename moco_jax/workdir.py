@@ -1,5 +1,6 @@
 """The folder of a run: who writes to it, and what tells how the run was made."""
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -8,29 +9,74 @@ import pathlib
 import platform
 import sys
 import time
+import uuid
+from collections.abc import Iterator
 from typing import IO, Any
 
 import jax
 from ml_collections import ConfigDict
 
-_STARTS = "starts.jsonl"
+from moco_jax import cluster
+
+_STARTS, _LOCK = "starts.jsonl", ".lock"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
+_APPEARS_WITHIN = 20  # seconds, what another machine wrote to a shared folder
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def open_workdir(path: str | os.PathLike) -> tuple[pathlib.Path, IO]:
-    """Makes the folder and returns it with its lock, held until the process ends or closes it.
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes the folder, and keeps other runs out of it within the block.
+
+    Raises:
+      ValueError: if it can't be written, holds files that no run of ours wrote, another run is
+        going on in it, or not all processes see the same folder.
+    """
+    folder, locks = pathlib.Path(path).expanduser().absolute(), []
+    if "://" in str(path):
+        raise ValueError(f"the workdir {path} must be a local or mounted folder, not a URL")
+
+    def open_first() -> str:
+        locks.append(open_workdir(folder))
+        mark = uuid.uuid4().hex
+        locks[0].truncate(0)
+        locks[0].write(mark)
+        locks[0].flush()
+        return mark
+
+    try:
+        mark = cluster.on_first(open_first)
+        cluster.check_all(f"the workdir {folder}", lambda: _seen(folder, mark))
+        yield folder
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _seen(folder: pathlib.Path, mark: str) -> str:
+    """Returns what is wrong if the first process's mark does not appear in the folder."""
+    deadline = time.monotonic() + _APPEARS_WITHIN
+    while True:
+        try:
+            if (folder / _LOCK).read_text() == mark:
+                return ""
+        except OSError:
+            pass
+        if jax.process_count() == 1 or time.monotonic() > deadline:
+            return "is not the folder that process 0 sees; it must be shared by all machines"
+        time.sleep(0.2)
+
+
+def open_workdir(folder: pathlib.Path) -> IO:
+    """Makes the folder and returns its lock, held until the process ends or closes it.
 
     Raises:
       ValueError: if it can't be written, holds files that no run of ours wrote, or another process
         is running in it.
     """
-    if "://" in str(path):
-        raise ValueError(f"the workdir {path} must be a local or mounted folder, not a URL")
-    folder = pathlib.Path(path).expanduser().absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a")
+        lock = open(folder / _LOCK, "a")
     except OSError as error:
         raise ValueError(f"the workdir {folder} can't be written: {error}") from error
     try:
@@ -47,7 +93,7 @@ def open_workdir(path: str | os.PathLike) -> tuple[pathlib.Path, IO]:
             f"{folder} holds {', '.join(foreign)} but no {_STARTS}, so no run of moco_jax wrote "
             "them; give another --workdir"
         )
-    return folder, lock
+    return lock
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
@@ -58,6 +104,7 @@ def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
         "step": start_step,
         "python": platform.python_version(),
         "devices": [str(d.device_kind) for d in jax.devices()],
+        "processes": jax.process_count(),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
     with open(folder / _STARTS, "a") as file:  # first: it tells that the other files are ours

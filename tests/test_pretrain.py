@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import pretrain
+from moco_jax import pretrain, run
 from tests.tiny import tiny_config, tiny_sources
 
 SCRIPT = """
@@ -128,9 +128,9 @@ def test_a_run_of_eight_devices_goes_on_on_two(whole, tmp_path):
 
 def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
     chex.clear_trace_counter()
-    make = pretrain.make_train_step
+    make = run.make_train_step
     monkeypatch.setattr(
-        pretrain,
+        run,
         "make_train_step",
         lambda *args: chex.assert_max_traces(make(*args), n=1),
     )
@@ -204,8 +204,10 @@ def test_fewer_pictures_than_a_batch(tmp_path):
 
 
 def test_one_workdir_is_one_process(tmp_path):
-    folder, lock = pretrain.workdir.open_workdir(tmp_path)
-    with lock, pytest.raises(ValueError, match="another process is running in"):
+    with (
+        pretrain.workdir.opened(tmp_path) as folder,
+        pytest.raises(ValueError, match="another process is running in"),
+    ):
         pretrain.pretrain(tiny_config(), folder, sources=tiny_sources())
 
 

@@ -33,7 +33,7 @@ def prepare(devices: int, **changes):
     # amplify the rounding of different reduction orders a hundredfold in ten steps.
     recipe = {"batch_size": 64, "queue_size": 256, "lr": 0.03, "lr_batch": 256}
     config = tiny_config(**(recipe | changes))
-    layout = make_layout(jax.devices()[:devices])
+    layout = make_layout(jax.devices()[:devices], **config.mesh)
     encoder = make_encoder(config)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=5))
     state = create_state(config, encoder, optimizer, layout)
@@ -59,6 +59,16 @@ def one_device(**changes) -> list[float]:
 @pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_losses_do_not_depend_on_the_number_of_devices(devices):
     np.testing.assert_allclose(losses(devices), one_device(), rtol=1e-5)
+
+
+def test_split_parameters_give_the_same_losses():
+    state, _, layout = prepare(8, mesh__fsdp=4)
+    kernel = state.params["backbone"]["stage4_block1"]["Conv_1"]["kernel"]
+    assert kernel.shape == (3, 3, 64, 64) and kernel.sharding.shard_shape(kernel.shape)[2] == 16
+    for like in (state.key_params, state.opt_state[1].trace):
+        assert like["backbone"]["stage4_block1"]["Conv_1"]["kernel"].sharding == kernel.sharding
+    assert state.params["backbone"]["stem_conv"]["kernel"].sharding == layout.replicated  # small
+    np.testing.assert_allclose(losses(8, mesh__fsdp=4), one_device(), rtol=1e-5)
 
 
 def test_fewer_groups_than_devices_and_both_directions():

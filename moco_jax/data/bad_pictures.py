@@ -26,9 +26,6 @@ class BadPictures:
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def __contains__(self, index: int) -> bool:
-        return index in self._reasons
-
     def add(self, index: int, error: Exception) -> None:
         """Records and names a picture, unless it is known.
 

@@ -41,17 +41,13 @@ class DataSet(Protocol):
 
     @property
     def bad(self) -> int:
-        """Unreadable pictures found so far."""
+        """Unreadable pictures that this process has found so far; of all processes, the sum."""
         ...
 
     def __len__(self) -> int: ...
 
     def describe(self, batch_size: int) -> str:
         """Returns in a line what it is, and what memory its batches take."""
-        ...
-
-    def readable(self, indices: np.ndarray) -> np.ndarray:
-        """Returns bool[n]: whether each picture is itself, and no stand-in, as far as is known."""
         ...
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
@@ -63,6 +59,10 @@ class DataSet(Protocol):
 
     def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
+        ...
+
+    def readable(self, batch: Any) -> jax.Array:
+        """Returns, inside jit, bool[B]: whether each picture is itself, and no stand-in."""
         ...
 
 

@@ -39,9 +39,10 @@ class ResidentData:
           layout: where arrays lie.
         """
         self.labels = None if source.labels is None else source.labels[good]
-        self.bad = len(source) - len(good)
+        # Every process reads all of them; the first one counts.
+        self.bad = len(source) - len(good) if jax.process_index() == 0 else 0
         self._name = source.name
-        self.arrays = jax.device_put({"images": images, "sizes": sizes}, layout.replicated)
+        self.arrays = layout.put({"images": images, "sizes": sizes}, layout.replicated)
         self._layout = layout
 
     def __len__(self) -> int:
@@ -51,10 +52,6 @@ class ResidentData:
         """Returns what it is; its batches take no memory worth telling."""
         megabytes = self.arrays["images"].nbytes >> 20
         return f"{self._name}: {len(self)} pictures, {megabytes} MB resident"
-
-    def readable(self, indices: np.ndarray) -> np.ndarray:
-        """Returns bool[n], all true: what can't be read has no index here."""
-        return np.ones(len(indices), bool)
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[jax.Array]:
         """Yields the indices i32[B] of each step."""
@@ -68,3 +65,7 @@ class ResidentData:
             self._layout.shard(jnp.take(arrays["images"], batch, axis=0)),
             self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
         )
+
+    def readable(self, batch: jax.Array) -> jax.Array:
+        """Returns bool[B], all true: what can't be read has no index here."""
+        return jnp.ones(batch.shape, bool)

@@ -58,12 +58,8 @@ class StreamedData:
 
     @property
     def bad(self) -> int:
-        """Unreadable pictures found so far."""
+        """Unreadable pictures that this process has found so far."""
         return len(self._bad)
-
-    def readable(self, indices: np.ndarray) -> np.ndarray:
-        """Returns bool[n]: false where a picture was found unreadable, and another stood in."""
-        return np.asarray([int(index) not in self._bad for index in indices], bool)
 
     def describe(self, batch_size: int) -> str:
         """Returns what it is, and the most memory that batches of B pictures take on this host."""
@@ -89,7 +85,7 @@ class StreamedData:
         return filling + _AHEAD + 1 + _IN_USE
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
-        """Yields `images` uint8[B, C, C, 3] and `sizes` i32[B, 2] of each step.
+        """Yields `images` uint8[B, C, C, 3], `sizes` i32[B, 2], `readable` bool[B] of each step.
 
         Decoding and copying to the devices run in threads of their own, which end with the
         generator. What lies on a canvas beside its picture is arbitrary.
@@ -122,24 +118,27 @@ class StreamedData:
         """Returns the batch's own canvases and sizes."""
         return batch["images"], batch["sizes"]
 
+    def readable(self, batch: Any) -> jax.Array:
+        """Returns bool[B], false where another picture stands in for an unreadable one."""
+        return batch["readable"]
+
     def _ahead(self, pieces: int) -> int:
         """Returns the tasks begun before they are asked for: a batch, and work for all threads."""
         return pieces + 2 * self._threads
 
     def _read(self, indices: np.ndarray, batch: dict[str, np.ndarray], part: slice) -> None:
         """Puts the pictures of these indices into a part of the batch."""
-        for index, canvas, size in zip(
-            indices, batch["images"][part], batch["sizes"][part], strict=True
-        ):
-            picture = self._read_one(int(index))
-            height, width = size[:] = picture.shape[:2]
-            canvas[:height, :width] = picture
+        for row, index in enumerate(indices, start=part.start):
+            picture, found = self._read_one(int(index))
+            height, width = batch["sizes"][row] = picture.shape[:2]
+            batch["images"][row, :height, :width] = picture
+            batch["readable"][row] = found == index
 
-    def _read_one(self, index: int) -> np.ndarray:
-        """Returns the picture, or the next readable one: the same one at every try."""
+    def _read_one(self, index: int) -> tuple[np.ndarray, int]:
+        """Returns the picture and its index, or the next readable one's: the same at every try."""
         for candidate in itertools.chain(range(index, len(self)), range(index)):
             try:
-                return decode(self._source.read(candidate), self._canvas)
+                return decode(self._source.read(candidate), self._canvas), candidate
             except (BadImage, OSError) as error:
                 self._bad.add(candidate, error)
         raise ValueError(f"no picture of {self._source.name} can be read")
@@ -164,6 +163,7 @@ class _Filling:
                 self._batches[step] = {
                     "images": self._buffers.take((self._rows, self._canvas, self._canvas, 3)),
                     "sizes": np.empty((self._rows, 2), np.int32),
+                    "readable": np.empty(self._rows, bool),
                 }
             return self._batches[step]
 

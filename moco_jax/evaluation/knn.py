@@ -25,7 +25,7 @@ def knn_top1(
 
     Each of the k nearest by cosine votes for its class with exp(similarity / temperature). The
     bank is split over the devices; each finds its own nearest, and the nearest of these are taken,
-    so the result is exact.
+    so the result is exact. Every process holds all features and gets the result.
 
     Args:
       queries: f32[M, F].
@@ -42,26 +42,29 @@ def knn_top1(
     bank = _fill(_unit(bank), padded).reshape(shards, -1, bank.shape[1])
     labels = _fill(bank_labels.astype(np.int32), padded).reshape(shards, -1)
     real = _fill(np.ones(len(bank_labels), bool), padded).reshape(shards, -1)
-    bank, labels, real = layout.put_batch((bank, labels, real))
+    bank, labels, real = layout.put((bank, labels, real), layout.sharded())
     correct = 0
     for start in range(0, len(queries), _QUERIES):
         block = _fill(_unit(queries[start : start + _QUERIES]), _QUERIES)
         votes = _classify(
-            jax.device_put(block, layout.replicated),
+            layout.put(block, layout.replicated),
             bank,
             labels,
             real,
             k=min(k, len(bank_labels)),
             temperature=temperature,
             classes=classes,
+            layout=layout,
         )
         truth = query_labels[start : start + _QUERIES]
         correct += int(np.sum(np.asarray(votes)[: len(truth)] == truth))
     return 100.0 * correct / len(queries)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "temperature", "classes"))
-def _classify(queries, bank, labels, real, *, k: int, temperature: float, classes: int):
+@functools.partial(jax.jit, static_argnames=("k", "temperature", "classes", "layout"))
+def _classify(
+    queries, bank, labels, real, *, k: int, temperature: float, classes: int, layout: Layout
+):
     """Returns classes i32[M] of queries [M, F], given bank [shards, n, F], labels, real [s, n]."""
     similarity = jnp.einsum("mf,snf->msn", queries, bank, precision="highest")
     similarity = jnp.where(real[None], similarity, -jnp.inf)
@@ -73,7 +76,7 @@ def _classify(queries, bank, labels, real, *, k: int, temperature: float, classe
     # Less the similarity's maximum, lest small temperatures overflow; the winner is the same.
     weights = jnp.exp((nearest - 1.0) / temperature)
     votes = jax.nn.one_hot(neighbours, classes) * weights[..., None]
-    return votes.sum(axis=1).argmax(axis=-1)
+    return layout.replicate(votes.sum(axis=1).argmax(axis=-1))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

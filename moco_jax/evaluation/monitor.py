@@ -80,10 +80,8 @@ class KnnMonitor:
     def _measure(self, extractors: tuple[Callable, Callable], variables: dict) -> float:
         assert self.train.labels is not None and self.test.labels is not None
         extract_bank, extract_queries = extractors
-        bank = extract_bank(variables, self._bank)
-        queries = extract_queries(variables, self._queries)
-        # Known only after reading; a stand-in is not of the unreadable one's class.
-        readable, asked = self.train.readable(self._bank), self.test.readable(self._queries)
+        bank, readable = extract_bank(variables, self._bank)
+        queries, asked = extract_queries(variables, self._queries)
         return knn_top1(
             queries[asked],
             self.test.labels[self._queries[asked]],

@@ -1,5 +1,7 @@
 """launch/slurm.sbatch on a real SLURM of one node."""
 
+import json
+import pathlib
 import re
 import subprocess
 import sys
@@ -11,6 +13,16 @@ from tests.launch import packages, slurm_cluster
 from tests.launch.conftest import make_checkout
 
 pytestmark = pytest.mark.slurm
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+PYTHON = f"env XLA_FLAGS= PYTHONPATH={REPOSITORY} {sys.executable}"
+
+TINY = """
+from tests.tiny import tiny_config
+
+def get_config():
+    return tiny_config(steps=60, checkpoint_every=1000, knn__every_epochs=0.0)
+"""
 
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
@@ -76,14 +88,18 @@ class Job:
         return self.show()
 
 
-def test_two_tasks_form_one_cluster_of_jax(submit, repository):
-    join = repository / "tests" / "launch" / "join.py"
-    job = submit(f"exec {sys.executable} {join}", "--ntasks-per-node=2")
-    assert job.ended() == ("COMPLETED", "0:0", 0), job.log()
-    assert sorted(re.findall("process .*", job.log())) == [
-        "process 0 of 2 sees [0, 1]",
-        "process 1 of 2 sees [0, 1]",
-    ]
+def test_two_tasks_train_as_one_and_go_on_after_sigterm(submit, tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    arguments = [f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run"]
+    job = submit(f'exec {PYTHON} "$@"', "--ntasks-per-node=2", arguments=arguments)
+    job.wait_for(lambda: "step 5/60 " in job.log(), 120)
+    subprocess.run(["scancel", "--signal=TERM", job.number], env=job.environment, check=True)
+    assert job.ended(180) == ("COMPLETED", "0:0", 1), job.log()
+    steps = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
+    assert [step["step"] for step in steps if "loss" in step] == list(range(1, 61))
+    assert " of 2 processes" in job.log()
+    [saved] = re.findall(r"stopped by SIGTERM at step (\d+)", job.log())
+    assert 5 <= int(saved) < 60 and f"resumed at step {saved}" in job.log()
 
 
 def test_arguments_and_processors_reach_each_task(submit):
@@ -98,23 +114,16 @@ def test_arguments_and_processors_reach_each_task(submit):
 @pytest.mark.parametrize(
     ("options", "seen"),
     [
-        (["--gpus-per-node=2"], ["0 sees 0,1 and takes 0,1"]),
-        (["--gpus-per-node=1"], ["0 sees 0 and takes 0"]),
-        (["--gres=gpu:2"], ["0 sees 0,1 and takes 0,1"]),
-        (
-            ["--gpus-per-node=2", "--ntasks-per-node=2"],
-            [f"{i} sees 0,1 and takes that of its number" for i in (0, 1)],
-        ),
-        (
-            ["--gpus-per-task=1", "--ntasks-per-node=2"],
-            ["0 sees 0 and takes 0", "1 sees 1 and takes 0"],
-        ),
+        (["--gpus-per-node=2"], ["0 of 0,1: None"]),
+        (["--gpus-per-node=2", "--ntasks-per-node=2"], ["0 of 0,1: [0]", "1 of 0,1: [1]"]),
+        (["--gpus-per-task=1", "--ntasks-per-node=2"], ["0 of 0: None", "1 of 1: None"]),
     ],
 )
 def test_gpus_of_a_task(submit, options, seen):
-    """JAX alone would give a single task one of its GPUs; bound to one, the second none."""
-    number = "${JAX_LOCAL_DEVICE_IDS:-that of its number}"
-    job = submit(f'echo "$SLURM_PROCID sees $CUDA_VISIBLE_DEVICES and takes {number}"', *options)
+    """None is all that it sees; by itself JAX takes that of the task's number, seen or not."""
+    print_them = "from moco_jax import cluster; print(cluster._local_devices())"
+    python = f"{PYTHON} -c '{print_them}' | sed \"s/^/$SLURM_PROCID of $CUDA_VISIBLE_DEVICES: /\""
+    job = submit(python, *options)
     assert job.ended() == ("COMPLETED", "0:0", 0), job.log()
     assert sorted(job.log().splitlines()) == seen
 

@@ -15,7 +15,7 @@ WHERE = ("--name=pod", "--project=mine", "--zone=here")
 NEW = (*WHERE, "--accelerator-type=v5litepod-8", "--poll=0")
 SPOT = (*NEW, "--spot", "--bucket=gs://bucket")
 RUN = ("--", "--config=configs/digits.py")
-ARGUMENTS = ["--config=a b.py", "--config.name=it's \"x\" $HOME", "*", ""]
+ARGUMENTS = ["--config=a b.py", '--config.name=it\'s "x" $HOME', "*", ""]
 
 # A host's system Python: makes a virtual environment whose Python runs the test's `main`.
 PYTHON3 = """#!/usr/bin/env bash

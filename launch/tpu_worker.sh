@@ -103,7 +103,7 @@ start() {
   echo "$command" >"$state/command"
   cd "$root"
   python=$python setsid bash launch/tpu_worker.sh hold "$@" </dev/null >"$state/log" 2>&1 &
-  until [ -s "$state/main" ]; do sleep 0.1; done
+  until [ -s "$state/main" ]; do sleep 0.05; done
 }
 
 hold() {
@@ -121,8 +121,8 @@ running() {
 
 follow() {
   [ -s "$state/holder" ] || fail "nothing was started here"
-  while running; do sleep 0.2; done &
-  tail --lines=200 --follow --sleep-interval=0.2 --pid=$! "$state/log" # ends after that loop
+  while running; do sleep 0.1; done &
+  tail --lines=200 --follow --sleep-interval=0.1 --pid=$! "$state/log" # ends after that loop
   code
   exit "$code"
 }

@@ -6,6 +6,8 @@ The folder $SLICE holds
   coming        such lines for each creation to come, creations apart by an empty line
   hosts         how many there are
   broken        if there: the next connection that follows the run breaks
+  ends          if there, no host does anything, and each run ends as its line says: the codes of
+                the hosts, and the state of the slice if it changes: `134 2 SUSPENDED`
 """
 
 import json
@@ -67,6 +69,8 @@ def scp():
     source, target = WORDS[4:]
     if source.startswith(WORDS[4].partition(":")[0] + ":"):
         source = hosts()[0] / source.partition(":")[2]
+        if (SLICE / "ends").exists():
+            source.mkdir(parents=True)
         shutil.copytree(source, pathlib.Path(target) / source.name, dirs_exist_ok=True)
     else:
         for host in chosen():
@@ -77,6 +81,8 @@ def ssh():
     if OPTIONS["command"].endswith(" follow") and (SLICE / "broken").exists():
         (SLICE / "broken").unlink()
         return 255
+    if (SLICE / "ends").exists():
+        return ended()
     running = [
         subprocess.Popen(
             ["bash", "-c", OPTIONS["command"]], cwd=host, env=os.environ | {"HOME": str(host)}
@@ -84,6 +90,19 @@ def ssh():
         for host in chosen()
     ]
     return next(filter(None, [process.wait() for process in running]), 0)
+
+
+def ended():
+    first, _, later = (SLICE / "ends").read_text().partition("\n")
+    codes = [word for word in first.split() if word.isdigit()]
+    if " follow" in OPTIONS["command"]:
+        if not first.split()[-1].isdigit():
+            (SLICE / "states").write_text(first.split()[-1])
+        return int(codes[0])
+    if " finish" in OPTIONS["command"]:
+        (SLICE / "ends").write_text(later)
+        print(*[f"exit {code}" for code in codes], sep="\n")
+    return int(" running" in OPTIONS["command"])
 
 
 def hosts():

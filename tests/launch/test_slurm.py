@@ -92,9 +92,9 @@ def test_two_tasks_train_as_one_and_go_on_after_sigterm(submit, tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     arguments = [f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run"]
     job = submit(f'exec {PYTHON} "$@"', "--ntasks-per-node=2", arguments=arguments)
-    job.wait_for(lambda: "step 5/60 " in job.log(), 120)
+    job.wait_for(lambda: "step 5/60 " in job.log(), 500)
     subprocess.run(["scancel", "--signal=TERM", job.number], env=job.environment, check=True)
-    assert job.ended(180) == ("COMPLETED", "0:0", 1), job.log()
+    assert job.ended(500) == ("COMPLETED", "0:0", 1), job.log()
     steps = [json.loads(line) for line in open(tmp_path / "run" / "metrics.jsonl")]
     assert [step["step"] for step in steps if "loss" in step] == list(range(1, 61))
     assert " of 2 processes" in job.log()

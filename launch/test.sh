@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests, setting itself up on the first call. Arguments go to pytest.
-# usage: bash launch/test.sh [--dry-run] [-m slow] [tests/...]
+# usage: bash launch/test.sh [--dry-run] [-m slow|slurm|mpi] [tests/...]
 #   --dry-run   prints the commands, and runs none
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"

@@ -5,7 +5,7 @@ The folder $SLICE holds
   states        states of the slice, a line each; a look takes the first, but the last one stays
   coming        such lines for each creation to come, creations apart by an empty line
   hosts         how many there are
-  broken        if there: the next connection that follows the run breaks
+  broken        a line for each connection that is to follow the run, and breaks
   ends          if there, no host does anything, and each run ends as its line says: the codes of
                 the hosts, and the state of the slice if it changes: `134 2 SUSPENDED`
 """
@@ -78,8 +78,9 @@ def scp():
 
 
 def ssh():
-    if OPTIONS["command"].endswith(" follow") and (SLICE / "broken").exists():
-        (SLICE / "broken").unlink()
+    breaks = (SLICE / "broken").read_text()
+    if OPTIONS["command"].endswith(" follow") and breaks:
+        (SLICE / "broken").write_text(breaks[1:])
         return 255
     if (SLICE / "ends").exists():
         return ended()

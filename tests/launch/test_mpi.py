@@ -25,7 +25,7 @@ def mpirun(repository):
             env=os.environ | {"XLA_FLAGS": ""},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     return mpirun
@@ -38,3 +38,15 @@ def test_two_processes_form_one_cluster_of_jax(mpirun):
         "process 0 of 2 sees [0, 1]",
         "process 1 of 2 sees [0, 1]",
     ]
+
+
+def test_two_processes_train_as_one(mpirun, tmp_path):
+    config = (
+        "from tests.tiny import tiny_config\n\ndef get_config():\n    return tiny_config(steps=2)\n"
+    )
+    (tmp_path / "tiny.py").write_text(config)
+    arguments = (f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run")
+    done = mpirun("-m", "moco_jax.main", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert " of 2 processes" in done.stdout and done.stdout.count("step 2/2 ") == 1
+    assert (tmp_path / "run" / "checkpoints" / "2").exists()

@@ -62,7 +62,7 @@ class Slice:
         write_program(folder / "bin" / "mountpoint", "#!/bin/sh\nexit 1\n")
         for name in ("gcsfuse", "sudo"):
             write_program(folder / "bin" / name, f'#!/bin/sh\necho "$@" >>$SLICE/{name}\n')
-        self.has(states="ABSENT", coming="ACTIVE", hosts="1")
+        self.has(states="ABSENT", coming="ACTIVE", hosts="1", broken="")
         self.main("")
 
     def has(self, **files: str) -> None:
@@ -207,7 +207,7 @@ def test_a_preempted_slice_is_asked_for_again(tpu):
 
 
 def test_a_slice_whose_connection_broke_as_it_went_is_asked_for_again(tpu):
-    tpu.has(coming="ACTIVE\nSUSPENDING\n\nACTIVE", ends="0", broken="")
+    tpu.has(coming="ACTIVE\nSUSPENDING\n\nACTIVE", ends="0", broken="\n")
     assert tpu.run(*SPOT, *RUN).returncode == 0
     assert tpu.did() == ["create", *ONE_RUN[:-1], "delete", "create", *ONE_RUN]
 
@@ -233,12 +233,14 @@ def test_restarts_have_a_limit(tpu):
     assert tpu.starts() == 2
 
 
-@pytest.mark.parametrize(("options", "code"), [(SPOT, 2), (SPOT, 134), (NEW, 75), (NEW, 134)])
-def test_other_ends_are_no_reason_to_start_again(tpu, options, code):
-    tpu.has(ends=f"{code}\n0")
+@pytest.mark.parametrize(
+    ("options", "end"), [(SPOT, "2 SUSPENDED"), (SPOT, "134"), (NEW, "75"), (NEW, "134 SUSPENDED")]
+)
+def test_other_ends_are_no_reason_to_start_again(tpu, options, end):
+    tpu.has(ends=f"{end}\n0")
     done = tpu.run(*options, *RUN)
-    assert done.returncode == code, done.stderr
-    assert f"ended with code {code}" in done.stderr
+    assert done.returncode == int(end.split()[0]), done.stderr
+    assert f"ended with code {end.split()[0]}" in done.stderr
     assert tpu.starts() == 1 and "delete" not in tpu.did()
 
 
@@ -254,10 +256,17 @@ def test_a_crash_of_another_host_is_told(tpu):
 
 
 def test_a_broken_connection_is_taken_up_again(tpu):
-    tpu.has(broken="", ends="0")
+    tpu.has(broken="\n", ends="0")
     done = tpu.run(*NEW, *RUN)
     assert done.returncode == 0 and "the connection broke" in done.stderr
     assert tpu.starts() == 1 and tpu.did().count("ssh follow") == 2
+
+
+def test_nothing_is_deleted_where_the_run_may_still_be_on(tpu):
+    tpu.has(broken="\n" * 10, ends="0")
+    done = tpu.run(*NEW, "--delete", *RUN)
+    assert done.returncode == 255 and "the run may go on" in done.stderr
+    assert tpu.did() == ["create", *ONE_RUN[:3], *["ssh follow"] * 10]
 
 
 def test_a_running_command_is_shown_again_and_no_other_one_started(tpu):

@@ -13,8 +13,6 @@ The folder $SLICE holds
 import json
 import os
 import pathlib
-import shutil
-import subprocess
 import sys
 
 SLICE = pathlib.Path(os.environ["SLICE"])
@@ -56,6 +54,8 @@ def describe():
 
 
 def delete():
+    import shutil  # here, as below: tests make hundreds of calls, and most need none of it
+
     (SLICE / "states").write_text("ABSENT")
     for host in hosts():
         shutil.rmtree(host, ignore_errors=True)
@@ -66,6 +66,8 @@ def count():
 
 
 def scp():
+    import shutil
+
     source, target = WORDS[4:]
     if source.startswith(WORDS[4].partition(":")[0] + ":"):
         source = hosts()[0] / source.partition(":")[2]
@@ -84,6 +86,8 @@ def ssh():
         return 255
     if (SLICE / "ends").exists():
         return ended()
+    import subprocess
+
     running = [
         subprocess.Popen(
             ["bash", "-c", OPTIONS["command"]], cwd=host, env=os.environ | {"HOME": str(host)}

@@ -118,7 +118,9 @@ ONE_RUN = ["scp", "ssh prepare", "ssh start", "ssh follow", "ssh finish"]
 
 @pytest.fixture
 def tpu(tmp_path, checkout):
-    return Slice(tmp_path / "slice", checkout)
+    pod = Slice(tmp_path / "slice", checkout)
+    yield pod
+    pod.has(go="")  # what a failed test left running
 
 
 def test_a_new_slice_of_two_hosts(tpu):

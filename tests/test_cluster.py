@@ -288,6 +288,15 @@ def test_flags_that_belong_together(given):
             },
             None,
         ),
+        (
+            {
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "SLURM_GPUS_PER_TASK": "2",
+                "CUDA_VISIBLE_DEVICES": "0,1",
+            },
+            None,
+        ),
         ({"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, [1]),
         ({"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, None),
     ],

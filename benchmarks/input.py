@@ -7,6 +7,10 @@ Three ways take turns, each with a worker a core, and the median of the turns' r
              (random resized crop, jitter, grey, blur, flip), to normalised float32
              [2, 3, 224, 224], by processes
   bare       simplejpeg decodes the bytes in memory, and nothing else, by threads
+  pillow     simplejpeg, then both views cropped and resized on the host by Pillow, antialiased, to
+             uint8 [2, 224, 224, 3], by threads; colours and blur are left to the accelerator
+  opencv     the same by OpenCV, linear after a Gaussian that keeps the shrinking from aliasing;
+             where OpenCV is installed
   ours       the batches of this package from the archive, on JAX's devices, by threads
 """
 
@@ -25,6 +29,11 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+try:
+    import cv2
+except ImportError:
+    cv2 = None
 
 from moco_jax import config as config_lib
 from moco_jax.data import loader, sources
@@ -93,6 +102,34 @@ def _bare_chunk(chunk: list[bytes]) -> None:
         simplejpeg.decode_jpeg(data)
 
 
+def _pillow_chunk(chunk: list[bytes]) -> None:
+    rng = np.random.default_rng(0)
+    for data in chunk:
+        image = Image.fromarray(_rgb(data))
+        for _ in range(2):
+            left, top, width, height = _window(image, rng)
+            box = (left, top, left + width, top + height)
+            np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, box=box))
+
+
+def _opencv_chunk(chunk: list[bytes]) -> None:
+    rng = np.random.default_rng(0)
+    for data in chunk:
+        pixels = _rgb(data)
+        image = Image.fromarray(pixels)  # no copy: only its size is asked for
+        for _ in range(2):
+            left, top, width, height = _window(image, rng)
+            crop = pixels[top : top + height, left : left + width]
+            sigmas = [max(0.0, (side / _SIDE - 1) / 2) for side in (width, height)]
+            if max(sigmas) > 0:
+                crop = cv2.GaussianBlur(crop, (0, 0), max(sigmas[0], 0.01), max(sigmas[1], 0.01))
+            cv2.resize(crop, (_SIDE, _SIDE), interpolation=cv2.INTER_LINEAR)
+
+
+def _rgb(data: bytes) -> np.ndarray:
+    return simplejpeg.decode_jpeg(data, "RGB")
+
+
 def _rate(pool, work: Callable, files: list[bytes]) -> float:
     chunks = [files[i : i + 16] for i in range(0, len(files), 16)]
     begun = time.perf_counter()
@@ -121,12 +158,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=50)
     options = parser.parse_args()
 
+    if cv2 is not None:
+        cv2.setNumThreads(1)  # our threads use all cores already
     source = sources.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
     jpegs = [data for data in map(source.read, range(len(source))) if data[:2] == b"\xff\xd8"]
     config = config_lib.base().data
     config.resident_megabytes = 0
     cores = len(os.sched_getaffinity(0))
-    rates: dict[str, list[float]] = {"reference": [], "bare": [], "ours": []}
     memory = []
     spawn = multiprocessing.get_context("spawn")  # a fork would not carry JAX's threads over
     with (
@@ -140,8 +178,13 @@ def main() -> None:
         ways = {
             "reference": lambda _: _rate(processes, _reference_chunk, jpegs),
             "bare": lambda _: _rate(threads, _bare_chunk, jpegs),
+            "pillow": lambda _: _rate(threads, _pillow_chunk, jpegs),
+            "opencv": lambda _: _rate(threads, _opencv_chunk, jpegs),
             "ours": lambda turn: _our_rate(data, order, len(source), turn * steps),
         }
+        if cv2 is None:
+            del ways["opencv"]
+        rates: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(options.turns):
             for name, way in ways.items():
                 rates[name].append(way(turn))
@@ -150,7 +193,7 @@ def main() -> None:
     print(f"{source.name}: {len(jpegs)} JPEGs, {cores} cores, {options.turns} turns, images/s")
     for name, values in rates.items():
         print(f"{name:10} {statistics.median(values):7.0f}  ({min(values):.0f}..{max(values):.0f})")
-    for name in ("reference", "bare"):
+    for name in [name for name in rates if name != "ours"]:
         pairs = zip(rates["ours"], rates[name], strict=True)
         print(f"ratio to {name} {statistics.median(a / b for a, b in pairs):.2f}")
     print(f"peak memory after each turn, MB: {' '.join(map(str, memory))}")

@@ -1,9 +1,8 @@
-# Makes .venv with the right jax for this machine; sourced by the other scripts, from any folder.
+# Makes .venv with the right jax for this machine; sourced by the other scripts after commands.sh.
 # Sets $python. A second call finds everything in place and starts at once.
 # usage: . launch/setup.sh EXTRA     EXTRA: an extra of setup.py to install as well (test), or ""
 
 extra=$1
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 find_python() {
   local name
@@ -34,15 +33,16 @@ platform=$(find_platform)
 case $platform in
   cpu) extras=$extra ;;
   cuda13 | tpu) extras=$platform${extra:+,$extra} ;;
-  *) echo "error: MOCO_JAX_PLATFORM=$platform is unknown; known: cpu, cuda13, tpu" >&2; exit 1 ;;
+  *) fail "MOCO_JAX_PLATFORM=$platform is unknown; known: cpu, cuda13, tpu" ;;
 esac
 
+# shellcheck disable=SC2154 # commands.sh sets root
 python=$root/.venv/bin/python
 wanted="$extras $(cksum <"$root/setup.py")"
 if ! { [ -x "$python" ] && grep -qsxF "$wanted" "$root/.venv/installed"; }; then
   echo "setting up .venv for $platform (once; a minute or so)" >&2
-  system_python=$(find_python) || exit 1
-  [ -x "$python" ] || "$system_python" -m venv "$root/.venv" || exit 1
-  "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}" || exit 1
-  echo "$wanted" >>"$root/.venv/installed"
+  system_python=$(find_python) || exit 2
+  [ -x "$python" ] || run "$system_python" -m venv "$root/.venv" || exit 1
+  run "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}" || exit 1
+  [ -n "$dry_run" ] || echo "$wanted" >>"$root/.venv/installed"
 fi

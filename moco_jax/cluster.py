@@ -174,7 +174,8 @@ def _local_devices() -> list[int] | None:
     """Returns the one GPU of this task, where several tasks of a machine see all its GPUs."""
     rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if rank is None or _tasks_here() == 1 or (visible[0] and len(visible) == 1):
+    apart = (visible[0] and len(visible) == 1) or "SLURM_GPUS_PER_TASK" in os.environ
+    if rank is None or apart or _tasks_here() == 1:
         return None
     return [int(rank)]
 

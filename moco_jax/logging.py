@@ -1,6 +1,5 @@
 """Where a run's numbers go: TensorBoard, metrics.jsonl and one line on the terminal."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +10,8 @@ import clu.parameter_overview
 import tensorboardX
 
 from moco_jax import cluster
+
+_METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
@@ -27,31 +28,30 @@ class MetricsLog:
         """Opens the files, dropping what a killed run wrote past the step it resumes from."""
         # A run that starts anew measures step 0 again.
         self._last = start_step if start_step else -1
-        self._folder, self._files = folder, contextlib.ExitStack()
+        self._folder, self._board = folder, None  # of process 0 alone
         self.evaluated: bool = cluster.on_first(self._open)
 
     def _open(self) -> bool:
-        path = self._folder / "metrics.jsonl"
-        kept = _truncate(path, self._last)
-        self._file = self._files.enter_context(open(path, "a"))
+        kept = _truncate(self._folder / _METRICS, self._last)
         # TensorBoard hides what a killed run wrote past the checkpoint.
         self._board = tensorboardX.SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._last + 1
         )
-        self._files.callback(self._board.close)
         return any(line["step"] == self._last and "knn_top1" in line for line in kept)
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line and one point a scalar."""
-        if not cluster.is_first():
+        if self._board is None:
             return
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        # Closed at once: a mounted bucket keeps what is closed.
+        with open(self._folder / _METRICS, "a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._files.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:

@@ -19,7 +19,7 @@ from moco_jax import config as config_lib
 from moco_jax.checkpoints import Checkpoints
 from moco_jax.data.sources import Sources
 from moco_jax.interruption import Interruption
-from moco_jax.mesh import make_layout
+from moco_jax.mesh import Layout, make_layout
 from moco_jax.notices import Notices
 from moco_jax.optimizers import peak_lr
 from moco_jax.run import Run, build, compiled
@@ -69,9 +69,27 @@ def pretrain(
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
     cluster.check_alike("config", str(config_lib.flatten(config)))
+    with interruption.watch() as asked:
+        try:
+            return _in_workdir(config, layout, folder, sources, asked)
+        except interruption.Stopped as stopped:  # outside the time in which the state changes
+            raise Interrupted(
+                f"stopped by {stopped} before anything was to be saved. The same command starts "
+                "again.",
+                stopped.signal,
+            ) from None
+
+
+def _in_workdir(
+    config: ConfigDict,
+    layout: Layout,
+    path: str | pathlib.Path,
+    sources: Sources | None,
+    asked: Interruption,
+) -> TrainState:
+    """Opens the workdir, builds the run, and goes through its steps."""
     with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(interruption.watch())
-        folder = stack.enter_context(workdir.opened(folder))
+        folder = stack.enter_context(workdir.opened(path))
         checkpoints = stack.enter_context(
             Checkpoints(folder / "checkpoints", config.keep_checkpoints, config_lib.flatten(config))
         )

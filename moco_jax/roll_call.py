@@ -5,6 +5,7 @@ first meet here, on the very port that JAX's coordinator then takes: process 0 l
 call, and when all have called process 0 sends them on.
 """
 
+import contextlib
 import json
 import select
 import socket
@@ -75,6 +76,11 @@ def _listen(port: int, processes: int, timeout: float) -> None:
 
 def _server(port: int) -> socket.socket:
     try:
+        if socket.has_dualstack_ipv6():
+            with contextlib.suppress(OSError):  # where IPv6 is compiled in and switched off
+                return socket.create_server(
+                    ("", port), family=socket.AF_INET6, backlog=1024, dualstack_ipv6=True
+                )
         return socket.create_server(("", port), backlog=1024)
     except OSError as error:
         raise Missing(f"process 0 can't listen on port {port}: {error}") from error
@@ -102,10 +108,8 @@ def _missing(numbers: list[int], processes: int, timeout: float) -> str:
 
 
 def _send(connection: socket.socket, message: str) -> None:
-    try:
+    with contextlib.suppress(OSError):  # gone meanwhile; JAX's own start-up will tell
         connection.sendall(message.encode())
-    except OSError:
-        pass  # gone meanwhile; JAX's own start-up will tell
 
 
 def _call(host: str, port: int, processes: int, process: int, timeout: float) -> None:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import cluster
 
-_STARTS, _LOCK = "starts.jsonl", ".lock"
+_STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
 _APPEARS_WITHIN = 20  # seconds, what another machine wrote to a shared folder
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -39,9 +39,8 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     def open_first() -> str:
         locks.append(open_workdir(folder))
         mark = uuid.uuid4().hex
-        locks[0].truncate(0)
-        locks[0].write(mark)
-        locks[0].flush()
+        # Not in the lock, which stays open: a mounted bucket shows others what is closed.
+        (folder / _MARK).write_text(mark)
         return mark
 
     try:
@@ -58,7 +57,7 @@ def _seen(folder: pathlib.Path, mark: str) -> str:
     deadline = time.monotonic() + _APPEARS_WITHIN
     while True:
         try:
-            if (folder / _LOCK).read_text() == mark:
+            if (folder / _MARK).read_text() == mark:
                 return ""
         except OSError:
             pass

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import chex
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from moco_jax import pretrain, run
+from moco_jax.evaluation import monitor
 from tests.tiny import tiny_config, tiny_sources
 
 SCRIPT = """
@@ -183,6 +185,50 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
     with pytest.raises(pretrain.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     assert (tmp_path / "checkpoints" / "3").exists()
+
+
+def ask_and_wait() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)  # longer than the signal takes, in whatever thread this is
+
+
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch):
+    top1, calls = monitor.KnnMonitor.top1, []
+
+    def asked(self, *args):
+        calls.append(1)
+        if len(calls) == 2:  # after step 5; the first is of the untrained network
+            ask_and_wait()
+        return top1(self, *args)
+
+    monkeypatch.setattr(monitor.KnnMonitor, "top1", asked)
+    config = tiny_config(knn__every_epochs=5 / 3)
+    with pytest.raises(pretrain.Interrupted, match="stopped by SIGTERM at step 5; saved in"):
+        pretrain.pretrain(config, tmp_path, sources=tiny_sources())
+    resumed = pretrain.pretrain(config, tmp_path, sources=tiny_sources())
+    folder, state = whole
+    arrays_equal(resumed, state)
+    assert [line["step"] for line in lines(tmp_path) if "knn_top1" in line] == [0, 5, 10]
+
+
+def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeypatch):
+    make = run.make_train_step
+
+    def slow_to_trace(*args):
+        step = make(*args)
+
+        def traced(*args):
+            ask_and_wait()
+            return step(*args)
+
+        return traced
+
+    monkeypatch.setattr(run, "make_train_step", slow_to_trace)
+    with pytest.raises(pretrain.Interrupted, match="SIGTERM before the first step was done"):
+        config = tiny_config(knn__every_epochs=0.0)
+        pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
+    [compiling] = [thread for thread in threading.enumerate() if thread.name == "compile"]
+    compiling.join()  # it was still at work, and must not meet the next test
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,13 @@ def random_apply(
     changed = op(op_key, planes)
     if p >= 1:
         return changed
-    applied = jax.random.uniform(apply_key, (planes.shape[0],)) < p
+    applied = _choose(apply_key, planes.shape[0], p)
     return jnp.where(applied[:, None, None, None], changed, planes)
+
+
+def _choose(key: jax.Array, batch: int, p: float) -> jax.Array:
+    """Returns bool[B], each True with probability `p`."""
+    return jax.random.uniform(key, (batch,)) < p
 
 
 def color_jitter(
@@ -51,13 +56,19 @@ def color_jitter(
     p: float = 1.0,
 ) -> jax.Array:
     """Returns uint8[B, S, 3, S] jittered by `color.color_jitter` with probability `p`."""
-
-    def op(key: jax.Array, planes: jax.Array) -> jax.Array:
-        return color.color_jitter(
-            key, planes, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
-        )
-
-    return random_apply(key, planes, op, p)
+    if p <= 0:
+        return planes
+    apply_key, op_key = jax.random.split(key)
+    return color.color_jitter(
+        op_key,
+        planes,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        # Told what to leave alone, it does so on the way: a select would be a pass of its own.
+        applied=_choose(apply_key, planes.shape[0], p),
+    )
 
 
 def grayscale(key: jax.Array, planes: jax.Array, *, p: float = 1.0) -> jax.Array:

@@ -1,15 +1,25 @@
 """Colour changes with the 8-bit arithmetic of Pillow, and torchvision's `ColorJitter` from them.
 
-Pictures are planes, uint8[B, S, 3, S]. The float arithmetic is on whole numbers below 2**24
-wherever Pillow's is on integers, so it is exact.
+Pictures are planes, uint8[B, S, 3, S]. Inside, red, green and blue are three arrays of whole levels
+f32[B, S, S]. The float arithmetic is on whole numbers below 2**24 wherever Pillow's is on integers,
+so it is exact.
 """
+
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from moco_jax.data.levels import cut_to_level, round_to_level
+from moco_jax.data.levels import clip_levels
 
-_BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
+# Red, green and blue.
+Channels = Sequence[jax.Array]
+
+# Where red, green and blue lie in a packed pixel.
+_BITS = np.array([0, 8, 16], np.int32)
 
 
 def brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -19,7 +29,7 @@ def brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
       planes: uint8[B, S, 3, S].
       factor: f32[B], 0 is black and 1 changes nothing.
     """
-    return _blend(planes, factor, jnp.full(factor.shape, _BRIGHTNESS))
+    return _to_planes(_blend(_channels(planes), factor, 0.0))
 
 
 def contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -29,7 +39,8 @@ def contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
       planes: uint8[B, S, 3, S].
       factor: f32[B], 0 is uniform grey and 1 changes nothing.
     """
-    return _blend(planes, factor, jnp.full(factor.shape, _CONTRAST))
+    rgb = _channels(planes)
+    return _to_planes(_blend(rgb, factor, _each(_rounded_mean(_luma(rgb)))))
 
 
 def saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -39,7 +50,8 @@ def saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
       planes: uint8[B, S, 3, S].
       factor: f32[B], 0 is grey and 1 changes nothing.
     """
-    return _blend(planes, factor, jnp.full(factor.shape, _SATURATION))
+    rgb = _channels(planes)
+    return _to_planes(_blend(rgb, factor, _luma(rgb)))
 
 
 def hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
@@ -51,12 +63,13 @@ def hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
       planes: uint8[B, S, 3, S].
       shift: f32[B] in [-.5, .5], in turns of the colour wheel.
     """
-    return _turn_hue(planes, shift)
+    return _to_planes(_turn_hue(_channels(planes), shift))
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
     """Returns the luma of planes in all channels, uint8[B, S, 3, S] (Pillow's `convert('L')`)."""
-    return jnp.broadcast_to(_luma(planes)[:, :, None], planes.shape)
+    luma = _luma(_channels(planes)).astype(jnp.uint8)
+    return jnp.broadcast_to(luma[:, :, None], planes.shape)
 
 
 def solarize(planes: jax.Array, threshold: float = 128) -> jax.Array:
@@ -72,6 +85,7 @@ def color_jitter(
     contrast: float,
     saturation: float,
     hue: float,
+    applied: jax.Array | None = None,
 ) -> jax.Array:
     """Changes brightness, contrast, saturation and hue, in an order of its own for each picture.
 
@@ -84,12 +98,16 @@ def color_jitter(
       contrast: likewise.
       saturation: likewise.
       hue: the shift is uniform in [-hue, hue], in turns; 0 leaves the step out (as torchvision).
+      applied: bool[B], which pictures are changed; None for all of them.
 
     Returns:
       uint8[B, S, 3, S].
     """
     strengths = (brightness, contrast, saturation)
-    return apply_jitter(planes, *draw_jitter(key, planes.shape[0], strengths, hue))
+    ranks, factors, shift = draw_jitter(key, planes.shape[0], strengths, hue)
+    if applied is not None:
+        ranks = jnp.where(applied[:, None], ranks, -1)
+    return apply_jitter(planes, ranks, factors, shift)
 
 
 def draw_jitter(
@@ -124,90 +142,107 @@ def apply_jitter(
 
     Args:
       planes: uint8[B, S, 3, S].
-      ranks: i32[B, 4], the turn (0..3) at which brightness, contrast, saturation, hue come.
+      ranks: i32[B, 4], the turn (0..3) at which brightness, contrast, saturation, hue come; -1 for
+        one that is left out.
       factors: f32[B, 3], for brightness, contrast and saturation.
       shift: f32[B], for hue, or None to leave hue alone.
 
     Returns:
       uint8[B, S, 3, S].
     """
-    # Hue costs most, so it runs once: between three blends for what comes before it in a picture's
-    # order and three for what comes after, in place of four turns that each compute everything.
-    blend_ranks, hue_rank = ranks[:, :3], ranks[:, 3:4]
-    for turn in range(3):
-        planes = _blend_turn(planes, factors, (blend_ranks == turn) & (turn < hue_rank))
-    if shift is not None:
-        planes = _turn_hue(planes, shift)
-    for turn in range(1, 4):
-        planes = _blend_turn(planes, factors, (blend_ranks == turn) & (turn > hue_rank))
-    return planes
+    # A loop, though of two rounds: what it carries is computed once. Without it XLA computes all
+    # that led to a pixel again for each channel and for each use. A word a pixel, for one array.
+    words = lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), _pack(_channels(planes)))
+    return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
 
 
-def _blend_turn(planes: jax.Array, factors: jax.Array, due: jax.Array) -> jax.Array:
-    """Applies the one blend that is due to each image, if any.
+def _round(
+    ranks: jax.Array,
+    factors: jax.Array,
+    shift: jax.Array | None,
+    number: jax.Array,
+    words: jax.Array,
+) -> jax.Array:
+    """Applies to packed pictures what comes before contrast, or contrast and what comes after it.
+
+    Only contrast needs more of a picture than a pixel: each of the two is one pass over memory.
 
     Args:
-      planes: uint8[B, S, 3, S].
-      factors: f32[B, 3], for brightness, contrast and saturation.
-      due: bool[B, 3], at most one true in a row.
+      ranks: i32[B, 4], as `apply_jitter` takes them.
+      factors: f32[B, 3], likewise.
+      shift: f32[B] or None, likewise.
+      number: 0 for the round before contrast, 1 for the one from contrast on.
+      words: i32[B, S, S].
 
     Returns:
-      uint8[B, S, 3, S].
+      i32[B, S, S].
     """
+    contrast_rank, hue_rank = ranks[:, 1:2], ranks[:, 3:4]
+    due = jnp.where(number == 0, ranks < contrast_rank, ranks >= contrast_rank) & (ranks >= 0)
     # Blending by a factor of 1 is exactly nothing.
-    factor = jnp.where(jnp.any(due, axis=1), jnp.sum(jnp.where(due, factors, 0.0), axis=1), 1.0)
-    return _blend(planes, factor, jnp.argmax(due, axis=1))
+    factors = jnp.where(due[:, :3], factors, 1.0)
+    brightness_first = ranks[:, 0] < ranks[:, 2]
+    rgb = _unpack(words)
+    rgb = _blend(rgb, factors[:, 1], _each(_rounded_mean(_luma(rgb))))
+    before_hue = jnp.where(ranks[:, :3] < hue_rank, factors, 1.0)
+    rgb = _brighten_and_saturate(rgb, before_hue, brightness_first)
+    if shift is not None:
+        turned = _turn_hue(rgb, shift)
+        rgb = [jnp.where(_each(due[:, 3]), *pair) for pair in zip(turned, rgb, strict=True)]
+    after_hue = jnp.where(ranks[:, :3] > hue_rank, factors, 1.0)
+    return _pack(_brighten_and_saturate(rgb, after_hue, brightness_first))
 
 
-def _blend(planes: jax.Array, factor: jax.Array, kind: jax.Array) -> jax.Array:
-    """Returns other + factor * (planes - other) as Pillow's `Image.blend`: clipped, then truncated.
+def _brighten_and_saturate(
+    rgb: Channels, factors: jax.Array, brightness_first: jax.Array
+) -> Channels:
+    """Returns whole levels blended by columns 0 and 2 of f32[B, 3], in an order bool[B]."""
+    rgb = _blend(rgb, jnp.where(brightness_first, factors[:, 0], 1.0), 0.0)
+    rgb = _blend(rgb, factors[:, 2], _luma(rgb))
+    return _blend(rgb, jnp.where(brightness_first, 1.0, factors[:, 0]), 0.0)
+
+
+def _blend(rgb: Channels, factor: jax.Array, other: jax.Array | float) -> Channels:
+    """Returns other + factor * (rgb - other) as Pillow's `Image.blend`: clipped, then truncated.
 
     Args:
-      planes: uint8[B, S, 3, S].
+      rgb: three f32[B, S, S], whole levels.
       factor: f32[B].
-      kind: i32[B], which `other`: black for brightness, the mean grey for contrast, each pixel's
-        grey for saturation.
+      other: broadcastable to f32[B, S, S], whole levels: black for brightness, the mean grey for
+        contrast, each pixel's grey for saturation.
 
     Returns:
-      uint8[B, S, 3, S].
+      Three f32[B, S, S], whole levels.
     """
-    luma = _luma(planes)
-    flat = jnp.where(kind == _CONTRAST, _rounded_mean(luma), 0.0)
-    planes = planes.astype(jnp.float32)
-    other = jnp.where((kind == _SATURATION)[:, None, None], luma, flat[:, None, None])[:, :, None]
-    blended = other + factor[:, None, None, None] * (planes - other)
-    return cut_to_level(blended)
+    return [jnp.floor(clip_levels(other + _each(factor) * (x - other))) for x in rgb]
 
 
-def _luma(planes: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, S], the grey levels of uint8[B, S, 3, S] (Pillow `Convert.c`, `L24`)."""
-    weights = jnp.asarray([19595, 38470, 7471], jnp.int32)[None, None, :, None]
-    # A sum over an axis, where three terms would do: XLA keeps its result, and does not compute all
-    # that led to the planes once more for each channel that reads it.
-    total = jnp.sum(planes.astype(jnp.int32) * weights, axis=2)
-    return ((total + 32768) >> 16).astype(jnp.uint8)
+def _luma(rgb: Channels) -> jax.Array:
+    """Returns the grey levels f32[B, S, S] of three f32[B, S, S] (Pillow `Convert.c`, `L24`)."""
+    red, green, blue = rgb
+    total = 19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0
+    return jnp.floor(total / 65536.0)
 
 
 def _rounded_mean(luma: jax.Array) -> jax.Array:
-    """Returns f32[B], the mean of uint8[B, S, S] rounded to whole levels, halves up."""
+    """Returns f32[B], the mean of whole levels f32[B, S, S] rounded to whole ones, halves up."""
     count = luma.shape[1] * luma.shape[2]
-    # Integers: exact at any size up to 2000 x 2000, and four times faster than a float sum on CPU.
+    # Integers: exact at any size up to 2000 x 2000.
     total = jnp.sum(luma.astype(jnp.int32), axis=(1, 2))
     return ((2 * total + count) // (2 * count)).astype(jnp.float32)
 
 
-def _turn_hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] with the hue moved by `shift` f32[B] turns, through 8-bit HSV."""
-    hue, saturation, value = _to_hsv(planes)
+def _turn_hue(rgb: Channels, shift: jax.Array) -> Channels:
+    """Returns whole levels with the hue moved by `shift` f32[B] turns, through 8-bit HSV."""
+    hue, saturation, value = _to_hsv(rgb)
     # torchvision truncates the shift to 8 bits and lets the sum wrap.
-    hue = hue + jnp.trunc(shift * 255.0)[:, None, None]
-    hue = jnp.where(hue < 0, hue + 256.0, jnp.where(hue > 255, hue - 256.0, hue))
-    return _from_hsv(hue, saturation, value)
+    hue = hue + _each(jnp.mod(jnp.trunc(shift * 255.0), 256.0))
+    return _from_hsv(jnp.where(hue > 255, hue - 256.0, hue), saturation, value)
 
 
-def _to_hsv(planes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _to_hsv(rgb: Channels) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns hue, saturation and value f32[B, S, S], each in 0..255 (Pillow `Convert.c`)."""
-    red, green, blue = (planes[:, :, i].astype(jnp.float32) for i in range(3))
+    red, green, blue = rgb
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)
     blue_side = jnp.where(green == value, 2 * chroma + blue - red, 4 * chroma + red - green)
@@ -219,16 +254,43 @@ def _to_hsv(planes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return hue, saturation, value
 
 
-def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> jax.Array:
-    """Returns planes uint8[B, S, 3, S] of hue, saturation and value f32[B, S, S] in 0..255.
+def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Channels:
+    """Returns red, green and blue f32[B, S, S] of hue, saturation and value, all in 0..255.
 
-    The closed form of Pillow's six sectors: red, green and blue are the same trapezoid of the hue,
-    a third of a turn apart. A turn is 6 * 255 here.
+    The closed form of Pillow's six sectors: how far a channel falls below the value is a trapezoid
+    of the hue, and the three are a third of a turn apart. A turn is 6 * 255 here.
     """
-    channels = []
-    for offset in (5, 3, 1):
-        angle = 6 * hue + 255.0 * offset
-        angle = angle - 1530.0 * jnp.floor((angle + 0.5) / 1530.0)
-        depth = jnp.clip(jnp.minimum(angle, 1020.0 - angle), 0.0, 255.0)
-        channels.append(round_to_level(value - value * saturation * depth / 65025.0))
-    return jnp.stack(channels, axis=2)
+    angle = 6 * hue
+    depths = (
+        510.0 - jnp.abs(angle - 765.0),
+        jnp.abs(angle - 510.0) - 255.0,
+        jnp.abs(angle - 1020.0) - 255.0,
+    )
+    chroma = value * saturation
+    return [jnp.floor(value - chroma * clip_levels(d) / 65025.0 + 0.5) for d in depths]
+
+
+def _channels(planes: jax.Array) -> Channels:
+    """Returns red, green and blue f32[B, S, S] of planes uint8[B, S, 3, S]."""
+    return [planes[:, :, channel].astype(jnp.float32) for channel in range(3)]
+
+
+def _to_planes(rgb: Channels) -> jax.Array:
+    """Returns uint8[B, S, 3, S] of red, green and blue f32[B, S, S]."""
+    return jnp.stack([channel.astype(jnp.uint8) for channel in rgb], axis=2)
+
+
+def _pack(rgb: Channels) -> jax.Array:
+    """Returns i32[B, S, S], a pixel a word, of whole levels f32[B, S, S]."""
+    red, green, blue = (channel.astype(jnp.int32) for channel in rgb)
+    return red | (green << 8) | (blue << 16)
+
+
+def _unpack(words: jax.Array) -> Channels:
+    """Returns red, green and blue f32[B, S, S] of i32[B, S, S]."""
+    return [((words >> bit) & 255).astype(jnp.float32) for bit in _BITS]
+
+
+def _each(per_picture: jax.Array) -> jax.Array:
+    """Returns [B, 1, 1] of [B], one value for all pixels of a picture."""
+    return per_picture[:, None, None]

@@ -97,7 +97,7 @@ def crop_resize(
     """Cuts a window from each picture and resizes it with Pillow's antialiased bilinear filter.
 
     Two interpolation matmuls, horizontal first and rounded in between, as Pillow's 8-bit passes are
-    (Pillow `Resample.c`; its weights have 22 bits, these 16 or more).
+    (Pillow `Resample.c`; its weights have 22 bits, these as many as `levels.weigh` keeps).
 
     Args:
       images: uint8[B, H, W, 3], the canvas.

@@ -11,12 +11,12 @@ from jax import lax
 
 
 def weigh(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the einsum of whole levels in 0..255 and weights, exact to some .001 of a level.
+    """Returns the einsum of whole levels in 0..255 and weights.
 
-    One bfloat16 product, the accelerators' fast one, would be off by half a level, and float32 in
-    full precision costs a TPU six products and a GPU its tensor cores. But levels are exact in
-    bfloat16 as they are, so only the weights are cut, into two parts: two products. A CPU has no
-    fast bfloat16 and takes float32.
+    One bfloat16 product, a TPU's default, would be off by half a level, and full float32 costs it
+    six products and a GPU its tensor cores. `HIGH` stands between: three bfloat16 products on a TPU
+    (off by some .001 of a level), TensorFloat-32 on a GPU (some .01; levels are exact in both
+    formats, so only weights are cut), float32 on a CPU.
 
     Args:
       equation: of `jnp.einsum`, levels first.
@@ -26,32 +26,7 @@ def weigh(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
     Returns:
       f32.
     """
-    return lax.platform_dependent(
-        levels,
-        weights,
-        cpu=lambda levels, weights: _weigh_in_float32(equation, levels, weights),
-        default=lambda levels, weights: weigh_in_two_parts(equation, levels, weights),
-    )
-
-
-def _weigh_in_float32(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.einsum(
-        equation, levels.astype(jnp.float32), weights, precision=lax.Precision.HIGHEST
-    )
-
-
-def weigh_in_two_parts(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns `weigh` by two products of bfloat16 numbers, summed in float32."""
-    # Not a cast there and back, which XLA takes out where it may keep excess precision.
-    high = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=7)
-    levels = levels.astype(jnp.bfloat16)
-
-    def product(part):
-        return jnp.einsum(
-            equation, levels, part.astype(jnp.bfloat16), preferred_element_type=jnp.float32
-        )
-
-    return product(high) + product(weights - high)
+    return jnp.einsum(equation, levels.astype(jnp.float32), weights, precision=lax.Precision.HIGH)
 
 
 def round_to_level(pixels: jax.Array) -> jax.Array:
@@ -61,7 +36,12 @@ def round_to_level(pixels: jax.Array) -> jax.Array:
 
 def cut_to_level(pixels: jax.Array) -> jax.Array:
     """Returns f32 pixels clipped to 0..255 and without their fractions, as uint8."""
-    return jnp.clip(pixels, 0.0, 255.0).astype(jnp.uint8)
+    return clip_levels(pixels).astype(jnp.uint8)
+
+
+def clip_levels(pixels: jax.Array) -> jax.Array:
+    """Returns f32 pixels clipped to 0..255."""
+    return jnp.clip(pixels, 0.0, 255.0)
 
 
 def to_planes(images: jax.Array) -> jax.Array:

@@ -78,24 +78,26 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
       ValueError: if more than `max_bad_share` of the pictures can't be read.
     """
     bad = BadPictures(source, config.max_bad_share)
-    threads = config.threads or min(_cores(), _MOST_THREADS)
+    workers = threads(config)
     limit = config.resident_megabytes * 2**20
     height, width = _probe(source, config.canvas)
     if len(source) * height * width * 3 <= limit:
-        pictures = _decode_all(source, config.canvas, bad, threads)
+        pictures = _decode_all(source, config.canvas, bad, workers)
         sizes = np.asarray([image.shape[:2] for image in pictures.values()], np.int32)
         if len(pictures) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
             canvases = _on_canvases(pictures, sizes)
             return ResidentData(source, np.fromiter(pictures, np.int64), canvases, sizes, layout)
     largest = max(height, width)
-    return StreamedData(source, config.canvas, bad, threads, layout, largest=largest)
+    return StreamedData(source, config.canvas, bad, workers, layout, largest=largest)
 
 
-def _cores() -> int:
-    """Returns the cores that this process may use, which in a container are not all."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def threads(config: ConfigDict) -> int:
+    """Returns how many threads decode, from the whole config's `data`."""
+    if config.threads:
+        return config.threads
+    if hasattr(os, "sched_getaffinity"):  # Linux; in a container they are not all
+        return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    return min(os.cpu_count() or 1, _MOST_THREADS)
 
 
 def _probe(source: Source, canvas: int) -> tuple[int, int]:

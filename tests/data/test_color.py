@@ -1,5 +1,6 @@
 """Colour changes against Pillow's, and torchvision's `adjust_hue` written with Pillow."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -10,7 +11,6 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from moco_jax.data import color
-from moco_jax.data.levels import to_images
 from tests.data import pillow_pictures
 
 FACTORS = np.array([0.0, 0.31, 0.6, 1.0, 1.37, 1.9], np.float32)
@@ -60,7 +60,7 @@ def test_hsv_of_all_colours_is_pillows():
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
     cube = cube.reshape(1, len(levels), -1, 3)
-    hsv = np.stack(color._to_hsv(cube.swapaxes(2, 3)), axis=-1)[0]
+    hsv = np.stack(color._to_hsv(np.moveaxis(cube.astype(np.float32), -1, 0)), axis=-1)[0]
     expected = np.asarray(Image.fromarray(cube[0]).convert("HSV"))
     # Where the hue falls on a whole level, Pillow's float32 may put it one below.
     wrong = hsv != expected
@@ -68,7 +68,7 @@ def test_hsv_of_all_colours_is_pillows():
     assert wrong[..., 0].mean() < 0.02 and not wrong[..., 1:].any()
 
     hue, saturation, value = np.moveaxis(cube.astype(np.float32), -1, 0)
-    rgb = to_images(color._from_hsv(hue, saturation, value))
+    rgb = np.stack(color._from_hsv(hue, saturation, value), axis=-1)
     expected = Image.frombytes("HSV", cube.shape[2:0:-1], cube.tobytes()).convert("RGB")
     np.testing.assert_array_equal(rgb[0], np.asarray(expected))
 
@@ -97,6 +97,44 @@ def test_apply_jitter_follows_each_pictures_order(photographs):
     jittered = jax.jit(color.apply_jitter)(images, ranks, factors, SHIFTS)
     difference = pillow_pictures.difference(jittered, expected)
     assert difference.mean(axis=(1, 2, 3)).max() < 0.05
+
+
+def test_what_has_no_rank_is_left_out(photographs):
+    # Saturation then brightness, hue alone, nothing, and contrast alone; twice nothing more.
+    ranks = np.full((6, 4), -1)
+    ranks[0, [2, 0]], ranks[1, 3], ranks[3, 1] = (0, 1), 0, 0
+    factors = np.full((6, 3), 1.3, np.float32)
+    expected = list(photographs)
+    expected[0] = PILLOW["brightness"](PILLOW["saturation"](photographs[0], 1.3), 1.3)
+    expected[1] = PILLOW["hue"](photographs[1], SHIFTS[1])
+    expected[3] = PILLOW["contrast"](photographs[3], 1.3)
+    images = pillow_pictures.planes(photographs)
+    jittered = jax.jit(color.apply_jitter)(images, ranks, factors, SHIFTS)
+    difference = pillow_pictures.difference(jittered, expected)
+    assert difference.mean(axis=(1, 2, 3)).max() < 0.02
+    np.testing.assert_array_equal(jittered[2], images[2])
+
+
+@pytest.mark.parametrize("hue", [True, False], ids=["hue", "no hue"])
+def test_all_orders_are_those_of_the_single_changes(hue):
+    orders = np.array(list(itertools.permutations(range(4))))
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 6, 3, 6), np.uint8)
+    factors = rng.uniform(0.0, 2.0, (24, 3)).astype(np.float32)
+    shifts = rng.uniform(-0.5, 0.5, 24).astype(np.float32)
+    changes = [color.brightness, color.contrast, color.saturation, color.hue]
+    expected = images
+    for turn in range(4):
+        turned = [
+            change(expected, x) for change, x in zip(changes, [*factors.T, shifts], strict=True)
+        ]
+        turned[3] = turned[3] if hue else expected
+        expected = np.stack([turned[kind][i] for i, kind in enumerate(orders[:, turn])])
+    ranks = np.argsort(orders, axis=1)
+    jittered = color.apply_jitter(images, ranks, factors, shifts if hue else None)
+    # A fused multiplication and addition may truncate to another level.
+    difference = np.abs(np.asarray(jittered, int) - expected)
+    assert (difference > 0).mean() < 0.01
 
 
 def test_draws_are_distributed_as_torchvisions():

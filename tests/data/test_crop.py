@@ -106,6 +106,15 @@ def test_whole_picture_at_its_own_size_is_unchanged():
     np.testing.assert_array_equal(resized[1], pixels[1, 5:37, 11:43].swapaxes(1, 2))
 
 
+@pytest.mark.parametrize("length, out", [(500, 224), (448, 224), (37, 224), (500, 32), (9, 8)])
+def test_weights_sum_to_one(length, out):
+    windows = np.array([(0, length), (length // 3, length // 2), (1.25, 7.5), (length - 1, 1)])
+    bounds = np.array([(0, length), (length // 3, length // 2), (0, length), (length - 1, 1)])
+    weights = crop._triangle_weights(*np.float32((windows, bounds)), length, out)
+    assert weights.shape == (4, out, length)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
+
+
 def test_center_windows_are_resize_then_center_crop(photographs):
     pixels, sizes = pillow_pictures.canvas(photographs)
 

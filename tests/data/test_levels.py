@@ -1,14 +1,30 @@
-"""The two-part product, which accelerators take, against float64."""
+"""The product of levels and weights, as each kind of device computes it, against float64."""
 
 import jax
 import numpy as np
 import pytest
+from jax import lax
 
 from moco_jax.data import levels
 
 
-@pytest.mark.parametrize("weigh", [levels.weigh, levels.weigh_in_two_parts])
-def test_weighing_is_exact_to_a_hundredth_of_a_level(weigh):
+def in_three_products(equation, pixels, weights):
+    """What a TPU does with `Precision.HIGH`; the third product is of the levels' low part, 0."""
+    high = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=7)
+    low = lax.reduce_precision(weights - high, exponent_bits=8, mantissa_bits=7)
+    return levels.weigh(equation, pixels, high) + levels.weigh(equation, pixels, low)
+
+
+def in_tensor_float(equation, pixels, weights):
+    """What a GPU does: TensorFloat-32 holds levels and cuts weights to 11 bits."""
+    weights = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=10)
+    return levels.weigh(equation, pixels, weights)
+
+
+@pytest.mark.parametrize(
+    "weigh, bound", [(levels.weigh, 0.001), (in_three_products, 0.01), (in_tensor_float, 0.07)]
+)
+def test_weighing_is_exact_to_a_part_of_a_level(weigh, bound):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 4, 3, 60), np.uint8)
     weights = rng.random((2, 7, 60)).astype(np.float32)
@@ -16,13 +32,14 @@ def test_weighing_is_exact_to_a_hundredth_of_a_level(weigh):
     got = jax.jit(weigh, static_argnums=0)("bhcw,bxw->bhcx", pixels, weights)
     expected = np.einsum("bhcw,bxw->bhcx", pixels.astype(float), weights.astype(float))
     assert got.dtype == np.float32
-    np.testing.assert_allclose(got, expected, atol=0.01)
+    np.testing.assert_allclose(got, expected, atol=bound)
 
 
-def test_a_weight_of_one_is_exact():
+@pytest.mark.parametrize("weigh", [levels.weigh, in_three_products, in_tensor_float])
+def test_a_weight_of_one_is_exact(weigh):
     pixels = np.arange(256, dtype=np.uint8)[None, :, None]
     one = np.ones((1, 1, 1), np.float32)
-    got = jax.jit(levels.weigh_in_two_parts, static_argnums=0)("bpw,bxw->bpx", pixels, one)
+    got = jax.jit(weigh, static_argnums=0)("bpw,bxw->bpx", pixels, one)
     np.testing.assert_array_equal(got, pixels.astype(np.float32))
 
 

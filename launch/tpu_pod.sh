@@ -1,0 +1,316 @@
+#!/usr/bin/env bash
+# Pretrains on a Cloud TPU slice of one host or many: asks for the slice and waits until it is there,
+# or takes the one of that name; copies this checkout to its hosts and installs it; starts the
+# command on all of them; shows the output of the first; brings the workdir back.
+#
+# usage: bash launch/tpu_pod.sh --name=NAME --project=PROJECT --zone=ZONE [OPTION ...] -- --config=configs/imagenet.py ...
+#
+#   --name=NAME               of the slice; it is kept and used again until --delete
+#   --project=, --zone=       where; default $CLOUDSDK_CORE_PROJECT and $CLOUDSDK_COMPUTE_ZONE
+#   --accelerator-type=TYPE   such as v5litepod-16, v6e-64 or v4-32; needed for a new slice
+#   --runtime-version=IMAGE   of its hosts; default the one for JAX on that type
+#   --create=FLAG             one more flag for gcloud's queued-resources create, such as
+#                             --create=--reserved; may be repeated
+#   --spot                    a cheaper slice that may be taken away at any time. It is then deleted,
+#                             asked for again, and the same command goes on from its checkpoint
+#   --restarts=10             how often that is done before giving up
+#   --bucket=gs://B[/FOLDER]  shared by all hosts: mounted there as shared/, with runs/ on it
+#   --nfs=SERVER:/FOLDER      the same from NFS, such as a Filestore share
+#   --delete                  deletes the slice at the end; without a command, deletes it now
+#   --stop                    lets a running command save and stop (SIGTERM), and does nothing else
+#   --poll=30                 seconds between two looks at the slice
+#   --dry-run                 prints the commands for a new slice, and runs none
+#
+# The workdir. Every host writes its part of a checkpoint, and reads all of it when it goes on. So a
+# slice of several hosts, and any --spot slice, whose disks go with it, needs a folder that all hosts
+# share: --bucket or --nfs. The default workdir runs/<config name> is then on it, and stays on it
+# afterwards. The slice's service account must be allowed to read and write the bucket; one with a
+# hierarchical namespace renames finished checkpoints in one step. Pictures may lie there as well:
+# --config.data.path=shared/imagenet.tar. An absolute --workdir is taken for a shared folder of your
+# own. Without a shared folder the workdir is on the host's disk, and is copied here at the end.
+#
+# The run does not depend on this machine: after Ctrl-C or a lost connection it goes on, and the same
+# command shows it again.
+#
+# exit codes: that of the run: 0 done; 75 stopped with its state saved, start the same command again;
+# 2 a problem that the message names, the run's or this script's; anything else a crash.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+
+name='' project=${CLOUDSDK_CORE_PROJECT:-} zone=${CLOUDSDK_COMPUTE_ZONE:-}
+type='' image='' spot='' restarts=10 shared='' delete='' stop='' poll=30
+create=(--quiet)
+command=()
+
+main() {
+  parse "$@"
+  check
+  if [ -n "$stop" ]; then
+    on all "$worker stop 300"
+    exit
+  fi
+  if [ ${#command[@]} -gt 0 ]; then
+    trap 'say "the run goes on; the same command shows it again, --stop saves and stops it"; exit 130' INT
+    until_done
+    [ "$code" -ne 255 ] || exit "$code"
+    bring_back
+  fi
+  [ -z "$delete" ] || delete_slice
+  exit "$code"
+}
+
+parse() {
+  take_flags "$0" "$@"
+  set -- ${arguments[@]+"${arguments[@]}"}
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --name=*) name=${1#*=} ;;
+      --project=*) project=${1#*=} ;;
+      --zone=*) zone=${1#*=} ;;
+      --accelerator-type=*) type=${1#*=} ;;
+      --runtime-version=*) image=${1#*=} ;;
+      --create=*) create+=("${1#*=}") ;;
+      --spot) spot=1 ;;
+      --restarts=*) restarts=${1#*=} ;;
+      --bucket=gs://?*) shared=${1#*=} ;;
+      --nfs=?*:/*) shared=${1#*=} ;;
+      --delete) delete=1 ;;
+      --stop) stop=1 ;;
+      --poll=*) poll=${1#*=} ;;
+      --) command=("${@:2}"); break ;;
+      --bucket=* | --nfs=*) fail "$1: give --bucket=gs://BUCKET or --nfs=SERVER:/FOLDER" ;;
+      *) fail "unknown option $1 (the arguments of the run stand behind --; --help lists the options)" ;;
+    esac
+    shift
+  done
+}
+
+# Everything that can be known to be wrong before time and money are spent.
+check() {
+  need gcloud "install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
+  [ -n "$name" ] || fail "give the slice a name: --name=NAME"
+  [ -n "$project" ] || fail "give the project: --project=PROJECT"
+  [ -n "$zone" ] || fail "give the zone: --zone=ZONE"
+  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts is no number"
+  [[ $poll =~ ^[0-9]+$ ]] || fail "--poll=$poll is no number of seconds"
+  [ ${#command[@]} -gt 0 ] || [ -n "$delete$stop" ] ||
+    fail "give the run's arguments behind --, such as: -- --config=configs/imagenet.py"
+  find_workdir
+  [ -n "$shared" ] || [[ $workdir == /* ]] || check_own_disk
+  [ -z "$shared" ] || [[ $workdir =~ ^(/|(runs|shared)(/|$)) ]] ||
+    fail "--workdir=$workdir is not on the shared folder; runs/... and shared/... are"
+}
+
+# Sets $workdir from the run's arguments.
+find_workdir() {
+  local previous='' word
+  workdir=runs
+  for word in ${command[@]+"${command[@]}"}; do
+    case $word in --workdir=* | -workdir=*) workdir=${word#*=} ;; esac
+    case $previous in --workdir | -workdir) workdir=$word ;; esac
+    previous=$word
+  done
+}
+
+# Every type has 8 chips or cores a host at most, so that a larger number means several hosts.
+check_own_disk() {
+  [ -z "$spot" ] || fail "a spot slice's disks go with it; give --bucket=gs://... or --nfs=..."
+  [[ ! $type =~ -([0-9]+)$ ]] || [ "${BASH_REMATCH[1]}" -le 8 ] ||
+    fail "the hosts of $type must share the workdir; give --bucket=gs://... or --nfs=..."
+}
+
+# Runs the command, on one slice after another if need be; sets $code.
+until_done() {
+  local left=$restarts
+  until attempt; do
+    [ "$left" -gt 0 ] || fail "$why once more; gave up after $restarts restarts"
+    left=$((left - 1))
+    say "$why; asking for a new slice ($left restarts left)"
+    delete_slice
+  done
+}
+
+# Sets $code. Returns 1, with $why, if the command is to go on on a new slice. Here and in what it
+# calls each failure is handled where it may occur: bash's set -e does not reach them.
+attempt() {
+  code=0 stopped=''
+  acquire || return 1
+  { count_hosts && start; } || code=$?
+  [ "$code" -ne 0 ] || follow
+  [ -n "$spot" ] && [ -z "$stopped" ] || return 0
+  case $code in
+    0 | 2) return 0 ;; # with 2 the same command would only fail again
+    75) why="the run saved its state and asked to be started again"; return 1 ;;
+    *) ! lost ;; # hosts that go one after another look like a crash at first
+  esac
+}
+
+# Sets $found if the slice is there already. Returns 1 if a spot slice can't be had as it is.
+acquire() {
+  found=''
+  look || fail "can't ask for the state of $name; see gcloud's message above"
+  if [ "$state" = ABSENT ]; then
+    [ -n "$type" ] || fail "there is no slice $name yet; to ask for it, give --accelerator-type=TYPE"
+    create_slice || fail "the slice can't be asked for; see gcloud's message above"
+    look || true
+  else
+    found=1
+    say "$name is there already: $state"
+  fi
+  while [ "$state" != ACTIVE ]; do
+    case $state in
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        why="the slice is $state"
+        [ -z "$spot" ] || return 1
+        fail "$name is $state; --delete removes it, 'gcloud compute tpus queued-resources describe $name --project=$project --zone=$zone' tells why"
+        ;;
+    esac
+    say "$name is $state; looking again in $poll s"
+    sleep "$poll"
+    look || true
+  done
+}
+
+create_slice() {
+  tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
+    --runtime-version="${image:-$(default_image)}" ${spot:+--spot} "${create[@]}" || return
+  imagined=ACTIVE
+}
+
+default_image() {
+  case $type in
+    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
+    v5p-*) echo v2-alpha-tpuv5 ;;
+    v6e-*) echo v2-alpha-tpuv6e ;;
+    *) echo tpu-ubuntu2204-base ;;
+  esac
+}
+
+delete_slice() {
+  tpus queued-resources delete "$name" --force --quiet
+  imagined=ABSENT
+}
+
+# Sets $state to that of the queued resource, or ABSENT; a dry run imagines what it would be.
+# Returns 1, with $state as it was, if there is no answer.
+imagined=ABSENT state=UNKNOWN
+look() {
+  local answer problem
+  problem=$(mktemp)
+  if [ -n "$dry_run" ]; then
+    tpus queued-resources describe "$name" --format='value(state.state)'
+    state=$imagined
+  elif answer=$(tpus queued-resources describe "$name" --format='value(state.state)' 2>"$problem"); then
+    state=$answer
+  elif grep -q NOT_FOUND "$problem"; then
+    state=ABSENT
+  else
+    cat "$problem" >&2
+    rm "$problem"
+    return 1
+  fi
+  rm "$problem"
+}
+
+# Refuses several hosts without a shared workdir, where the type did not tell their number.
+count_hosts() {
+  local hosts
+  [ -z "$type" ] && [ -z "$shared" ] && [[ $workdir != /* ]] || return 0
+  hosts=$(tpus tpu-vm describe "$name" --format='value(networkEndpoints.len())') || return
+  [ "$hosts" -eq 1 ] ||
+    fail "the $hosts hosts of $name must share the workdir; give --bucket=gs://... or --nfs=..."
+}
+
+# Starts the command on all hosts, unless it is running already.
+start() {
+  if ! { [ -n "$found" ] && on 0 "test -f moco_jax/launch/tpu_worker.sh && $worker running"; }; then
+    install || return
+  fi
+  on all "$worker start $(quoted "${command[@]}")"
+}
+
+install() {
+  local archive=${TMPDIR:-/tmp}/moco_jax-$name.tar.gz
+  local unpack="tar --extract --file=moco_jax.tar.gz --directory=moco_jax"
+  run tar --create --gzip --file="$archive" --exclude-from="$root/.dockerignore" \
+    --directory="$root" . &&
+    tpus tpu-vm scp "$archive" "$name:moco_jax.tar.gz" --worker=all --quiet &&
+    on all "mkdir -p moco_jax && $unpack && $worker prepare${shared:+ $(quoted "$shared")}"
+}
+
+# Shows the first host's output until the run ends; sets $code, and $stopped if --stop ended it.
+# ssh's own code is 255.
+follow() {
+  local tries
+  for tries in 1 2 3 4 5 6 7 8 9 10; do
+    code=0
+    on 0 "$worker follow" || code=$?
+    if [ "$code" -ne 255 ]; then
+      ask_all
+      return
+    fi
+    ! lost || return
+    say "the connection broke; following again in $poll s ($tries)"
+    sleep "$poll"
+  done
+  say "no connection to the first host; the run may go on. The same command tries again"
+}
+
+# The first host often fails only because another one did. A problem that has a name comes before
+# a request to be started again, and that before a crash.
+ask_all() {
+  local answers codes
+  answers=$(on all "$worker finish 60") || true
+  [ -z "$dry_run" ] || printf '%s\n' "$answers"
+  ! grep -qx stopped <<<"$answers" || stopped=1
+  codes=" $(sed -n 's/^exit //p' <<<"$answers" | sort -u | tr '\n' ' ')"
+  case $codes in
+    *' 2 '*) code=2 ;;
+    *' 75 '*) code=75 ;;
+    *) [ "$code" -ne 0 ] || code=$(tr ' ' '\n' <<<"$codes" | grep -vx -e 0 -e '' | head -1) || code=0 ;;
+  esac
+  [ "$code" -eq 0 ] || say "the run ended with code $code (all hosts:$codes)"
+}
+
+# Returns 0 once a spot slice is no longer active; it takes a while until that shows.
+lost() {
+  local _
+  [ -n "$spot" ] || return 1
+  for _ in 1 2 3 4; do
+    look || true
+    why="the slice is $state"
+    [ "$state" = ACTIVE ] || return 0
+    sleep "$poll"
+  done
+  return 1
+}
+
+bring_back() {
+  local into
+  if [[ $workdir == /* ]]; then
+    say "the workdir is $workdir on the hosts"
+  elif [ -n "$shared" ]; then
+    say "the workdir is in $shared/${workdir#shared/}"
+  else
+    into=$(dirname "$root/$workdir")
+    run mkdir -p "$into"
+    tpus tpu-vm scp --recurse "$name:moco_jax/$workdir" "$into" --worker=0 --quiet
+  fi
+}
+
+# on WORKER COMMAND: runs it on this host of the slice, or on all.
+worker="bash moco_jax/launch/tpu_worker.sh"
+on() {
+  tpus tpu-vm ssh "$name" --worker="$1" --quiet --command="$2"
+}
+
+tpus() {
+  run gcloud compute tpus "$@" --project="$project" --zone="$zone"
+}
+
+say() {
+  echo "$*" >&2
+}
+
+code=0
+main "$@"

@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# What launch/tpu_pod.sh calls on each host of a TPU slice, over ssh. The run is detached from the
+# connection that starts it: gcloud repeats a command whose connection broke, and that must neither
+# end the run nor start it twice.
+# usage: bash launch/tpu_worker.sh COMMAND, one of
+#   prepare [gs://BUCKET[/FOLDER] | SERVER:/FOLDER]   installs; mounts what all hosts share at shared/
+#   start ARGUMENT...   starts python -m moco_jax.main ARGUMENT..., unless it is running already
+#   running             exits with 0 if it is
+#   follow              prints its output until it ends, and exits with its code
+#   finish SECONDS      waits that long for its end, ends it if need be, prints "exit CODE"
+#   stop SECONDS        lets it save and end, by SIGTERM; prints "exit CODE" and "stopped"
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+state=$HOME/.moco_jax_run # files: command, holder and main (process ids), log, code, stopped
+shared=$root/shared
+
+main() {
+  mkdir -p "$state"
+  case ${1:-} in
+    prepare) prepare "${2:-}" ;;
+    start) start "${@:2}" ;;
+    hold) hold "${@:2}" ;;
+    running) running ;;
+    follow) follow ;;
+    finish) finish "$2" ;;
+    stop) stop "$2" ;;
+    *) usage "$0" >&2; exit 2 ;;
+  esac
+}
+
+prepare() {
+  [ -x "$root/.venv/bin/python" ] || have_python
+  [ -z "$1" ] || mount_shared "$1"
+  . "$root/launch/setup.sh" ""
+}
+
+# Some TPU images bring Python 3.10, which is too old.
+have_python() {
+  python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
+  PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
+  python3 -m uv python install --quiet 3.12
+  PYTHON=$(python3 -m uv python find 3.12)
+  export PYTHON
+}
+
+# A run goes to runs/ by default, so that is put on the shared folder too.
+mount_shared() {
+  mkdir -p "$shared"
+  if mountpoint -q "$shared"; then
+    [ "$(cat "$state/shared")" != "$1" ] || return 0
+    sudo umount "$shared"
+  fi
+  case $1 in
+    gs://*) mount_bucket "${1#gs://}" ;;
+    *) mount_nfs "$1" ;;
+  esac
+  echo "$1" >"$state/shared"
+  mkdir -p "$shared/runs"
+  [ -L "$root/runs" ] || ln -s shared/runs "$root/runs" # fails on a folder: its runs would be hidden
+}
+
+# Without a limit gcsfuse renames no folder, and a checkpoint is complete once its folder is renamed.
+# Nothing is cached about files: each host must see at once what another one wrote.
+mount_bucket() {
+  local bucket=${1%%/*} folder=${1#*/}
+  [ "$folder" != "$1" ] || folder=
+  command -v gcsfuse >/dev/null || install_gcsfuse
+  gcsfuse --implicit-dirs --rename-dir-limit=1000000 \
+    --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 \
+    ${folder:+"--only-dir=$folder"} "$bucket" "$shared"
+}
+
+install_gcsfuse() {
+  local key=/usr/share/keyrings/cloud.google.asc source=https://packages.cloud.google.com/apt
+  curl -fsS "$source/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
+  echo "deb [signed-by=$key] $source gcsfuse-$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+  install_package gcsfuse
+}
+
+mount_nfs() {
+  command -v mount.nfs >/dev/null || install_package nfs-common
+  sudo mount -t nfs "$1" "$shared"
+  [ -w "$shared" ] || sudo chmod 1777 "$shared" # a new share belongs to root
+}
+
+# A fresh machine's own updates hold the lock for a while.
+install_package() {
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
+  sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y "$1" >/dev/null
+}
+
+start() {
+  local command
+  command=$(quoted "$@")
+  if running; then
+    [ "$(cat "$state/command")" = "$command" ] ||
+      fail "another command is running here: $(cat "$state/command") (--stop saves and stops it)"
+    return
+  fi
+  . "$root/launch/setup.sh" ""
+  rm -f "$state"/{holder,main,code,stopped}
+  echo "$command" >"$state/command"
+  cd "$root"
+  python=$python setsid bash launch/tpu_worker.sh hold "$@" </dev/null >"$state/log" 2>&1 &
+  until [ -s "$state/main" ]; do sleep 0.05; done
+}
+
+hold() {
+  local code=0
+  echo $$ >"$state/holder"
+  "$python" -m moco_jax.main "$@" &
+  echo $! >"$state/main"
+  wait $! || code=$?
+  echo "$code" >"$state/code"
+}
+
+running() {
+  [ -s "$state/holder" ] && [ ! -s "$state/code" ] && kill -0 "$(cat "$state/holder")" 2>/dev/null
+}
+
+follow() {
+  [ -s "$state/holder" ] || fail "nothing was started here"
+  while running; do sleep 0.1; done &
+  tail --lines=200 --follow --sleep-interval=0.1 --pid=$! "$state/log" # ends after that loop
+  code
+  exit "$code"
+}
+
+# Sets $code; a run without one was killed together with what would have noted it.
+code() {
+  code=137
+  [ ! -s "$state/code" ] || code=$(cat "$state/code")
+}
+
+finish() {
+  wait_for_end "$1"
+  if running; then
+    echo "$(hostname): still running $1 seconds after the first host ended; killed" >&2
+    kill -KILL "$(cat "$state/main")"
+    wait_for_end 10
+  fi
+  code
+  echo "exit $code"
+  [ ! -f "$state/stopped" ] || echo stopped
+}
+
+stop() {
+  running || fail "nothing is running here"
+  touch "$state/stopped"
+  kill -TERM "$(cat "$state/main")"
+  finish "$1"
+}
+
+wait_for_end() {
+  local _
+  for _ in $(seq "$((10 * $1))"); do
+    running || return 0
+    sleep 0.1
+  done
+}
+
+main "$@"

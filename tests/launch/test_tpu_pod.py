@@ -1,0 +1,386 @@
+"""launch/tpu_pod.sh and launch/tpu_worker.sh, with folders of this machine as the hosts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launch.conftest import write_program
+
+WHERE = ("--name=pod", "--project=mine", "--zone=here")
+NEW = (*WHERE, "--accelerator-type=v5litepod-8", "--poll=0")
+SPOT = (*NEW, "--spot", "--bucket=gs://bucket")
+RUN = ("--", "--config=configs/digits.py")
+ARGUMENTS = ["--config=a b.py", '--config.name=it\'s "x" $HOME', "*", ""]
+
+# A host's system Python: makes a virtual environment whose Python runs the test's `main`.
+PYTHON3 = """#!/usr/bin/env bash
+if [ "$1 $2" = "-m venv" ]; then
+  mkdir -p "$3/bin"
+  cp "$SLICE/main" "$3/bin/python"
+fi
+"""
+
+MAIN = """#!/usr/bin/env bash
+[ "$2" != pip ] || exit 0
+echo >>"$SLICE/starts"
+start=$(wc -l <"$SLICE/starts")
+mkdir -p runs/digits
+echo "$start" >>runs/digits/metrics.jsonl
+host=$(basename "$HOME")
+printf "<%s>" "$@" >"$SLICE/arguments-$host"
+echo "$host at start $start"
+"""
+
+# Ends at a signal, as a run does, or once the test says so.
+UNTIL_TOLD = """
+trap 'exit 75' TERM
+until [ -e $SLICE/go ]; do sleep 0.05; done
+"""
+
+
+class Slice:
+    """The stand-in's slice; see fake_gcloud.py."""
+
+    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path):
+        self.folder, self.checkout = folder, checkout
+        self.environment = os.environ | {
+            "SLICE": str(folder),
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "TMPDIR": str(folder),
+        }
+        (folder / "bin").mkdir(parents=True)
+        gcloud = pathlib.Path(__file__).parent / "fake_gcloud.py"
+        write_program(
+            folder / "bin" / "gcloud", f'#!/bin/sh\nexec {sys.executable} -IS {gcloud} "$@"\n'
+        )
+        write_program(folder / "bin" / "python3", PYTHON3)
+        write_program(folder / "bin" / "mountpoint", "#!/bin/sh\nexit 1\n")
+        for name in ("gcsfuse", "sudo"):
+            write_program(folder / "bin" / name, f'#!/bin/sh\necho "$@" >>$SLICE/{name}\n')
+        self.has(states="ABSENT", coming="ACTIVE", hosts="1", broken="")
+        self.main("")
+
+    def has(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.folder / name).write_text(text)
+
+    def main(self, text: str) -> None:
+        """Sets what the run does after noting that it was started."""
+        write_program(self.folder / "main", MAIN + text)
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            ["bash", str(self.checkout / "launch" / "tpu_pod.sh"), *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        return self.end(self.start(*arguments))
+
+    def end(self, process: subprocess.Popen) -> subprocess.CompletedProcess:
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def wait_for(self, call: str, times: int = 1) -> None:
+        until = time.monotonic() + 30
+        while self.did().count(call) < times:
+            assert time.monotonic() < until, self.did()
+            time.sleep(0.02)
+
+    def calls(self) -> list[list[str]]:
+        path = self.folder / "calls.jsonl"
+        return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+    def did(self) -> list[str]:
+        """Returns the calls in short: create, scp, `ssh start` and so on, without the looks."""
+        short = []
+        for call in self.calls():
+            [command] = [word for word in call if word.startswith("--command=")] or [""]
+            asked = [word for word in ASKED if f"tpu_worker.sh {word}" in command]
+            short.append(" ".join([call[3], *asked]))
+        return [name for name in short if name != "describe"]
+
+    def starts(self) -> int:
+        return self.did().count("ssh start")
+
+
+ASKED = ("prepare", "start", "running", "follow", "finish", "stop")
+ONE_RUN = ["scp", "ssh prepare", "ssh start", "ssh follow", "ssh finish"]
+
+
+@pytest.fixture
+def tpu(tmp_path, checkout):
+    pod = Slice(tmp_path / "slice", checkout)
+    yield pod
+    pod.has(go="")  # what a failed test left running
+
+
+def test_a_new_slice_of_two_hosts(tpu):
+    tpu.has(hosts="2", coming="WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE")
+    options = (*WHERE, "--accelerator-type=v5litepod-16", "--poll=0", "--bucket=gs://bucket/a/b")
+    done = tpu.run(*options, "--create=--network=my net", "--", *ARGUMENTS)
+    assert done.returncode == 0, done.stderr
+    assert "host0 at start" in done.stdout and "host1" not in done.stdout
+    for name in ("PROVISIONING; looking again", "the workdir is in gs://bucket/a/b/runs"):
+        assert name in done.stderr
+    assert tpu.did() == ["create", *ONE_RUN]  # and no delete
+    assert tpu.calls()[1] == [
+        *("compute", "tpus", "queued-resources", "create", "pod", "--node-id=pod"),
+        *("--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--quiet"),
+        *("--network=my net", "--project=mine", "--zone=here"),
+    ]
+    for host in ("host0", "host1"):
+        given = (tpu.folder / f"arguments-{host}").read_text()
+        assert given == "".join(f"<{word}>" for word in ["-m", "moco_jax.main", *ARGUMENTS])
+        # runs/ is on what is mounted at shared/.
+        assert (tpu.folder / host / "moco_jax/shared/runs/digits/metrics.jsonl").exists()
+    mounts = (tpu.folder / "gcsfuse").read_text().splitlines()
+    assert sorted(line.split()[-3:] for line in mounts) == [
+        ["--only-dir=a/b", "bucket", f"{tpu.folder}/{host}/moco_jax/shared"]
+        for host in ("host0", "host1")
+    ]
+    assert "--rename-dir-limit=" in mounts[0]
+
+
+def test_the_slice_of_that_name_is_used_again_and_the_workdir_brought_back(tpu):
+    tpu.has(states="ACTIVE")
+    (tpu.folder / "host0").mkdir()
+    for runs in ("1", "1\n2"):
+        done = tpu.run(*WHERE, "--poll=0", *RUN)
+        assert done.returncode == 0, done.stderr
+        brought = (tpu.checkout / "runs/digits/metrics.jsonl").read_text()
+        assert brought == runs + "\n"
+    assert "create" not in tpu.did() and "delete" not in tpu.did()
+    assert tpu.did()[-1] == "scp"
+
+
+def test_a_workdir_of_another_name_is_brought_back_to_that_name(tpu):
+    tpu.main("mkdir -p my/own; echo 1 >my/own/metrics.jsonl")
+    done = tpu.run(*NEW, *RUN, "--workdir", "my/own")
+    assert done.returncode == 0, done.stderr
+    assert (tpu.checkout / "my/own/metrics.jsonl").exists()
+
+
+def test_an_absolute_workdir_stays_where_it_is(tpu):
+    tpu.has(ends="0")
+    done = tpu.run(*NEW, *RUN, "--workdir=/mnt/mine")
+    assert done.returncode == 0 and "the workdir is /mnt/mine on the hosts" in done.stderr
+    assert tpu.did() == ["create", *ONE_RUN]
+
+
+@pytest.mark.parametrize("code", [0, 134])
+def test_the_slice_is_deleted_only_when_told_and_after_all_else(tpu, code):
+    tpu.has(ends=str(code))
+    assert tpu.run(*NEW, "--delete", *RUN).returncode == code
+    assert tpu.did() == ["create", *ONE_RUN, "scp", "delete"]
+    assert {"--force", "--quiet"} <= set(tpu.calls()[-1])
+    assert (tpu.checkout / "runs").exists()
+
+
+def test_delete_alone(tpu):
+    assert tpu.run(*WHERE, "--delete").returncode == 0
+    assert tpu.did() == ["delete"]
+
+
+def test_a_slice_whose_workdir_could_not_be_brought_back_is_kept(tpu):
+    tpu.main("rm -r runs")
+    assert tpu.run(*NEW, "--delete", *RUN).returncode != 0
+    assert tpu.did()[-1] == "scp"
+
+
+def test_a_preempted_slice_is_asked_for_again(tpu):
+    """The first slice goes while the run is on; the second can't be had; the third does it."""
+    tpu.has(coming="ACTIVE\n\nPROVISIONING\nFAILED\n\nACTIVE", ends="134 SUSPENDED\n0")
+    done = tpu.run(*SPOT, *RUN)
+    assert done.returncode == 0, done.stderr
+    again = ["delete", "create"]
+    assert tpu.did() == ["create", *ONE_RUN, *again, *again, *ONE_RUN]
+    assert all("--spot" in call for call in tpu.calls() if call[3] == "create")
+    assert "the slice is SUSPENDED; asking for a new slice (9 restarts left)" in done.stderr
+    assert "the slice is FAILED; asking for a new slice (8 restarts left)" in done.stderr
+
+
+def test_a_slice_whose_connection_broke_as_it_went_is_asked_for_again(tpu):
+    tpu.has(coming="ACTIVE\nSUSPENDING\n\nACTIVE", ends="0", broken="\n")
+    assert tpu.run(*SPOT, *RUN).returncode == 0
+    assert tpu.did() == ["create", *ONE_RUN[:-1], "delete", "create", *ONE_RUN]
+
+
+def test_a_spot_slice_found_suspended_is_asked_for_again(tpu):
+    tpu.has(states="SUSPENDED", ends="0")
+    assert tpu.run(*SPOT, *RUN).returncode == 0
+    assert tpu.did() == ["delete", "create", *ONE_RUN]
+
+
+@pytest.mark.parametrize("ends", ["75", "134 75"])
+def test_a_run_that_asks_to_be_started_again(tpu, ends):
+    tpu.has(coming="ACTIVE\n\nACTIVE", ends=f"{ends}\n0", hosts="2")
+    done = tpu.run(*SPOT, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert tpu.did() == ["create", *ONE_RUN, "delete", "create", *ONE_RUN]
+
+
+def test_restarts_have_a_limit(tpu):
+    tpu.has(coming="ACTIVE\n\nACTIVE\n\nACTIVE", ends="75\n75\n75")
+    done = tpu.run(*SPOT, "--restarts=1", *RUN)
+    assert done.returncode == 2 and "gave up after 1 restarts" in done.stderr
+    assert tpu.starts() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "end"), [(SPOT, "2 SUSPENDED"), (SPOT, "134"), (NEW, "75"), (NEW, "134 SUSPENDED")]
+)
+def test_other_ends_are_no_reason_to_start_again(tpu, options, end):
+    tpu.has(ends=f"{end}\n0")
+    done = tpu.run(*options, *RUN)
+    assert done.returncode == int(end.split()[0]), done.stderr
+    assert f"ended with code {end.split()[0]}" in done.stderr
+    assert tpu.starts() == 1 and "delete" not in tpu.did()
+
+
+def test_the_problem_of_one_host_comes_before_the_crash_of_another(tpu):
+    tpu.has(hosts="2", ends="134 2\n0 0")
+    assert tpu.run(*SPOT, *RUN).returncode == 2 and tpu.starts() == 1
+
+
+def test_a_crash_of_another_host_is_told(tpu):
+    tpu.has(hosts="2", ends="0 7")
+    done = tpu.run(*SPOT, *RUN)
+    assert done.returncode == 7 and "all hosts: 0 7" in done.stderr
+
+
+def test_a_broken_connection_is_taken_up_again(tpu):
+    tpu.has(broken="\n", ends="0")
+    done = tpu.run(*NEW, *RUN)
+    assert done.returncode == 0 and "the connection broke" in done.stderr
+    assert tpu.starts() == 1 and tpu.did().count("ssh follow") == 2
+
+
+def test_nothing_is_deleted_where_the_run_may_still_be_on(tpu):
+    tpu.has(broken="\n" * 10, ends="0")
+    done = tpu.run(*NEW, "--delete", *RUN)
+    assert done.returncode == 255 and "the run may go on" in done.stderr
+    assert tpu.did() == ["create", *ONE_RUN[:3], *["ssh follow"] * 10]
+
+
+def test_a_running_command_is_shown_again_and_no_other_one_started(tpu):
+    tpu.main(UNTIL_TOLD)
+    first = tpu.start(*NEW, *RUN)
+    tpu.wait_for("ssh follow")
+    other = tpu.run(*NEW, "--", "--config=other.py")
+    assert other.returncode == 2, other.stderr
+    assert "another command is running here: --config=configs/digits.py" in other.stderr
+    again = tpu.start(*NEW, *RUN)
+    tpu.wait_for("ssh follow", times=2)
+    tpu.has(go="")
+    for process in (first, again):
+        done = tpu.end(process)
+        assert done.returncode == 0 and "host0 at start 1" in done.stdout, done.stderr
+    assert tpu.did().count("ssh prepare") == 1
+
+
+def test_stop_lets_the_run_save_and_it_is_not_started_again(tpu):
+    tpu.main(UNTIL_TOLD)
+    running = tpu.start(*SPOT, *RUN)
+    tpu.wait_for("ssh follow")
+    stopped = tpu.run(*WHERE, "--stop")
+    assert stopped.returncode == 0 and stopped.stdout.splitlines() == ["exit 75", "stopped"]
+    assert tpu.end(running).returncode == 75
+    assert tpu.starts() == 1 and "delete" not in tpu.did()
+
+
+def test_a_host_that_hangs_is_ended(tpu):
+    """No end of the run is noted, by SIGKILL or by the host's."""
+    tpu.main("echo $$ >$SLICE/pid; " + UNTIL_TOLD)
+    running = tpu.start(*NEW, *RUN)
+    tpu.wait_for("ssh follow")
+    worker = ["bash", "moco_jax/launch/tpu_worker.sh", "finish", "0"]
+    home = tpu.folder / "host0"
+    done = subprocess.run(
+        worker, cwd=home, env=tpu.environment | {"HOME": home}, capture_output=True, text=True
+    )
+    assert done.stdout == "exit 137\n" and "still running" in done.stderr
+    assert tpu.end(running).returncode == 137
+
+
+@pytest.mark.parametrize(
+    ("states", "message"),
+    [
+        ("FORBIDDEN", "PERMISSION_DENIED: who are you?"),
+        ("FAILED", "pod is FAILED; --delete removes it"),
+        ("SUSPENDED", "pod is SUSPENDED; --delete removes it"),
+    ],
+)
+def test_a_slice_that_cant_be_had(tpu, states, message):
+    tpu.has(states=states)
+    done = tpu.run(*NEW, *RUN)
+    assert done.returncode == 2 and message in done.stderr
+    assert tpu.did() == []
+
+
+def test_the_hosts_of_a_slice_that_is_there_are_counted(tpu):
+    tpu.has(states="ACTIVE", hosts="4")
+    done = tpu.run(*WHERE, *RUN)
+    assert done.returncode == 2 and "the 4 hosts of pod must share the workdir" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (RUN, "give the slice a name: --name=NAME"),
+        (("--name=pod", *RUN), "give the project: --project=PROJECT"),
+        (("--name=pod", "--project=mine", *RUN), "give the zone: --zone=ZONE"),
+        (WHERE, "give the run's arguments behind --"),
+        ((*WHERE, "--"), "give the run's arguments behind --"),
+        ((*WHERE, *RUN), "give --accelerator-type=TYPE"),
+        ((*WHERE, "--config=x"), "unknown option --config=x"),
+        ((*WHERE, "--bucket=bucket", *RUN), "--bucket=bucket: give --bucket=gs://BUCKET"),
+        ((*NEW, "--restarts=x", *RUN), "--restarts=x is no number"),
+        ((*NEW, "--spot", *RUN), "a spot slice's disks go with it"),
+        ((*WHERE, "--accelerator-type=v4-32", *RUN), "the hosts of v4-32 must share the workdir"),
+        ((*SPOT, *RUN, "--workdir=mine"), "--workdir=mine is not on the shared folder"),
+    ],
+)
+def test_what_is_missing_is_named(tpu, arguments, message):
+    done = tpu.run(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("error: ") and tpu.starts() == 0
+
+
+def test_gcloud_is_missing(tpu, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname"):
+        (tools / name).symlink_to(f"/usr/bin/{name}")
+    tpu.environment["PATH"] = str(tools)
+    done = tpu.run(*NEW, *RUN)
+    assert done.returncode == 2 and "gcloud is not on PATH; install" in done.stderr
+
+
+@pytest.mark.parametrize("options", [(*NEW, "--delete"), SPOT])
+def test_the_dry_run_prints_what_a_run_does(tpu, options):
+    """Its lines, run by bash, make the same calls; and it makes none itself."""
+    dry = tpu.run(*options, "--dry-run", "--", *ARGUMENTS)
+    assert dry.returncode == 0, dry.stderr
+    assert not (tpu.folder / "calls.jsonl").exists() and tpu.starts() == 0
+    pasted = subprocess.run(["bash", "-c", dry.stdout], env=tpu.environment)
+    assert pasted.returncode == 0
+    by_hand = tpu.calls()
+    (tpu.folder / "calls.jsonl").unlink()
+    subprocess.run(["rm", "-rf", tpu.folder / "host0"], check=True)
+    tpu.has(states="ABSENT", coming="ACTIVE")
+    assert tpu.run(*options, "--", *ARGUMENTS).returncode == 0
+    assert tpu.calls() == by_hand
+
+
+def test_help(run):
+    done = run("tpu_pod.sh", "--help")
+    assert done.returncode == 0 and "usage: bash launch/tpu_pod.sh --name=NAME" in done.stdout

@@ -69,6 +69,7 @@ def abstract_step(config: ConfigDict, layout: Layout, pictures: int) -> tuple[An
     batch = {
         "images": jax.ShapeDtypeStruct((size, canvas, canvas, 3), jnp.uint8, sharding=sharding),
         "sizes": jax.ShapeDtypeStruct((size, 2), jnp.int32, sharding=sharding),
+        "readable": jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding),
     }
     state = abstract_state(config, encoder, optimizer, layout)
     return step, state, {}, batch, notices.abstract(layout)

@@ -44,6 +44,7 @@ def base() -> ConfigDict:
     c.momentum = 0.999  # m of the key encoder
     c.temperature = 0.2  # T of InfoNCE
     c.queue_size = 65536  # K, keys in the dictionary
+    c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
     c.symmetric = False  # each view in turn is query and key; the two losses are summed
     c.bn_groups = 8  # G, parts of the batch with batch-norm statistics of their own (GPUs, there)
     c.shuffle_bn = True  # keys meet other images in their group than their queries do

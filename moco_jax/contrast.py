@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moco_jax.mesh import Layout
+from moco_jax.negatives import negatives
 
 
 class Contrast(NamedTuple):
@@ -22,29 +23,24 @@ def info_nce(
 ) -> Contrast:
     """Returns cross-entropy of each query over its key and the ring's, label on its key.
 
-    The ring stays where it is: the queries are gathered (B x D, small), every device scores them
-    against its own keys, and maximum and sum are combined.
-
     Args:
       queries: f32[B, D], unit vectors.
       keys: f32[B, D], unit vectors; no gradient passes.
-      ring: f32[R, N, D], the dictionary's negatives, sharded over N; no gradient passes.
+      ring: [R, N, D], the dictionary's negatives, sharded over N; no gradient passes.
       temperature: T.
       layout: where arrays lie.
     """
-    keys, ring = jax.lax.stop_gradient((keys, ring))
+    keys = jax.lax.stop_gradient(keys)
     positive = jnp.sum(queries * keys, axis=-1)
     gathered = layout.replicate(queries)
-    negative = jnp.einsum("bd,rnd->brn", gathered, ring, precision="highest")
-    negative = layout.shard(negative, axis=2)
+    rest = negatives(gathered, ring, temperature=temperature, layout=layout)
 
     # The positive's logit joins by logaddexp: concatenating it would break the sharded axis.
-    rest = jax.nn.logsumexp(negative / temperature, axis=(1, 2))
-    loss = jnp.logaddexp(positive / temperature, rest) - positive / temperature
-    hardest = jax.lax.stop_gradient(negative.max(axis=(1, 2)))
+    loss = jnp.logaddexp(positive / temperature, rest.log_sum) - positive / temperature
+    mean_key = jax.lax.stop_gradient(ring.astype(jnp.float32).mean(axis=(0, 1)))
     return Contrast(
         loss=loss.mean(),
-        accuracy=100.0 * jnp.mean(positive > hardest),
+        accuracy=100.0 * jnp.mean(positive > rest.hardest),
         positive_similarity=positive.mean(),
-        negative_similarity=negative.mean(),
+        negative_similarity=jnp.sum(queries.mean(axis=0) * mean_key),
     )

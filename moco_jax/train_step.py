@@ -34,7 +34,7 @@ class TrainState(flax.struct.PyTreeNode):
       key_params: of the key encoder, the EMA of `params`.
       key_batch_stats: the key encoder's own running averages, no EMA of the query's.
       opt_state: of the optimizer.
-      dictionary: f32[K // N, N, D], the ring of key batches.
+      dictionary: [K // N, N, D], the ring of key batches, in `queue_dtype`.
     """
 
     step: jax.Array
@@ -84,6 +84,7 @@ def _init(config: ConfigDict, encoder: Encoder, optimizer) -> TrainState:
         queue_size=config.queue_size,
         keys_per_step=keys_per_step(config),
         dim=config.model.dim,
+        dtype=config.queue_dtype,
     )
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -49,6 +49,7 @@ _NOT_NEGATIVE = (
 _SHARES = ("momentum", "sgd_momentum", "data.held_out", "data.max_bad_share")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
+    "queue_dtype": DTYPES,
     "model.name": NAMES,
     "model.stem": STEMS,
     "model.head": tuple(HEADS),

@@ -37,7 +37,7 @@ def info_nce(
 
     # The positive's logit joins by logaddexp: concatenating it would break the sharded axis.
     loss = jnp.logaddexp(positive / temperature, rest.log_sum) - positive / temperature
-    mean_key = jax.lax.stop_gradient(ring.astype(jnp.float32).mean(axis=(0, 1)))
+    mean_key = jax.lax.stop_gradient(ring.mean(axis=(0, 1), dtype=queries.dtype))
     return Contrast(
         loss=loss.mean(),
         accuracy=100.0 * jnp.mean(positive > rest.hardest),

@@ -88,9 +88,9 @@ def _forward(
 
     # Each shard has a sum of its own until the end: one reduction over devices, not one a pass.
     nothing = (
-        jnp.full((batch, shards), -jnp.inf),
-        jnp.zeros((batch, shards)),
-        jnp.zeros((batch, shards, dim)),
+        jnp.full((batch, shards), -jnp.inf, queries.dtype),
+        jnp.zeros((batch, shards), queries.dtype),
+        jnp.zeros((batch, shards, dim), queries.dtype),
     )
     sums = jax.lax.fori_loop(0, rows // together, take_in, layout.shard(nothing, axis=1))
     largest, total, weighted = sums

@@ -71,7 +71,7 @@ class GroupedBatchNorm(nn.Module):
 
 def _moments(grouped: jax.Array) -> tuple[jax.Array, jax.Array, int]:
     """Returns mean [G, C], biased variance [G, C] and the number of values behind each."""
-    x = grouped.astype(jnp.float32)
+    x = grouped.astype(jnp.promote_types(grouped.dtype, jnp.float32))
     axes = tuple(range(1, x.ndim - 1))
     mean = x.mean(axis=axes)
     # Both sums in one pass over x; the squares' mean minus the mean's square can round below 0.

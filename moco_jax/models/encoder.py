@@ -33,7 +33,7 @@ class Encoder(nn.Module):
 
 
 def _normalize(x: jax.Array) -> jax.Array:
-    x = x.astype(jnp.float32)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # The square root is taken of what is bounded below: at 0 its gradient would be infinite.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 

@@ -127,7 +127,7 @@ class ResNet(nn.Module):
                     base_width=self.base_width,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x)
-        return x.astype(jnp.float32).mean(axis=(1, 2))
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
 
 
 def _conv(features: int, kernel: int, strides: int = 1, **kwargs) -> nn.Conv:

@@ -39,4 +39,5 @@ def enqueue(ring: jax.Array, keys: jax.Array, step: jax.Array) -> jax.Array:
       step: i32[], 0 at the first step.
     """
     keys = jax.lax.stop_gradient(keys).astype(ring.dtype)
-    return jax.lax.dynamic_update_slice(ring, keys[None], (step % ring.shape[0], 0, 0))
+    row, start = step % ring.shape[0], jnp.zeros_like(step)
+    return jax.lax.dynamic_update_slice(ring, keys[None], (row, start, start))

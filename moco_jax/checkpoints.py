@@ -14,7 +14,7 @@ from moco_jax.train_step import TrainState
 KIND = "moco_jax.pretrain"
 
 # Keys of the config that shape the state: another value can't continue it.
-_STRUCTURE = ("model.", "queue_", "batch_size", "symmetric")
+_STRUCTURE = ("model.", "queue_", "dictionary", "key_encoder", "batch_size", "symmetric")
 
 
 class Checkpoints:

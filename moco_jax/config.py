@@ -41,9 +41,11 @@ def base() -> ConfigDict:
     c.model.hidden = 0  # hidden units of the mlp head; 0: as many as the backbone has features
     c.model.dim = 128  # D, length of a key
 
+    c.dictionary = "queue"  # of the negatives: queue, or in_batch (the batch's other keys)
+    c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR)
     c.momentum = 0.999  # m of the key encoder
     c.temperature = 0.2  # T of InfoNCE
-    c.queue_size = 65536  # K, keys in the dictionary
+    c.queue_size = 65536  # K, keys in the queue
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
     c.symmetric = False  # each view in turn is query and key; the two losses are summed
     c.bn_groups = 8  # G, parts of the batch with batch-norm statistics of their own (GPUs, there)

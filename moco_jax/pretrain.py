@@ -18,6 +18,7 @@ from moco_jax import cluster, interruption, logging, validation, workdir
 from moco_jax import config as config_lib
 from moco_jax.checkpoints import Checkpoints
 from moco_jax.data.sources import Sources
+from moco_jax.dictionaries import negatives
 from moco_jax.interruption import Interruption
 from moco_jax.mesh import Layout, make_layout
 from moco_jax.notices import Notices
@@ -260,7 +261,7 @@ def _introduce(run: Run, state: TrainState, console, folder: pathlib.Path) -> No
     console.say(
         f"{config.model.name}, {parameters / 1e6:.1f} M parameters; {len(devices)} x "
         f"{devices[0].device_kind}{share}; batch {config.batch_size} in {config.bn_groups} "
-        f"batch-norm groups; {config.queue_size} keys"
+        f"batch-norm groups; {negatives(config)} negatives"
     )
     console.say(
         f"lr {peak_lr(config):.4g} at its peak (lr={config.lr} for {config.lr_batch} images), "

@@ -16,6 +16,7 @@ from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
 from moco_jax.data.sources import Sources, open_sources
 from moco_jax.data.views import make_view
+from moco_jax.dictionaries import negatives
 from moco_jax.evaluation.monitor import KnnMonitor
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
@@ -51,8 +52,8 @@ class Run:
 
     @property
     def chance(self) -> float:
-        """The loss of guessing: log(K + 1), for each direction."""
-        return math.log(self.config.queue_size + 1) * (2 if self.config.symmetric else 1)
+        """The loss of guessing: log(negatives + 1), for each direction."""
+        return math.log(negatives(self.config) + 1) * (2 if self.config.symmetric else 1)
 
 
 def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) -> Run:

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from moco_jax import momentum, shuffle
-from moco_jax.config import keys_per_step
-from moco_jax.contrast import info_nce
-from moco_jax.dictionaries import queue
+from moco_jax import shuffle
+from moco_jax.dictionaries import make_dictionary
+from moco_jax.key_encoders import KEY_ENCODERS, Encoders
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import Encoder
 
@@ -31,10 +30,10 @@ class TrainState(flax.struct.PyTreeNode):
       step: i32[], steps done.
       params: of the query encoder.
       batch_stats: running averages of the query encoder's batch norms.
-      key_params: of the key encoder, the EMA of `params`.
+      key_params: of the key encoder, such as the EMA of `params`; {} where it has none of its own.
       key_batch_stats: the key encoder's own running averages, no EMA of the query's.
       opt_state: of the optimizer.
-      dictionary: [K // N, N, D], the ring of key batches, in `queue_dtype`.
+      dictionary: its entries, such as the ring of key batches [K // N, N, D].
     """
 
     step: jax.Array
@@ -43,21 +42,21 @@ class TrainState(flax.struct.PyTreeNode):
     key_params: Any
     key_batch_stats: Any
     opt_state: Any
-    dictionary: jax.Array
+    dictionary: Any
 
 
-def state_shardings(state: TrainState, layout: Layout) -> TrainState:
-    """Returns each array's sharding: the dictionary's over its keys, the others' as parameters."""
+def state_shardings(state: TrainState, config: ConfigDict, layout: Layout) -> TrainState:
+    """Returns each array's sharding: of the entries the dictionary's, else a parameter's."""
     shardings = jax.tree.map(lambda x: layout.parameter(x.shape), state)
-    return shardings.replace(dictionary=layout.sharded(axis=1))
+    return shardings.replace(dictionary=make_dictionary(config, layout).shardings)
 
 
 def create_state(
     config: ConfigDict, encoder: Encoder, optimizer: optax.GradientTransformation, layout: Layout
 ) -> TrainState:
     """Returns the state at step 0, the key encoder equal to the query encoder."""
-    init = functools.partial(_init, config, encoder, optimizer)
-    shardings = state_shardings(jax.eval_shape(init), layout)
+    init = functools.partial(_init, config, encoder, optimizer, layout)
+    shardings = state_shardings(jax.eval_shape(init), config, layout)
     # Inside jit: made outside, both encoders would be one buffer, which can't be donated twice.
     return jax.jit(init, out_shardings=shardings, compiler_options=_FAST_COMPILE)()
 
@@ -66,34 +65,29 @@ def abstract_state(
     config: ConfigDict, encoder: Encoder, optimizer: optax.GradientTransformation, layout: Layout
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the state, computing nothing."""
-    shapes = jax.eval_shape(functools.partial(_init, config, encoder, optimizer))
+    shapes = jax.eval_shape(functools.partial(_init, config, encoder, optimizer, layout))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
-        state_shardings(shapes, layout),
+        state_shardings(shapes, config, layout),
     )
 
 
-def _init(config: ConfigDict, encoder: Encoder, optimizer) -> TrainState:
-    params_key, queue_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
+def _init(config: ConfigDict, encoder: Encoder, optimizer, layout: Layout) -> TrainState:
+    key_encoder = KEY_ENCODERS[config.key_encoder]
+    params_key, entries_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     size = config.data.image_size
     images = jnp.zeros((config.bn_groups, size, size, 3), encoder.backbone.dtype)
     variables = encoder.init(params_key, images)
-    ring = queue.init(
-        queue_key,
-        queue_size=config.queue_size,
-        keys_per_step=keys_per_step(config),
-        dim=config.model.dim,
-        dtype=config.queue_dtype,
-    )
+    params, key_params = variables["params"], key_encoder.own(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
+        params=params,
         batch_stats=variables["batch_stats"],
-        key_params=variables["params"],
-        key_batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        dictionary=ring,
+        key_params=key_params,
+        key_batch_stats=key_encoder.own(variables["batch_stats"]),
+        opt_state=optimizer.init(key_encoder.trained(params, key_params)),
+        dictionary=make_dictionary(config, layout).init(entries_key),
     )
 
 
@@ -102,9 +96,59 @@ def make_train_step(
 ) -> Callable[[TrainState, tuple[jax.Array, jax.Array]], tuple[TrainState, Metrics]]:
     """Returns the pure step (state, views) -> (state, metrics), to be compiled by the caller.
 
-    `views` are two arrays [B, S, S, 3], normalised. The steps are those of MoCo's algorithm 1, in
-    its order: the EMA precedes the keys, and the loss reads the queue before the keys enter it.
+    `views` are two arrays [B, S, S, 3], normalised. With a queue and a momentum encoder the steps
+    are those of MoCo's algorithm 1, in its order: the EMA precedes the keys, and the loss reads the
+    queue before the keys enter it.
     """
+    key_encoder, dictionary = KEY_ENCODERS[config.key_encoder], make_dictionary(config, layout)
+    encoders = _make_encoders(config, encoder, layout)
+
+    def look_up(trained, prepared, state, query_views, key_views):
+        """Returns the loss, and what was encoded and measured."""
+        encoded = key_encoder.encode(trained, prepared, state, query_views, key_views, encoders)
+        contrasts = [
+            dictionary.look_up(queries, keys, state.dictionary)
+            for queries, keys in zip(encoded.queries, encoded.keys, strict=True)
+        ]
+        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
+        # Summed, not averaged, over the two directions, as the reference does.
+        metrics["loss"] = metrics["loss"] * len(contrasts)
+        metrics["feature_std"] = jnp.stack([_spread(q) for q in encoded.queries]).mean()
+        return metrics["loss"], (encoded, metrics)
+
+    def train_step(state, views):
+        query_views, key_views = (
+            (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
+        )
+        prepared = key_encoder.prepare(state, key_views, encoders)
+        trained = key_encoder.trained(state.params, state.key_params)
+        gradient = jax.grad(look_up, has_aux=True)
+        grads, (encoded, metrics) = gradient(trained, prepared, state, query_views, key_views)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        trained = optax.apply_updates(trained, updates)
+        params, key_params = key_encoder.parameters(trained, prepared)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        # The loss is of before the update: only this tells that what is saved is finite.
+        metrics["param_norm"] = optax.tree.norm(trained)
+        keys = jax.lax.stop_gradient(_interleave(encoded.keys))
+        after = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=encoded.batch_stats,
+            key_params=key_params,
+            key_batch_stats=encoded.key_batch_stats,
+            opt_state=opt_state,
+            dictionary=dictionary.update(state.dictionary, keys, state.step),
+        )
+        # Said, not left to the compiler: what comes out is what the next step takes in.
+        after = jax.lax.with_sharding_constraint(after, state_shardings(after, config, layout))
+        return after, layout.replicate(metrics)
+
+    return train_step
+
+
+def _make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
+    """Returns what encodes queries, and keys among other images than their queries."""
     groups = config.bn_groups if config.shuffle_bn else 1
 
     def encode(params, batch_stats, images):
@@ -113,60 +157,19 @@ def make_train_step(
         features, changed = encoder.apply(variables, images, mutable=["batch_stats"])
         return features, changed["batch_stats"]
 
-    def encode_keys(key_params, batch_stats, images):
-        images = shuffle.shuffle(images, groups, layout)
-        keys, batch_stats = encode(key_params, batch_stats, images)
-        return shuffle.unshuffle(keys, groups, layout), batch_stats
+    def encode_queries(params, batch_stats, views):
+        queries = []
+        for images in views:
+            q, batch_stats = encode(params, batch_stats, images)
+            queries.append(q)
+        return queries, batch_stats
 
-    def look_up(params, batch_stats, query_views, keys, ring):
-        """Returns the loss, and (batch_stats, metrics)."""
-        contrasts, stds = [], []
-        for images, k in zip(query_views, keys, strict=True):
-            queries, batch_stats = encode(params, batch_stats, images)
-            contrasts.append(
-                info_nce(queries, k, ring, temperature=config.temperature, layout=layout)
-            )
-            stds.append(_spread(queries))
-        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
-        # Summed, not averaged, over the two directions, as the reference does.
-        metrics["loss"] = metrics["loss"] * len(contrasts)
-        metrics["feature_std"] = jnp.stack(stds).mean()
-        return metrics["loss"], (batch_stats, metrics)
+    def encode_keys(params, batch_stats, views):
+        mixed = [shuffle.shuffle(images, groups, layout) for images in views]
+        keys, batch_stats = encode_queries(params, batch_stats, mixed)
+        return [shuffle.unshuffle(k, groups, layout) for k in keys], batch_stats
 
-    def train_step(state, views):
-        query_views, key_views = (
-            (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
-        )
-
-        key_params = momentum.update(state.key_params, state.params, config.momentum)
-        keys, key_batch_stats = [], state.key_batch_stats
-        for images in key_views:
-            k, key_batch_stats = encode_keys(key_params, key_batch_stats, images)
-            keys.append(jax.lax.stop_gradient(k))
-
-        gradient = jax.grad(look_up, has_aux=True)
-        grads, (batch_stats, metrics) = gradient(
-            state.params, state.batch_stats, query_views, keys, state.dictionary
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        # The loss is of before the update: only this tells that what is saved is finite.
-        metrics["param_norm"] = optax.tree.norm(params)
-        after = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            key_params=key_params,
-            key_batch_stats=key_batch_stats,
-            opt_state=opt_state,
-            dictionary=queue.enqueue(state.dictionary, _interleave(keys), state.step),
-        )
-        # Said, not left to the compiler: what comes out is what the next step takes in.
-        after = jax.lax.with_sharding_constraint(after, state_shardings(after, layout))
-        return after, layout.replicate(metrics)
-
-    return train_step
+    return Encoders(encode_queries, encode_keys, config.momentum)
 
 
 def _interleave(keys: list[jax.Array]) -> jax.Array:

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.data import recipes
+from moco_jax.dictionaries import DICTIONARIES
 from moco_jax.evaluation.monitor import FEATURES
+from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import mesh_problem
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import NAMES, STEMS
@@ -50,6 +52,8 @@ _SHARES = ("momentum", "sgd_momentum", "data.held_out", "data.max_bad_share")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "queue_dtype": DTYPES,
+    "dictionary": tuple(DICTIONARIES),
+    "key_encoder": tuple(KEY_ENCODERS),
     "model.name": NAMES,
     "model.stem": STEMS,
     "model.head": tuple(HEADS),
@@ -79,7 +83,7 @@ def check(config: ConfigDict, devices: int) -> None:
             f"the config has {len(problems)} problem{'s' * (len(problems) > 1)}:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
-    if config.bn_groups == 1 and config.queue_size and jax.process_index() == 0:
+    if config.bn_groups == 1 and config.dictionary == "queue" and jax.process_index() == 0:
         logging.warning(
             "bn_groups=1 is synchronised batch norm over the whole batch: with a queue, the "
             "batch's statistics give the positive away, and the representation suffers (MoCo, "
@@ -186,7 +190,13 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
             f"{_nearest(groups, devices)}"
         )
     keys = config_lib.keys_per_step(config)
-    if size % keys:
+    if config.dictionary == "queue" and config.key_encoder != "momentum":
+        # The old keys would be another encoder's: what the momentum encoder is for.
+        yield (
+            f"dictionary='queue' needs key_encoder='momentum', got {config.key_encoder!r}; with it "
+            "goes dictionary='in_batch'"
+        )
+    if config.dictionary == "queue" and size % keys:
         views_ = " (two views of each image, symmetric=True)" if config.symmetric else ""
         yield (
             f"queue_size={size} must be a multiple of the {keys} keys of a step{views_}; "

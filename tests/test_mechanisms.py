@@ -1,0 +1,77 @@
+"""The mechanisms beside MoCo's: end-to-end and SimCLR, in the step and in the loop."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from moco_jax import pretrain, validation
+from tests.test_train_step import losses, prepare, views
+from tests.tiny import tiny_config, tiny_sources
+
+END_TO_END = dict(dictionary="in_batch", key_encoder="trained")
+SIMCLR = dict(dictionary="in_batch", key_encoder="shared", symmetric=True, lr=0.0075)
+FOLLOWED = dict(dictionary="in_batch", key_encoder="momentum")
+
+
+@functools.cache
+def one_device(name) -> list[float]:
+    return losses(1, **MECHANISMS[name])
+
+
+MECHANISMS = {"end to end": END_TO_END, "simclr": SIMCLR, "in batch, momentum": FOLLOWED}
+
+
+@pytest.mark.parametrize(
+    "name", ["end to end", "simclr", pytest.param("in batch, momentum", marks=pytest.mark.slow)]
+)
+def test_the_losses_do_not_depend_on_the_number_of_devices(name):
+    np.testing.assert_allclose(losses(8, **MECHANISMS[name]), one_device(name), rtol=1e-5)
+
+
+def moved(before, after) -> list[float]:
+    return jax.tree.leaves(
+        jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(after))
+    )
+
+
+def test_end_to_end_trains_both_encoders_apart():
+    state, step, layout = prepare(1, **END_TO_END)
+    before = jax.device_get(state)
+    assert before.dictionary == ()
+    state, _ = step(state, layout.put_batch(views()[0]))
+    assert all(value > 0 for value in moved(before.params, state.params))
+    assert all(value > 0 for value in moved(before.key_params, state.key_params))
+    # Their views differ, so do their gradients: the two were equal before.
+    assert max(moved(jax.device_get(state.params), state.key_params)) > 1e-5
+
+
+def test_one_encoder_for_both_views_has_one_set_of_parameters():
+    state, step, layout = prepare(1, **SIMCLR)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    held = sum(x.size for x in jax.tree.leaves(state.opt_state)) - 1  # a count of steps
+    assert state.key_params == {} == state.key_batch_stats and held == parameters
+    before = jax.device_get(state)
+    state, metrics = step(state, layout.put_batch(views()[0]))
+    assert all(value > 0 for value in moved(before.params, state.params))
+    # 126 negatives a query; a fresh network does not know much better than by chance, twice.
+    assert float(metrics["loss"]) < 2 * np.log(127) + 0.5
+
+
+@pytest.mark.parametrize("changes", [END_TO_END, SIMCLR], ids=["end to end", "simclr"])
+def test_the_loop_goes_on_where_it_was(tmp_path, changes):
+    def run(folder, steps):
+        config = tiny_config(**changes, steps=steps, knn__every_epochs=0.0)
+        return pretrain.pretrain(config, folder, devices=jax.devices()[:1], sources=tiny_sources())
+
+    run(tmp_path / "run", 2)
+    resumed, whole = run(tmp_path / "run", 4), run(tmp_path / "whole", 4)
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (resumed, whole)))
+
+
+def test_a_queue_of_another_encoders_keys_is_refused():
+    config = tiny_config(key_encoder="trained")
+    with pytest.raises(ValueError, match="dictionary='queue' needs key_encoder='momentum'"):
+        validation.check(config, 1)
+    validation.check(tiny_config(**END_TO_END, queue_size=100), 1)  # no queue, no size to fit

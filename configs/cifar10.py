@@ -4,18 +4,26 @@ He et al. 2019 (arXiv 1911.05722), the demo notebook of facebookresearch/moco. I
 82.6 / 86.3 / 88.7 % after 200 / 400 / 800 epochs (asymmetric) and 85.3 / 88.5 / 89.7 % (symmetric)
 on the original, lossless pictures, at about 20 s an epoch on one V100.
 
+end_to_end and simclr are the demo's network and schedule with other mechanisms, for comparison:
+the other keys of the batch as negatives, and a key encoder that is trained by gradient (MoCo, fig.
+2a) or is the queries' own (Chen et al. 2020, arXiv 2002.05709: mlp head, one group of batch norm,
+T = .5; half the rate, since the two directions' losses are summed here). Nobody reports accuracies
+for them.
+
 Pictures: TFDS's cifar10, prepared as array_record, or a folder or tar with train/<class>/ and
 test/<class>/, named by --config.data.path.
 
 Commands:
   python -m moco_jax.main --config=configs/cifar10.py --config.data.path=cifar10.tar.gz
   python -m moco_jax.main --config=configs/cifar10.py:symmetric
+  python -m moco_jax.main --config=configs/cifar10.py:end_to_end
+  python -m moco_jax.main --config=configs/cifar10.py:simclr
 """
 
 from moco_jax import config
 from moco_jax.data import recipes
 
-VARIANTS = ("asymmetric", "symmetric")
+VARIANTS = ("asymmetric", "symmetric", "end_to_end", "simclr")
 
 
 def get_config(variant: str = "asymmetric"):
@@ -49,4 +57,13 @@ def get_config(variant: str = "asymmetric"):
 
     c.knn.features = "head"
     c.knn.bank = 0
+    if variant in ("end_to_end", "simclr"):
+        c.dictionary = "in_batch"
+        c.key_encoder = "trained" if variant == "end_to_end" else "shared"
+    if variant == "simclr":
+        c.model.head = "mlp"
+        c.temperature = 0.5
+        c.symmetric = True
+        c.bn_groups = 1
+        c.lr = 0.03
     return c

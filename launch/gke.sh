@@ -112,9 +112,10 @@ find_workdir() {
 
 # TPU pods find each other by themselves; GPU pods are told where the first one is.
 find_cluster() {
-  cluster=()
+  # A node that replaces one taken away may be long in coming; the pods on the others wait for it.
+  cluster=(--join_timeout=1800)
   if [ -n "$gpu" ] && [ "$hosts" -gt 1 ]; then
-    cluster=("--coordinator=$name-run-0-0.$name:55527" "--processes=$hosts" "--process=\$(JOB_COMPLETION_INDEX)")
+    cluster+=("--coordinator=$name-run-0-0.$name:55527" "--processes=$hosts" "--process=\$(JOB_COMPLETION_INDEX)")
   fi
 }
 

@@ -141,6 +141,10 @@ finish() {
     wait_for_end 10
   fi
   code
+  case $code in
+    0 | 75) ;;
+    *) { echo "the last lines of $(hostname):"; tail --lines=20 "$state/log"; } >&2 ;;
+  esac
   echo "exit $code"
   [ ! -f "$state/stopped" ] || echo stopped
 }

@@ -20,6 +20,10 @@ _DEAD_AFTER = 30  # seconds without a sign of life; the others end then instead 
 _LEAVE_WITHIN = 60  # seconds that a process which has finished waits for the others
 
 
+class WrongFlags(ValueError):
+    """What names the cluster is not whole."""
+
+
 @contextlib.contextmanager
 def joined(
     *,
@@ -42,7 +46,8 @@ def joined(
       timeout: seconds to wait for all to come.
 
     Raises:
-      ValueError: if only some of the three are given, or not all processes come in time.
+      WrongFlags: if only some of the three are given.
+      Missing: if not all processes come in time.
     """
     if coordinator is None and processes is None and process is None:
         found = _find(timeout)
@@ -52,6 +57,8 @@ def joined(
         yield
         return
     roll_call.meet(*found, timeout)
+    # It would catch SIGTERM, which is ours to act on.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         *found,
         local_device_ids=_local_devices(),
@@ -87,10 +94,11 @@ def on_first(work: Callable[[], Any]) -> Any:
     if is_first():
         try:
             result = work()
+            message = {"result": json.loads(json.dumps(result))}
         except Exception as error:
             _send_to_all({"error": str(error)})
             raise
-        _send_to_all({"result": result})
+        _send_to_all(message)
         return result
     answer = _send_to_all(None)
     if "error" in answer:
@@ -142,7 +150,7 @@ def _checked(
     if coordinator is not None and processes is not None and process is not None:
         if re.fullmatch(r".+:\d+", coordinator) and process in range(processes):
             return coordinator, processes, process
-    raise ValueError(
+    raise WrongFlags(
         "--coordinator=HOST:PORT, --processes=N and --process=I (0 to N-1) belong together; "
         f"got {coordinator}, {processes}, {process}"
     )
@@ -196,6 +204,8 @@ def _leave(error: BaseException) -> None:
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
     else:
         traceback.print_exception(error)
     sys.stdout.flush()

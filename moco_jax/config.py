@@ -71,7 +71,7 @@ def base() -> ConfigDict:
     c.data.canvas = 512  # pixels; larger pictures are decoded at a smaller scale
     c.data.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
     c.data.threads = 0  # that decode; 0: as many as there are cores, at most 64
-    c.data.max_bad_share = 0.01  # share of unreadable pictures beyond which the run stops
+    c.data.max_bad_share = 0.01  # share of unreadable pictures, met by one process, that stops it
     c.data.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.data.std = IMAGENET_STD
     c.views = (recipes.v2(), recipes.v2())  # recipes of the query's and the key's view

@@ -24,10 +24,14 @@ class Interruption:
       by: the signal, None until one comes.
     """
 
-    def __init__(self):
-        """Begins unasked; a signal raises `Stopped` until it is told to wait."""
+    def __init__(self, *, always_waits: bool = False):
+        """Begins unasked.
+
+        Args:
+          always_waits: whether a signal is only noted, whatever the run is doing.
+        """
         self.by: signal.Signals | None = None
-        self._waits = False
+        self._always = self._waits = always_waits
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -36,14 +40,14 @@ class Interruption:
         try:
             yield
         finally:
-            self._waits = False
+            self._waits = self._always
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Within the block, inside one that waits, a signal raises `Stopped` again."""
-        self._waits = False
+        self._waits = self._always
         try:
-            if self.by:
+            if self.by and not self._waits:
                 raise Stopped(self.by)
             yield
         finally:
@@ -57,12 +61,15 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[Interruption]:
+def watch(*, always_waits: bool = False) -> Iterator[Interruption]:
     """Collects the first signal inside the block; the second acts as it would without.
 
     Outside the main thread signals can't be caught, and the block runs without.
+
+    Args:
+      always_waits: see `Interruption`.
     """
-    interruption = Interruption()
+    interruption = Interruption(always_waits=always_waits)
     previous = {}
 
     def handle(number, frame):

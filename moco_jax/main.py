@@ -1,8 +1,8 @@
 """Pretrains from the command line: `python -m moco_jax.main --config=configs/digits.py`.
 
-Exit codes: 0 done; 2 a problem, told in one message; 75 stopped by SIGTERM and saved, to be started
-again with the same command; 130 stopped by Ctrl-C and saved. This file is kept short: flags, and
-one call.
+Exit codes: 0 done; 1 not all processes came, or a crash; 2 a problem, told in one message; 75
+stopped by SIGTERM and saved, to be started again with the same command; 130 stopped by Ctrl-C and
+saved. This file is kept short: flags, and one call.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from moco_jax import cluster, command_line, pretrain
+from moco_jax import cluster, command_line, pretrain, roll_call
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
 _COORDINATOR = flags.DEFINE_string(
@@ -29,6 +29,8 @@ _EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 def main(_) -> None:
     config = command_line.config()
     code = 0
+    # Until there is something to save; as the first process of a container it would be deaf.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_EXIT_CODES[signal.SIGTERM]))
     try:
         with cluster.joined(
             coordinator=_COORDINATOR.value,
@@ -37,8 +39,11 @@ def main(_) -> None:
             timeout=_JOIN_TIMEOUT.value,
         ):
             code = _pretrain(config)
-    except ValueError as error:  # of joining
+    except cluster.WrongFlags as error:
         command_line.fail(str(error))
+    except roll_call.Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     if code:
         sys.stdout.flush()
         os._exit(code)  # a thread may be compiling, and can't be stopped

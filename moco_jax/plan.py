@@ -9,7 +9,8 @@ program, and an estimate of memory: the CPU's compiler fuses otherwise, computes
 (which makes temporaries up to twice as large), and knows nothing of the work space of cuDNN.
 
 Data are taken to be streamed. A data set that stays in device memory takes up to
-`data.resident_megabytes` in place of what is said for the input.
+`data.resident_megabytes` in place of what is said for the input. The exit code is 1 if a topology
+does not fit.
 """
 
 import os
@@ -31,8 +32,10 @@ from moco_jax.program import abstract_step, compiled
 from moco_jax.topology import Topology
 
 _TOPOLOGY = flags.DEFINE_list("topology", None, "Such as v5e:4x4,v4:8x8x8,h100:8.", required=False)
-_MFU = flags.DEFINE_float("mfu", 0.4, "Share of the peak FLOP/s.", 1e-3, 1.0)
-_PICTURES = flags.DEFINE_integer("pictures", 1281167, "In the training set.", lower_bound=1)
+_MFU = flags.DEFINE_float("mfu", 0.4, "Share of the peak FLOP/s.", 1e-3, 1.0, allow_override=True)
+_PICTURES = flags.DEFINE_integer(
+    "training_pictures", 1281167, "In the training set.", lower_bound=1
+)
 _IMAGES = flags.DEFINE_integer(
     "images_per_chip", None, "In place of batch_size: weak scaling over topologies.", lower_bound=1
 )
@@ -129,7 +132,7 @@ def places(names: list[str]) -> list[Topology]:
       ValueError: if one is malformed.
       ModuleNotFoundError: if the compiler for one is not installed.
     """
-    found = [topology.parse(name) for name in names]
+    found = [topology.parse(name) for name in names if name]
     if any(place.chip.is_tpu for place in found):
         topology.check_compiler()
     return found

@@ -70,7 +70,9 @@ def pretrain(
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
     cluster.check_alike("config", str(config_lib.flatten(config)))
-    with interruption.watch() as asked:
+    # One of several processes can't leave the others in the middle of something: it waits for the
+    # next step, whose notices tell all.
+    with interruption.watch(always_waits=jax.process_count() > 1) as asked:
         try:
             return _in_workdir(config, layout, folder, sources, asked)
         except interruption.Stopped as stopped:  # outside the time in which the state changes

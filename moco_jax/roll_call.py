@@ -13,6 +13,7 @@ import time
 
 _PAUSE = 0.2  # seconds between two tries to reach process 0
 _GO = "go"
+_OURS = "moco_jax: "  # begins every answer: something else may listen there
 _LONGEST = 4096  # bytes of a message
 
 
@@ -59,7 +60,11 @@ def _listen(port: int, processes: int, timeout: float) -> None:
                         continue
                     strangers.remove(connection)
                     number = _number(connection, processes)
-                    if number is None:
+                    if number in present:
+                        _send(
+                            connection, f"process {number} has called already; is it running twice?"
+                        )
+                    if number is None or number in present:
                         connection.close()  # a port scanner, say
                     else:
                         present[number] = connection
@@ -109,7 +114,7 @@ def _missing(numbers: list[int], processes: int, timeout: float) -> str:
 
 def _send(connection: socket.socket, message: str) -> None:
     with contextlib.suppress(OSError):  # gone meanwhile; JAX's own start-up will tell
-        connection.sendall(message.encode())
+        connection.sendall((_OURS + message).encode())
 
 
 def _call(host: str, port: int, processes: int, process: int, timeout: float) -> None:
@@ -127,11 +132,12 @@ def _call(host: str, port: int, processes: int, process: int, timeout: float) ->
             error = reason
             time.sleep(_PAUSE)
             continue
-        if answer == _GO:
+        if answer == _OURS + _GO:
             return
-        if answer:
-            raise Missing(answer)
-        error = "it ended the call"
+        if answer.startswith(_OURS):
+            raise Missing(answer.removeprefix(_OURS))
+        # Such as JAX's coordinator of a run that is still going on there.
+        error = "something else answers there" if answer else "it ended the call"
         time.sleep(_PAUSE)
     raise Missing(
         f"process {process} of {processes} could not reach process 0 at {host}:{port} within "

@@ -3,17 +3,20 @@
 import dataclasses
 import math
 import threading
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
+from moco_jax import cluster, notices
 from moco_jax import config as config_lib
-from moco_jax import notices
 from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
+from moco_jax.data.picture_source import Source
 from moco_jax.data.sources import Sources, open_sources
 from moco_jax.data.views import make_view
 from moco_jax.dictionaries import negatives
@@ -87,6 +90,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, encoder, data, test, layout)
+    _check_same_pictures(sources.train, data, monitor)
     return Run(
         config=config,
         layout=layout,
@@ -98,6 +102,20 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         target=abstract_state(config, encoder, optimizer, layout),
         monitor=monitor,
     )
+
+
+def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> None:
+    """Raises a ValueError if another process has other pictures: an old copy, a part of a folder.
+
+    They would train on as if nothing were wrong, and wait for each other in the end.
+    """
+    if jax.process_count() == 1:
+        return
+    seen = zlib.crc32("\n".join(source.names).encode())
+    if source.labels is not None:
+        seen = zlib.crc32(np.ascontiguousarray(source.labels).tobytes(), seen)
+    kind = (type(data).__name__, len(data), seen, monitor is not None)
+    cluster.check_alike(f"data set {source.name}, as this process has it,", str(kind))
 
 
 def jit_step(config: ConfigDict, pictures: Callable, train_step: Callable, layout: Layout):
@@ -136,7 +154,7 @@ def compiled(step: Any, *arguments) -> Callable[..., tuple[TrainState, Metrics]]
     def work():
         try:
             result["step"] = step.lower(*arguments).compile()
-        except Exception as error:
+        except BaseException as error:
             result["error"] = error
 
     thread = threading.Thread(target=work, daemon=True, name="compile")

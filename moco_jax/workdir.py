@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import cluster
@@ -85,6 +86,8 @@ def open_workdir(folder: pathlib.Path) -> IO:
         raise ValueError(
             f"another process is running in {folder}; wait for it, or give another --workdir"
         ) from None
+    except OSError as error:  # Lustre and NFS may be mounted without
+        logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
     foreign = [name for name in _OURS if (folder / name).exists()]
     if foreign and not (folder / _STARTS).exists():
         lock.close()

@@ -21,8 +21,11 @@ def get(repository, name: str, *argument):
         ("digits",),
         ("cifar10",),
         ("cifar10", "symmetric"),
+        ("cifar10", "end_to_end"),
+        ("cifar10", "simclr"),
         ("imagenet",),
         ("imagenet", "v1"),
+        ("imagenet", "end_to_end"),
         ("folder", "/pictures"),
     ],
 )

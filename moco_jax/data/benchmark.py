@@ -30,9 +30,7 @@ from moco_jax.run import Run, build, compiled
 
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time a stage is measured.", lower_bound=0.0)
-_MFU = flags.DEFINE_float(
-    "mfu", 0.4, "Share of a chip's peak that a step is taken to reach.", 0.01, 1.0
-)
+_MFU = flags.DEFINE_float("mfu", 0.4, "Share of the peak FLOP/s.", 1e-3, 1.0, allow_override=True)
 _HOSTS = ("v4", "v5e", "v5p", "v6e", "a100-80", "h100")  # whose appetite is told
 _PICTURES = 512  # whose bytes are held in memory while decoding is measured
 _CHUNK = 16  # pictures a task
@@ -96,11 +94,13 @@ def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
     ]
 
     @jax.jit
-    def draw(arrays, batch):
+    def draw(key, arrays, batch):
         pictures = run.data.pictures(arrays, batch)
-        return [layout.shard(view(jax.random.key(0), *pictures)) for view in make]
+        keys = jax.random.split(key, len(make))
+        return [layout.shard(view(k, *pictures)) for k, view in zip(keys, make, strict=True)]
 
-    work = lambda: jax.block_until_ready(draw(run.data.arrays, batch))  # noqa: E731
+    key = jax.random.key(run.config.seed)
+    work = lambda: jax.block_until_ready(draw(key, run.data.arrays, batch))  # noqa: E731
     work()  # compiles
     yield Stage("augmenting", _rate(work, size, seconds), f"two views of {data.image_size}")
 

@@ -41,7 +41,10 @@ class DataSet(Protocol):
 
     @property
     def bad(self) -> int:
-        """Unreadable pictures that this process has found so far; of all processes, the sum."""
+        """Unreadable pictures that this process has met so far.
+
+        Of several processes the sum is told, in which one that two have met counts twice.
+        """
         ...
 
     def __len__(self) -> int: ...

@@ -57,7 +57,7 @@ def test_a_step_that_waits_is_seen_to_wait(run):
     slow = {stage.name: stage for stage in benchmark.run_stages(starved, steps=4)}
     assert slow["feeding"].rate < 32 / 0.1 and slow["training"].rate < 32 / 0.1
     waited = int(slow["training"].what.split()[-1].rstrip("%"))
-    assert waited > 60
+    assert waited > 20
     assert fast["feeding"].rate > slow["feeding"].rate
 
 

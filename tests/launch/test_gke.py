@@ -69,7 +69,8 @@ def test_a_tpu_slice_with_a_bucket(manifest):
     assert set(shared) == {"name", "csi"}
     assert shared["csi"]["volumeAttributes"]["bucketName"] == "mine"
     assert "rename-dir-limit=1000000" in shared["csi"]["volumeAttributes"]["mountOptions"]
-    assert arguments(m) == ["--config=configs/digits.py", "--workdir=shared/runs/my-run"]
+    own = ["--config=configs/digits.py", "--workdir=shared/runs/my-run"]
+    assert arguments(m) == [*own, "--join_timeout=1800"]
 
 
 def test_gpu_nodes_with_a_claim_are_told_where_the_first_is(manifest):
@@ -89,6 +90,7 @@ def test_gpu_nodes_with_a_claim_are_told_where_the_first_is(manifest):
     assert m["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert arguments(m) == [
         *("--config=configs/digits.py", "--workdir", "w"),
+        "--join_timeout=1800",
         *("--coordinator=my-run-run-0-0.my-run:55527", "--processes=2"),
         "--process=$(JOB_COMPLETION_INDEX)",
     ]
@@ -124,7 +126,7 @@ def test_codes_of_the_run_and_what_becomes_of_it(manifest):
 def test_arguments_survive(manifest):
     words = ['it\'s "x"', "a\\b # c", "$HOME $(NAME) $$", "* & @NAME@", "", "ü, [b]: {c}", "-"]
     m = manifest("--bucket=mine", *TPU, "--", *words)
-    assert arguments(m)[:-1] == words
+    assert arguments(m)[:-2] == words
 
 
 def test_kubectl_gets_the_manifest_of_the_dry_run(run, tmp_path, checkout):

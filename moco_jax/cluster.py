@@ -114,11 +114,12 @@ def check_all(what: str, check: Callable[[], str]) -> None:
     """
     problem = check()
     wrong = _gather(bool(problem))
+    if problem:
+        of = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
+        raise ValueError(f"{what} {problem}{of}")
     if wrong.any():
         numbers = ", ".join(str(number) for number in np.flatnonzero(wrong))
-        said = problem or "another process tells what is wrong"
-        of = f", on process {numbers}" if jax.process_count() > 1 else ""
-        raise ValueError(f"{what} {said}{of}")
+        raise ValueError(f"{what}: process {numbers} tells what is wrong")
 
 
 def check_alike(what: str, value: str) -> None:

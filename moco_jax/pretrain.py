@@ -142,12 +142,12 @@ def _loop(
         _evaluate(run, state, first, console, log)  # the run ended between saving and evaluating
     if first >= total:
         return state
-    watch, notices, pending = logging.Stopwatch(), Notices(run.layout), collections.deque()
+    notices, pending = Notices(run.layout), collections.deque()
     with contextlib.closing(run.data.batches(run.order, first)) as batches:
         batch = next(batches)
         notes = notices.put(stop=0, bad_pictures=run.data.bad)
         train_step = compiled(run.step, state, run.data.arrays, batch, notes)
-        batches = itertools.chain([batch], batches)
+        batches, watch = itertools.chain([batch], batches), logging.Stopwatch()
         with asked.waiting():
             for step in range(first + 1, total + 1):
                 begun = time.perf_counter()

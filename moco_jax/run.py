@@ -115,7 +115,7 @@ def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> 
     if source.labels is not None:
         seen = zlib.crc32(np.ascontiguousarray(source.labels).tobytes(), seen)
     kind = (type(data).__name__, len(data), seen, monitor is not None)
-    cluster.check_alike(f"data set {source.name}, as this process has it,", str(kind))
+    cluster.check_alike(f"data set {source.name}", str(kind))
 
 
 def jit_step(config: ConfigDict, pictures: Callable, train_step: Callable, layout: Layout):

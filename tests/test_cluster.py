@@ -229,7 +229,8 @@ def test_other_pictures_on_another_process_are_refused(start, tmp_path, config):
     argument = "--config.data.path=pictures.npz"
     running = start(folder, 2, argument, folders=(config.parent, other))
     assert ended(running) == [2, 2], output(folder)
-    assert "differs from process 0's, on process 1" in output(folder)
+    assert "differs from process 0's (process 1)" in output(folder, 1)
+    assert "the data set pictures.npz, train: process 1 tells what is wrong" in output(folder)
 
 
 def test_a_missing_process_is_named(start, tmp_path):

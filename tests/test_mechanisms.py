@@ -59,7 +59,13 @@ def test_one_encoder_for_both_views_has_one_set_of_parameters():
     assert float(metrics["loss"]) < 2 * np.log(127) + 0.5
 
 
-@pytest.mark.parametrize("changes", [END_TO_END, SIMCLR], ids=["end to end", "simclr"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(END_TO_END, id="end to end", marks=pytest.mark.slow),
+        pytest.param(SIMCLR, id="simclr"),
+    ],
+)
 def test_the_loop_goes_on_where_it_was(tmp_path, changes):
     def run(folder, steps):
         config = tiny_config(**changes, steps=steps, knn__every_epochs=0.0)

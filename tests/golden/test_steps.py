@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -112,7 +113,7 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
         "batch_stats": state.batch_stats,
         "key_params": state.key_params,
         "key_batch_stats": state.key_batch_stats,
-        "buffer": state.opt_state[1].trace,
+        "buffer": optax.tree.get(state.opt_state, "trace"),
         "queue": {"ring": state.dictionary},
         "metrics": {k: jnp.stack([m[k] for m in metrics]) for k in ("loss", "grad_norm")},
     }

@@ -1,0 +1,289 @@
+"""MoCo in plain torch, float64 on a CPU: what the JAX step is compared with.
+
+Written from the papers alone (He et al. 2019, Chen et al. 2020) and from the recipes of their
+reference code, as one would write it in torch; it shares nothing with `moco_jax`. It trains a tiny
+ResNet for five steps in each of three recipes and writes one .npz a recipe: the pictures, the
+weights at the start and all that the five steps leave behind, under torch's names.
+
+Where `moco_jax` departs from torch knowingly, its rule is followed here:
+- running averages of a split batch norm are the mean over the groups', not the first GPU's;
+- the permutation of the keys is fixed: the transpose of the batch laid out as [groups, B/groups].
+
+    python -m tests.golden.generate [OUT]     needs torch and numpy
+"""
+
+import dataclasses
+import math
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+STEPS = 5
+GROUPS = 8  # GPUs, in the papers
+CHANNELS = 2  # of the first stage
+DIM = 8  # of a key: D
+FEATURES = 8 * CHANNELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One way to train, in the papers' terms.
+
+    Attributes:
+      stem: 'imagenet' or 'cifar'.
+      mlp: whether the head has a hidden layer (v2).
+      pixels: side of the pictures.
+      batch: B.
+      queue: K, keys in the queue.
+      symmetric: whether each view is query and key in turn.
+      epochs: length of the schedule, of which the first five steps are run.
+      epoch_steps: steps of an epoch.
+      milestones: epochs at which the rate falls to a tenth; none: half a cosine.
+    """
+
+    stem: str
+    mlp: bool
+    pixels: int
+    batch: int
+    queue: int
+    temperature: float
+    momentum: float
+    lr: float
+    weight_decay: float
+    epochs: int
+    epoch_steps: int
+    milestones: tuple[int, ...] = ()
+    symmetric: bool = False
+
+
+RECIPES = {
+    # v1 drops at epochs 120 and 160 of 200, which are 3 and 4 of 5. Three batches fill the queue.
+    "v1": Recipe(
+        stem="imagenet",
+        mlp=False,
+        pixels=16,
+        batch=64,
+        queue=3 * 64,
+        temperature=0.07,
+        momentum=0.999,
+        lr=0.03,
+        weight_decay=1e-4,
+        epochs=5,
+        epoch_steps=1,
+        milestones=(3, 4),
+    ),
+    "v2": Recipe(
+        stem="cifar",
+        mlp=True,
+        pixels=16,
+        batch=32,
+        queue=4 * 32,
+        temperature=0.2,
+        momentum=0.999,
+        lr=0.03,
+        weight_decay=1e-4,
+        epochs=4,
+        epoch_steps=2,
+    ),
+    "cifar_symmetric": Recipe(
+        stem="cifar",
+        mlp=False,
+        pixels=16,
+        batch=32,
+        queue=4 * 32,
+        temperature=0.1,
+        momentum=0.99,
+        lr=0.06,
+        weight_decay=5e-4,
+        epochs=3,
+        epoch_steps=2,
+        symmetric=True,
+    ),
+}
+
+
+class SplitBatchNorm(nn.BatchNorm2d):
+    """Batch norm as `GROUPS` GPUs compute it, each on its part of the batch."""
+
+    def forward(self, x):
+        outputs, means, variances = [], [], []
+        for part in x.chunk(GROUPS):
+            mean, variance = self.running_mean.clone(), self.running_var.clone()
+            outputs.append(
+                F.batch_norm(
+                    part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps
+                )
+            )
+            means.append(mean)
+            variances.append(variance)
+        self.running_mean.copy_(torch.stack(means).mean(0))
+        self.running_var.copy_(torch.stack(variances).mean(0))
+        return torch.cat(outputs)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = SplitBatchNorm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = SplitBatchNorm(outputs)
+        self.downsample = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), SplitBatchNorm(outputs)
+            )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class Encoder(nn.Module):
+    """ResNet-10 and a head: pictures [B, 3, S, S] to unit vectors [B, D]."""
+
+    def __init__(self, recipe):
+        super().__init__()
+        if recipe.stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, CHANNELS, 7, 2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = SplitBatchNorm(CHANNELS)
+        self.layer1 = nn.Sequential(Block(CHANNELS, CHANNELS, 1))
+        self.layer2 = nn.Sequential(Block(CHANNELS, 2 * CHANNELS, 2))
+        self.layer3 = nn.Sequential(Block(2 * CHANNELS, 4 * CHANNELS, 2))
+        self.layer4 = nn.Sequential(Block(4 * CHANNELS, FEATURES, 2))
+        if recipe.mlp:
+            self.fc = nn.Sequential(
+                nn.Linear(FEATURES, FEATURES), nn.ReLU(), nn.Linear(FEATURES, DIM)
+            )
+        else:
+            self.fc = nn.Linear(FEATURES, DIM)
+
+    def forward(self, x):
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return F.normalize(self.fc(x.mean((2, 3))), dim=1)
+
+
+class MoCo(nn.Module):
+    """Both encoders and the queue."""
+
+    def __init__(self, recipe):
+        super().__init__()
+        self.recipe = recipe
+        self.encoder_q = Encoder(recipe)
+        self.encoder_k = Encoder(recipe)
+        # Batch norm starts at 1 and 0; moved, so that exchanging the two would show.
+        for name, parameter in self.encoder_q.named_parameters():
+            if parameter.ndim == 1 and "fc" not in name:
+                nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.1)
+        self.encoder_k.load_state_dict(self.encoder_q.state_dict())
+        self.encoder_k.requires_grad_(False)
+        self.register_buffer("queue", F.normalize(torch.randn(recipe.queue, DIM), dim=1))
+        self.pointer = 0
+
+    @torch.no_grad()
+    def momentum_update(self):
+        m = self.recipe.momentum
+        for q, k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
+            k.mul_(m).add_(q, alpha=1 - m)
+
+    @torch.no_grad()
+    def encode_keys(self, images):
+        order = torch.arange(len(images)).view(GROUPS, -1).t().reshape(-1)
+        return self.encoder_k(images[order])[order.argsort()]
+
+    @torch.no_grad()
+    def enqueue(self, keys):
+        self.queue[self.pointer : self.pointer + len(keys)] = keys
+        self.pointer = (self.pointer + len(keys)) % len(self.queue)
+
+    def contrast(self, query_images, key_images):
+        """Returns the loss of one direction, and its keys."""
+        q = self.encoder_q(query_images)
+        k = self.encode_keys(key_images)
+        positive = (q * k).sum(1, keepdim=True)
+        negative = q @ self.queue.clone().t()  # the gradient needs it as it was
+        logits = torch.cat([positive, negative], 1) / self.recipe.temperature
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)), k
+
+    def forward(self, one, two):
+        """Returns the loss of two views [B, 3, S, S]; the queue takes in the keys."""
+        self.momentum_update()
+        loss, keys = self.contrast(one, two)
+        if self.recipe.symmetric:
+            other, more = self.contrast(two, one)
+            loss, keys = loss + other, torch.cat([keys, more])
+        self.enqueue(keys)
+        return loss
+
+
+def rate(recipe, step):
+    """Returns the learning rate, which moves at the start of each epoch."""
+    epoch = step // recipe.epoch_steps
+    if recipe.milestones:
+        return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+
+
+def pictures(recipe):
+    """Returns two views int8[STEPS, B, S, S, 3] of the same noise, in each a fifth of it anew.
+
+    Noise of two levels, so that the file is small.
+    """
+    shape = (STEPS, recipe.batch, recipe.pixels, recipe.pixels, 3)
+    noise, *anew = [2 * torch.randint(2, shape, dtype=torch.int8) - 1 for _ in range(3)]
+    return [torch.where(torch.rand(shape) < 0.2, other, noise) for other in anew]
+
+
+def train(recipe):
+    """Returns {name: array} of a recipe's start, pictures and five steps."""
+    torch.manual_seed(0)
+    model, (one, two) = MoCo(recipe), pictures(recipe)
+    # The start is drawn in float32, so that the file may hold it so.
+    start = {f"start/{k}": v.numpy().copy() for k, v in model.encoder_q.state_dict().items()}
+    start["start/queue"] = model.queue.numpy().copy()
+
+    model.double().train()
+    optimizer = torch.optim.SGD(
+        model.encoder_q.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
+    )
+    losses, norms = [], []
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(recipe, step)
+        loss = model(*(view[step].double().permute(0, 3, 1, 2) for view in (one, two)))
+        optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in model.encoder_q.parameters()]
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+        optimizer.step()
+        losses.append(loss.item())
+
+    result = {"loss": np.array(losses), "grad_norm": np.array(norms), "queue": model.queue.numpy()}
+    result |= {f"query/{k}": v.numpy() for k, v in model.encoder_q.state_dict().items()}
+    result |= {f"key/{k}": v.numpy() for k, v in model.encoder_k.state_dict().items()}
+    for name, parameter in model.encoder_q.named_parameters():
+        result[f"buffer/{name}"] = optimizer.state[parameter]["momentum_buffer"].numpy()
+    arrays = start | {"views/one": one.numpy(), "views/two": two.numpy()} | result
+    return {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
+
+
+def main():
+    torch.set_num_threads(1)  # layers this small only wait for each other
+    out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
+    for name, recipe in RECIPES.items():
+        np.savez_compressed(out / f"{name}.npz", **train(recipe))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""torch's names and axes of a ResNet of basic blocks and its head, as Flax's."""
+
+import re
+
+import numpy as np
+
+_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+_MODULES = {
+    "conv1": ("backbone", "stem_conv"),
+    "bn1": ("backbone", "stem_norm"),
+    "fc": ("head", "output"),
+    "fc.0": ("head", "hidden_layer"),
+    "fc.2": ("head", "output"),
+}
+_OF_A_BLOCK = {
+    "conv1": "Conv_0",
+    "bn1": "GroupedBatchNorm_0",
+    "conv2": "Conv_1",
+    "bn2": "GroupedBatchNorm_1",
+    "downsample.0": "shortcut_conv",
+    "downsample.1": "shortcut_norm",
+}
+
+
+def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
+    """Returns nested (params, batch_stats) of arrays by torch's names, float64.
+
+    Convolutions [O, I, kh, kw] become [kh, kw, I, O], linear weights [O, I] become [I, O].
+    """
+    params, batch_stats = {}, {}
+    for name, array in arrays.items():
+        module, _, kind = name.rpartition(".")
+        tree = batch_stats if kind.startswith("running") else params
+        for part in _path(module):
+            tree = tree.setdefault(part, {})
+        if array.ndim == 1:
+            tree[_NORM[kind]] = array.astype(np.float64)
+        else:
+            axes = (2, 3, 1, 0) if array.ndim == 4 else (1, 0)
+            tree["kernel"] = array.transpose(axes).astype(np.float64)
+    return params, batch_stats
+
+
+def _path(module: str) -> tuple[str, ...]:
+    block = re.fullmatch(r"layer(\d)\.(\d)\.(.+)", module)
+    if block is None:
+        return _MODULES[module]
+    stage, number, inner = block.groups()
+    return "backbone", f"stage{stage}_block{int(number) + 1}", _OF_A_BLOCK[inner]

@@ -1,0 +1,174 @@
+"""Five steps of each recipe against an independent implementation in torch, in float64."""
+
+import functools
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import cifar10, imagenet
+from moco_jax.mesh import make_layout
+from moco_jax.models.encoder import make_encoder
+from moco_jax.optimizers import make_optimizer, make_schedule
+from moco_jax.train_step import TrainState, make_train_step, state_shardings
+from tests.golden.names import to_flax
+
+HERE = pathlib.Path(__file__).parent
+# Of an array's largest value. The cosine schedule computes in float32 in any case, which the steps
+# amplify to 1e-7; the step schedule's rates are exact, and so v1 is held to float64's own bound.
+RTOL = {"v1": 1e-10, "v2": 1e-6, "cifar_symmetric": 1e-6}
+
+Tree = dict
+
+
+def v1() -> tuple[ConfigDict, int]:
+    """Returns the config as it is shipped, made small, and the steps of an epoch."""
+    c = shrink(imagenet.get_config("v1"), batch=64)
+    c.epochs, c.queue_size = 5, 3 * 64
+    return c, 1
+
+
+def v2() -> tuple[ConfigDict, int]:
+    c = shrink(imagenet.get_config("v2"), batch=32)
+    c.epochs, c.queue_size = 4, 4 * 32
+    c.model.stem = "small"
+    return c, 2
+
+
+def cifar_symmetric() -> tuple[ConfigDict, int]:
+    c = shrink(cifar10.get_config("symmetric"), batch=32)
+    c.epochs, c.queue_size = 3, 4 * 32
+    return c, 2
+
+
+def shrink(c: ConfigDict, batch: int) -> ConfigDict:
+    c.model.name, c.model.width, c.model.dim = "resnet10", 1 / 32, 8
+    c.data.image_size = 16
+    c.batch_size = c.lr_batch = batch  # at the recipe's rate: it is for this batch here
+    c.dtype = "float64"
+    return c
+
+
+CONFIGS = {f.__name__: f for f in (v1, v2, cifar_symmetric)}
+
+
+@functools.cache
+def golden(name: str) -> dict[str, np.ndarray]:
+    with np.load(HERE / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+def part(name: str, prefix: str) -> tuple[Tree, Tree]:
+    """Returns (params, batch_stats) of the arrays below this prefix."""
+    arrays = {k.removeprefix(prefix): v for k, v in golden(name).items() if k.startswith(prefix)}
+    return to_flax({k: v for k, v in arrays.items() if k != "queue"})
+
+
+def rows(queue: np.ndarray, config: ConfigDict) -> np.ndarray:
+    """Returns the ring [K // N, N, D] of torch's queue [K, D].
+
+    Both views' keys enter at once: there one view's after the other's, here an image's keys side
+    by side. Nothing else sees their order.
+    """
+    views, dim = 2 if config.symmetric else 1, queue.shape[-1]
+    queue = queue.reshape(-1, views, config.batch_size, dim)
+    return queue.swapaxes(1, 2).reshape(len(queue), -1, dim).astype(np.float64)
+
+
+def five_steps(name: str, devices: int) -> dict[str, Tree]:
+    """Returns what the step leaves behind, by the names that `expected` has."""
+    config, epoch_steps = CONFIGS[name]()
+    layout = make_layout(jax.devices()[:devices])
+    encoder = make_encoder(config)
+    optimizer = make_optimizer(config, make_schedule(config, epoch_steps))
+    params, batch_stats = part(name, "start/")
+    state = TrainState(
+        step=np.zeros((), np.int32),
+        params=params,
+        batch_stats=batch_stats,
+        key_params=params,
+        key_batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        dictionary=rows(golden(name)["start/queue"], config),
+    )
+    state = jax.device_put(state, state_shardings(state, config, layout))
+    step = jax.jit(
+        make_train_step(config, encoder, optimizer, layout),
+        compiler_options={"xla_backend_optimization_level": 0},  # most of the time is compiling
+    )
+
+    metrics = []
+    for views in zip(golden(name)["views/one"], golden(name)["views/two"], strict=True):
+        state, seen = step(state, layout.put_batch(tuple(v.astype(np.float64) for v in views)))
+        metrics.append(seen)
+    trees = {
+        "params": state.params,
+        "batch_stats": state.batch_stats,
+        "key_params": state.key_params,
+        "key_batch_stats": state.key_batch_stats,
+        "buffer": optax.tree.get(state.opt_state, "trace"),
+        "queue": {"ring": state.dictionary},
+        "metrics": {k: jnp.stack([m[k] for m in metrics]) for k in ("loss", "grad_norm")},
+    }
+    return jax.device_get(trees)
+
+
+def expected(name: str) -> dict[str, Tree]:
+    arrays = golden(name)
+    params, batch_stats = part(name, "query/")
+    key_params, key_batch_stats = part(name, "key/")
+    return {
+        "params": params,
+        "batch_stats": batch_stats,
+        "key_params": key_params,
+        "key_batch_stats": key_batch_stats,
+        "buffer": part(name, "buffer/")[0],
+        "queue": {"ring": rows(arrays["queue"], CONFIGS[name]()[0])},
+        "metrics": {k: arrays[k] for k in ("loss", "grad_norm")},
+    }
+
+
+def difference(got: np.ndarray, want: np.ndarray) -> float:
+    """Returns the largest difference, relative to the largest value."""
+    assert got.dtype == want.dtype == np.float64 and got.shape == want.shape
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("v1", 8),
+        ("v2", 8),
+        ("cifar_symmetric", 8),
+        ("v2", 1),
+        pytest.param("v1", 1, marks=pytest.mark.slow),  # as the others, and each is compiled anew
+        pytest.param("cifar_symmetric", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_five_steps_are_torchs(name, devices):
+    with jax.enable_x64(True):
+        got = five_steps(name, devices)
+    apart = jax.tree.map(difference, got, expected(name))
+    largest = {kind: max(jax.tree.leaves(tree)) for kind, tree in apart.items()}
+    print(name, devices, {kind: f"{value:.1e}" for kind, value in largest.items()})
+    assert max(largest.values()) < RTOL[name], largest
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+def test_the_files_are_what_the_script_writes(tmp_path):
+    command = [sys.executable, "-m", "tests.golden.generate", str(tmp_path)]
+    subprocess.run(command, cwd=HERE.parents[1], check=True)
+    for name in CONFIGS:
+        with np.load(tmp_path / f"{name}.npz") as anew:
+            assert set(anew) == set(golden(name))
+            for key, array in golden(name).items():
+                assert anew[key].dtype == array.dtype
+                bound = 1e-9 * np.abs(array).max()
+                np.testing.assert_allclose(anew[key], array, rtol=0, atol=bound, err_msg=key)

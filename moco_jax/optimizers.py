@@ -45,7 +45,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
     warmup = min(config.warmup_epochs, epochs)
 
     def schedule(step):
-        epoch = jnp.asarray(step, jnp.float32) / steps_per_epoch
+        epoch = jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
         decayed = jnp.floor(epoch + 1e-6) if config.lr_update == "epoch" else epoch
         progress = jnp.clip((decayed - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
         rise = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0

@@ -2,7 +2,7 @@
 
 Written from the papers alone (He et al. 2019, Chen et al. 2020) and from the recipes of their
 reference code, as one would write it in torch; it shares nothing with `moco_jax`. It trains a tiny
-ResNet for five steps in each of three recipes and writes one .npz a recipe: the pictures, the
+ResNet for five steps in each of five recipes and writes one .npz a recipe: the pictures, the
 weights at the start and all that the five steps leave behind, under torch's names.
 
 Where `moco_jax` departs from torch knowingly, its rule is followed here:
@@ -43,6 +43,7 @@ class Recipe:
       epochs: length of the schedule, of which the first five steps are run.
       epoch_steps: steps of an epoch.
       milestones: epochs at which the rate falls to a tenth; none: half a cosine.
+      mechanism: 'moco', 'end_to_end' or 'simclr'.
     """
 
     stem: str
@@ -58,6 +59,7 @@ class Recipe:
     epoch_steps: int
     milestones: tuple[int, ...] = ()
     symmetric: bool = False
+    mechanism: str = "moco"
 
 
 RECIPES = {
@@ -102,6 +104,35 @@ RECIPES = {
         epochs=3,
         epoch_steps=2,
         symmetric=True,
+    ),
+    "end_to_end": Recipe(
+        stem="cifar",
+        mlp=False,
+        pixels=16,
+        batch=32,
+        queue=0,
+        temperature=0.1,
+        momentum=0.99,
+        lr=0.06,
+        weight_decay=5e-4,
+        epochs=3,
+        epoch_steps=2,
+        mechanism="end_to_end",
+    ),
+    "simclr": Recipe(
+        stem="cifar",
+        mlp=True,
+        pixels=16,
+        batch=32,
+        queue=0,
+        temperature=0.5,
+        momentum=0.99,
+        lr=0.03,
+        weight_decay=5e-4,
+        epochs=3,
+        epoch_steps=2,
+        symmetric=True,
+        mechanism="simclr",
     ),
 }
 
@@ -197,10 +228,14 @@ class MoCo(nn.Module):
         for q, k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
             k.mul_(m).add_(q, alpha=1 - m)
 
+    def encode_mixed(self, encoder, images):
+        """Encodes them among other images than their queries, and returns them in their order."""
+        order = torch.arange(len(images)).view(GROUPS, -1).t().reshape(-1)
+        return encoder(images[order])[order.argsort()]
+
     @torch.no_grad()
     def encode_keys(self, images):
-        order = torch.arange(len(images)).view(GROUPS, -1).t().reshape(-1)
-        return self.encoder_k(images[order])[order.argsort()]
+        return self.encode_mixed(self.encoder_k, images)
 
     @torch.no_grad()
     def enqueue(self, keys):
@@ -227,6 +262,32 @@ class MoCo(nn.Module):
         return loss
 
 
+class EndToEnd(MoCo):
+    """Two encoders, both trained; a query's negatives are the other keys of the batch (fig. 2a)."""
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.encoder_k.requires_grad_(True)
+
+    def forward(self, one, two):
+        q, k = self.encoder_q(one), self.encode_mixed(self.encoder_k, two)
+        return F.cross_entropy(q @ k.t() / self.recipe.temperature, torch.arange(len(q)))
+
+
+class SimCLR(MoCo):
+    """One encoder, and NT-Xent over both views (Chen et al. 2020, eq. 1)."""
+
+    def forward(self, one, two):
+        z = torch.cat([self.encoder_q(one), self.encode_mixed(self.encoder_q, two)])
+        logits = (z @ z.t() / self.recipe.temperature).fill_diagonal_(-torch.inf)
+        partner = torch.arange(len(z)).roll(len(one))
+        # The mean over all 2B, twice: the sum of both directions' means, as in the symmetric form.
+        return 2 * F.cross_entropy(logits, partner)
+
+
+MECHANISMS = {"moco": MoCo, "end_to_end": EndToEnd, "simclr": SimCLR}
+
+
 def rate(recipe, step):
     """Returns the learning rate, which moves at the start of each epoch."""
     epoch = step // recipe.epoch_steps
@@ -248,15 +309,14 @@ def pictures(recipe):
 def train(recipe):
     """Returns {name: array} of a recipe's start, pictures and five steps."""
     torch.manual_seed(0)
-    model, (one, two) = MoCo(recipe), pictures(recipe)
+    model, (one, two) = MECHANISMS[recipe.mechanism](recipe), pictures(recipe)
     # The start is drawn in float32, so that the file may hold it so.
     start = {f"start/{k}": v.numpy().copy() for k, v in model.encoder_q.state_dict().items()}
     start["start/queue"] = model.queue.numpy().copy()
 
     model.double().train()
-    optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
     losses, norms = [], []
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -264,7 +324,7 @@ def train(recipe):
         loss = model(*(view[step].double().permute(0, 3, 1, 2) for view in (one, two)))
         optimizer.zero_grad()
         loss.backward()
-        gradients = [p.grad for p in model.encoder_q.parameters()]
+        gradients = [p.grad for p in trained]
         norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
         optimizer.step()
         losses.append(loss.item())
@@ -274,6 +334,9 @@ def train(recipe):
     result |= {f"key/{k}": v.numpy() for k, v in model.encoder_k.state_dict().items()}
     for name, parameter in model.encoder_q.named_parameters():
         result[f"buffer/{name}"] = optimizer.state[parameter]["momentum_buffer"].numpy()
+    for name, parameter in model.encoder_k.named_parameters():
+        if parameter.requires_grad:
+            result[f"key_buffer/{name}"] = optimizer.state[parameter]["momentum_buffer"].numpy()
     arrays = start | {"views/one": one.numpy(), "views/two": two.numpy()} | result
     return {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
 

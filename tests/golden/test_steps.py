@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
+from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import make_layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
@@ -46,6 +47,18 @@ def cifar_symmetric() -> tuple[ConfigDict, int]:
     return c, 2
 
 
+def end_to_end() -> tuple[ConfigDict, int]:
+    c = shrink(cifar10.get_config("end_to_end"), batch=32)
+    c.epochs = 3
+    return c, 2
+
+
+def simclr() -> tuple[ConfigDict, int]:
+    c = shrink(cifar10.get_config("simclr"), batch=32)
+    c.epochs, c.bn_groups = 3, 8  # as all others here; the config has one group
+    return c, 2
+
+
 def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     c.model.name, c.model.width, c.model.dim = "resnet10", 1 / 32, 8
     c.data.image_size = 16
@@ -54,7 +67,7 @@ def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     return c
 
 
-CONFIGS = {f.__name__: f for f in (v1, v2, cifar_symmetric)}
+CONFIGS = {f.__name__: f for f in (v1, v2, cifar_symmetric, end_to_end, simclr)}
 
 
 @functools.cache
@@ -69,12 +82,14 @@ def part(name: str, prefix: str) -> tuple[Tree, Tree]:
     return to_flax({k: v for k, v in arrays.items() if k != "queue"})
 
 
-def rows(queue: np.ndarray, config: ConfigDict) -> np.ndarray:
-    """Returns the ring [K // N, N, D] of torch's queue [K, D].
+def entries(queue: np.ndarray, config: ConfigDict) -> np.ndarray | tuple[()]:
+    """Returns the ring [K // N, N, D] of torch's queue [K, D], () where there is none.
 
     Both views' keys enter at once: there one view's after the other's, here an image's keys side
     by side. Nothing else sees their order.
     """
+    if config.dictionary != "queue":
+        return ()
     views, dim = 2 if config.symmetric else 1, queue.shape[-1]
     queue = queue.reshape(-1, views, config.batch_size, dim)
     return queue.swapaxes(1, 2).reshape(len(queue), -1, dim).astype(np.float64)
@@ -87,14 +102,16 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
     encoder = make_encoder(config)
     optimizer = make_optimizer(config, make_schedule(config, epoch_steps))
     params, batch_stats = part(name, "start/")
+    key_encoder = KEY_ENCODERS[config.key_encoder]
+    key_params = key_encoder.own(params)
     state = TrainState(
         step=np.zeros((), np.int32),
         params=params,
         batch_stats=batch_stats,
-        key_params=params,
-        key_batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        dictionary=rows(golden(name)["start/queue"], config),
+        key_params=key_params,
+        key_batch_stats=key_encoder.own(batch_stats),
+        opt_state=optimizer.init(key_encoder.trained(params, key_params)),
+        dictionary=entries(golden(name)["start/queue"], config),
     )
     state = jax.device_put(state, state_shardings(state, config, layout))
     step = jax.jit(
@@ -122,13 +139,18 @@ def expected(name: str) -> dict[str, Tree]:
     arrays = golden(name)
     params, batch_stats = part(name, "query/")
     key_params, key_batch_stats = part(name, "key/")
+    config, buffer = CONFIGS[name]()[0], part(name, "buffer/")[0]
+    if config.key_encoder == "trained":
+        buffer = buffer, part(name, "key_buffer/")[0]
+    if config.key_encoder == "shared":
+        key_params = key_batch_stats = {}
     return {
         "params": params,
         "batch_stats": batch_stats,
         "key_params": key_params,
         "key_batch_stats": key_batch_stats,
-        "buffer": part(name, "buffer/")[0],
-        "queue": {"ring": rows(arrays["queue"], CONFIGS[name]()[0])},
+        "buffer": buffer,
+        "queue": {"ring": entries(arrays["queue"], config)},
         "metrics": {k: arrays[k] for k in ("loss", "grad_norm")},
     }
 
@@ -145,6 +167,8 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
         ("v1", 8),
         ("v2", 8),
         ("cifar_symmetric", 8),
+        ("end_to_end", 8),
+        ("simclr", 8),
         ("v2", 1),
         pytest.param("v1", 1, marks=pytest.mark.slow),  # as the others, and each is compiled anew
         pytest.param("cifar_symmetric", 1, marks=pytest.mark.slow),
@@ -154,7 +178,7 @@ def test_five_steps_are_torchs(name, devices):
     with jax.enable_x64(True):
         got = five_steps(name, devices)
     apart = jax.tree.map(difference, got, expected(name))
-    largest = {kind: max(jax.tree.leaves(tree)) for kind, tree in apart.items()}
+    largest = {kind: max(jax.tree.leaves(tree), default=0.0) for kind, tree in apart.items()}
     print(name, devices, {kind: f"{value:.1e}" for kind, value in largest.items()})
     assert max(largest.values()) < RTOL, largest
 

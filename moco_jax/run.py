@@ -17,7 +17,7 @@ from moco_jax import config as config_lib
 from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
 from moco_jax.data.picture_source import Source
-from moco_jax.data.sources import Sources, open_sources
+from moco_jax.data.sources import Sources, open_named
 from moco_jax.data.views import make_view
 from moco_jax.dictionaries import negatives
 from moco_jax.evaluation.monitor import KnnMonitor
@@ -65,15 +65,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     Raises:
       ValueError: if the pictures can't be had, or are fewer than a batch.
     """
-    if sources is None:
-        sources = open_sources(
-            source=config.data.source,
-            path=config.data.path,
-            held_out=config.data.held_out,
-            seed=config.seed,
-            train_split=config.data.train_split,
-            test_split=config.data.test_split,
-        )
+    sources = open_named(config) if sources is None else sources
     data = loader.load(sources.train, config.data, layout)
     if len(data) < config.batch_size:
         raise ValueError(

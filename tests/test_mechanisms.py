@@ -1,7 +1,5 @@
 """The mechanisms beside MoCo's: end-to-end and SimCLR, in the step and in the loop."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -13,21 +11,14 @@ from tests.tiny import tiny_config, tiny_sources
 END_TO_END = dict(dictionary="in_batch", key_encoder="trained")
 SIMCLR = dict(dictionary="in_batch", key_encoder="shared", symmetric=True, lr=0.0075)
 FOLLOWED = dict(dictionary="in_batch", key_encoder="momentum")
-
-
-@functools.cache
-def one_device(name) -> list[float]:
-    return losses(1, **MECHANISMS[name])
-
-
 MECHANISMS = {"end to end": END_TO_END, "simclr": SIMCLR, "in batch, momentum": FOLLOWED}
 
 
-@pytest.mark.parametrize(
-    "name", ["end to end", "simclr", pytest.param("in batch, momentum", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # the golden tests run the first two on 8 devices
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_the_losses_do_not_depend_on_the_number_of_devices(name):
-    np.testing.assert_allclose(losses(8, **MECHANISMS[name]), one_device(name), rtol=1e-5)
+    changes = MECHANISMS[name]
+    np.testing.assert_allclose(losses(8, **changes), losses(1, **changes), rtol=1e-5)
 
 
 def moved(before, after) -> list[float]:

@@ -22,7 +22,7 @@ from moco_jax import command_line, hardware, validation
 from moco_jax.data import loader
 from moco_jax.data.decode import BadImage, decode
 from moco_jax.data.picture_source import Source
-from moco_jax.data.sources import open_sources
+from moco_jax.data.sources import Sources, open_whole
 from moco_jax.data.views import make_view
 from moco_jax.mesh import make_layout
 from moco_jax.notices import Notices
@@ -218,14 +218,7 @@ def _measure(config: ConfigDict) -> None:
     devices, data = jax.devices(), config.data
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
-    sources = open_sources(
-        source=data.source,
-        path=data.path,
-        held_out=0.0,
-        seed=config.seed,
-        train_split=data.train_split,
-        test_split="",
-    )
+    train = open_whole(config)
     seconds, threads, rates = _SECONDS.value, loader.threads(data), {}
 
     def tell(stages: Iterator[Stage]):
@@ -234,8 +227,8 @@ def _measure(config: ConfigDict) -> None:
             print(f"{stage.name:12} {stage.rate:10,.0f}  {stage.what}", flush=True)
 
     print("stage          images/s")
-    tell(host_stages(sources.train, config, seconds))
-    run = build(config, layout, sources)
+    tell(host_stages(train, config, seconds))
+    run = build(config, layout, Sources(train, None))
     tell(device_stages(run, seconds))
     tell(run_stages(run, _STEPS.value))
     print(run.data.describe(config.batch_size))

@@ -12,7 +12,7 @@ from PIL import Image
 from moco_jax import command_line
 from moco_jax.data.decode import BadImage, decode
 from moco_jax.data.picture_source import Source
-from moco_jax.data.sources import open_sources
+from moco_jax.data.sources import open_whole
 from moco_jax.data.views import make_view
 
 _OUT = flags.DEFINE_string("out", "views.png", "PNG to write.")
@@ -77,16 +77,8 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
 
 def main(_) -> None:
     config = command_line.config()
-    data = config.data
     try:
-        source = open_sources(
-            source=data.source,
-            path=data.path,
-            held_out=0.0,
-            seed=config.seed,
-            train_split=data.train_split,
-            test_split="",
-        ).train
+        source = open_whole(config)
         picture = preview(config, source, _PICTURES.value, _DRAWS.value)
         Image.fromarray(picture).save(_OUT.value, "PNG")
     except (OSError, ValueError) as error:

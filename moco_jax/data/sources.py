@@ -13,15 +13,42 @@ import os
 import zipfile
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from moco_jax.data import digits as digits_lib
 from moco_jax.data import image_files, layout, tar_archive, tfds_source
 from moco_jax.data.picture_source import Source, Sources, array_source, hold_out
 
-__all__ = ["Source", "Sources", "array_source", "open_sources"]
+__all__ = ["Source", "Sources", "array_source", "open_named", "open_sources", "open_whole"]
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 _NPZ_KEYS = ("images", "labels", "test_images", "test_labels")
+
+
+def open_named(config: ConfigDict) -> Sources:
+    """Returns the pictures that a whole config names; see `open_sources`."""
+    data = config.data
+    return open_sources(
+        source=data.source,
+        path=data.path,
+        held_out=data.held_out,
+        seed=config.seed,
+        train_split=data.train_split,
+        test_split=data.test_split,
+    )
+
+
+def open_whole(config: ConfigDict) -> Source:
+    """Returns the pictures to train on, nothing of them held out."""
+    data = config.data
+    return open_sources(
+        source=data.source,
+        path=data.path,
+        held_out=0.0,
+        seed=config.seed,
+        train_split=data.train_split,
+        test_split="",
+    ).train
 
 
 def open_sources(

@@ -56,7 +56,7 @@ def one_device(**changes) -> list[float]:
     return losses(1, **changes)
 
 
-@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("devices", [2, 4, 8])
 def test_the_losses_do_not_depend_on_the_number_of_devices(devices):
     np.testing.assert_allclose(losses(devices), one_device(), rtol=1e-5)
 

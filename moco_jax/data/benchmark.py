@@ -88,6 +88,16 @@ def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
         canvases = np.zeros((len(layout.rows(size)), data.canvas, data.canvas, 3), np.uint8)
         rate = _rate(lambda: jax.block_until_ready(layout.put_batch(canvases)), size, seconds)
         yield Stage("copying", rate, f"to {where}, {rate * data.canvas**2 * 3 / 1e9:.2f} GB/s")
+    draw = draw_views(run)
+    key = jax.random.key(run.config.seed)
+    work = lambda: jax.block_until_ready(draw(key, run.data.arrays, batch))  # noqa: E731
+    work()  # compiles
+    yield Stage("augmenting", _rate(work, size, seconds), f"two views of {data.image_size}")
+
+
+def draw_views(run: Run) -> Callable:
+    """Returns (key, arrays, batch) -> the two views, jitted."""
+    data, layout = run.config.data, run.layout
     make = [
         make_view(recipe, data.image_size, data.mean, data.std, run.config.dtype)
         for recipe in run.config.views
@@ -96,13 +106,11 @@ def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
     @jax.jit
     def draw(key, arrays, batch):
         pictures = run.data.pictures(arrays, batch)
+        # A key for each: by the same one XLA would draw two views of one recipe but once.
         keys = jax.random.split(key, len(make))
         return [layout.shard(view(k, *pictures)) for k, view in zip(keys, make, strict=True)]
 
-    key = jax.random.key(run.config.seed)
-    work = lambda: jax.block_until_ready(draw(key, run.data.arrays, batch))  # noqa: E731
-    work()  # compiles
-    yield Stage("augmenting", _rate(work, size, seconds), f"two views of {data.image_size}")
+    return draw
 
 
 def run_stages(run: Run, steps: int) -> Iterator[Stage]:

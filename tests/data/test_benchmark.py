@@ -16,7 +16,7 @@ from tests.tiny import tiny_config, tiny_sources
 
 
 class Slow:
-    """A data set whose batches take a tenth of a second each."""
+    """A data set whose batches take a third of a second each, many times a step."""
 
     def __init__(self, data):
         self._data = data
@@ -27,7 +27,7 @@ class Slow:
     def batches(self, plan, start=0):
         with contextlib.closing(self._data.batches(plan, start)) as batches:
             for batch in batches:
-                time.sleep(0.1)
+                time.sleep(0.3)
                 yield batch
 
 
@@ -50,14 +50,21 @@ def test_every_stage_is_measured(run):
     assert "two views of 8" in stages[-1].what
 
 
+def test_both_views_are_drawn(run):
+    batch = benchmark._first(run)
+    views = benchmark.draw_views(run)(jax.random.key(0), run.data.arrays, batch)
+    assert [view.shape for view in views] == [(32, 8, 8, 3)] * 2
+    assert not np.array_equal(*views)
+
+
 def test_a_step_that_waits_is_seen_to_wait(run):
     fast = {stage.name: stage for stage in benchmark.run_stages(run, steps=4)}
     assert list(fast) == ["feeding", "step", "training"]
     starved = dataclasses.replace(run, data=Slow(run.data))
     slow = {stage.name: stage for stage in benchmark.run_stages(starved, steps=4)}
-    assert slow["feeding"].rate < 32 / 0.1 and slow["training"].rate < 32 / 0.1
+    assert slow["feeding"].rate < 32 / 0.3 and slow["training"].rate < 32 / 0.3
     waited = int(slow["training"].what.split()[-1].rstrip("%"))
-    assert waited > 20
+    assert waited > 60
     assert fast["feeding"].rate > slow["feeding"].rate
 
 

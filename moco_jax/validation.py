@@ -193,8 +193,8 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
     if config.dictionary == "queue" and config.key_encoder != "momentum":
         # The old keys would be another encoder's: what the momentum encoder is for.
         yield (
-            f"dictionary='queue' needs key_encoder='momentum', got {config.key_encoder!r}; with it "
-            "goes dictionary='in_batch'"
+            f"dictionary='queue' needs key_encoder='momentum', got {config.key_encoder!r}, which "
+            "goes with dictionary='in_batch'"
         )
     if config.dictionary == "queue" and size % keys:
         views_ = " (two views of each image, symmetric=True)" if config.symmetric else ""

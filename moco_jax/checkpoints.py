@@ -1,11 +1,15 @@
 """Checkpoints: every call of Orbax."""
 
+import json
 import pathlib
 import shutil
 from typing import Any, Self
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax import cluster
@@ -134,6 +138,35 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def read_encoder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (about, variables) of a checkpoint's query encoder, on the host.
+
+    Args:
+      folder: of one checkpoint: `checkpoints/<step>` of a workdir.
+
+    Raises:
+      ValueError: if it is no pretraining checkpoint of ours, or damaged.
+    """
+    about_file = folder / "about" / "metadata"
+    try:
+        about = json.loads(about_file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no checkpoint of moco_jax: {error}") from error
+    if about.get("kind") != KIND:
+        raise ValueError(f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {KIND!r}")
+    handler = ocp.PyTreeCheckpointHandler()
+    try:
+        # The state's own files say what is in it: neither its optimizer nor its queue is read.
+        tree = handler.metadata(epath.Path(folder / "state")).tree
+        item = {name: tree[name] for name in ("params", "batch_stats")}
+        item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
+        return about, handler.restore(epath.Path(folder / "state"), args=args)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

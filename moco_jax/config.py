@@ -109,6 +109,31 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def from_recipe(recipe: dict[str, Any]) -> ConfigDict:
+    """Returns the config that `flatten` gave, from JSON, without keys that are no longer known.
+
+    A key that the recipe lacks has the base's value.
+    """
+    config = base()
+    known = flatten(config)
+    given = {key: _frozen(value) for key, value in recipe.items() if key in known}
+    # Optional keys have no value to update, and views change their length.
+    for key, value in given.items():
+        *folders, name = key.split(".")
+        holder = config
+        for folder in folders:
+            holder = holder[folder]
+        if value is not None:
+            holder[name] = value
+    return config
+
+
+def _frozen(value):
+    if isinstance(value, list):
+        return tuple(_frozen(v) for v in value)
+    return value
+
+
 def _plain(value):
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]

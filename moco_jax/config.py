@@ -120,7 +120,7 @@ def from_recipe(recipe: dict[str, Any]) -> ConfigDict:
     # Optional keys have no value to update, and views change their length.
     for key, value in given.items():
         *folders, name = key.split(".")
-        holder = config
+        holder: Any = config
         for folder in folders:
             holder = holder[folder]
         if value is not None:

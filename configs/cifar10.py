@@ -4,11 +4,14 @@ He et al. 2019 (arXiv 1911.05722), the demo notebook of facebookresearch/moco. I
 82.6 / 86.3 / 88.7 % after 200 / 400 / 800 epochs (asymmetric) and 85.3 / 88.5 / 89.7 % (symmetric)
 on the original, lossless pictures, at about 20 s an epoch on one V100.
 
-end_to_end and simclr are the demo's network and schedule with other mechanisms, for comparison:
-the other keys of the batch as negatives, and a key encoder that is trained by gradient (MoCo, fig.
-2a) or is the queries' own (Chen et al. 2020, arXiv 2002.05709: mlp head, one group of batch norm,
-T = .5; half the rate, since the two directions' losses are summed here). Nobody reports accuracies
-for them.
+The other variants are the demo's network and schedule with other mechanisms, for comparison. Nobody
+reports accuracies for them.
+end_to_end, simclr: the other keys of the batch are the negatives, and the key encoder is trained by
+  gradient (MoCo, fig. 2a) or is the queries' own (Chen et al. 2020, arXiv 2002.05709: mlp head, one
+  group of batch norm, T = .5; half the rate, since the two directions' losses are summed here).
+memory_bank, instdisc: 4096 negatives are drawn from a bank of all pictures' old features; InfoNCE
+  (MoCo, fig. 2b) and, at half the rate, the NCE of instance discrimination (Wu et al. 2018, arXiv
+  1805.01978).
 
 Pictures: TFDS's cifar10, prepared as array_record, or a folder or tar with train/<class>/ and
 test/<class>/, named by --config.data.path.
@@ -18,12 +21,14 @@ Commands:
   python -m moco_jax.main --config=configs/cifar10.py:symmetric
   python -m moco_jax.main --config=configs/cifar10.py:end_to_end
   python -m moco_jax.main --config=configs/cifar10.py:simclr
+  python -m moco_jax.main --config=configs/cifar10.py:memory_bank
+  python -m moco_jax.main --config=configs/cifar10.py:instdisc
 """
 
 from moco_jax import config
 from moco_jax.data import recipes
 
-VARIANTS = ("asymmetric", "symmetric", "end_to_end", "simclr")
+VARIANTS = ("asymmetric", "symmetric", "end_to_end", "simclr", "memory_bank", "instdisc")
 
 
 def get_config(variant: str = "asymmetric"):
@@ -66,4 +71,11 @@ def get_config(variant: str = "asymmetric"):
         c.symmetric = True
         c.bn_groups = 1
         c.lr = 0.03
+    if variant in ("memory_bank", "instdisc"):
+        c.dictionary, c.key_encoder = "memory_bank", "none"
+        c.bank.negatives = 4096
+        c.views = (recipes.cifar(),)
+    if variant == "instdisc":
+        c.bank.loss = "nce"
+        c.lr = 0.03  # for 512 images; theirs is .03 for 128, of another network
     return c

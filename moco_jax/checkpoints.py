@@ -18,7 +18,15 @@ from moco_jax.train_step import TrainState
 KIND = "moco_jax.pretrain"
 
 # Keys of the config that shape the state: another value can't continue it.
-_STRUCTURE = ("model.", "queue_", "dictionary", "key_encoder", "batch_size", "symmetric")
+_STRUCTURE = (
+    "model.",
+    "queue_",
+    "dictionary",
+    "bank.loss",
+    "key_encoder",
+    "batch_size",
+    "symmetric",
+)
 
 
 class Checkpoints:
@@ -83,14 +91,22 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
 
-    def note_pictures(self, pictures: int) -> None:
+    def note_pictures(self, pictures: int, *, exact: bool) -> None:
         """Notes how many pictures there are, and warns if the latest checkpoint saw another number.
 
         The order of the pictures and the length of an epoch follow from it.
+
+        Raises:
+          ValueError: if it saw another number, and `exact`: the state has a slot for each picture.
         """
         self._pictures = pictures
         step = self.latest
         saved = self._about(step)["pictures"] if step is not None else pictures
+        if saved != pictures and exact:
+            raise ValueError(
+                f"the memory bank in {self.folder} has a slot for each of {saved} pictures, now "
+                f"there are {pictures}; give those pictures, or another --workdir"
+            )
         if saved != pictures and cluster.is_first():
             logging.warning(
                 "the checkpoint saw %d pictures, now there are %d: the run goes on with another "

@@ -41,12 +41,16 @@ def base() -> ConfigDict:
     c.model.hidden = 0  # hidden units of the mlp head; 0: as many as the backbone has features
     c.model.dim = 128  # D, length of a key
 
-    c.dictionary = "queue"  # of the negatives: queue, or in_batch (the batch's other keys)
-    c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR)
+    c.dictionary = "queue"  # of the negatives: queue, in_batch (the other keys), memory_bank
+    c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR), none
     c.momentum = 0.999  # m of the key encoder
     c.temperature = 0.2  # T of InfoNCE
     c.queue_size = 65536  # K, keys in the queue
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
+    c.bank = ConfigDict()  # with dictionary=memory_bank, key_encoder=none, one view
+    c.bank.negatives = 65536  # K, drawn from the bank at each step
+    c.bank.momentum = 0.5  # share of a slot that is kept when its picture is seen
+    c.bank.loss = "info_nce"  # or nce (Wu et al. 2018)
     c.symmetric = False  # each view in turn is query and key; the two losses are summed
     c.bn_groups = 8  # G, parts of the batch with batch-norm statistics of their own (GPUs, there)
     c.shuffle_bn = True  # keys meet other images in their group than their queries do
@@ -74,7 +78,10 @@ def base() -> ConfigDict:
     c.data.max_bad_share = 0.01  # share of unreadable pictures, met by one process, that stops it
     c.data.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.data.std = IMAGENET_STD
-    c.views = (recipes.v2(), recipes.v2())  # recipes of the query's and the key's view
+    c.views = (recipes.v2(), recipes.v2())  # recipes of the query's view and of the key's, if any
+
+    # The dictionary's keys against what today's key encoder makes of the same views.
+    c.drift_every_epochs = 5.0  # 0: never
 
     c.knn = ConfigDict()  # monitor on held-out labelled pictures, where there are any
     c.knn.every_epochs = 5.0  # 0: never

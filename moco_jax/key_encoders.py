@@ -1,4 +1,4 @@
-"""How the encoder of the keys comes about: it follows, it is trained, or it is the queries' own.
+"""How the encoder of the keys comes about: it follows, it is trained, shared, or there is none.
 
 Each is a class without state of its own; which one, the config says (`key_encoder`).
 """
@@ -135,8 +135,29 @@ class Shared:
         return trained, {}
 
 
+class Absent:
+    """A memory bank's: what the dictionary takes in are the queries themselves (fig. 2b)."""
+
+    def own(self, variables):
+        return {}
+
+    def trained(self, params, key_params):
+        return params
+
+    def prepare(self, state, key_views, encoders):
+        return None
+
+    def encode(self, trained, prepared, state, query_views, key_views, encoders):
+        queries, batch_stats = encoders.queries(trained, state.batch_stats, query_views)
+        return Encoded(queries, [jax.lax.stop_gradient(q) for q in queries], batch_stats, {})
+
+    def parameters(self, trained, prepared):
+        return trained, {}
+
+
 KEY_ENCODERS: dict[str, KeyEncoder] = {
     "momentum": Momentum(),
     "trained": Trained(),
     "shared": Shared(),
+    "none": Absent(),
 }

@@ -99,7 +99,7 @@ def _in_workdir(
         try:
             checkpoints.check()
             run = build(config, layout, sources)
-            checkpoints.note_pictures(len(run.data))
+            checkpoints.note_pictures(len(run.data), exact=config.dictionary == "memory_bank")
             resumed = checkpoints.latest is not None
             state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
@@ -138,7 +138,7 @@ def _loop(
         console.say(f"already at step {first}, of {total} asked for; nothing is left to do")
     if first == 0:
         _evaluate(run, state, 0, console, log, pixels=True)
-    elif run.monitor and not log.evaluated and (_due(first, config, per_epoch) or first == total):
+    elif run.monitor and not log.evaluated and _due(first, config.knn.every_epochs, run):
         _evaluate(run, state, first, console, log)  # the run ended between saving and evaluating
     if first >= total:
         return state
@@ -157,7 +157,8 @@ def _loop(
                 state, metrics = train_step(state, run.data.arrays, batch, notes)
                 pending.append((step, metrics))
                 log_now = step % config.log_every == 0 or step == total
-                evaluate_now = run.monitor and (_due(step, config, per_epoch) or step == total)
+                evaluate_now = run.monitor and _due(step, config.knn.every_epochs, run)
+                drift_now = run.drift and _due(step, config.drift_every_epochs, run)
                 # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
                 save_now = step % config.checkpoint_every == 0 or step == total or evaluate_now
                 open_steps = 0 if log_now or save_now else _IN_FLIGHT
@@ -173,9 +174,12 @@ def _loop(
                 if stop:
                     checkpoints.wait()
                     raise _interrupted(signal.Signals(stop), checkpoints)
-                if evaluate_now:
+                if evaluate_now or drift_now:
                     with asked.at_once():
-                        _evaluate(run, state, step, console, log)
+                        if drift_now:
+                            _tell_drift(run, state, step, console, log)
+                        if evaluate_now:
+                            _evaluate(run, state, step, console, log)
                     watch.restart()
     checkpoints.wait()
     step = int(state.step)
@@ -229,10 +233,22 @@ def _extra(run: Run, step: int) -> dict[str, float]:
     }
 
 
-def _due(step: int, config: ConfigDict, per_epoch: int) -> bool:
-    """Returns whether a multiple of `knn.every_epochs` lies in (step - 1, step]."""
-    interval = config.knn.every_epochs * per_epoch
-    return math.floor(step / interval) > math.floor((step - 1) / interval)
+def _due(step: int, every_epochs: float, run: Run) -> bool:
+    """Returns whether a multiple of so many epochs lies in (step - 1, step], or the run's end."""
+    interval = every_epochs * run.order.steps_per_epoch
+    reached = math.floor(step / interval) > math.floor((step - 1) / interval)
+    return reached or step == len(run.order)
+
+
+def _tell_drift(run: Run, state: TrainState, step: int, console, log) -> None:
+    """Logs the dictionary's drift, where it outlives a step."""
+    assert run.drift is not None
+    cosines = run.drift.measure(state)
+    if not cosines:
+        return
+    log.write(step, {f"key_cosine/age_{age}": value for age, value in cosines.items()})
+    told = ", ".join(f"{value:.3f} ({age})" for age, value in cosines.items())
+    console.say(f"step {step}  keys' cosine to today's, by age in steps: {told}")
 
 
 def _evaluate(run: Run, state: TrainState, step: int, console, log, *, pixels=False) -> None:

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from moco_jax import notices
 from moco_jax.collectives import Collective, collectives
+from moco_jax.data.streamed import StreamedBatches
+from moco_jax.dictionaries import make_dictionary
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
@@ -63,21 +65,18 @@ def abstract_step(config: ConfigDict, layout: Layout, pictures: int) -> tuple[An
     encoder = make_encoder(config)
     steps_per_epoch = max(1, pictures // config.batch_size)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    train_step = make_train_step(config, encoder, optimizer, layout)
-    step = jit_step(config, _batch_itself, train_step, layout)
+    dictionary = make_dictionary(config, layout, pictures)
+    train_step = make_train_step(config, encoder, optimizer, dictionary, layout)
+    step = jit_step(config, StreamedBatches(), train_step, layout)
     size, canvas, sharding = config.batch_size, config.data.canvas, layout.sharded()
     batch = {
         "images": jax.ShapeDtypeStruct((size, canvas, canvas, 3), jnp.uint8, sharding=sharding),
         "sizes": jax.ShapeDtypeStruct((size, 2), jnp.int32, sharding=sharding),
+        "indices": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
         "readable": jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding),
     }
-    state = abstract_state(config, encoder, optimizer, layout)
+    state = abstract_state(config, encoder, optimizer, dictionary, layout)
     return step, state, {}, batch, notices.abstract(layout)
-
-
-def _batch_itself(arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-    """Returns the pictures of streamed data."""
-    return batch["images"], batch["sizes"]
 
 
 def compiled(step: Any, state: Any, *others: Any) -> Program:

@@ -1,14 +1,12 @@
 """What a pretraining run is made of, from its config."""
 
 import dataclasses
-import math
 import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -18,13 +16,21 @@ from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
 from moco_jax.data.picture_source import Source
 from moco_jax.data.sources import Sources, open_named
-from moco_jax.data.views import make_view
-from moco_jax.dictionaries import negatives
+from moco_jax.data.views import make_views
+from moco_jax.dictionaries import chance, make_dictionary
+from moco_jax.evaluation.drift import DriftMonitor
 from moco_jax.evaluation.monitor import KnnMonitor
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.train_step import Metrics, TrainState, abstract_state, create_state, make_train_step
+from moco_jax.train_step import (
+    Metrics,
+    TrainState,
+    abstract_state,
+    create_state,
+    make_recode,
+    make_train_step,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Run:
       create: () -> TrainState at step 0.
       target: the abstract state, for restoring.
       monitor: kNN, or None without held-out labels.
+      drift: of the dictionary's keys, or None where it is not asked for.
     """
 
     config: ConfigDict
@@ -52,11 +59,12 @@ class Run:
     create: Callable[[], TrainState]
     target: TrainState
     monitor: KnnMonitor | None
+    drift: DriftMonitor | None
 
     @property
     def chance(self) -> float:
-        """The loss of guessing: log(negatives + 1), for each direction."""
-        return math.log(negatives(self.config) + 1) * (2 if self.config.symmetric else 1)
+        """The loss of guessing, such as log(negatives + 1)."""
+        return chance(self.config)
 
 
 def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) -> Run:
@@ -77,22 +85,29 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     encoder = make_encoder(config)
     schedule = make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
-    train_step = make_train_step(config, encoder, optimizer, layout)
+    order = ShuffledOrder(config.seed, len(data), config.batch_size, steps)
+    dictionary = make_dictionary(config, layout, pictures=len(data))
+    train_step = make_train_step(config, encoder, optimizer, dictionary, layout)
     monitor = None
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, encoder, data, test, layout)
+    drift = None
+    if config.drift_every_epochs:
+        recode = make_recode(config, encoder, layout)
+        drift = DriftMonitor(config, data, order, dictionary, recode, layout)
     _check_same_pictures(sources.train, data, monitor)
     return Run(
         config=config,
         layout=layout,
-        order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
+        order=order,
         data=data,
-        step=jit_step(config, data.pictures, train_step, layout),
+        step=jit_step(config, data, train_step, layout),
         lr=jax.jit(schedule),
-        create=lambda: create_state(config, encoder, optimizer, layout),
-        target=abstract_state(config, encoder, optimizer, layout),
+        create=lambda: create_state(config, encoder, optimizer, dictionary, layout),
+        target=abstract_state(config, encoder, optimizer, dictionary, layout),
         monitor=monitor,
+        drift=drift,
     )
 
 
@@ -110,26 +125,13 @@ def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> 
     cluster.check_alike(f"data set {source.name}", str(kind))
 
 
-def jit_step(config: ConfigDict, pictures: Callable, train_step: Callable, layout: Layout):
-    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated.
-
-    `pictures` is a data set's: (arrays, batch) -> canvases and sizes.
-    """
-    dtype = jnp.dtype(config.dtype)
-    make = [
-        make_view(recipe, config.data.image_size, config.data.mean, config.data.std, dtype)
-        for recipe in config.views
-    ]
+def jit_step(config: ConfigDict, data: loader.Batches, train_step: Callable, layout: Layout):
+    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
+    draw = make_views(config, layout)
 
     def step(state, arrays, batch, notes):
-        images, sizes = pictures(arrays, batch)
-        # Key 0 of the root made the weights; the steps' keys come from key 1.
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
-        views = tuple(
-            layout.shard(view(jax.random.fold_in(key, i), images, sizes))
-            for i, view in enumerate(make)
-        )
-        state, metrics = train_step(state, views)
+        views = draw(state.step, *data.pictures(arrays, batch))
+        state, metrics = train_step(state, views, data.indices(batch))
         return state, metrics | layout.replicate(notices.combined(notes))
 
     return jax.jit(step, donate_argnums=0)

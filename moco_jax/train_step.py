@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from moco_jax import shuffle
-from moco_jax.dictionaries import make_dictionary
+from moco_jax.dictionaries import Batch, Dictionary
 from moco_jax.key_encoders import KEY_ENCODERS, Encoders
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import Encoder
@@ -33,7 +33,7 @@ class TrainState(flax.struct.PyTreeNode):
       key_params: of the key encoder, such as the EMA of `params`; {} where it has none of its own.
       key_batch_stats: the key encoder's own running averages, no EMA of the query's.
       opt_state: of the optimizer.
-      dictionary: its entries, such as the ring of key batches [K // N, N, D].
+      dictionary: its entries, such as the queue's ring of key batches [K // N, N, D].
     """
 
     step: jax.Array
@@ -45,35 +45,48 @@ class TrainState(flax.struct.PyTreeNode):
     dictionary: Any
 
 
-def state_shardings(state: TrainState, config: ConfigDict, layout: Layout) -> TrainState:
+def state_shardings(state: TrainState, dictionary: Dictionary, layout: Layout) -> TrainState:
     """Returns each array's sharding: of the entries the dictionary's, else a parameter's."""
     shardings = jax.tree.map(lambda x: layout.parameter(x.shape), state)
-    return shardings.replace(dictionary=make_dictionary(config, layout).shardings)
+    return shardings.replace(dictionary=dictionary.shardings)
 
 
 def create_state(
-    config: ConfigDict, encoder: Encoder, optimizer: optax.GradientTransformation, layout: Layout
+    config: ConfigDict,
+    encoder: Encoder,
+    optimizer: optax.GradientTransformation,
+    dictionary: Dictionary,
+    layout: Layout,
 ) -> TrainState:
     """Returns the state at step 0, the key encoder equal to the query encoder."""
-    init = functools.partial(_init, config, encoder, optimizer, layout)
-    shardings = state_shardings(jax.eval_shape(init), config, layout)
+    init = functools.partial(_init, config, encoder, optimizer, dictionary)
+    shardings = state_shardings(jax.eval_shape(init), dictionary, layout)
     # Inside jit: made outside, both encoders would be one buffer, which can't be donated twice.
     return jax.jit(init, out_shardings=shardings, compiler_options=_FAST_COMPILE)()
 
 
 def abstract_state(
-    config: ConfigDict, encoder: Encoder, optimizer: optax.GradientTransformation, layout: Layout
+    config: ConfigDict,
+    encoder: Encoder,
+    optimizer: optax.GradientTransformation,
+    dictionary: Dictionary,
+    layout: Layout,
 ) -> TrainState:
     """Returns shapes, dtypes and shardings of the state, computing nothing."""
-    shapes = jax.eval_shape(functools.partial(_init, config, encoder, optimizer, layout))
+    shapes = jax.eval_shape(functools.partial(_init, config, encoder, optimizer, dictionary))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
-        state_shardings(shapes, config, layout),
+        state_shardings(shapes, dictionary, layout),
     )
 
 
-def _init(config: ConfigDict, encoder: Encoder, optimizer, layout: Layout) -> TrainState:
+def _init(
+    config: ConfigDict,
+    encoder: Encoder,
+    optimizer: optax.GradientTransformation,
+    dictionary: Dictionary,
+) -> TrainState:
     key_encoder = KEY_ENCODERS[config.key_encoder]
     params_key, entries_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 0))
     size = config.data.image_size
@@ -87,27 +100,32 @@ def _init(config: ConfigDict, encoder: Encoder, optimizer, layout: Layout) -> Tr
         key_params=key_params,
         key_batch_stats=key_encoder.own(variables["batch_stats"]),
         opt_state=optimizer.init(key_encoder.trained(params, key_params)),
-        dictionary=make_dictionary(config, layout).init(entries_key),
+        dictionary=dictionary.init(entries_key),
     )
 
 
 def make_train_step(
-    config: ConfigDict, encoder: Encoder, optimizer: optax.GradientTransformation, layout: Layout
-) -> Callable[[TrainState, tuple[jax.Array, jax.Array]], tuple[TrainState, Metrics]]:
-    """Returns the pure step (state, views) -> (state, metrics), to be compiled by the caller.
+    config: ConfigDict,
+    encoder: Encoder,
+    optimizer: optax.GradientTransformation,
+    dictionary: Dictionary,
+    layout: Layout,
+) -> Callable[[TrainState, tuple[jax.Array, ...], jax.Array], tuple[TrainState, Metrics]]:
+    """Returns the pure step (state, views, indices) -> (state, metrics), compiled by the caller.
 
-    `views` are two arrays [B, S, S, 3], normalised. With a queue and a momentum encoder the steps
-    are those of MoCo's algorithm 1, in its order: the EMA precedes the keys, and the loss reads the
-    queue before the keys enter it.
+    `views` are arrays [B, S, S, 3], normalised, one for each of the config's; `indices` i32[B] say
+    which pictures they are of. With a queue and a momentum encoder the steps are those of MoCo's
+    algorithm 1, in its order: the EMA precedes the keys, and the loss reads the queue before the
+    keys enter it.
     """
-    key_encoder, dictionary = KEY_ENCODERS[config.key_encoder], make_dictionary(config, layout)
+    key_encoder = KEY_ENCODERS[config.key_encoder]
     encoders = _make_encoders(config, encoder, layout)
 
-    def look_up(trained, prepared, state, query_views, key_views):
+    def look_up(trained, prepared, state, query_views, key_views, batch):
         """Returns the loss, and what was encoded and measured."""
         encoded = key_encoder.encode(trained, prepared, state, query_views, key_views, encoders)
         contrasts = [
-            dictionary.look_up(queries, keys, state.dictionary)
+            dictionary.look_up(queries, keys, state.dictionary, batch)
             for queries, keys in zip(encoded.queries, encoded.keys, strict=True)
         ]
         metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
@@ -116,14 +134,15 @@ def make_train_step(
         metrics["feature_std"] = jnp.stack([_spread(q) for q in encoded.queries]).mean()
         return metrics["loss"], (encoded, metrics)
 
-    def train_step(state, views):
-        query_views, key_views = (
-            (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
-        )
+    def train_step(state, views, indices):
+        batch = Batch(state.step, indices)
+        query_views, key_views = _directions(config, views)
         prepared = key_encoder.prepare(state, key_views, encoders)
         trained = key_encoder.trained(state.params, state.key_params)
         gradient = jax.grad(look_up, has_aux=True)
-        grads, (encoded, metrics) = gradient(trained, prepared, state, query_views, key_views)
+        grads, (encoded, metrics) = gradient(
+            trained, prepared, state, query_views, key_views, batch
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         params, key_params = key_encoder.parameters(trained, prepared)
@@ -138,13 +157,36 @@ def make_train_step(
             key_params=key_params,
             key_batch_stats=encoded.key_batch_stats,
             opt_state=opt_state,
-            dictionary=dictionary.update(state.dictionary, keys, state.step),
+            dictionary=dictionary.update(state.dictionary, keys, batch),
         )
         # Said, not left to the compiler: what comes out is what the next step takes in.
-        after = jax.lax.with_sharding_constraint(after, state_shardings(after, config, layout))
+        after = jax.lax.with_sharding_constraint(after, state_shardings(after, dictionary, layout))
         return after, layout.replicate(metrics)
 
     return train_step
+
+
+def make_recode(
+    config: ConfigDict, encoder: Encoder, layout: Layout
+) -> Callable[[TrainState, tuple[jax.Array, ...]], jax.Array]:
+    """Returns (state, views) -> the keys [N, D] that the state as it is makes of a step's views."""
+    key_encoder = KEY_ENCODERS[config.key_encoder]
+    encoders = _make_encoders(config, encoder, layout)
+    encoders = encoders._replace(momentum=1.0)  # a key encoder as it is, not one update further
+
+    def recode(state, views):
+        query_views, key_views = _directions(config, views)
+        prepared = key_encoder.prepare(state, key_views, encoders)
+        trained = key_encoder.trained(state.params, state.key_params)
+        encoded = key_encoder.encode(trained, prepared, state, query_views, key_views, encoders)
+        return _interleave(encoded.keys)
+
+    return recode
+
+
+def _directions(config: ConfigDict, views: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    """Returns the views to make queries of, and those to make their keys of."""
+    return (views, views[::-1]) if config.symmetric else (views[:1], views[1:])
 
 
 def _make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.data import recipes
-from moco_jax.dictionaries import DICTIONARIES
+from moco_jax.dictionaries import BANK_LOSSES, DICTIONARIES
 from moco_jax.evaluation.monitor import FEATURES
 from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import mesh_problem
@@ -28,6 +28,7 @@ _POSITIVE_INTEGERS = (
     "keep_checkpoints",
     "model.dim",
     "queue_size",
+    "bank.negatives",
     "bn_groups",
     "mesh.fsdp",
     "lr_batch",
@@ -44,16 +45,25 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "data.resident_megabytes",
     "data.threads",
+    "drift_every_epochs",
     "knn.every_epochs",
     "knn.bank",
     "knn.queries",
 )
-_SHARES = ("momentum", "sgd_momentum", "data.held_out", "data.max_bad_share")
+_SHARES = ("momentum", "bank.momentum", "sgd_momentum", "data.held_out", "data.max_bad_share")
+# What goes with what: old keys must be those of a slowly changing encoder, and where queries are
+# the keys, only a bank has others.
+_KEY_ENCODERS_OF = {
+    "queue": ("momentum",),
+    "in_batch": ("momentum", "trained", "shared"),
+    "memory_bank": ("none",),
+}
 _CHOICES: dict[str, tuple[str, ...]] = {
     "dtype": DTYPES,
     "queue_dtype": DTYPES,
     "dictionary": tuple(DICTIONARIES),
     "key_encoder": tuple(KEY_ENCODERS),
+    "bank.loss": tuple(BANK_LOSSES),
     "model.name": NAMES,
     "model.stem": STEMS,
     "model.head": tuple(HEADS),
@@ -155,7 +165,9 @@ def _length(config: ConfigDict) -> Iterator[str]:
 
 
 def _views(config: ConfigDict) -> Iterator[str]:
-    if len(config.views) != 2:
+    if config.key_encoder == "none" and len(config.views) != 1:
+        yield f"views must be one recipe, since key_encoder='none'; got {len(config.views)}"
+    elif config.key_encoder != "none" and len(config.views) != 2:
         yield f"views must be two recipes, the query's and the key's; got {len(config.views)}"
     for i, recipe in enumerate(config.views):
         for problem in recipes.check_recipe(recipe):
@@ -166,6 +178,7 @@ def _related_are_whole(config: ConfigDict) -> bool:
     """Returns whether the values that must fit each other are right in themselves."""
     data = config.data
     related = (config.batch_size, config.bn_groups, config.queue_size, config.mesh.fsdp)
+    related += (config.bank.negatives,)
     return all(_whole(x) for x in (*related, data.image_size, data.eval_resize))
 
 
@@ -190,23 +203,35 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
             f"{_nearest(groups, devices)}"
         )
     keys = config_lib.keys_per_step(config)
-    if config.dictionary == "queue" and config.key_encoder != "momentum":
-        # The old keys would be another encoder's: what the momentum encoder is for.
-        yield (
-            f"dictionary='queue' needs key_encoder='momentum', got {config.key_encoder!r}, which "
-            "goes with dictionary='in_batch'"
-        )
     if config.dictionary == "queue" and size % keys:
         views_ = " (two views of each image, symmetric=True)" if config.symmetric else ""
         yield (
             f"queue_size={size} must be a multiple of the {keys} keys of a step{views_}; "
             f"{_nearest(size, keys)}"
         )
+    yield from _dictionary(config, devices)
     if config.data.eval_resize < config.data.image_size:
         yield (
             f"data.eval_resize={config.data.eval_resize} must be at least "
             f"data.image_size={config.data.image_size}, which is cropped from it"
         )
+
+
+def _dictionary(config: ConfigDict, devices: int) -> Iterator[str]:
+    allowed = _KEY_ENCODERS_OF.get(config.dictionary, KEY_ENCODERS)
+    if config.key_encoder not in allowed:
+        yield (
+            f"dictionary={config.dictionary!r} needs key_encoder={' or '.join(map(repr, allowed))}"
+            f", got {config.key_encoder!r}"
+        )
+    if config.dictionary == "memory_bank":
+        if config.symmetric:
+            yield "dictionary='memory_bank' has one view of each image: symmetric must be False"
+        if config.bank.negatives % devices:
+            yield (
+                f"bank.negatives={config.bank.negatives} must divide by the {devices} devices; "
+                f"{_nearest(config.bank.negatives, devices)}"
+            )
 
 
 def _nearest(value: int, divisor: int) -> str:

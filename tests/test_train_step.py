@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax.dictionaries import make_dictionary
 from moco_jax.mesh import make_layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
@@ -13,6 +14,7 @@ from moco_jax.train_step import create_state, make_train_step
 from tests.tiny import tiny_config
 
 STEPS = 10
+PICTURES = 160  # of which a step sees 64
 SIDE = 16  # of the views: with 8, batch norm sees 8 values a group, and rounding grows into chaos
 
 
@@ -36,16 +38,22 @@ def prepare(devices: int, **changes):
     layout = make_layout(jax.devices()[:devices], **config.mesh)
     encoder = make_encoder(config)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=5))
-    state = create_state(config, encoder, optimizer, layout)
-    step = jax.jit(make_train_step(config, encoder, optimizer, layout), donate_argnums=0)
-    return state, step, layout
+    dictionary = make_dictionary(config, layout, PICTURES)
+    state = create_state(config, encoder, optimizer, dictionary, layout)
+    train_step = make_train_step(config, encoder, optimizer, dictionary, layout)
+    return state, jax.jit(train_step, donate_argnums=0), layout
+
+
+def indices(step: int) -> np.ndarray:
+    """Returns which pictures a step's views are of, i32[64]: each is seen again after 2.5 steps."""
+    return (np.arange(64, dtype=np.int32) + 64 * step) % PICTURES
 
 
 def losses(devices: int, **changes) -> list[float]:
     state, step, layout = prepare(devices, **changes)
     result = []
-    for pair in views():
-        state, metrics = step(state, layout.put_batch(pair))
+    for number, pair in enumerate(views()):
+        state, metrics = step(state, *layout.put_batch((pair, indices(number))))
         result.append(float(metrics["loss"]))
     assert int(state.step) == STEPS
     return result
@@ -86,7 +94,7 @@ def test_one_step_follows_the_algorithm():
     # Make the encoders differ, as after some steps.
     before = before.replace(key_params=jax.tree.map(lambda x: x * 1.1 + 0.01, before.key_params))
     query_view, key_view = views()[0]
-    after, metrics = step(jax.device_put(before, layout.replicated), (query_view, key_view))
+    after, metrics = step(jax.device_put(before, layout.replicated), (query_view, key_view), indices(0))
 
     expected_key_params = jax.tree.map(
         lambda k, q: 0.9 * k + 0.1 * q, before.key_params, before.params
@@ -133,7 +141,7 @@ def test_bfloat16_computes_the_same_within_its_precision():
 def collectives(**changes) -> list[tuple[str, str]]:
     """(operation, its operands' and results' shapes) of the step compiled for 8 devices."""
     state, step, layout = prepare(8, **changes)
-    text = step.lower(state, layout.put_batch(views()[0])).compile().as_text()
+    text = step.lower(state, *layout.put_batch((views()[0], indices(0)))).compile().as_text()
     names = "all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter"
     found = re.findall(rf"= (.*?) ({names})(?:-start)?\(", text)
     assert found

@@ -23,7 +23,7 @@ from moco_jax.data import loader
 from moco_jax.data.decode import BadImage, decode
 from moco_jax.data.picture_source import Source
 from moco_jax.data.sources import Sources, open_whole
-from moco_jax.data.views import make_view
+from moco_jax.data.views import make_views
 from moco_jax.mesh import make_layout
 from moco_jax.notices import Notices
 from moco_jax.run import Run, build, compiled
@@ -89,28 +89,19 @@ def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
         rate = _rate(lambda: jax.block_until_ready(layout.put_batch(canvases)), size, seconds)
         yield Stage("copying", rate, f"to {where}, {rate * data.canvas**2 * 3 / 1e9:.2f} GB/s")
     draw = draw_views(run)
-    key = jax.random.key(run.config.seed)
-    work = lambda: jax.block_until_ready(draw(key, run.data.arrays, batch))  # noqa: E731
+    work = lambda: jax.block_until_ready(draw(0, run.data.arrays, batch))  # noqa: E731
     work()  # compiles
-    yield Stage("augmenting", _rate(work, size, seconds), f"two views of {data.image_size}")
+    yield Stage(
+        "augmenting",
+        _rate(work, size, seconds),
+        f"{len(run.config.views)} views of {data.image_size}",
+    )
 
 
 def draw_views(run: Run) -> Callable:
-    """Returns (key, arrays, batch) -> the two views, jitted."""
-    data, layout = run.config.data, run.layout
-    make = [
-        make_view(recipe, data.image_size, data.mean, data.std, run.config.dtype)
-        for recipe in run.config.views
-    ]
-
-    @jax.jit
-    def draw(key, arrays, batch):
-        pictures = run.data.pictures(arrays, batch)
-        # A key for each: by the same one XLA would draw two views of one recipe but once.
-        keys = jax.random.split(key, len(make))
-        return [layout.shard(view(k, *pictures)) for k, view in zip(keys, make, strict=True)]
-
-    return draw
+    """Returns (step, arrays, batch) -> the views, jitted."""
+    views = make_views(run.config, run.layout)
+    return jax.jit(lambda step, arrays, batch: views(step, *run.data.pictures(arrays, batch)))
 
 
 def run_stages(run: Run, steps: int) -> Iterator[Stage]:

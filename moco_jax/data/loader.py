@@ -26,7 +26,23 @@ _PROBES = 64  # pictures whose sizes tell whether a source fits in device memory
 _CHUNK = 256  # pictures a task: a future for each of 50,000 small ones costs more than decoding
 
 
-class DataSet(Protocol):
+class Batches(Protocol):
+    """What a compiled step needs to know of a data set's batches."""
+
+    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
+        ...
+
+    def indices(self, batch: Any) -> jax.Array:
+        """Returns, inside jit, i32[B]: which of the data set's pictures these are."""
+        ...
+
+    def readable(self, batch: Any) -> jax.Array:
+        """Returns, inside jit, bool[B]: whether each picture is itself, and no stand-in."""
+        ...
+
+
+class DataSet(Batches, Protocol):
     """What the loop needs of a data set."""
 
     @property
@@ -58,14 +74,6 @@ class DataSet(Protocol):
 
         To be closed, which ends the threads that work for it.
         """
-        ...
-
-    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
-        ...
-
-    def readable(self, batch: Any) -> jax.Array:
-        """Returns, inside jit, bool[B]: whether each picture is itself, and no stand-in."""
         ...
 
 

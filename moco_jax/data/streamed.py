@@ -21,7 +21,23 @@ _IN_USE = 3  # batches that steps under way may still read
 MOST_ON_DEVICES = _AHEAD + _IN_USE
 
 
-class StreamedData:
+class StreamedBatches:
+    """What a streamed batch holds, to be read inside jit."""
+
+    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns the batch's own canvases and sizes."""
+        return batch["images"], batch["sizes"]
+
+    def indices(self, batch: Any) -> jax.Array:
+        """Returns i32[B], which pictures these are: a stand-in has its own index."""
+        return batch["indices"]
+
+    def readable(self, batch: Any) -> jax.Array:
+        """Returns bool[B], false where another picture stands in for an unreadable one."""
+        return batch["readable"]
+
+
+class StreamedData(StreamedBatches):
     """Pictures read and decoded by Grain's threads, onto canvases of one size.
 
     Attributes:
@@ -86,7 +102,7 @@ class StreamedData:
         return filling + _AHEAD + 1 + _IN_USE
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
-        """Yields `images` uint8[B, C, C, 3], `sizes` i32[B, 2], `readable` bool[B] of each step.
+        """Yields `images` uint8[B, C, C, 3], `sizes`, `indices` and `readable` of each step.
 
         Decoding and copying to the devices run in threads of their own, which end with the
         generator. What lies on a canvas beside its picture is arbitrary.
@@ -115,14 +131,6 @@ class StreamedData:
         copied = steps.map(lambda step: self._layout.put_batch(filling.pop(step)))
         yield from grain.experimental.ThreadPrefetchIterDataset(copied, prefetch_buffer_size=_AHEAD)
 
-    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns the batch's own canvases and sizes."""
-        return batch["images"], batch["sizes"]
-
-    def readable(self, batch: Any) -> jax.Array:
-        """Returns bool[B], false where another picture stands in for an unreadable one."""
-        return batch["readable"]
-
     def _ahead(self, pieces: int) -> int:
         """Returns the tasks begun before they are asked for: a batch, and work for all threads."""
         return pieces + 2 * self._threads
@@ -133,7 +141,7 @@ class StreamedData:
             picture, found = self._read_one(int(index))
             height, width = batch["sizes"][row] = picture.shape[:2]
             batch["images"][row, :height, :width] = picture
-            batch["readable"][row] = found == index
+            batch["indices"][row], batch["readable"][row] = found, found == index
 
     def _read_one(self, index: int) -> tuple[np.ndarray, int]:
         """Returns the picture and its index, or the next readable one's: the same at every try."""
@@ -164,6 +172,7 @@ class _Filling:
                 self._batches[step] = {
                     "images": self._buffers.take((self._rows, self._canvas, self._canvas, 3)),
                     "sizes": np.empty((self._rows, 2), np.int32),
+                    "indices": np.empty(self._rows, np.int32),
                     "readable": np.empty(self._rows, bool),
                 }
             return self._batches[step]

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+from ml_collections import ConfigDict
 
 from moco_jax.data import augment, crop
 from moco_jax.data.levels import to_images
 from moco_jax.data.recipes import Recipe, check_recipe
+from moco_jax.mesh import Layout
 
 
 def make_view(
@@ -57,6 +59,38 @@ def make_view(
         return normalize(to_images(planes), mean, std, dtype)
 
     return view
+
+
+def make_views(
+    config: ConfigDict, layout: Layout
+) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    """Makes the function that draws the views of a step's pictures, one for each recipe.
+
+    They follow from the seed and the step alone, so a past step's can be drawn again.
+
+    Args:
+      config: of the run.
+      layout: where arrays lie.
+
+    Returns:
+      A function of (step i32[], images uint8[B, H, W, 3], sizes i32[B, 2]).
+    """
+    data = config.data
+    make = [
+        make_view(recipe, data.image_size, data.mean, data.std, jnp.dtype(config.dtype))
+        for recipe in config.views
+    ]
+
+    def views(step, images, sizes):
+        # Key 0 of the root made the weights; the steps' keys come from key 1. A key for each view:
+        # by the same one XLA would draw two views of one recipe but once.
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
+        return tuple(
+            layout.shard(view(jax.random.fold_in(key, i), images, sizes))
+            for i, view in enumerate(make)
+        )
+
+    return views
 
 
 def evaluation_view(

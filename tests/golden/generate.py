@@ -2,7 +2,7 @@
 
 Written from the papers alone (He et al. 2019, Chen et al. 2020) and from the recipes of their
 reference code, as one would write it in torch; it shares nothing with `moco_jax`. It trains a tiny
-ResNet for five steps in each of five recipes and writes one .npz a recipe: the pictures, the
+ResNet for five steps in each of seven recipes and writes one .npz a recipe: the pictures, the
 weights at the start and all that the five steps leave behind, under torch's names.
 
 Where `moco_jax` departs from torch knowingly, its rule is followed here:
@@ -43,7 +43,7 @@ class Recipe:
       epochs: length of the schedule, of which the first five steps are run.
       epoch_steps: steps of an epoch.
       milestones: epochs at which the rate falls to a tenth; none: half a cosine.
-      mechanism: 'moco', 'end_to_end' or 'simclr'.
+      mechanism: 'moco', 'end_to_end', 'simclr', 'bank' or 'bank_nce'.
     """
 
     stem: str
@@ -135,6 +135,22 @@ RECIPES = {
         mechanism="simclr",
     ),
 }
+BANK = Recipe(
+    stem="cifar",
+    mlp=False,
+    pixels=16,
+    batch=32,
+    queue=48,  # negatives a step
+    temperature=0.1,
+    momentum=0.5,  # of the slots
+    lr=0.06,
+    weight_decay=5e-4,
+    epochs=3,
+    epoch_steps=2,
+    mechanism="bank",
+)
+RECIPES |= {"bank": BANK, "bank_nce": dataclasses.replace(BANK, lr=0.03, mechanism="bank_nce")}
+PICTURES = 80  # slots of a bank, of which a step sees 32
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
@@ -285,7 +301,70 @@ class SimCLR(MoCo):
         return 2 * F.cross_entropy(logits, partner)
 
 
-MECHANISMS = {"moco": MoCo, "end_to_end": EndToEnd, "simclr": SimCLR}
+class Bank(MoCo):
+    """A memory bank, the negatives of each step drawn from it (MoCo, fig. 2b).
+
+    Which pictures a step sees, and which slots it draws, is drawn here; InfoNCE draws none of the
+    batch's own.
+    """
+
+    noise = False
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.encoder_k = nn.Module()
+        self.register_buffer("queue", F.normalize(torch.randn(PICTURES, DIM), dim=1))
+        self.indices = torch.stack([torch.randperm(PICTURES)[: recipe.batch] for _ in range(STEPS)])
+        self.drawn = torch.stack([self.draw(seen) for seen in self.indices])
+        self.step = 0
+
+    def draw(self, seen):
+        pool = torch.arange(PICTURES)
+        if not self.noise:
+            pool = pool[~torch.isin(pool, seen)]
+        return pool[torch.randint(len(pool), (self.recipe.queue,))]
+
+    def forward(self, one, two):
+        seen, drawn = self.indices[self.step], self.drawn[self.step]
+        v = self.encoder_q(one)
+        own = (v * self.queue[seen]).sum(1, keepdim=True) / self.recipe.temperature
+        others = v @ self.queue[drawn].t() / self.recipe.temperature
+        loss = self.loss(own, others)
+        with torch.no_grad():
+            kept = self.recipe.momentum
+            self.queue[seen] = F.normalize(kept * self.queue[seen] + (1 - kept) * v, dim=1)
+        self.step += 1
+        return loss
+
+    def loss(self, own, others):
+        return F.cross_entropy(torch.cat([own, others], 1), torch.zeros(len(own), dtype=torch.long))
+
+
+class NoiseBank(Bank):
+    """The same with NCE, Z the mean of the estimates so far (Wu et al. 2018, eqs. 4 to 6 and 8)."""
+
+    noise = True
+
+    def __init__(self, recipe):
+        super().__init__(recipe)
+        self.estimates = []
+
+    def loss(self, own, others):
+        self.estimates.append(PICTURES * others.detach().exp().mean())
+        self.z = torch.stack(self.estimates).mean()
+        noise = others.shape[1] / PICTURES
+        own, others = own.exp() / self.z, others.exp() / self.z
+        h_own, h_others = own / (own + noise), others / (others + noise)
+        return -(h_own.log().squeeze(1) + (1 - h_others).log().sum(1)).mean()
+
+
+MECHANISMS = {
+    "moco": MoCo,
+    "end_to_end": EndToEnd,
+    "simclr": SimCLR,
+    "bank": Bank,
+    "bank_nce": NoiseBank,
+}
 
 
 def rate(recipe, step):
@@ -337,6 +416,10 @@ def train(recipe):
     for name, parameter in model.encoder_k.named_parameters():
         if parameter.requires_grad:
             result[f"key_buffer/{name}"] = optimizer.state[parameter]["momentum_buffer"].numpy()
+    if isinstance(model, Bank):
+        result |= {"indices": model.indices.numpy(), "drawn": model.drawn.numpy()}
+    if isinstance(model, NoiseBank):
+        result["z"] = model.z.numpy()
     arrays = start | {"views/one": one.numpy(), "views/two": two.numpy()} | result
     return {k: v for k, v in arrays.items() if not k.endswith("num_batches_tracked")}
 

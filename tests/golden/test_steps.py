@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
+from moco_jax.dictionaries import make_dictionary, memory_bank
+from moco_jax.dictionaries.memory_bank import Bank
 from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import make_layout
 from moco_jax.models.encoder import make_encoder
@@ -23,6 +26,7 @@ from tests.golden.names import to_flax
 
 HERE = pathlib.Path(__file__).parent
 RTOL = 1e-10  # of an array's largest value
+STEPS, PICTURES = 5, 80  # PICTURES: slots of a bank
 
 Tree = dict
 
@@ -59,6 +63,18 @@ def simclr() -> tuple[ConfigDict, int]:
     return c, 2
 
 
+def bank() -> tuple[ConfigDict, int]:
+    c = shrink(cifar10.get_config("memory_bank"), batch=32)
+    c.epochs, c.bank.negatives = 3, 48
+    return c, 2
+
+
+def bank_nce() -> tuple[ConfigDict, int]:
+    c = shrink(cifar10.get_config("instdisc"), batch=32)
+    c.epochs, c.bank.negatives = 3, 48
+    return c, 2
+
+
 def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     c.model.name, c.model.width, c.model.dim = "resnet10", 1 / 32, 8
     c.data.image_size = 16
@@ -67,7 +83,7 @@ def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     return c
 
 
-CONFIGS = {f.__name__: f for f in (v1, v2, cifar_symmetric, end_to_end, simclr)}
+CONFIGS = {f.__name__: f for f in (v1, v2, cifar_symmetric, end_to_end, simclr, bank, bank_nce)}
 
 
 @functools.cache
@@ -82,17 +98,26 @@ def part(name: str, prefix: str) -> tuple[Tree, Tree]:
     return to_flax({k: v for k, v in arrays.items() if k != "queue"})
 
 
-def entries(queue: np.ndarray, config: ConfigDict) -> np.ndarray | tuple[()]:
-    """Returns the ring [K // N, N, D] of torch's queue [K, D], () where there is none.
+def entries(queue: np.ndarray, config: ConfigDict, z: float = 0.0) -> Any:
+    """Returns the ring [K // N, N, D] of torch's queue [K, D], or its bank, () where there is none.
 
     Both views' keys enter at once: there one view's after the other's, here an image's keys side
     by side. Nothing else sees their order.
     """
+    if config.dictionary == "memory_bank":
+        return _slots(queue, config, z)
     if config.dictionary != "queue":
         return ()
     views, dim = 2 if config.symmetric else 1, queue.shape[-1]
     queue = queue.reshape(-1, views, config.batch_size, dim)
     return queue.swapaxes(1, 2).reshape(len(queue), -1, dim).astype(np.float64)
+
+
+def _slots(bank: np.ndarray, config: ConfigDict, z: float) -> np.ndarray | Bank:
+    """Returns torch's bank [N, D], filled up to a multiple of the batch, with Z where there is."""
+    rows = -(-len(bank) // config.batch_size) * config.batch_size
+    features = np.concatenate([bank, np.ones((rows - len(bank), bank.shape[1]))])
+    return features if config.bank.loss == "info_nce" else Bank(features, np.float64(z))
 
 
 def five_steps(name: str, devices: int) -> dict[str, Tree]:
@@ -113,15 +138,23 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
         opt_state=optimizer.init(key_encoder.trained(params, key_params)),
         dictionary=entries(golden(name)["start/queue"], config),
     )
-    state = jax.device_put(state, state_shardings(state, config, layout))
+    dictionary = make_dictionary(config, layout, PICTURES)
+    state = jax.device_put(state, state_shardings(state, dictionary, layout))
     step = jax.jit(
-        make_train_step(config, encoder, optimizer, layout),
+        make_train_step(config, encoder, optimizer, dictionary, layout),
         compiler_options={"xla_backend_optimization_level": 0},  # most of the time is compiling
     )
 
     metrics = []
-    for views in zip(golden(name)["views/one"], golden(name)["views/two"], strict=True):
-        state, seen = step(state, layout.put_batch(tuple(v.astype(np.float64) for v in views)))
+    nobody = np.zeros((STEPS, config.batch_size), np.int64)  # whose pictures: only a bank asks
+    for *views, indices in zip(
+        golden(name)["views/one"],
+        golden(name)["views/two"],
+        golden(name).get("indices", nobody),
+        strict=True,
+    ):
+        views = tuple(v.astype(np.float64) for v in views)
+        state, seen = step(state, *layout.put_batch((views, indices.astype(np.int32))))
         metrics.append(seen)
     trees = {
         "params": state.params,
@@ -142,7 +175,7 @@ def expected(name: str) -> dict[str, Tree]:
     config, buffer = CONFIGS[name]()[0], part(name, "buffer/")[0]
     if config.key_encoder == "trained":
         buffer = buffer, part(name, "key_buffer/")[0]
-    if config.key_encoder == "shared":
+    if config.key_encoder in ("shared", "none"):
         key_params = key_batch_stats = {}
     return {
         "params": params,
@@ -150,7 +183,7 @@ def expected(name: str) -> dict[str, Tree]:
         "key_params": key_params,
         "key_batch_stats": key_batch_stats,
         "buffer": buffer,
-        "queue": {"ring": entries(arrays["queue"], config)},
+        "queue": {"ring": entries(arrays["queue"], config, arrays.get("z", 0.0))},
         "metrics": {k: arrays[k] for k in ("loss", "grad_norm")},
     }
 
@@ -169,12 +202,17 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
         ("cifar_symmetric", 8),
         ("end_to_end", 8),
         ("simclr", 8),
+        ("bank", 8),
+        ("bank_nce", 8),
         ("v2", 1),
         pytest.param("v1", 1, marks=pytest.mark.slow),  # as the others, and each is compiled anew
         pytest.param("cifar_symmetric", 1, marks=pytest.mark.slow),
     ],
 )
-def test_five_steps_are_torchs(name, devices):
+def test_five_steps_are_torchs(name, devices, monkeypatch):
+    drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # torch's draws, since they are random
+    for function in ("draw_others", "draw_noise"):
+        monkeypatch.setattr(memory_bank, function, lambda _, batch: jnp.asarray(drawn)[batch.step])
     with jax.enable_x64(True):
         got = five_steps(name, devices)
     apart = jax.tree.map(difference, got, expected(name))

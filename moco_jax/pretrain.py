@@ -23,7 +23,7 @@ from moco_jax.interruption import Interruption
 from moco_jax.mesh import Layout, make_layout
 from moco_jax.notices import Notices
 from moco_jax.optimizers import peak_lr
-from moco_jax.run import Run, build, compiled
+from moco_jax.run import Run, build, compiled, step_memory
 from moco_jax.train_step import TrainState
 
 _IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
@@ -147,6 +147,7 @@ def _loop(
         batch = next(batches)
         notes = notices.put(stop=0, bad_pictures=run.data.bad)
         train_step = compiled(run.step, state, run.data.arrays, batch, notes)
+        memory = step_memory(train_step)
         batches, watch = itertools.chain([batch], batches), logging.Stopwatch()
         with asked.waiting():
             for step in range(first + 1, total + 1):
@@ -165,7 +166,7 @@ def _loop(
                 scalars = _settle(pending, open_steps, run, state, checkpoints)
                 stop = int(scalars.pop("stop", 0))
                 if log_now:
-                    scalars |= _extra(run, step) | watch.lap(config.batch_size)
+                    scalars |= _extra(run, step) | watch.lap(config.batch_size) | memory
                     console.progress(step, scalars)
                     log.write(step, scalars)
                 if save_now or stop:

@@ -24,7 +24,6 @@ from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
 from moco_jax.train_step import (
-    Metrics,
     TrainState,
     abstract_state,
     create_state,
@@ -137,7 +136,17 @@ def jit_step(config: ConfigDict, data: loader.Batches, train_step: Callable, lay
     return jax.jit(step, donate_argnums=0)
 
 
-def compiled(step: Any, *arguments) -> Callable[..., tuple[TrainState, Metrics]]:
+def step_memory(step: jax.stages.Compiled) -> dict[str, float]:
+    """Returns `step_megabytes`, arguments and temporaries on a device, where the compiler tells."""
+    memory = step.memory_analysis()
+    if memory is None:
+        return {}
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + outputs
+    return {"step_megabytes": used / 2**20}
+
+
+def compiled(step: Any, *arguments) -> jax.stages.Compiled:
     """Returns the jitted step compiled for these arguments.
 
     In a thread of its own: compiling takes minutes for a large model, in which the main thread

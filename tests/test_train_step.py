@@ -94,7 +94,9 @@ def test_one_step_follows_the_algorithm():
     # Make the encoders differ, as after some steps.
     before = before.replace(key_params=jax.tree.map(lambda x: x * 1.1 + 0.01, before.key_params))
     query_view, key_view = views()[0]
-    after, metrics = step(jax.device_put(before, layout.replicated), (query_view, key_view), indices(0))
+    after, metrics = step(
+        jax.device_put(before, layout.replicated), (query_view, key_view), indices(0)
+    )
 
     expected_key_params = jax.tree.map(
         lambda k, q: 0.9 * k + 0.1 * q, before.key_params, before.params

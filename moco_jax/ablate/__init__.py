@@ -1,0 +1,1 @@
+"""The paper's ablations as one command: `python -m moco_jax.ablate`."""

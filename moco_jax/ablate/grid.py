@@ -1,0 +1,154 @@
+"""The runs of a study, one after the other, each in a workdir of its own; what is done stays."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax import pretrain, validation
+from moco_jax.ablate.studies import Variant
+from moco_jax.checkpoints import differences
+from moco_jax.data.sources import Sources
+
+_RESULT, _CONFIG = "result.json", "study.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one run came to, the numbers of its end.
+
+    Attributes:
+      label: of the variant.
+      seed: of the run.
+      knn_top1: percent, or None without held-out labels.
+      accuracy: pretext accuracy in percent.
+      loss: of the last step.
+      chance: the loss of guessing.
+      key_cosine: of the oldest keys to today's, None where no key outlives a step.
+      seconds: of all steps, by the median speed.
+      megabytes: that the step takes on a device.
+      failure: why the run ended early; "" if it did not.
+    """
+
+    label: str
+    seed: int
+    knn_top1: float | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+    chance: float | None = None
+    key_cosine: float | None = None
+    seconds: float | None = None
+    megabytes: float | None = None
+    failure: str = ""
+
+
+def workdir(folder: pathlib.Path, label: str, seed: int) -> pathlib.Path:
+    """Returns where a run of the study lies."""
+    return folder / label / f"seed_{seed}"
+
+
+def run_all(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    folder: pathlib.Path,
+    devices: Sequence[Any],
+    sources: Sources | None = None,
+) -> list[Result]:
+    """Returns the results of all runs, those that are not there yet run now, seed by seed.
+
+    Args:
+      variants: of the knob.
+      seeds: each variant runs with each.
+      folder: of the study.
+      devices: `jax.Device`s.
+      sources: pictures; default those that the configs name.
+
+    Raises:
+      ValueError: a config is wrong (before anything runs), or the folder holds other runs.
+      pretrain.Interrupted: what is done stays, and the same call goes on.
+    """
+    planned = [(v.label, _seeded(v.config, seed)) for seed in seeds for v in variants]
+    check(planned, len(devices))
+    results = []
+    for number, (label, config) in enumerate(planned, start=1):
+        path = workdir(folder, label, config.seed)
+        print(f"run {number} of {len(planned)}: {label}, seed {config.seed}", flush=True)
+        results.append(_run(label, config, path, devices, sources))
+    return results
+
+
+def check(planned: Sequence[tuple[str, ConfigDict]], devices: int) -> None:
+    """Raises a ValueError with the label of the first of these configs that is wrong."""
+    for label, config in planned:
+        try:
+            validation.check(config, devices)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from None
+
+
+def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
+    seeded = config.copy_and_resolve_references()
+    seeded.seed = seed
+    return seeded
+
+
+def _run(
+    label: str, config: ConfigDict, path: pathlib.Path, devices: Any, sources: Sources | None
+) -> Result:
+    """Returns the result of a run, from its folder if it ended before."""
+    _check_same(config, path)
+    if (path / _RESULT).exists():
+        return Result(**json.loads((path / _RESULT).read_text()))
+    try:
+        pretrain.pretrain(config, path, devices=devices, sources=sources)
+        result = summary(label, config.seed, path / "metrics.jsonl")
+    except pretrain.NotFinite as error:  # a result too: the setting does not train
+        result = Result(label, config.seed, failure=str(error).partition(".")[0])
+    (path / _RESULT).write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return result
+
+
+def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
+    """Raises a ValueError if the folder's run had another config; notes it where there is none."""
+    file, now = path / _CONFIG, config_lib.flatten(config)
+    if not file.exists():
+        path.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(now, indent=2) + "\n")
+        return
+    changed = differences(json.loads(file.read_text()), json.loads(json.dumps(now)))
+    if changed:
+        told = ", ".join(
+            f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()
+        )
+        raise ValueError(f"{path} holds a run with another config ({told}); give another --out")
+
+
+def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
+    """Returns the result that a finished run's `metrics.jsonl` tells."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    last = steps[-1]
+    measured = [line["knn_top1"] for line in lines if "knn_top1" in line]
+    cosines = [line for line in lines if any(key.startswith("key_cosine/") for key in line)]
+    seconds = statistics.median(line["seconds_per_step"] for line in steps) * last["step"]
+    return Result(
+        label=label,
+        seed=seed,
+        knn_top1=measured[-1] if measured else None,
+        accuracy=last["accuracy"],
+        loss=last["loss"],
+        chance=last["chance_loss"],
+        key_cosine=_oldest(cosines[-1]) if cosines else None,
+        seconds=seconds,
+        megabytes=last.get("step_megabytes"),
+    )
+
+
+def _oldest(line: dict[str, float]) -> float:
+    ages = {int(key.rpartition("_")[2]): v for key, v in line.items() if key.startswith("key_")}
+    return ages[max(ages)]

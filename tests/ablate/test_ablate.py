@@ -1,0 +1,117 @@
+"""The ablations' grid, its resumption, table and plot."""
+
+import json
+import pathlib
+
+import jax
+import pytest
+
+from configs import cifar10
+from moco_jax import pretrain
+from moco_jax.ablate import grid, report
+from moco_jax.ablate.grid import Result
+from moco_jax.ablate.studies import STUDIES, variants
+from tests.tiny import tiny_config, tiny_sources
+
+
+def test_every_study_has_valid_variants_of_the_demo():
+    for study in STUDIES:
+        found = variants(study, cifar10.get_config())
+        assert len({v.label for v in found}) == len(found) >= 2, study
+        grid.check([(v.label, v.config) for v in found], devices=1)
+
+
+def test_variants_turn_the_knob_and_nothing_else():
+    config = cifar10.get_config()
+    assert [v.config.momentum for v in variants("momentum", config, ["0", ".5"])] == [0, 0.5]
+    assert [v.label for v in variants("queue_size", config)] == ["512", "2048", "8192"]
+    mechanisms = {v.label: v.config for v in variants("dictionary", config)}
+    bank = mechanisms["memory_bank_nce"]
+    assert (bank.bank.negatives, bank.bank.loss, len(bank.views)) == (4096, "nce", 1)
+    assert mechanisms["moco"].to_json() == config.to_json()
+    assert {v.config.batch_size for v in variants("dictionary", config)} == {512}
+
+
+@pytest.mark.parametrize(
+    ("study", "changes", "values", "message"),
+    [
+        ("depth", {}, [], "unknown study 'depth'; known: momentum, dictionary"),
+        ("head", {}, ["deep"], "unknown value 'deep'; known: linear, mlp"),
+        ("temperature", {}, ["warm"], "values warm of temperature must be numbers"),
+        ("dictionary", {"symmetric": True}, [], "compares one direction"),
+        ("momentum", {"dictionary": "in_batch"}, [], "needs dictionary='queue', got 'in_batch'"),
+    ],
+)
+def test_what_a_study_cannot_do_is_said(study, changes, values, message):
+    with pytest.raises(ValueError, match=message):
+        variants(study, tiny_config(**changes), values)
+
+
+def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
+    settings = variants("queue_size", tiny_config(), ["128", "100"])
+    with pytest.raises(
+        ValueError, match="100: (?s:.*)queue_size=100 must be a multiple of the 32 keys"
+    ):
+        grid.run_all(settings, [0], tmp_path, jax.devices()[:1], tiny_sources())
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
+    config = tiny_config(steps=3, drift_every_epochs=1.0)
+    settings = variants("momentum", config, ["0.5", "0"])
+    done, real = [], pretrain.pretrain
+
+    def counted(config, folder, **kwargs):
+        done.append(folder.parent.name)
+        if len(done) == 2:
+            raise pretrain.Interrupted("stopped", by=15)
+        if config.momentum == 0:
+            raise pretrain.NotFinite("step 2: loss=nan. More follows.")
+        return real(config, folder, **kwargs)
+
+    monkeypatch.setattr(pretrain, "pretrain", counted)
+
+    def run():
+        return grid.run_all(settings, [7], tmp_path, jax.devices()[:1], tiny_sources())
+
+    with pytest.raises(pretrain.Interrupted):
+        run()
+    results = run()
+    assert done == ["0.5", "0", "0"]
+    trained, failed = results
+    lines = (tmp_path / "0.5" / "seed_7" / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    assert trained.loss == [x["loss"] for x in lines if "loss" in x][-1]
+    assert trained.knn_top1 == [x["knn_top1"] for x in lines if "knn_top1" in x][-1]
+    assert trained.key_cosine == next(
+        x["key_cosine/age_2"] for x in lines if "key_cosine/age_2" in x
+    )
+    assert trained.megabytes and trained.seconds
+    assert failed == Result("0", 7, failure="step 2: loss=nan")
+    assert run() == results and len(done) == 3  # all from their files
+
+    table = report.table("momentum m", results)
+    assert "| 0 | 0, 1 failed (step 2: loss=nan) | - |" in table
+    report.plot("momentum m", results, tmp_path, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+    settings[0].config.lr = 0.5
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.03 there, 0.5 now\)"):
+        run()
+
+
+def test_the_table_tells_means_and_spread():
+    results = [
+        Result("a", seed, knn, 50.0, 2.0, 3.0, None, 60.0, 10.4)
+        for seed, knn in enumerate([80.0, 82.0])
+    ]
+    assert report.table("knob", results).splitlines() == [
+        "| knob | runs | kNN top-1, % | pretext, % | loss less chance | oldest keys' cosine | "
+        "time of the steps | MB a device |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| a | 2 | 81.00 ± 1.41 | 50.0 ± 0.0 | -1.00 ± 0.00 | - | 1:00 | 10 |",
+    ]
+
+
+def test_the_folder_of_a_run():
+    assert grid.workdir(pathlib.Path("out"), "0.9", 3) == pathlib.Path("out/0.9/seed_3")

@@ -54,6 +54,11 @@ class Run:
     monitor: KnnMonitor | None
 
     @property
+    def arrays(self) -> Any:
+        """What every step is given of the data."""
+        return self.data.arrays
+
+    @property
     def chance(self) -> float:
         """The loss of guessing: log(negatives + 1), for each direction."""
         return math.log(negatives(self.config) + 1) * (2 if self.config.symmetric else 1)

@@ -64,6 +64,10 @@ class DataSet(Protocol):
         """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
         ...
 
+    def indices(self, batch: Any) -> jax.Array:
+        """Returns, inside jit, which picture each is, i32[B]: a stand-in has its own index."""
+        ...
+
     def readable(self, batch: Any) -> jax.Array:
         """Returns, inside jit, bool[B]: whether each picture is itself, and no stand-in."""
         ...

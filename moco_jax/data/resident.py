@@ -66,6 +66,10 @@ class ResidentData:
             self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
         )
 
+    def indices(self, batch: jax.Array) -> jax.Array:
+        """Returns which pictures they are, i32[B], as `labels` counts them."""
+        return batch
+
     def readable(self, batch: jax.Array) -> jax.Array:
         """Returns bool[B], all true: what can't be read has no index here."""
         return jnp.ones(batch.shape, bool)

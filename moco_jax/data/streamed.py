@@ -86,7 +86,7 @@ class StreamedData:
         return filling + _AHEAD + 1 + _IN_USE
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
-        """Yields `images` uint8[B, C, C, 3], `sizes` i32[B, 2], `readable` bool[B] of each step.
+        """Yields `images` uint8[B, C, C, 3], `sizes` i32[B, 2], `indices` and `readable` [B].
 
         Decoding and copying to the devices run in threads of their own, which end with the
         generator. What lies on a canvas beside its picture is arbitrary.
@@ -119,6 +119,10 @@ class StreamedData:
         """Returns the batch's own canvases and sizes."""
         return batch["images"], batch["sizes"]
 
+    def indices(self, batch: Any) -> jax.Array:
+        """Returns which pictures they are, i32[B], the stand-ins by their own indices."""
+        return batch["indices"]
+
     def readable(self, batch: Any) -> jax.Array:
         """Returns bool[B], false where another picture stands in for an unreadable one."""
         return batch["readable"]
@@ -133,6 +137,7 @@ class StreamedData:
             picture, found = self._read_one(int(index))
             height, width = batch["sizes"][row] = picture.shape[:2]
             batch["images"][row, :height, :width] = picture
+            batch["indices"][row] = found
             batch["readable"][row] = found == index
 
     def _read_one(self, index: int) -> tuple[np.ndarray, int]:
@@ -164,6 +169,7 @@ class _Filling:
                 self._batches[step] = {
                     "images": self._buffers.take((self._rows, self._canvas, self._canvas, 3)),
                     "sizes": np.empty((self._rows, 2), np.int32),
+                    "indices": np.empty(self._rows, np.int32),
                     "readable": np.empty(self._rows, bool),
                 }
             return self._batches[step]

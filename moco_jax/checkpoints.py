@@ -1,5 +1,6 @@
 """Checkpoints: every call of Orbax."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -13,20 +14,38 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax import cluster
-from moco_jax.train_step import TrainState
 
-KIND = "moco_jax.pretrain"
 
-# Keys of the config that shape the state: another value can't continue it.
-_STRUCTURE = (
-    "model.",
-    "queue_",
-    "dictionary",
-    "bank.loss",
-    "key_encoder",
-    "batch_size",
-    "symmetric",
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a checkpoint is of; a workdir holds those of one kind.
+
+    Attributes:
+      name: written into each checkpoint.
+      structure: keys of the config, or beginnings that end in "." or "_", that shape the state:
+        another value can't continue it.
+      result: the metric that tells, in the log, that a step was evaluated.
+    """
+
+    name: str
+    structure: tuple[str, ...]
+    result: str
+
+    def shapes(self, key: str) -> bool:
+        """Returns whether this key of the config shapes the state."""
+        folders = tuple(name for name in self.structure if name.endswith((".", "_")))
+        return key in self.structure or key.startswith(folders)
+
+
+_PICTURES = ("data.source", "data.path", "data.train_split", "data.held_out")
+_SUPERVISED = ("model.", "pretrained", "from_scratch", "label_", "ema", *_PICTURES)
+PRETRAIN = Kind(
+    "moco_jax.pretrain",
+    ("model.", "queue_", "dictionary", "bank.loss", "key_encoder", "batch_size", "symmetric"),
+    result="knn_top1",
 )
+LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), result="top1")
+FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, result="top1")
 
 
 class Checkpoints:
@@ -36,15 +55,16 @@ class Checkpoints:
     short is never taken for a checkpoint.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int, recipe: dict[str, Any]):
+    def __init__(self, folder: pathlib.Path, keep: int, recipe: dict[str, Any], kind: Kind):
         """Opens (or makes) the folder.
 
         Args:
           folder: of the checkpoints.
           keep: the latest so many are kept.
           recipe: the flattened config, saved beside the state.
+          kind: of the run.
         """
-        self.folder, self._recipe = folder.absolute(), recipe
+        self.folder, self._recipe, self._kind = folder.absolute(), recipe, kind
         self._pictures: int | None = None
         cluster.on_first(self._remove_unfinished)
         options = ocp.CheckpointManagerOptions(
@@ -76,33 +96,38 @@ class Checkpoints:
         """Returns where the checkpoint of this step lies."""
         return self.folder / str(step)
 
-    def save(self, step: int, state: TrainState) -> None:
+    def save(self, step: int, state: Any) -> None:
         """Starts saving; returns when the arrays are copied, so that they may be donated."""
         if step == self.latest:
             return
-        about = {"kind": KIND, "recipe": self._recipe, "pictures": self._pictures, "step": step}
+        about = {
+            "kind": self._kind.name,
+            "recipe": self._recipe,
+            "pictures": self._pictures,
+            "step": step,
+        }
         self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=_json(about))
         )
 
-    def restore(self, target: TrainState) -> TrainState:
+    def restore(self, target: Any) -> Any:
         """Returns the latest state, laid out as the target, on however many devices."""
         step = self._manager.latest_step()
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
 
-    def note_pictures(self, pictures: int, *, exact: bool) -> None:
+    def note_pictures(self, pictures: int) -> None:
         """Notes how many pictures there are, and warns if the latest checkpoint saw another number.
 
         The order of the pictures and the length of an epoch follow from it.
 
         Raises:
-          ValueError: if it saw another number, and `exact`: the state has a slot for each picture.
+          ValueError: if it saw another number, and its memory bank has a slot for each.
         """
         self._pictures = pictures
         step = self.latest
         saved = self._about(step)["pictures"] if step is not None else pictures
-        if saved != pictures and exact:
+        if saved != pictures and self._recipe.get("dictionary") == "memory_bank":
             raise ValueError(
                 f"the memory bank in {self.folder} has a slot for each of {saved} pictures, now "
                 f"there are {pictures}; give those pictures, or another --workdir"
@@ -119,22 +144,19 @@ class Checkpoints:
         """Compares the latest checkpoint, if any, with the config; warns of harmless changes.
 
         Raises:
-          ValueError: if it is no pretraining checkpoint, or of another model or dictionary.
+          ValueError: if it is of another kind, or of a run whose state has another shape.
         """
         step = self.latest
         if step is None:
             return
         about = self._about(step)
-        if about.get("kind") != KIND:
-            raise ValueError(
-                f"{self.path(step)} is a checkpoint of kind {about.get('kind')!r}, not {KIND!r}"
-            )
+        _check_kind(self.path(step), about, self._kind)
         changed = differences(about["recipe"], self._recipe)
-        fatal = {key: values for key, values in changed.items() if key.startswith(_STRUCTURE)}
+        fatal = {key: values for key, values in changed.items() if self._kind.shapes(key)}
         if fatal:
             raise ValueError(
-                f"{self.path(step)} can't be continued, since the config now has another model or "
-                f"dictionary:\n{_table(fatal)}\nGive another --workdir, or the old values."
+                f"{self.path(step)} can't be continued, since the config now asks for another "
+                f"run:\n{_table(fatal)}\nGive another --workdir, or the old values."
             )
         if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", _table(changed))
@@ -170,8 +192,7 @@ def read_encoder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         about = json.loads(about_file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is no checkpoint of moco_jax: {error}") from error
-    if about.get("kind") != KIND:
-        raise ValueError(f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {KIND!r}")
+    _check_kind(folder, about, PRETRAIN)
     handler = ocp.PyTreeCheckpointHandler()
     try:
         # The state's own files say what is in it: neither its optimizer nor its queue is read.
@@ -183,6 +204,14 @@ def read_encoder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return about, handler.restore(epath.Path(folder / "state"), args=args)
     except (OSError, KeyError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: Kind) -> None:
+    """Raises a ValueError if what tells about a checkpoint tells of another kind."""
+    if about.get("kind") != kind.name:
+        raise ValueError(
+            f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {kind.name!r}"
+        )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -80,9 +80,6 @@ def base() -> ConfigDict:
     c.data.std = IMAGENET_STD
     c.views = (recipes.v2(), recipes.v2())  # recipes of the query's view and of the key's, if any
 
-    # The dictionary's keys against what today's key encoder makes of the same views.
-    c.drift_every_epochs = 5.0  # 0: never
-
     c.knn = ConfigDict()  # monitor on held-out labelled pictures, where there are any
     c.knn.every_epochs = 5.0  # 0: never
     c.knn.k = 200  # neighbours
@@ -90,6 +87,7 @@ def base() -> ConfigDict:
     c.knn.features = "backbone"  # backbone: pooled features; head: keys
     c.knn.bank = 100_000  # at most so many training pictures are neighbours; 0: all
     c.knn.queries = 10_000  # at most so many pictures are classified; 0: all
+    c.drift = True  # with kNN: the dictionary's keys against today's of the same views
     return c.lock()
 
 

@@ -21,31 +21,50 @@ class MetricsLog:
     same files without it.
 
     Attributes:
-      evaluated: whether the log holds the kNN of the step from which it goes on.
+      results: the lines so far that hold an evaluation, on all processes.
     """
 
-    def __init__(self, folder: pathlib.Path, start_step: int):
-        """Opens the files, dropping what a killed run wrote past the step it resumes from."""
+    def __init__(self, folder: pathlib.Path, start_step: int, result: str = "knn_top1"):
+        """Touches no file yet.
+
+        Args:
+          folder: the workdir.
+          start_step: the step from which the run goes on.
+          result: the metric that tells an evaluation's line.
+        """
         # A run that starts anew measures step 0 again.
         self._last = start_step if start_step else -1
         self._folder, self._board = folder, None  # of process 0 alone
-        self.evaluated: bool = cluster.on_first(self._open)
+        self._result = result
+        self.results: list[dict[str, float]] = []
 
-    def _open(self) -> bool:
+    @property
+    def evaluated(self) -> bool:
+        """Whether the log holds the evaluation of the step from which it goes on."""
+        return any(line["step"] == self._last for line in self.results)
+
+    def open(self) -> None:
+        """Opens the files, dropping what a killed run wrote past the step it resumes from."""
+        self.results = cluster.on_first(self._open)
+
+    def _open(self) -> list[dict[str, float]]:
         kept = _truncate(self._folder / _METRICS, self._last)
         # TensorBoard hides what a killed run wrote past the checkpoint.
         self._board = tensorboardX.SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._last + 1
         )
-        return any(line["step"] == self._last and "knn_top1" in line for line in kept)
+        return [line for line in kept if self._result in line]
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line and one point a scalar."""
+        line = {"step": step, **scalars}
+        if self._result in scalars:
+            self.results.append(line)
         if self._board is None:
             return
         # Closed at once: a mounted bucket keeps what is closed.
         with open(self._folder / _METRICS, "a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+            file.write(json.dumps(line) + "\n")
         for name, value in scalars.items():
             self._board.add_scalar(name, value, step)
 
@@ -80,26 +99,24 @@ class Console:
     Process 0 speaks for all.
     """
 
-    def __init__(self, total_steps: int, steps_per_epoch: int, chance: float):
+    def __init__(self, total_steps: int, steps_per_epoch: int):
         """Begins.
 
         Args:
           total_steps: length of the run.
           steps_per_epoch: to count epochs.
-          chance: the loss of guessing, shown beside the loss.
         """
-        self._total, self._per_epoch, self._chance = total_steps, steps_per_epoch, chance
+        self._total, self._per_epoch = total_steps, steps_per_epoch
         self._live = sys.stdout.isatty()
         self._open = False
         self._speaks = cluster.is_first()
 
-    def progress(self, step: int, m: dict[str, float]) -> None:
-        """Shows the step's metrics (`loss`, `lr`, `images_per_second`, ...)."""
+    def progress(self, step: int, m: dict[str, float], own: str) -> None:
+        """Shows the step's speed and rate, and beside them what is the task's own."""
         if not self._speaks:
             return
         line = (
-            f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  "
-            f"loss {m['loss']:.3f} (chance {self._chance:.2f})  pretext {m['accuracy']:.1f}%  "
+            f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  {own}  "
             f"lr {m['lr']:.4g}  {m['images_per_second']:.0f} images/s  "
             f"waiting {m['data_wait_percent']:.0f}%  "
             f"ETA {duration(m['seconds_per_step'] * (self._total - step))}"

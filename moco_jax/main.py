@@ -11,7 +11,7 @@ import sys
 
 from absl import app, flags, logging
 
-from moco_jax import cluster, command_line, pretrain, roll_call
+from moco_jax import cluster, command_line, loop, pretrain, roll_call
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
 _COORDINATOR = flags.DEFINE_string(
@@ -53,11 +53,11 @@ def _pretrain(config) -> int:
     """Returns the exit code."""
     try:
         pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
-    except (OSError, ValueError, pretrain.NotFinite) as error:
+    except (OSError, ValueError, loop.NotFinite) as error:
         if logging.level_debug():
             raise
         command_line.fail(f"{error}\n(--verbosity=1 shows where)")
-    except pretrain.Interrupted as stop:
+    except loop.Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr, flush=True)
         return _EXIT_CODES[stop.signal]
     except KeyboardInterrupt:

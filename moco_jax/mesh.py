@@ -68,6 +68,14 @@ class Layout:
         sharding = self.sharded()
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
+    def describe(self, params: Any) -> str:
+        """Returns how many parameters are trained on how many devices, for people."""
+        millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6
+        processes = jax.process_count()
+        share = f" of {processes} processes" if processes > 1 else ""
+        kind = self.mesh.devices.flat[0].device_kind
+        return f"{millions:.1f} M parameters; {self.devices} x {kind}{share}"
+
     def put(self, arrays: Any, sharding: NamedSharding) -> Any:
         """Returns host arrays, which every process holds whole and alike, as device arrays."""
         return jax.tree.map(

@@ -61,6 +61,11 @@ class Run:
     drift: DriftMonitor | None
 
     @property
+    def arrays(self) -> Any:
+        """What every step is given of the data."""
+        return self.data.arrays
+
+    @property
     def chance(self) -> float:
         """The loss of guessing, such as log(negatives + 1)."""
         return chance(self.config)
@@ -92,7 +97,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, encoder, data, test, layout)
     drift = None
-    if config.drift_every_epochs:
+    if config.drift and config.knn.every_epochs:
         recode = make_recode(config, encoder, layout)
         drift = DriftMonitor(config, data, order, dictionary, recode, layout)
     _check_same_pictures(sources.train, data, monitor)

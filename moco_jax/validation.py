@@ -45,7 +45,6 @@ _NOT_NEGATIVE = (
     "weight_decay",
     "data.resident_megabytes",
     "data.threads",
-    "drift_every_epochs",
     "knn.every_epochs",
     "knn.bank",
     "knn.queries",

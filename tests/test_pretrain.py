@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import pretrain, run
+from moco_jax import loop, pretrain, run
 from moco_jax.evaluation import monitor
 from tests.tiny import tiny_config, tiny_sources
 
@@ -146,13 +146,13 @@ def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
             )
         )
         epochs = {}
-        write = pretrain.logging.MetricsLog.write
+        write = loop.logging.MetricsLog.write
 
         def note(self, step, scalars):
             epochs[step] = len(compiled)
             write(self, step, scalars)
 
-        monkeypatch.setattr(pretrain.logging.MetricsLog, "write", note)
+        monkeypatch.setattr(loop.logging.MetricsLog, "write", note)
         config = tiny_config(knn__every_epochs=1.0, checkpoint_every=3)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
         jax.monitoring.clear_event_listeners()
@@ -163,7 +163,7 @@ def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
 
 def test_not_a_number_stops_the_run_and_says_where(tmp_path):
     config = tiny_config(lr=1e15, checkpoint_every=1, knn__every_epochs=0.0)
-    with pytest.raises(pretrain.NotFinite) as error:
+    with pytest.raises(loop.NotFinite) as error:
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     message = str(error.value)
     assert "step 2: " in message or "step 3: " in message
@@ -173,16 +173,16 @@ def test_not_a_number_stops_the_run_and_says_where(tmp_path):
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
-    write = pretrain.logging.MetricsLog.write
+    write = loop.logging.MetricsLog.write
 
     def interrupt(self, step, scalars):
         write(self, step, scalars)
         if step == 2 and "loss" in scalars:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(pretrain.logging.MetricsLog, "write", interrupt)
+    monkeypatch.setattr(loop.logging.MetricsLog, "write", interrupt)
     config = tiny_config(knn__every_epochs=0.0)
-    with pytest.raises(pretrain.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
+    with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     assert (tmp_path / "checkpoints" / "3").exists()
 
@@ -203,7 +203,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path
 
     monkeypatch.setattr(monitor.KnnMonitor, "top1", asked)
     config = tiny_config(knn__every_epochs=5 / 3)
-    with pytest.raises(pretrain.Interrupted, match="stopped by SIGTERM at step 5; saved in"):
+    with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 5; saved in"):
         pretrain.pretrain(config, tmp_path, sources=tiny_sources())
     resumed = pretrain.pretrain(config, tmp_path, sources=tiny_sources())
     folder, state = whole
@@ -224,7 +224,7 @@ def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeyp
         return traced
 
     monkeypatch.setattr(run, "make_train_step", slow_to_trace)
-    with pytest.raises(pretrain.Interrupted, match="SIGTERM before the first step was done"):
+    with pytest.raises(loop.Interrupted, match="SIGTERM before the first step was done"):
         config = tiny_config(knn__every_epochs=0.0)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     [compiling] = [thread for thread in threading.enumerate() if thread.name == "compile"]
@@ -251,7 +251,7 @@ def test_fewer_pictures_than_a_batch(tmp_path):
 
 def test_one_workdir_is_one_process(tmp_path):
     with (
-        pretrain.workdir.opened(tmp_path) as folder,
+        loop.workdir.opened(tmp_path) as folder,
         pytest.raises(ValueError, match="another process is running in"),
     ):
         pretrain.pretrain(tiny_config(), folder, sources=tiny_sources())

@@ -30,7 +30,7 @@ def tiny_config(**changes) -> ConfigDict:
             "data.image_size": 8,
             "data.eval_resize": 8,
             "knn.k": 5,
-            "drift_every_epochs": 0.0,
+            "drift": False,
         }
     )
     c.views = (recipes.cifar(), recipes.cifar())

@@ -18,7 +18,7 @@ import sys
 import jax
 from absl import app, flags
 
-from moco_jax import command_line, pretrain
+from moco_jax import command_line, loop
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.studies import STUDIES, variants
 
@@ -40,7 +40,7 @@ def main(_) -> None:
         results = grid.run_all(settings, seeds, folder, jax.devices())
     except (OSError, ValueError) as error:
         command_line.fail(str(error))
-    except pretrain.Interrupted as stop:
+    except loop.Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(os.EX_TEMPFAIL if stop.signal == signal.SIGTERM else 130)

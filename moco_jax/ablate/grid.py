@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import pretrain, validation
+from moco_jax import loop, pretrain, validation
 from moco_jax.ablate.studies import Variant
 from moco_jax.checkpoints import differences
 from moco_jax.data.sources import Sources
@@ -70,7 +70,7 @@ def run_all(
 
     Raises:
       ValueError: a config is wrong (before anything runs), or the folder holds other runs.
-      pretrain.Interrupted: what is done stays, and the same call goes on.
+      loop.Interrupted: what is done stays, and the same call goes on.
     """
     planned = [(v.label, _seeded(v.config, seed)) for seed in seeds for v in variants]
     check(planned, len(devices))
@@ -107,7 +107,7 @@ def _run(
     try:
         pretrain.pretrain(config, path, devices=devices, sources=sources)
         result = summary(label, config.seed, path / "metrics.jsonl")
-    except pretrain.NotFinite as error:  # a result too: the setting does not train
+    except loop.NotFinite as error:  # a result too: the setting does not train
         result = Result(label, config.seed, failure=str(error).partition(".")[0])
     (path / _RESULT).write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
     return result

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from configs import cifar10
-from moco_jax import pretrain
+from moco_jax import loop, pretrain
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.grid import Result
 from moco_jax.ablate.studies import STUDIES, variants
@@ -57,16 +57,16 @@ def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
 
 
 def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
-    config = tiny_config(steps=3, drift_every_epochs=1.0)
+    config = tiny_config(steps=3, drift=True)
     settings = variants("momentum", config, ["0.5", "0"])
     done, real = [], pretrain.pretrain
 
     def counted(config, folder, **kwargs):
         done.append(folder.parent.name)
         if len(done) == 2:
-            raise pretrain.Interrupted("stopped", by=15)
+            raise loop.Interrupted("stopped", by=15)
         if config.momentum == 0:
-            raise pretrain.NotFinite("step 2: loss=nan. More follows.")
+            raise loop.NotFinite("step 2: loss=nan. More follows.")
         return real(config, folder, **kwargs)
 
     monkeypatch.setattr(pretrain, "pretrain", counted)
@@ -74,7 +74,7 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     def run():
         return grid.run_all(settings, [7], tmp_path, jax.devices()[:1], tiny_sources())
 
-    with pytest.raises(pretrain.Interrupted):
+    with pytest.raises(loop.Interrupted):
         run()
     results = run()
     assert done == ["0.5", "0", "0"]

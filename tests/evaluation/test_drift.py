@@ -5,6 +5,7 @@ import contextlib
 import jax
 import pytest
 
+from moco_jax.data.sources import Sources
 from moco_jax.mesh import make_layout
 from moco_jax.notices import Notices
 from moco_jax.run import build
@@ -13,11 +14,11 @@ from tests.tiny import tiny_config, tiny_sources
 
 def measured(steps: int, **changes) -> list[dict[int, float]]:
     """Returns the drift before the first step and after each."""
-    config = tiny_config(**changes, drift_every_epochs=1.0, knn__every_epochs=0.0)
+    config = tiny_config(**changes, drift=True, knn__every_epochs=1.0)
     if config.key_encoder == "none":
         config.views = config.views[:1]
     layout = make_layout(jax.devices()[:2])
-    run = build(config, layout, tiny_sources())
+    run = build(config, layout, Sources(tiny_sources().train, None))
     assert run.drift is not None
     state, notes = run.create(), Notices(layout).put(stop=0, bad_pictures=0)
     found = [run.drift.measure(state)]

@@ -91,7 +91,8 @@ class Checkpoints:
         self._pictures = pictures
         step = self.latest
         saved = self._about(step)["pictures"] if step is not None else pictures
-        if saved != pictures and cluster.is_first():
+        # Another project's checkpoint, converted, does not tell.
+        if saved not in (None, pictures) and cluster.is_first():
             logging.warning(
                 "the checkpoint saw %d pictures, now there are %d: the run goes on with another "
                 "order of the pictures and another length of an epoch",

@@ -5,7 +5,9 @@ import importlib
 import os
 import pathlib
 import pickle
+import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+_OF_TORCH = (b"PK", b"\x80")  # a zip archive; a pickle, from before torch 1.6
 INSTALL = "pip install 'moco-jax[convert]'"
 
 
@@ -40,19 +43,25 @@ def read(path: pathlib.Path) -> Any:
       ValueError: if it is neither, or holds more than that.
       ModuleNotFoundError: if torch is needed and not there.
     """
-    if _is_safetensors(path):
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if path.suffix == ".safetensors" or start[8:] == b"{":  # after the length of a JSON header
         try:
             return _in_numpy(safetensors.numpy.load_file(path))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+    if not start.startswith(_OF_TORCH):
+        raise ValueError(f"{path} is neither a safetensors file nor one of torch's")
     module = torch()
     try:
-        return _in_numpy(module.load(path, map_location="cpu", weights_only=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickles than torch's, which then fail
+            return _in_numpy(module.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        reason = str(error).partition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+        asked = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} is neither safetensors nor a file of torch's with arrays alone, and what else "
-            f"it asks for is not executed: {reason or 'no pickle'}"
+            f"{path} is not a file of torch's with arrays alone, and what else it asks for is not "
+            f"executed{f': {asked[1]}' if asked else ''}; save a state_dict(), not a module"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is a damaged file of torch's, or none: {error}") from error
@@ -95,13 +104,6 @@ def unfinished(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if temporary.is_file():
             temporary.unlink()
-
-
-def _is_safetensors(path: pathlib.Path) -> bool:
-    """Returns whether the file begins as such: the length of a JSON header, and the header."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-    return path.suffix == ".safetensors" or start[8:] == b"{"
 
 
 def _in_numpy(value: Any) -> Any:

@@ -108,16 +108,19 @@ def _state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not any(isinstance(x, np.ndarray) for x in found.values()):
-        keys = f" with {variables.listed(map(str, found))}" if isinstance(found, dict) else ""
-        raise ValueError(
-            f"{path} holds no state dict, but a {type(found).__name__}{keys}; allowed: {READ}"
-        )
+        keys = variables.listed(map(str, found)) if isinstance(found, dict) else ""
+        kind = f"a dict with {keys or 'nothing in it'}" if isinstance(found, dict) else _kind(found)
+        raise ValueError(f"{path} holds no state dict, but {kind}; allowed: {READ}")
     odd = [str(name) for name, array in found.items() if not isinstance(array, np.ndarray)]
     if odd:
         raise ValueError(f"{path} holds things that are no arrays: {variables.listed(odd)}")
     for wrapper in _WRAPPERS:
         found = {str(name).removeprefix(wrapper): array for name, array in found.items()}
     return found
+
+
+def _kind(content: Any) -> str:
+    return "a tensor" if isinstance(content, np.ndarray) else f"a {type(content).__name__}"
 
 
 def _recognise(arrays: dict[str, np.ndarray], path: pathlib.Path) -> str:

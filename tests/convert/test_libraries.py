@@ -133,3 +133,6 @@ def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path):
     with pytest.raises(ValueError, match="is not executed"):
         sources.read(tmp_path / "harm.pth")
     assert not (tmp_path / "ran").exists()
+    torch.save(torch.nn.ReLU(), tmp_path / "whole.pth")
+    with pytest.raises(ValueError, match="executed: torch.nn.modules.activation.ReLU; save a st"):
+        sources.read(tmp_path / "whole.pth")

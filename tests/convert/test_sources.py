@@ -94,6 +94,9 @@ def test_other_files_are_refused(read, tmp_path, arrays):
     (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(ValueError, match="damaged safetensors"):
         sources.read(tmp_path / "cut.safetensors")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="neither a safetensors file nor one of torch's"):
+        sources.read(tmp_path / "text.pth")
     found = encoder(head=False, stem="imagenet")
     names = to_theirs(found.variables, LAYOUTS["huggingface"], found.config)
     with pytest.raises(ValueError, match="need their config beside them"):

@@ -22,6 +22,10 @@ from tests.tiny import tiny_config, tiny_sources
 EPOCHS, EPOCH_STEPS = 3, 3  # 9 steps: the ring of 4 rows has turned, and its next row is 1
 
 
+def kernel(weight) -> np.ndarray:
+    return weight.detach().numpy().transpose(2, 3, 1, 0)
+
+
 def config(**changes):
     return tiny_config(**{"model__width": 1.0, "steps": 10, "knn__every_epochs": 0.0} | changes)
 
@@ -38,7 +42,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(saved, tmp_path_factory):
-    """A workdir made of it, and the abstract state's restored arrays."""
+    """A workdir made of it, and what was told."""
     folder = tmp_path_factory.mktemp("run") / "workdir"
     told = targets.write(sources.read(saved[0], config()), "workdir", folder)
     return folder, told
@@ -97,10 +101,11 @@ def test_a_run_goes_on_with_all_that_the_checkpoint_holds(saved, run, capsys):
     state = pretrain.pretrain(
         config(steps=steps), folder, devices=jax.devices()[:2], sources=tiny_sources()
     )
-    assert "already at step 9" in capsys.readouterr().out
+    told_there = capsys.readouterr()
+    assert "already at step 9" in told_there.out
+    assert "the checkpoint saw" not in told_there.err  # it does not tell how many pictures
     assert int(state.step) == steps == int(optax.tree.get(state.opt_state, "count"))
 
-    kernel = lambda x: x.detach().numpy().transpose(2, 3, 1, 0)  # noqa: E731
     for got, encoder in ((state.params, model.encoder_q), (state.key_params, model.encoder_k)):
         np.testing.assert_array_equal(
             got["backbone"]["stage2_block1"]["Conv_1"]["kernel"],
@@ -138,8 +143,9 @@ def test_another_batch_size_needs_the_number_of_pictures(saved, tmp_path):
     assert not any(tmp_path.iterdir())
     told = targets.write(read, "workdir", tmp_path / "w", pictures=96)
     assert told[0] == "step 18, epoch 3 of 6 steps each"
+    smaller.steps = 18
     state = pretrain.pretrain(
-        smaller.copy_and_resolve_references().unlock(),
+        smaller,
         tmp_path / "w",
         devices=jax.devices()[:1],
         sources=tiny_sources(),

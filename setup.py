@@ -37,5 +37,9 @@ setup(
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
         "plot": ["matplotlib"],
         "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy", "matplotlib"],
+        # Files of torch in and out; safetensors need none of it.
+        "convert": ["torch>=2.6"],
+        # The libraries that converted weights are compared with.
+        "convert-test": ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.48"],
     },
 )

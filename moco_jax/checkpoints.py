@@ -132,7 +132,8 @@ class Checkpoints:
                 f"the memory bank in {self.folder} has a slot for each of {saved} pictures, now "
                 f"there are {pictures}; give those pictures, or another --workdir"
             )
-        if saved != pictures and cluster.is_first():
+        # Another project's checkpoint, converted, does not tell.
+        if saved not in (None, pictures) and cluster.is_first():
             logging.warning(
                 "the checkpoint saw %d pictures, now there are %d: the run goes on with another "
                 "order of the pictures and another length of an epoch",

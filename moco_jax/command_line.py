@@ -27,15 +27,21 @@ def config() -> ConfigDict:
     return value
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, an error of theirs in one line; for `absl.app.run`."""
+def parse(argv: list[str], *, experiment: bool = True) -> list[str]:
+    """Parses the flags, an error of theirs in one line; for `absl.app.run`.
+
+    Args:
+      argv: the command line.
+      experiment: whether --config must be given.
+    """
     try:
         rest = flags.FLAGS(argv)
-        if not flags.FLAGS["config"].present:
+        if flags.FLAGS["config"].present:
+            path = pathlib.Path(_file().partition(":")[0])
+            if not path.is_file():
+                fail(f"there is no config file {path}")
+        elif experiment:
             fail("give an experiment, such as --config=configs/digits.py")
-        path = pathlib.Path(_file().partition(":")[0])
-        if not path.is_file():
-            fail(f"there is no config file {path}")
         if len(rest) > 1:
             fail(f"unexpected arguments: {' '.join(rest[1:])}")
         return rest

@@ -16,7 +16,7 @@ from moco_jax.evaluation.monitor import FEATURES
 from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import mesh_problem
 from moco_jax.models.heads import HEADS
-from moco_jax.models.resnet import NAMES, STEMS
+from moco_jax.models.resnet import NAMES, STEMS, resnet
 from moco_jax.optimizers import SCHEDULES, UPDATES
 
 DTYPES = ("float32", "bfloat16")
@@ -145,8 +145,8 @@ def _arrays(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _channels(values: dict[str, Any]) -> Iterator[str]:
-    narrowest = 1 / 4 if values["model.name"] == "resnext50_32x4d" else 1 / 64
-    width = values["model.width"]
+    name, width = values["model.name"], values["model.width"]
+    narrowest = 1 / min(64, resnet(name).base_width if name in NAMES else 64)
     if _number(width) and 0 < width < narrowest:
         yield f"model.width={width} leaves layers without channels; at least {narrowest:.3g}"
 

@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         reference's network for 32x32 pictures.
       width: multiplies every layer's channels (R50w2x: 2).
       groups: groups of the 3x3 convolution (ResNeXt).
-      base_width: channels a group has in the first stage (ResNeXt).
+      base_width: channels a group has in the first stage (ResNeXt, wide ResNets), times `width`.
       bn_groups: G of GroupedBatchNorm.
       dtype: dtype of the computation; parameters and statistics stay float32.
     """
@@ -153,6 +153,11 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet101": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck),
     "resnet152": dict(stage_sizes=(3, 8, 36, 3), block=Bottleneck),
     "resnext50_32x4d": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, groups=32, base_width=4),
+    "resnext101_32x8d": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, groups=32, base_width=8),
+    "resnext101_64x4d": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, groups=64, base_width=4),
+    # torchvision's: wide in the 3x3 convolutions only (R50w2x, width=2, is so in every layer).
+    "wide_resnet50_2": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, base_width=128),
+    "wide_resnet101_2": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, base_width=128),
 }
 NAMES = tuple(_ARCHITECTURES)
 

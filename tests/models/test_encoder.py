@@ -26,6 +26,10 @@ def count(module, *args, **kwargs) -> int:
         ("resnet101", 44_549_160 - 2_049_000, 2048),
         ("resnet152", 60_192_808 - 2_049_000, 2048),
         ("resnext50_32x4d", 25_028_904 - 2_049_000, 2048),
+        ("resnext101_32x8d", 88_791_336 - 2_049_000, 2048),
+        ("resnext101_64x4d", 83_455_272 - 2_049_000, 2048),
+        ("wide_resnet50_2", 68_883_240 - 2_049_000, 2048),
+        ("wide_resnet101_2", 126_886_696 - 2_049_000, 2048),
     ],
 )
 def test_sizes_are_torchvisions(name, parameters, features):

@@ -1,0 +1,200 @@
+"""Where weights go: one function a project, chosen by name."""
+
+import json
+import pathlib
+import pickle
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from moco_jax import pretrained
+from moco_jax.convert import detectron2, files, huggingface, moco, variables
+from moco_jax.convert.names import LAYOUTS
+from moco_jax.convert.sources import Source
+from moco_jax.models.resnet import resnet
+
+
+class Target(NamedTuple):
+    """A project's form of an encoder.
+
+    Attributes:
+      write: (source, out, number of training pictures or None) -> lines to be told.
+      suffixes: of its file; () where it is a folder.
+      keeps_head: whether the head goes with the backbone.
+    """
+
+    write: Callable[[Source, pathlib.Path, int | None], list[str]]
+    suffixes: tuple[str, ...] = ()
+    keeps_head: bool = False
+
+
+def write(source: Source, to: str, out: pathlib.Path, pictures: int | None = None) -> list[str]:
+    """Writes an encoder, whole or not at all; returns what is to be told, how it is loaded.
+
+    Args:
+      source: the encoder.
+      to: one of `TARGETS`.
+      out: file or folder, not there yet.
+      pictures: in the training set, to go on with pretraining; see `moco.write_workdir`.
+
+    Raises:
+      ValueError: if the target can't express the network, `out` exists or has another suffix.
+      ModuleNotFoundError: if torch is needed.
+    """
+    check(to, out)
+    return TARGETS[to].write(source, out, pictures)
+
+
+def check(to: str, out: pathlib.Path) -> None:
+    """Raises a ValueError for an unknown target, or an `out` that it can't be written to."""
+    if to not in TARGETS:
+        raise ValueError(f"--to={to} is unknown; known: {', '.join(TARGETS)}")
+    suffixes = TARGETS[to].suffixes
+    if suffixes and not out.name.endswith(suffixes):
+        raise ValueError(f"--out={out} must end in {' or '.join(suffixes)} for --to={to}")
+    files.check_fresh(out)
+
+
+def left_out(source: Source, to: str) -> list[str]:
+    """Returns what of a source does not go into a target."""
+    if to == "workdir":
+        return []
+    head = source.pretrained.has_head and not TARGETS[to].keeps_head
+    return [*source.left_out, *["the head"] * head]
+
+
+def _moco_jax(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    with files.unfinished(out) as temporary:
+        pretrained.write(temporary, source.pretrained)
+    return []
+
+
+def _workdir(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    config = source.pretrained.config
+    if source.checkpoint is None:
+        raise ValueError(
+            f"pretraining goes on from a pretraining checkpoint of MoCo v1 or v2 alone; "
+            f"{source.pretrained.source} is {source.title}"
+        )
+    with files.unfinished(out) as temporary:
+        told = moco.write_workdir(source.checkpoint, config, temporary, pictures)
+    return [*told, "go on with", f"  python -m moco_jax.main --config=... --workdir={out}"]
+
+
+def _torchvision(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    config = source.pretrained.config
+    _check_width(config, "torchvision")
+    with files.unfinished(out) as temporary:
+        files.write_torch(temporary, _arrays(source, "torchvision"))
+    name, blocks = config.model.name, resnet(config.model.name)
+    built = f"torchvision.models.{name}()"
+    if name == "resnet10":
+        stages = list(blocks.stage_sizes)
+        built = f"torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, {stages})"
+    return [
+        "load it with",
+        "  import torch, torchvision",
+        f"  model = {built}",
+        "  model.fc = torch.nn.Identity()  # in place of the classifier",
+        *_small_stem(config),
+        f'  model.load_state_dict(torch.load("{out}", weights_only=True))',
+    ]
+
+
+def _timm(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    config = source.pretrained.config
+    _check_width(config, "timm")
+    with files.unfinished(out) as temporary:
+        files.write_safetensors(temporary, _arrays(source, "torchvision"))
+    name, stages = config.model.name, resnet(config.model.name).stage_sizes
+    built = f'timm.create_model("{name}", num_classes=0)'
+    if name == "resnet10":
+        built = f"timm.models.ResNet(timm.models.resnet.BasicBlock, {stages}, num_classes=0)"
+    return [
+        "load it with",
+        "  import timm, torch, safetensors.torch",
+        f"  model = {built}",
+        *_small_stem(config),
+        f'  model.load_state_dict(safetensors.torch.load_file("{out}"))',
+    ]
+
+
+def _huggingface(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    about = huggingface.config_of(source.pretrained.config)
+    with files.unfinished(out) as temporary:
+        temporary.mkdir()
+        (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        files.write_safetensors(temporary / "model.safetensors", _arrays(source, "huggingface"))
+    return [
+        "load it with",
+        "  import transformers",
+        f'  model = transformers.AutoModel.from_pretrained("{out}")',
+    ]
+
+
+def _detectron2(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    settings = detectron2.settings(source.pretrained.config)
+    content = {
+        "model": _arrays(source, "detectron2"),
+        "__author__": "moco_jax",
+        "matching_heuristics": True,  # its names lack the place in the detector
+    }
+    with files.unfinished(out) as temporary:
+        with open(temporary, "wb") as file:
+            pickle.dump(content, file)
+    return [
+        "Detectron2's config must say",
+        f"  MODEL.WEIGHTS: {out}",
+        *(f"  {line}" for line in settings),
+        "the reference fine-tunes with MODEL.RESNETS.NORM: SyncBN and MODEL.BACKBONE.FREEZE_AT: 0",
+    ]
+
+
+def _moco(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+    config = source.pretrained.config
+    _check_width(config, "the reference (torchvision)")
+    arrays = variables.to_theirs(source.pretrained.variables, LAYOUTS["torchvision"], config)
+    state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
+    with files.unfinished(out) as temporary:
+        files.write_torch(temporary, {"arch": config.model.name, "state_dict": state})
+    return [
+        "it holds the query encoder alone: for the reference's linear classification, as",
+        f"  python main_lincls.py -a {config.model.name} --pretrained {out} ...",
+    ]
+
+
+TARGETS = {
+    "moco_jax": Target(_moco_jax, (".safetensors",), keeps_head=True),
+    "workdir": Target(_workdir, keeps_head=True),
+    "torchvision": Target(_torchvision, (".pth", ".pt")),
+    "timm": Target(_timm, (".safetensors",)),
+    "huggingface": Target(_huggingface),
+    "detectron2": Target(_detectron2, (".pkl",)),
+    "moco": Target(_moco, (".pth.tar", ".pth"), keeps_head=True),
+}
+
+
+def _arrays(source: Source, layout: str):
+    """Returns the backbone's arrays by another project's names."""
+    found = source.pretrained
+    backbone = {kind: {"backbone": tree["backbone"]} for kind, tree in found.variables.items()}
+    return variables.to_theirs(backbone, LAYOUTS[layout], found.config)
+
+
+def _check_width(config: ConfigDict, whose: str) -> None:
+    if config.model.width != 1:
+        raise ValueError(
+            f"a ResNet of {whose} can't be {config.model.width:g} times as wide in every layer; "
+            "allowed: --to=huggingface, --to=moco_jax, or model.width=1"
+        )
+
+
+def _small_stem(config: ConfigDict) -> list[str]:
+    """Returns the lines that give torch's network the stem for small pictures."""
+    if config.model.stem == "imagenet":
+        return []
+    return [
+        "  model.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)",
+        "  model.maxpool = torch.nn.Identity()",
+    ]

@@ -1,0 +1,118 @@
+"""Encoders of ours with nothing at its initial value, and networks of other libraries likewise.
+
+Those libraries are no part of the tests' packages: pip install 'moco-jax[convert-test]'.
+"""
+
+import importlib
+import warnings
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from moco_jax.convert.sources import Source
+from moco_jax.convert.variables import template
+from moco_jax.models.encoder import Encoder
+from moco_jax.pretrained import Pretrained
+from tests.tiny import tiny_config
+
+_LIBRARY = []  # torch frees the names that it defines with it
+
+
+def library(name: str):
+    """Returns a library, or skips what needs it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if name in ("torchvision", "timm") and not _LIBRARY:
+                _define_operators(importlib.import_module("torch"))
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"needs {error.name}: pip install 'moco-jax[convert-test]'")
+
+
+def _define_operators(torch):
+    """Defines what torchvision asks for at its import and has only beside its own torch."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    _LIBRARY.append(library)
+
+
+def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Returns an array as its name asks: variances and scales near 1, others near 0."""
+    if "var" in name or "scale" in name:
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    if len(shape) > 1:  # fan-in is unknown here, and of no matter
+        return (rng.normal(size=shape) / np.sqrt(np.prod(shape) / max(shape))).astype(np.float32)
+    return rng.normal(0, 0.1, shape).astype(np.float32)
+
+
+def encoder(*, head: bool = True, **model) -> Pretrained:
+    """Returns an encoder of `tiny_config` with other values of its `model`."""
+    config = tiny_config(**{f"model__{key}": value for key, value in model.items()})
+    rng = np.random.default_rng(0)
+    shapes = template(config, head=head)
+    flat = {path: draw(path[-1], x.shape, rng) for path, x in shapes.items()}
+    return Pretrained(config, flax.traverse_util.unflatten_dict(flat), "made for a test")
+
+
+def source(**model) -> Source:
+    return Source(encoder(**model), "an encoder", [])
+
+
+def randomise(module, seed: int = 0):
+    """Draws what a torch module has anew, batch norms too; returns it in evaluation mode."""
+    torch = library("torch")
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.weight.data.uniform_(0.5, 1.5, generator=generator)
+            part.bias.data.normal_(0, 0.1, generator=generator)
+            part.running_mean.normal_(0, 0.1, generator=generator)
+            part.running_var.uniform_(0.5, 1.5, generator=generator)
+        elif hasattr(part, "weight"):
+            torch.nn.init.kaiming_normal_(part.weight, generator=generator)
+    return module.eval()
+
+
+def pictures(size: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
+
+
+def features(found: Pretrained, images: np.ndarray) -> np.ndarray:
+    """Returns the backbone's features."""
+    return _apply(found, Encoder.features, images)
+
+
+def projection(found: Pretrained, images: np.ndarray) -> np.ndarray:
+    """Returns unit vectors."""
+    return _apply(found, Encoder.projection, images)
+
+
+def _apply(found: Pretrained, method, images: np.ndarray) -> np.ndarray:
+    apply = jax.jit(
+        lambda variables, x: found.encoder.apply(variables, x, method=method),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return np.asarray(apply(found.variables, images))
+
+
+def in_torch(module, images: np.ndarray) -> np.ndarray:
+    """Returns what a torch module makes of the same pictures, one row each."""
+    torch = library("torch")
+    with torch.no_grad():
+        out = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    return getattr(out, "pooler_output", out).numpy().reshape(len(images), -1)
+
+
+def assert_close(got: np.ndarray, want: np.ndarray) -> None:
+    """Compares up to 1e-4 of the largest value."""
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def assert_same(got: dict, want: dict) -> None:
+    """Compares nested arrays bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, got, want)

@@ -1,0 +1,56 @@
+"""The reference's checkpoints (MoCo v1 and v2), made by torch in the layout that is published.
+
+The encoders are torchvision's ResNets whose `fc` is the head; `queue` holds keys as columns.
+"""
+
+from tests.convert.networks import library, randomise
+
+BATCH, KEYS, DIM = 32, 128, 16  # of tests.tiny's config
+
+
+def encoder(head: str, seed: int = 0):
+    """Returns a ResNet-10 with the stem for small pictures."""
+    torch, models = library("torch"), library("torchvision").models.resnet
+    network = models.ResNet(models.BasicBlock, [1, 1, 1, 1], num_classes=DIM)
+    network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = torch.nn.Identity()
+    if head == "mlp":
+        network.fc = torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.ReLU(), network.fc)
+    return randomise(network, seed)
+
+
+def moco(head: str = "mlp"):
+    """Returns a module with the names and the order of the reference's, not yet trained."""
+    torch = library("torch")
+
+    class MoCo(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder_q, self.encoder_k = encoder(head), encoder(head, seed=1)
+            self.encoder_k.requires_grad_(False)
+            generator = torch.Generator().manual_seed(2)
+            keys = torch.randn(DIM, KEYS, generator=generator)
+            self.register_buffer("queue", torch.nn.functional.normalize(keys, dim=0))
+            self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
+
+    return MoCo()
+
+
+def checkpoint(model, *, epochs: int, epoch_steps: int) -> dict:
+    """Returns what the reference saves of it, its counters set as so many steps leave them."""
+    torch = library("torch")
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+    x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    model.encoder_q(x).square().mean().backward()
+    optimizer.step()
+    steps = epochs * epoch_steps
+    for name, buffer in model.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.fill_(steps)
+    model.queue_ptr[0] = steps * BATCH % KEYS
+    return {
+        "epoch": epochs,
+        "arch": "resnet10",
+        "state_dict": {f"module.{name}": x for name, x in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+    }

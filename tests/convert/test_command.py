@@ -1,0 +1,76 @@
+"""The command line: it tells what it found and did, and its errors are one message."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from moco_jax import pretrained
+from tests.convert.networks import assert_same, encoder
+
+
+@pytest.fixture
+def run(repository, tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "moco_jax.convert", *arguments],
+            cwd=repository,
+            env=os.environ | {"XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    pretrained.write(tmp_path / "in.safetensors", encoder(name="resnet18", stem="imagenet"))
+    return run
+
+
+def test_it_tells_what_it_recognised_and_wrote(run, tmp_path):
+    source, out = tmp_path / "in.safetensors", tmp_path / "out"
+    done = run(f"--source={source}", "--to=huggingface", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{source}: an encoder of moco_jax",
+        "  resnet18 of width 0.125, imagenet stem, 0.18 M parameters; mlp head to 64-16, 0.01 M",
+        "  left out: the head",
+        f"{out}: written (huggingface)",
+        "load it with",
+        "  import transformers",
+        f'  model = transformers.AutoModel.from_pretrained("{out}")',
+    ]
+    back = tmp_path / "back.safetensors"
+    done = run(f"--source={out}", "--to=moco_jax", f"--out={back}")
+    assert done.returncode == 0, done.stderr
+    want = pretrained.read(source).variables
+    for kind, tree in pretrained.read(back).variables.items():
+        assert_same(tree, {"backbone": want[kind]["backbone"]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --source, --to and --out"),
+        (["--source=IN", "--to=timm", "--out=IN"], "in.safetensors exists already"),
+        (["--source=no.pth", "--to=moco_jax", "--out=OUT.safetensors"], "there is no no.pth"),
+        (["--source=IN", "--to=jax", "--out=OUT"], "--to=jax is unknown; known: moco_jax"),
+        (["--source=IN", "--to=workdir", "--out=OUT"], "--to=workdir needs the experiment"),
+        (
+            ["--source=IN", "--to=huggingface", "--out=OUT", "--config=configs/digits.py"],
+            "has a config of its own",
+        ),
+        (
+            ["--source=IN", "--to=huggingface", "--out=OUT", "--training_pictures=9"],
+            "--training_pictures is for --to=workdir, got --to=huggingface",
+        ),
+    ],
+)
+def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
+    paths = {"IN": str(tmp_path / "in.safetensors"), "OUT": str(tmp_path / "out")}
+    for word, path in paths.items():
+        arguments = [argument.replace(word, path) for argument in arguments]
+    done = run(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]

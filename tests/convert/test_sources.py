@@ -1,0 +1,106 @@
+"""What is not read is named, with what is allowed; of safetensors alone, which need no torch."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from moco_jax.convert import sources
+from moco_jax.convert.names import LAYOUTS
+from moco_jax.convert.variables import to_theirs
+from tests.convert.networks import encoder
+from tests.tiny import tiny_config
+
+WEIGHT = np.ones((4, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """A narrow ResNet-10 by torchvision's names."""
+    found = encoder(head=False)
+    return to_theirs(found.variables, LAYOUTS["torchvision"], found.config)
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(arrays, config=None, name="file.safetensors"):
+        save_file(arrays, tmp_path / name)
+        return sources.read(tmp_path / name, config)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("backbone.bottom_up.res2.0.conv1.weight", "is a detection model"),
+        ("rpn.head.conv.weight", "is a detection model"),
+        ("module.momentum_encoder.conv1.weight", "is a MoCo v3 checkpoint"),
+        ("blocks.0.attn.qkv.weight", "has blocks.0.attn.qkv.weight; allowed: a MoCo v1"),
+        ("cls_token", "is a vision transformer"),
+        ("vit.embeddings.patch_embeddings.projection.weight", "is a vision transformer"),
+        ("conv1.0.weight", "is a ResNet-D of timm"),
+        ("encoder_q.net.0.weight", "is the encoder of the CIFAR-10 demo"),
+    ],
+)
+def test_what_is_known_and_not_read_is_named(read, name, message):
+    with pytest.raises(ValueError, match=message):
+        read({name: WEIGHT})
+
+
+def test_missing_and_left_over_arrays_are_named(read, arrays):
+    assert read(arrays).pretrained.config.model.name == "resnet10"
+    less = {name: x for name, x in arrays.items() if name != "layer2.0.bn1.running_var"}
+    with pytest.raises(ValueError, match="is no resnet10 .*: lacks layer2.0.bn1.running_var$"):
+        read(less)
+    with pytest.raises(ValueError, match="has layer1.0.attention.weight left over"):
+        read(arrays | {"layer1.0.attention.weight": WEIGHT})
+    other = np.ones((3, 8, 3, 3), np.float32)
+    with pytest.raises(ValueError, match=r"layer1.0.conv1.weight is \(3, 8, 3, 3\) and should be"):
+        read(arrays | {"layer1.0.conv1.weight": other})
+    with pytest.raises(ValueError, match="is no ResNet of four stages"):
+        read({name: x for name, x in arrays.items() if not name.startswith("layer4")})
+    with pytest.raises(ValueError, match="5x5 on 1 channels; allowed: 7x7 or 3x3 on 3"):
+        read(arrays | {"conv1.weight": np.ones((8, 1, 5, 5), np.float32)})
+
+
+def test_half_precision_becomes_float32(read, arrays):
+    found = read({name: x.astype(np.float16) for name, x in arrays.items()}).pretrained
+    kernel = found.variables["params"]["backbone"]["stem_conv"]["kernel"]
+    assert kernel.dtype == np.float32
+    want = arrays["conv1.weight"].astype(np.float16).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, want)
+
+
+def test_parallel_wrappers_are_stripped(read, arrays):
+    found = read({f"module.{name}": x for name, x in arrays.items()})
+    assert found.pretrained.config.model.name == "resnet10"
+
+
+def test_a_config_is_taken_over_or_refused(read, arrays):
+    own = tiny_config(data__image_size=16, data__eval_resize=16)
+    assert read(arrays, own).pretrained.config.data.image_size == 16
+    with pytest.raises(ValueError, match="model.name: 'resnet10' in the weights, 'resnet18' in"):
+        read(arrays, tiny_config(model__name="resnet18"))
+    assert read(arrays).pretrained.config.data.image_size == 224
+
+
+def test_other_files_are_refused(read, tmp_path, arrays):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        sources.read(tmp_path / "absent")
+    with pytest.raises(ValueError, match="holds no checkpoint; allowed: a workdir"):
+        sources.read(tmp_path)
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="damaged safetensors"):
+        sources.read(tmp_path / "cut.safetensors")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(ValueError, match="neither a safetensors file nor one of torch's"):
+        sources.read(tmp_path / "text.pth")
+    found = encoder(head=False, stem="imagenet")
+    names = to_theirs(found.variables, LAYOUTS["huggingface"], found.config)
+    with pytest.raises(ValueError, match="need their config beside them"):
+        read(names)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "regnet"}))
+    with pytest.raises(ValueError, match="model_type='regnet' .allowed: 'resnet'"):
+        read(names)

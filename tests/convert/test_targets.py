@@ -1,0 +1,158 @@
+"""What goes out without torch: files that come back bit for bit, and what can't go out."""
+
+import json
+import pathlib
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+from moco_jax import pretrained
+from moco_jax.config import flatten
+from moco_jax.convert import sources, targets
+from tests.convert.networks import assert_same, source
+
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "model"),
+    [
+        ("timm", "a.safetensors", dict(name="resnet10", width=1.0)),
+        ("timm", "a.safetensors", dict(name="wide_resnet50_2", width=1.0, stem="imagenet")),
+        ("huggingface", "a", dict(name="resnet18", width=0.25, stem="imagenet")),
+        ("huggingface", "a", dict(name="resnet50", width=0.125, stem="imagenet")),
+    ],
+)
+def test_round_trips_are_exact(without_torch, tmp_path, to, out, model):
+    given = source(**model)
+    told = targets.write(given, to, tmp_path / out)
+    assert told[0] == "load it with" and str(tmp_path / out) in told[-1]
+    found = sources.read(tmp_path / out).pretrained
+    backbone = {kind: {"backbone": t["backbone"]} for kind, t in given.pretrained.variables.items()}
+    assert_same(found.variables, backbone)
+    for key in ("name", "stem", "width"):
+        assert found.config.model[key] == given.pretrained.config.model[key]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_ours_keeps_the_head_and_the_config(tmp_path):
+    given = source()
+    assert targets.write(given, "moco_jax", tmp_path / "a.safetensors") == []
+    for found in (
+        pretrained.read(tmp_path / "a.safetensors"),
+        sources.read(tmp_path / "a.safetensors").pretrained,
+    ):
+        assert_same(found.variables, given.pretrained.variables)
+        assert flatten(found.config) == flatten(given.pretrained.config)
+
+
+def test_detectron2s_file_holds_numpy_arrays_alone(without_torch, tmp_path):
+    told = targets.write(
+        source(name="resnet50", stem="imagenet", width=0.125), "detectron2", tmp_path / "a.pkl"
+    )
+    content = pickle.loads((tmp_path / "a.pkl").read_bytes())
+    assert content.keys() == {"model", "__author__", "matching_heuristics"}
+    assert content["__author__"] == "moco_jax" and content["matching_heuristics"] is True
+    assert {type(x) for x in content["model"].values()} == {np.ndarray}
+    assert {x.dtype for x in content["model"].values()} == {np.dtype(np.float32)}
+    assert content["model"]["res3.0.conv2.weight"].shape == (16, 16, 3, 3)
+    lines = [line.strip() for line in told]
+    for line in (
+        "MODEL.RESNETS.DEPTH: 50",
+        "MODEL.RESNETS.STRIDE_IN_1X1: False",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS: 32",
+        "MODEL.RESNETS.STEM_OUT_CHANNELS: 8",
+        "MODEL.RESNETS.WIDTH_PER_GROUP: 8",
+        "MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53]",
+        "MODEL.PIXEL_STD: [58.395, 57.12, 57.375]",
+        "INPUT.FORMAT: RGB",
+    ):
+        assert line in lines
+
+
+def test_detectron2_builds_wide_and_grouped_blocks(tmp_path):
+    for name, per_group, groups in (("wide_resnet50_2", 128, 1), ("resnext50_32x4d", 4, 32)):
+        told = targets.write(
+            source(name=name, stem="imagenet", width=1.0), "detectron2", tmp_path / f"{name}.pkl"
+        )
+        assert f"  MODEL.RESNETS.WIDTH_PER_GROUP: {per_group}" in told
+        assert f"  MODEL.RESNETS.NUM_GROUPS: {groups}" in told
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "model", "message"),
+    [
+        ("huggingface", "a", dict(stem="small"), "can't express stem 'small'"),
+        (
+            "huggingface",
+            "a",
+            dict(name="resnext50_32x4d", stem="imagenet", width=0.25),
+            "can't express resnext50_32x4d .it has no groups",
+        ),
+        ("timm", "a.safetensors", {}, "timm can't be 0.125 times as wide"),
+        ("torchvision", "a.pth", {}, "torchvision can't be 0.125 times as wide"),
+        ("moco", "a.pth.tar", {}, "can't be 0.125 times as wide"),
+        ("detectron2", "a.pkl", {}, "can't express resnet10 with stem 'small'; allowed: depths 18"),
+        (
+            "detectron2",
+            "a.pkl",
+            dict(name="resnet18", stem="imagenet", width=0.25),
+            "depth 18 has width 1 only",
+        ),
+        ("workdir", "a", {}, "made for a test is an encoder"),
+        ("onnx", "a", {}, "--to=onnx is unknown; known: moco_jax, workdir, torchvision"),
+        ("timm", "a.pth", {}, "must end in .safetensors for --to=timm"),
+        ("moco_jax", "no/a.safetensors", {}, "there is no folder"),
+    ],
+)
+def test_what_a_target_can_not_be_is_said(tmp_path, to, out, model, message):
+    with pytest.raises(ValueError, match=message):
+        targets.write(source(**model), to, tmp_path / out)
+    assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(tmp_path):
+    for to, name in (("moco_jax", "a.safetensors"), ("huggingface", "a")):
+        out = tmp_path / name
+        out.mkdir() if to == "huggingface" else out.write_text("mine")
+        with pytest.raises(ValueError, match=r"exists already; remove it, or give another --out"):
+            targets.write(source(name="resnet18", stem="imagenet"), to, out)
+    assert (tmp_path / "a.safetensors").read_text() == "mine" and not any(
+        (tmp_path / "a").iterdir()
+    )
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def fail(path, *_):
+        pathlib.Path(path).write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pretrained, "write", fail)
+    with pytest.raises(OSError, match="no space"):
+        targets.write(source(), "moco_jax", tmp_path / "a.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def test_without_torch_its_files_are_refused_with_the_command(without_torch, tmp_path):
+    message = r"pip install 'moco-jax\[convert\]'"
+    with pytest.raises(ModuleNotFoundError, match=message):
+        targets.write(source(width=1.0), "torchvision", tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes(b"PK")
+    with pytest.raises(ModuleNotFoundError, match=message):
+        sources.read(tmp_path / "b.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.pth"]
+
+
+def test_hugging_faces_config_is_that_of_its_resnet_50(tmp_path):
+    targets.write(
+        source(name="resnet50", stem="imagenet", width=1.0), "huggingface", tmp_path / "a"
+    )
+    about = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert about["embedding_size"] == 64 and about["hidden_sizes"] == [256, 512, 1024, 2048]
+    assert about["depths"] == [3, 4, 6, 3] and about["layer_type"] == "bottleneck"
+    assert about["downsample_in_bottleneck"] is about["downsample_in_first_stage"] is False

@@ -87,7 +87,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, encoder, data, test, layout)
-    _check_same_pictures(sources.train, data, monitor)
+    check_same_pictures(sources.train, data, monitor)
     return Run(
         config=config,
         layout=layout,
@@ -101,7 +101,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     )
 
 
-def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> None:
+def check_same_pictures(source: Source, data: loader.DataSet, test: Any) -> None:
     """Raises a ValueError if another process has other pictures: an old copy, a part of a folder.
 
     They would train on as if nothing were wrong, and wait for each other in the end.
@@ -111,7 +111,7 @@ def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> 
     seen = zlib.crc32("\n".join(source.names).encode())
     if source.labels is not None:
         seen = zlib.crc32(np.ascontiguousarray(source.labels).tobytes(), seen)
-    kind = (type(data).__name__, len(data), seen, monitor is not None)
+    kind = (type(data).__name__, len(data), seen, test is not None)
     cluster.check_alike(f"data set {source.name}", str(kind))
 
 

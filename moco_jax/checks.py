@@ -75,9 +75,9 @@ def values(config: ConfigDict, rules: Rules) -> Iterator[str]:
             yield f"{key}={flat[key]!r} is unknown; {hint}known: {', '.join(choices)}"
 
 
-def channels(config: ConfigDict) -> Iterator[str]:
+def channels(data: ConfigDict) -> Iterator[str]:
     """Yields a problem of the pixels' mean and std."""
-    mean, std = list(config.data.mean), list(config.data.std)
+    mean, std = list(data.mean), list(data.std)
     for key, value in (("data.mean", mean), ("data.std", std)):
         if len(value) != 3 or not all(is_number(v) for v in value):
             yield f"{key}={value!r} must be three numbers"

@@ -78,7 +78,7 @@ def check(config: ConfigDict, devices: int) -> None:
     if not problems:  # values are looked at by key, so the keys must be there
         problems = [
             *checks.values(config, _RULES),
-            *checks.channels(config),
+            *checks.channels(config.data),
             *checks.drops(config),
             *checks.width(config.model),
             *checks.length(config),

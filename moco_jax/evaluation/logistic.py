@@ -1,7 +1,7 @@
 """Logistic regression on features that are at hand, by L-BFGS to convergence."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ def _minimise(
 ):
     """Returns kernel, bias, iterations done and the gradient's largest entry."""
 
-    def objective(params):
+    def objective(params: Any) -> jax.Array:
         scores = jnp.dot(features, params["kernel"], precision="highest") + params["bias"][None]
         losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
         decay = 0.5 * l2 * jnp.square(params["kernel"]).sum()
@@ -110,7 +110,7 @@ def _minimise(
         largest = optax.tree.norm(optax.tree.get(state, "grad"), ord=jnp.inf)
         return params, state, count + 1, largest
 
-    params = {
+    params: Any = {
         "kernel": jnp.zeros((features.shape[1], classes)),
         "bias": jnp.zeros(classes),
     }

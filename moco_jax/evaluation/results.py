@@ -66,6 +66,6 @@ def gain(trained: Row, scratch: Row) -> str:
         [
             f"pretrained    {trained.top1:6.2f}%  (best {trained.best_top1:.2f}%)",
             f"from scratch  {scratch.top1:6.2f}%  (best {scratch.best_top1:.2f}%)",
-            f"gain          {trained.top1 - scratch.top1:+6.2f} points of top-1 after the last step",
+            f"gain          {trained.top1 - scratch.top1:+6.2f} points after the last step",
         ]
     )

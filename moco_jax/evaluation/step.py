@@ -119,7 +119,9 @@ def logits(head: dict[str, jax.Array], features: jax.Array) -> jax.Array:
 
 def encode(backbone: ResNet, params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
     """Returns features f32[B, F], batch norm in evaluation mode."""
-    return backbone.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+    variables = {"params": params, "batch_stats": batch_stats}
+    features: Any = backbone.apply(variables, images, train=False)
+    return features
 
 
 def _frozen(backbone: ResNet, layout: Layout) -> Forward:

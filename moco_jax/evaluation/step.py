@@ -110,7 +110,7 @@ def state_shardings(state: SupervisedState, layout: Layout) -> SupervisedState:
     return jax.tree.map(lambda x: layout.parameter(x.shape), state)
 
 
-def logits(head: dict[str, jax.Array], features: jax.Array) -> jax.Array:
+def logits(head: Any, features: jax.Array) -> jax.Array:
     """Returns f32[B, H, C] of features f32[B, F]."""
     # In full precision: rates of 30 leave no room for a TPU's bfloat16 products.
     products = jnp.einsum("bf,hfc->bhc", features, head["kernel"], precision="highest")

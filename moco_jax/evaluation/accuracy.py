@@ -92,7 +92,7 @@ def make_scores(
             if len(running) > _IN_FLIGHT:
                 totals.append(jax.device_get(running.popleft()))
         totals += jax.device_get(list(running))
-        sums = np.sum([sums for sums, _ in totals], axis=0, dtype=np.float64)
+        sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         pictures = sum(int(counted) for _, counted in totals)
         return Scores(
             100 * sums[0] / pictures, 100 * sums[1] / pictures, sums[2] / pictures, pictures

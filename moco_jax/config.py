@@ -19,6 +19,7 @@ def base() -> ConfigDict:
     """Returns the base config: MoCo v2 on a ResNet-50, all keys set, none to be added."""
     c = ConfigDict()
 
+    c.task = "pretrain"  # what is done; other tasks have bases of their own, see moco_jax/main.py
     c.name = "moco"  # of the experiment; the default workdir is runs/<name>
     c.seed = 0  # all randomness is a function of the seed and the step
     c.epochs = placeholder(float)  # length of the run in passes over the data ...

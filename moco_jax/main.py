@@ -1,4 +1,4 @@
-"""Pretrains from the command line: `python -m moco_jax.main --config=configs/digits.py`.
+"""Runs an experiment from the command line: `python -m moco_jax.main --config=configs/digits.py`.
 
 Exit codes: 0 done; 1 not all processes came, or a crash; 2 a problem, told in one message; 75
 stopped by SIGTERM and saved, to be started again with the same command; 130 stopped by Ctrl-C and
@@ -12,6 +12,14 @@ import sys
 from absl import app, flags, logging
 
 from moco_jax import cluster, command_line, loop, pretrain, roll_call
+from moco_jax.evaluation import supervised
+
+# What a config's `task` may ask for.
+TASKS = {
+    "pretrain": pretrain.pretrain,
+    "linear": supervised.evaluate,
+    "finetune": supervised.evaluate,
+}
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
 _COORDINATOR = flags.DEFINE_string(
@@ -38,7 +46,7 @@ def main(_) -> None:
             process=_PROCESS.value,
             timeout=_JOIN_TIMEOUT.value,
         ):
-            code = _pretrain(config)
+            code = _run(config)
     except cluster.WrongFlags as error:
         command_line.fail(str(error))
     except roll_call.Missing as error:
@@ -49,11 +57,14 @@ def main(_) -> None:
         os._exit(code)  # a thread may be compiling, and can't be stopped
 
 
-def _pretrain(config) -> int:
+def _run(config) -> int:
     """Returns the exit code."""
     try:
-        pretrain.pretrain(config, _WORKDIR.value or f"runs/{config.name}")
-    except (OSError, ValueError, loop.NotFinite) as error:
+        if config.get("task") not in TASKS:
+            known = ", ".join(TASKS)
+            raise ValueError(f"task={config.get('task')!r} is unknown; known: {known}")
+        TASKS[config.task](config, _WORKDIR.value or f"runs/{config.name}")
+    except (OSError, ValueError, loop.NotFinite, supervised.FrozenMoved) as error:
         if logging.level_debug():
             raise
         command_line.fail(f"{error}\n(--verbosity=1 shows where)")

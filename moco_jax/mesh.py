@@ -70,11 +70,12 @@ class Layout:
 
     def describe(self, params: Any) -> str:
         """Returns how many parameters are trained on how many devices, for people."""
-        millions = sum(x.size for x in jax.tree.leaves(params)) / 1e6
+        count = sum(x.size for x in jax.tree.leaves(params))
+        parameters = f"{count / 1e6:.1f} M" if count >= 50_000 else str(count)
         processes = jax.process_count()
         share = f" of {processes} processes" if processes > 1 else ""
         kind = self.mesh.devices.flat[0].device_kind
-        return f"{millions:.1f} M parameters; {self.devices} x {kind}{share}"
+        return f"{parameters} parameters; {self.devices} x {kind}{share}"
 
     def put(self, arrays: Any, sharding: NamedSharding) -> Any:
         """Returns host arrays, which every process holds whole and alike, as device arrays."""

@@ -29,13 +29,18 @@ SCHEDULES = {"cosine": _cosine, "step": _step, "constant": _constant}
 UPDATES = ("epoch", "step")
 
 
+def scaled_lr(config: ConfigDict, lr: float) -> float:
+    """Returns a learning rate for `lr_batch` images, scaled to the batch."""
+    return lr * config.batch_size / config.lr_batch
+
+
 def peak_lr(config: ConfigDict) -> float:
-    """Returns the learning rate at its highest: `lr` scaled from `lr_batch` to the batch."""
-    return config.lr * config.batch_size / config.lr_batch
+    """Returns the learning rate at its highest."""
+    return scaled_lr(config, config.lr)
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
-    """Returns step -> learning rate f32[].
+def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None = None) -> Schedule:
+    """Returns step -> learning rate f32[], `peak` (by default `peak_lr`) at its highest.
 
     Decay covers what follows the warm-up. With `lr_update='epoch'` it moves at the start of each
     epoch, as the references of v1 and v2 do; the warm-up moves at every step (MoCo v3).
@@ -43,21 +48,38 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> Schedule:
     decay = SCHEDULES[config.lr_schedule]
     epochs = total_steps(config, steps_per_epoch) / steps_per_epoch
     warmup = min(config.warmup_epochs, epochs)
+    peak = peak_lr(config) if peak is None else peak
 
     def schedule(step):
         epoch = jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
         decayed = jnp.floor(epoch + 1e-6) if config.lr_update == "epoch" else epoch
         progress = jnp.clip((decayed - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
         rise = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
-        return peak_lr(config) * rise * decay(progress, config)
+        return peak * rise * decay(progress, config)
 
     return schedule
 
 
-def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """Returns torch's SGD: decay joins the gradient, and the rate multiplies after momentum."""
-    return optax.chain(
+def make_optimizer(
+    config: ConfigDict,
+    schedule: Schedule,
+    factors: Callable[[optax.Params], optax.Params] | None = None,
+) -> optax.GradientTransformation:
+    """Returns torch's SGD: decay joins the gradient, and the rate multiplies after momentum.
+
+    Args:
+      config: has `weight_decay` and `sgd_momentum`.
+      schedule: step -> learning rate.
+      factors: params -> what multiplies the rate of each, of the parameters' ranks; default 1.
+    """
+    sgd = optax.chain(
         optax.add_decayed_weights(config.weight_decay),
         optax.trace(decay=config.sgd_momentum),
         optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]
     )
+    if factors is None:
+        return sgd
+    scale = optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
+    )
+    return optax.chain(sgd, scale)

@@ -100,7 +100,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     if config.drift and config.knn.every_epochs:
         recode = make_recode(config, encoder, layout)
         drift = DriftMonitor(config, data, order, dictionary, recode, layout)
-    _check_same_pictures(sources.train, data, monitor)
+    check_same_pictures(sources.train, data, monitor)
     return Run(
         config=config,
         layout=layout,
@@ -115,7 +115,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     )
 
 
-def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> None:
+def check_same_pictures(source: Source, data: loader.DataSet, test: Any) -> None:
     """Raises a ValueError if another process has other pictures: an old copy, a part of a folder.
 
     They would train on as if nothing were wrong, and wait for each other in the end.
@@ -125,7 +125,7 @@ def _check_same_pictures(source: Source, data: loader.DataSet, monitor: Any) -> 
     seen = zlib.crc32("\n".join(source.names).encode())
     if source.labels is not None:
         seen = zlib.crc32(np.ascontiguousarray(source.labels).tobytes(), seen)
-    kind = (type(data).__name__, len(data), seen, monitor is not None)
+    kind = (type(data).__name__, len(data), seen, test is not None)
     cluster.check_alike(f"data set {source.name}", str(kind))
 
 

@@ -71,6 +71,11 @@ def cifar(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
     )
 
 
+def supervised(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
+    """Returns the recipe of supervised training (moco `main_lincls.py`): crop and flip."""
+    return (_crop(min_scale), {"op": "flip", "p": 0.5})
+
+
 # The recipes of the two views by name.
 RECIPES = {
     "v1": (v1, v1),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax.data import recipes
 from moco_jax.dictionaries import DICTIONARIES
-from moco_jax.evaluation.monitor import FEATURES
+from moco_jax.evaluation.features import FEATURES
 from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.mesh import mesh_problem
 from moco_jax.models.heads import HEADS

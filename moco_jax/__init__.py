@@ -1,7 +1,7 @@
 """Momentum Contrast (MoCo) in JAX/Flax.
 
-    encoder = moco_jax.load("runs/cifar10")
-    features = encoder(["a.jpg", "b.jpg"])
+encoder = moco_jax.load("runs/cifar10")
+features = encoder(["a.jpg", "b.jpg"])
 """
 
 from typing import TYPE_CHECKING, Any

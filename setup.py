@@ -35,6 +35,7 @@ setup(
         "plan": ["jax[tpu]>=0.10"],
         # To prepare most TFDS data sets; reading and training need none of it.
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
-        "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy"],
+        "parquet": ["pyarrow>=15"],  # features in this format
+        "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy", "pyarrow>=15"],
     },
 )

@@ -34,7 +34,7 @@ def config() -> ConfigDict:
 
 def has_config() -> bool:
     """Returns whether an experiment was given."""
-    return flags.FLAGS["config"].present
+    return bool(flags.FLAGS["config"].present)
 
 
 def quieten() -> None:
@@ -87,7 +87,7 @@ def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[
 
 
 def tell(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
-    """Prints rows as they come: a `table` with its columns aligned, `csv`, or a line of `json` each.
+    """Prints rows as they come: as an aligned `table`, as `csv`, or a line of `json` each.
 
     Floating-point numbers are rounded to 4 places.
     """

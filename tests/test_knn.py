@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from moco_jax import knn, pretrained
+from moco_jax import pretrained
 from moco_jax.data import loader
 from moco_jax.data.sources import Sources
 from moco_jax.evaluation.monitor import KnnMonitor
+from moco_jax.evaluation.offline_knn import COLUMNS, measure
 from moco_jax.mesh import make_layout
 from tests.encoders import write_encoder
 from tests.tiny import tiny_config, tiny_sources
@@ -28,7 +29,7 @@ def encoder(tmp_path_factory):
 def test_it_measures_what_the_monitor_does(encoder):
     read, sources, layout = pretrained.read(encoder), tiny_sources(), make_layout()
     rows = list(
-        knn.measure(
+        measure(
             read, sources, CONFIG.data, ks=(1, 5), temperatures=(0.07, 1.0), layout=layout,
             batch_size=30, leave_one_out=True,
         )
@@ -45,12 +46,12 @@ def test_what_can_not_be_measured_is_told(encoder):
     read, sources = pretrained.read(encoder), tiny_sources()
     options = dict(ks=(1,), temperatures=(1.0,), layout=make_layout())
     with pytest.raises(ValueError, match="arrays has no test split; allowed: a folder test/"):
-        list(knn.measure(read, Sources(sources.train, None), CONFIG.data, **options))
+        list(measure(read, Sources(sources.train, None), CONFIG.data, **options))
     with pytest.raises(ValueError, match="a backbone has no head"):
-        list(knn.measure(read, sources, CONFIG.data, output="head", **options))
+        list(measure(read, sources, CONFIG.data, output="head", **options))
     flat = tiny_sources().train.__class__("flat", lambda i: b"", ["a"], None, ())
     with pytest.raises(ValueError, match="flat has no classes"):
-        list(knn.measure(read, Sources(flat, None), CONFIG.data, **options))
+        list(measure(read, Sources(flat, None), CONFIG.data, **options))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_the_command(run, encoder, tmp_path):
                "--temperature=0.1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     head, first, second = done.stdout.splitlines()
-    assert head.split() == list(knn.COLUMNS)
+    assert head.split() == list(COLUMNS)
     assert first.startswith("pictures.npz, test by pictures.npz, train  1    0.1")
     assert second.split()[-3:-1] == ["500", "0.1"]
     assert done.stderr.startswith("backbone of a backbone")

@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 import moco_jax
-from moco_jax import feature_file
+from moco_jax import embedding, feature_file, pretrained
+from moco_jax.data.picture_source import Source
+from moco_jax.mesh import make_layout
 from tests.encoders import write_encoder
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_sources
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,20 @@ def test_errors_are_one_message(made, run, place, arguments, message):
     assert done.returncode == 2 and message in done.stderr
     assert "error: " in done.stderr and "Traceback" not in done.stderr
     assert not (place / "x.npz").exists()
+
+
+@pytest.mark.parametrize("megabytes", [0, 100])
+def test_the_unreadable_are_left_out_streamed_or_resident(place, megabytes):
+    read = pretrained.read(place / "encoder.safetensors")
+    read.config.data.resident_megabytes = megabytes
+    good = tiny_sources(9).train
+    source = Source(
+        "mixed", lambda i: b"bad" if i in (2, 8) else good.read(i), good.names, None, ()
+    )
+    layout = make_layout()
+    parts = list(embedding.embed(read, source, layout, output="head", batch_size=8))
+    assert np.concatenate([indices for _, indices in parts]).tolist() == [0, 1, 3, 4, 5, 6, 7]
+    expected = moco_jax.load(place / "encoder.safetensors", output="head")
+    pictures = [good.read(i) for i in (0, 1, 3, 4, 5, 6, 7)]
+    features = np.concatenate([features for features, _ in parts])
+    np.testing.assert_allclose(features, expected(pictures), atol=5e-3)

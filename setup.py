@@ -35,11 +35,20 @@ setup(
         "plan": ["jax[tpu]>=0.10"],
         # To prepare most TFDS data sets; reading and training need none of it.
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
-        "plot": ["matplotlib"],
-        "test": ["pytest>=8", "ruff", "pyright", "chex>=0.1.90", "scipy", "matplotlib"],
+        "plot": ["matplotlib", "pyarrow>=15"],
+        "test": [
+            "pytest>=8",
+            "ruff",
+            "pyright",
+            "chex>=0.1.90",
+            "scipy",
+            "matplotlib",
+            "pyarrow>=15",
+        ],
         # Files of torch in and out; safetensors need none of it.
         "convert": ["torch>=2.6"],
         # The libraries that converted weights are compared with.
         "convert-test": ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.48"],
+        "parquet": ["pyarrow>=15"],  # features in this format
     },
 )

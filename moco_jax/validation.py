@@ -10,7 +10,7 @@ from moco_jax import checks
 from moco_jax import config as config_lib
 from moco_jax.data import recipes
 from moco_jax.dictionaries import BANK_LOSSES, DICTIONARIES
-from moco_jax.evaluation.monitor import FEATURES
+from moco_jax.evaluation.features import FEATURES
 from moco_jax.key_encoders import KEY_ENCODERS
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import NAMES, STEMS

@@ -7,7 +7,6 @@ What the source is, is told by the names in it. Weights can't tell what has none
 taken for the CIFAR-10 demo's, without pooling, and a stride of bottlenecks for torchvision's.
 """
 
-import functools
 import pathlib
 import sys
 
@@ -47,10 +46,8 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
 
 
 def main(_) -> None:
-    given = flags.FLAGS["config"].present
-    config = command_line.config() if given else None
-    if not given and not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+    config = command_line.config() if command_line.has_config() else None
+    command_line.quieten()
     if not (_SOURCE.value and _TO.value and _OUT.value):
         command_line.fail(
             "give --source, --to and --out, such as "
@@ -69,4 +66,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(command_line.parse, experiment=False))
+    app.run(main, flags_parser=command_line.parse_without_config)

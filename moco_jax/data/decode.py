@@ -98,7 +98,7 @@ def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(*image.size)
-            return _shrink(np.asarray(_to_rgb(image)), canvas)
+            return _shrink(np.asarray(to_rgb(image)), canvas)
     except (BadImage, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
@@ -112,7 +112,7 @@ def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
         raise BadImage(f"the file is damaged: {error or type(error).__name__}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Returns the picture in mode RGB (see `decode` for 16 bits)."""
     if image.mode == "F":
         raise BadImage("its pixels are floating-point numbers; allowed: 8 or 16 bit integers")

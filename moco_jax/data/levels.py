@@ -36,7 +36,8 @@ def round_to_level(pixels: jax.Array) -> jax.Array:
 
 def cut_to_level(pixels: jax.Array) -> jax.Array:
     """Returns f32 pixels clipped to 0..255 and without their fractions, as uint8."""
-    return clip_levels(pixels).astype(jnp.uint8)
+    # Floored first: XLA 0.10 on CPUs may fuse the cast with a large matmul, and then it rounds.
+    return jnp.floor(clip_levels(pixels)).astype(jnp.uint8)
 
 
 def clip_levels(pixels: jax.Array) -> jax.Array:

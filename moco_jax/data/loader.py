@@ -51,6 +51,11 @@ class DataSet(Batches, Protocol):
         ...
 
     @property
+    def source_indices(self) -> np.ndarray:
+        """Which of the source's pictures these are, i64[N]."""
+        ...
+
+    @property
     def arrays(self) -> Any:
         """A pytree of device arrays that every step is given."""
         ...

@@ -17,6 +17,7 @@ class ResidentData:
 
     Attributes:
       labels: i32[N], or None.
+      source_indices: i64[N], which of the source's pictures these are.
       arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
       bad: pictures of the source that could not be read.
     """
@@ -39,6 +40,7 @@ class ResidentData:
           layout: where arrays lie.
         """
         self.labels = None if source.labels is None else source.labels[good]
+        self.source_indices = good
         # Every process reads all of them; the first one counts.
         self.bad = len(source) - len(good) if jax.process_index() == 0 else 0
         self._name = source.name

@@ -42,6 +42,7 @@ class StreamedData(StreamedBatches):
 
     Attributes:
       labels: i32[N], or None.
+      source_indices: i64[N], which of the source's pictures these are: all.
       arrays: nothing.
     """
 
@@ -66,6 +67,7 @@ class StreamedData(StreamedBatches):
           largest: side in pixels of the largest picture, as far as is known.
         """
         self.labels, self.arrays = source.labels, {}
+        self.source_indices = np.arange(len(source))
         self._largest = largest
         self._source, self._canvas, self._bad = source, canvas, bad
         self._threads, self._layout = threads, layout

@@ -1,14 +1,13 @@
 """Weighted nearest-neighbour classification (Wu et al. 2018; the CIFAR demo of MoCo)."""
 
-import functools
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from moco_jax.evaluation.neighbours import nearest
 from moco_jax.mesh import Layout
 
-_QUERIES = 256  # classified at once: bounds the similarities to 256 x bank
+_CELLS = 2**22  # votes counted at once, queries x classes: 32 MB
 
 
 def knn_top1(
@@ -21,68 +20,108 @@ def knn_top1(
     temperature: float,
     layout: Layout,
 ) -> float:
-    """Returns the percentage of queries whose neighbours vote for their class.
+    """Returns the percentage of queries whose neighbours vote for their class; see `knn_table`."""
+    table = knn_table(
+        queries,
+        query_labels,
+        bank,
+        bank_labels,
+        ks=(k,),
+        temperatures=(temperature,),
+        layout=layout,
+    )
+    return float(table[0, 0])
 
-    Each of the k nearest by cosine votes for its class with exp(similarity / temperature). The
-    bank is split over the devices; each finds its own nearest, and the nearest of these are taken,
-    so the result is exact. Every process holds all features and gets the result.
+
+def knn_table(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    layout: Layout,
+) -> np.ndarray:
+    """Returns the percentages of queries classified rightly, f64[len(ks), len(temperatures)].
+
+    Each of the k nearest by cosine votes for its class with exp(cosine / temperature). Of equally
+    near ones the lower index comes first, of classes with equal votes the lower label wins. The
+    neighbours are searched once for the whole table, exactly; see `neighbours.nearest`.
 
     Args:
       queries: f32[M, F].
       query_labels: i32[M].
       bank: f32[N, F].
       bank_labels: i32[N].
-      k: neighbours; at most N are taken.
-      temperature: T of the votes.
+      ks: numbers of neighbours; at most N are taken.
+      temperatures: of the votes.
       layout: where arrays lie.
     """
-    shards = layout.devices
-    padded = -(-len(bank) // shards) * shards
-    classes = int(max(bank_labels.max(), query_labels.max())) + 1
-    bank = _fill(_unit(bank), padded).reshape(shards, -1, bank.shape[1])
-    labels = _fill(bank_labels.astype(np.int32), padded).reshape(shards, -1)
-    real = _fill(np.ones(len(bank_labels), bool), padded).reshape(shards, -1)
-    bank, labels, real = layout.put((bank, labels, real), layout.sharded())
-    correct = 0
-    for start in range(0, len(queries), _QUERIES):
-        block = _fill(_unit(queries[start : start + _QUERIES]), _QUERIES)
-        votes = _classify(
-            layout.put(block, layout.replicated),
-            bank,
-            labels,
-            real,
-            k=min(k, len(bank_labels)),
-            temperature=temperature,
-            classes=classes,
-            layout=layout,
-        )
-        truth = query_labels[start : start + _QUERIES]
-        correct += int(np.sum(np.asarray(votes)[: len(truth)] == truth))
-    return 100.0 * correct / len(queries)
+    k = min(max(ks), len(bank))
+    cosines, indices = nearest(queries, bank, k=k, layout=layout)
+    return _table(cosines, bank_labels[indices], query_labels, ks, temperatures)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "temperature", "classes", "layout"))
-def _classify(
-    queries, bank, labels, real, *, k: int, temperature: float, classes: int, layout: Layout
-):
-    """Returns classes i32[M] of queries [M, F], given bank [shards, n, F], labels, real [s, n]."""
-    similarity = jnp.einsum("mf,snf->msn", queries, bank, precision="highest")
-    similarity = jnp.where(real[None], similarity, -jnp.inf)
-    nearest, index = jax.lax.top_k(similarity, min(k, bank.shape[1]))
-    shard = jnp.arange(bank.shape[0])[None, :, None]
-    neighbours = labels[shard, index].reshape(len(queries), -1)
-    nearest, best = jax.lax.top_k(nearest.reshape(len(queries), -1), k)
-    neighbours = jnp.take_along_axis(neighbours, best, axis=1)
-    # Less the similarity's maximum, lest small temperatures overflow; the winner is the same.
-    weights = jnp.exp((nearest - 1.0) / temperature)
-    votes = jax.nn.one_hot(neighbours, classes) * weights[..., None]
-    return layout.replicate(votes.sum(axis=1).argmax(axis=-1))
+def leave_one_out_table(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    layout: Layout,
+) -> np.ndarray:
+    """Returns the percentages of rows that all the other rows classify rightly; see `knn_table`.
+
+    Args:
+      features: f32[N, F], N at least 2.
+      labels: i32[N].
+      ks: numbers of neighbours; at most N - 1 are taken.
+      temperatures: of the votes.
+      layout: where arrays lie.
+    """
+    if len(features) < 2:
+        raise ValueError(f"to leave one out there must be 2 or more, got {len(features)}")
+    k = min(max(ks), len(features) - 1)
+    own = np.arange(len(features), dtype=np.int32)
+    cosines, indices = nearest(features, features, k=k, layout=layout, own=own, among="others")
+    return _table(cosines, labels[indices], labels, ks, temperatures)
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
-    norms = np.linalg.norm(features, axis=-1, keepdims=True)
-    return (features / np.maximum(norms, 1e-12)).astype(np.float32)
+def _table(
+    cosines: np.ndarray,
+    neighbours: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+) -> np.ndarray:
+    """Returns percentages f64[ks, temperatures] from cosines and labels [M, k] of neighbours."""
+    classes = int(max(neighbours.max(), labels.max())) + 1
+    step = max(1, _CELLS // classes)
+    right = np.zeros((len(ks), len(temperatures)))
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        for column, temperature in enumerate(temperatures):
+            votes = _votes(cosines[rows], neighbours[rows], ks, temperature, classes)
+            right[:, column] += (votes == labels[None, rows]).sum(axis=1)
+    return 100.0 * right / len(labels)
 
 
-def _fill(x: np.ndarray, length: int) -> np.ndarray:
-    return np.concatenate([x, np.zeros((length - len(x), *x.shape[1:]), x.dtype)])
+def _votes(
+    cosines: np.ndarray,
+    neighbours: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> np.ndarray:
+    """Returns the classes voted for, i64[ks, M]; a larger k goes on with the votes of a smaller."""
+    # Less the nearest's cosine, lest small temperatures overflow; the winner is the same.
+    weights = np.exp((cosines.astype(np.float64) - cosines[:, :1]) / temperature)
+    votes, counted = np.zeros((len(cosines), classes)), 0
+    winners = np.empty((len(ks), len(cosines)), np.int64)
+    for place in np.argsort(ks):
+        k = min(int(ks[place]), cosines.shape[1])
+        voter = (np.arange(len(cosines))[:, None], neighbours[:, counted:k])
+        np.add.at(votes, voter, weights[:, counted:k])
+        winners[place], counted = votes.argmax(axis=1), k
+    return winners

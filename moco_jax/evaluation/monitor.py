@@ -4,19 +4,16 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax.data.loader import DataSet
 from moco_jax.data.order import subset
 from moco_jax.data.views import evaluation_view
-from moco_jax.evaluation.features import make_extract
+from moco_jax.evaluation.features import make_encode, make_extract
 from moco_jax.evaluation.knn import knn_top1
 from moco_jax.mesh import Layout
 
 _PIXELS = 32  # the side to which pictures are reduced where raw pixels are the features
-
-FEATURES = {"backbone": "features", "head": "projection"}  # config name -> method of Encoder
 
 
 class KnnMonitor:
@@ -31,11 +28,11 @@ class KnnMonitor:
         self, config: ConfigDict, encoder: nn.Module, train: DataSet, test: DataSet, layout: Layout
     ):
         self._config, self._layout = config, layout
-        self._encoder = encoder
         self.train, self.test = train, test
         self._bank = subset(len(train), config.knn.bank, config.seed)
         self._queries = subset(len(test), config.knn.queries, config.seed)
-        self._encode = self._extractors(self._make_encode())
+        encode = make_encode(config, encoder, config.knn.features, layout)
+        self._encode = self._extractors(encode)
 
     def top1(self, params, batch_stats) -> float:
         """Returns percent for the encoder with these parameters."""
@@ -55,20 +52,6 @@ class KnnMonitor:
             return self._layout.shard(x.reshape(len(x), -1))
 
         return self._measure(self._extractors(pixels), {})
-
-    def _make_encode(self) -> Callable:
-        config, data = self._config, self._config.data
-        view = evaluation_view(
-            data.image_size, data.eval_resize, data.mean, data.std, jnp.dtype(config.dtype)
-        )
-        method = FEATURES[config.knn.features]
-
-        @jax.jit
-        def encode(variables, images, sizes):
-            features = self._encoder.apply(variables, view(images, sizes), method=method)
-            return self._layout.shard(features)
-
-        return encode
 
     def _extractors(self, encode: Callable) -> tuple[Callable, Callable]:
         size = self._config.batch_size

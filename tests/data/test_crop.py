@@ -142,3 +142,18 @@ def test_center_windows_are_resize_then_center_crop(photographs):
 def test_center_windows_refuse_a_crop_larger_than_the_picture():
     with pytest.raises(ValueError, match="crop=224, resize=200"):
         crop.center_windows(np.array([[300, 400]], np.int32), resize=200, crop=224)
+
+
+def test_large_batches_are_rounded_as_small_ones():
+    """Compilers choose other kernels for them; one of XLA's for CPUs rounds where it should cut."""
+    pictures = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), np.uint8)
+    sizes = np.full((256, 2), 32, np.int32)
+    planes = compiled_crop(
+        pictures, crop.center_windows(sizes, resize=16, crop=16), 16,
+        bounds=crop.picture_bounds(sizes),
+    )  # fmt: skip
+    expected = [
+        np.asarray(Image.fromarray(picture).resize((16, 16), Image.Resampling.BILINEAR))
+        for picture in pictures
+    ]
+    np.testing.assert_array_equal(np.swapaxes(planes, 2, 3), expected)

@@ -1,0 +1,153 @@
+"""Features of pictures, their nearest neighbours and near-duplicates.
+
+    python -m moco_jax.embed --encoder=runs/cifar10 --pictures=FOLDER --out=features.npz
+    python -m moco_jax.embed --encoder=runs/cifar10 --features=features.npz --query=a.jpg
+    python -m moco_jax.embed --features=features.npz --duplicates=0.95
+
+Pictures that can't be read are named and left out. What is found goes to the standard output, what
+is said about it to the standard error.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from moco_jax import cluster, command_line, feature_file, pretrained
+from moco_jax.data.picture_source import Source
+from moco_jax.data.sources import open_whole
+from moco_jax.embedding import duplicates, embed, neighbours
+from moco_jax.evaluation.features import FEATURES
+from moco_jax.feature_file import Features
+from moco_jax.mesh import Layout, make_layout
+from moco_jax.picture_encoder import PictureEncoder
+
+_ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
+_PICTURES = flags.DEFINE_string(
+    "pictures",
+    None,
+    "A folder, a tar, an .npz, digits or tfds:<name>; default: what the encoder was trained on.",
+)
+_SPLIT = flags.DEFINE_string("split", "train", "Of the pictures, where they have splits.")
+_FEATURES = flags.DEFINE_string("features", None, "Made before by --out; nothing is encoded.")
+_OUT = flags.DEFINE_string("out", None, "Writes the features: .npz or .parquet.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether --out may exist.")
+_OUTPUT = flags.DEFINE_enum("output", "backbone", list(FEATURES), "Which features.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Pictures at once.", lower_bound=1)
+_QUERY = flags.DEFINE_multi_string("query", [], "A picture whose neighbours are told; repeatable.")
+_NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "So many for each query.", lower_bound=1)
+_DUPLICATES = flags.DEFINE_float(
+    "duplicates", None, "Tells all pairs of at least this cosine.", lower_bound=-1, upper_bound=1
+)
+_FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMS, "Of what is told.")
+
+
+def _run() -> None:
+    """Does what the flags ask for."""
+    searched = bool(_QUERY.value) or _DUPLICATES.value is not None
+    _check_flags(searched)
+    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
+    if out:
+        feature_file.check_writable(out, _OVERWRITE.value)
+    read = pretrained.read(_ENCODER.value) if _ENCODER.value else None
+    layout = make_layout()
+    if _FEATURES.value:
+        found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
+    else:
+        assert read is not None
+        source = _open(read.config)
+        about = {"encoder": read.source, "output": _OUTPUT.value}
+        parts = embed(read, source, layout, output=_OUTPUT.value, batch_size=_BATCH.value)
+        if not searched:
+            _write(out, parts, source, about)
+            return
+        found, indices = feature_file.collect(parts, source, about)
+        if out:
+            parts = [(found.features, indices)]
+            _write(out, parts, source, about)
+    if _DUPLICATES.value is not None:
+        _tell(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
+    else:
+        assert read is not None
+        _tell_neighbours(read, found, layout)
+
+
+def _check_flags(searched: bool) -> None:
+    """Raises a ValueError for flags that don't go together."""
+    if not _ENCODER.value and (_QUERY.value or not _FEATURES.value):
+        raise ValueError("give an encoder, such as --encoder=runs/cifar10")
+    if _FEATURES.value and (_PICTURES.value or _OUT.value):
+        raise ValueError(
+            "--features is read in place of --pictures and --out: give one or the other"
+        )
+    if _QUERY.value and _DUPLICATES.value is not None:
+        raise ValueError("give one of --query and --duplicates")
+    if not searched and not _OUT.value:
+        raise ValueError("say what for: --out=features.npz, --query=a.jpg or --duplicates=0.95")
+
+
+def _open(config: ConfigDict) -> Source:
+    """Returns the pictures asked for."""
+    data = ConfigDict(config.data)
+    data.train_split = _SPLIT.value if flags.FLAGS["split"].present else data.train_split
+    if _PICTURES.value:
+        named = _PICTURES.value == "digits" or _PICTURES.value.startswith("tfds:")
+        data.source = _PICTURES.value if named else "images"
+        data.path = "" if named else _PICTURES.value
+        if not flags.FLAGS["split"].present:
+            data.train_split = "train"
+    whole = ConfigDict({"seed": config.seed})
+    whole.data = data
+    return open_whole(whole)
+
+
+def _write(out, parts, source: Source, about: dict[str, str]) -> None:
+    """Writes on the first process; the others do their share of the encoding."""
+    if not cluster.is_first():
+        for _ in parts:
+            pass
+        return
+    assert out is not None
+    count = feature_file.write(out, parts, source, about)
+    left_out = len(source) - count
+    more = f"; {left_out} can't be read and are left out" if left_out else ""
+    print(f"{out}: features of {count} pictures of {source.name}{more}", file=sys.stderr)
+
+
+def _tell_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
+    encoder = PictureEncoder(read, found.about["output"], 32)
+    if encoder.dim != found.features.shape[1]:
+        raise ValueError(
+            f"the features have length {found.features.shape[1]}, but {read.source} makes "
+            f"{encoder.dim}; they were made by {found.about['encoder']}"
+        )
+    if found.about["encoder"] != read.source:
+        logging.warning("made by %s, the queries by %s", found.about["encoder"], read.source)
+    rows = neighbours(found, encoder(_QUERY.value), _QUERY.value, _NEIGHBOURS.value, layout)
+    _tell(rows, ("query", "rank", "cosine", "picture", "class"))
+
+
+def _tell(rows, columns: Sequence[str]) -> None:
+    """Prints on the first process; the others do their share of the search."""
+    if cluster.is_first():
+        command_line.tell(rows, columns, _FORMAT.value)
+    else:
+        for _ in rows:
+            pass
+
+
+def main(_) -> None:
+    command_line.quieten()
+    with cluster.joined():
+        try:
+            _run()
+        except (OSError, ValueError) as error:
+            if logging.level_debug():
+                raise
+            command_line.fail(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse_without_config)

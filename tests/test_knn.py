@@ -1,0 +1,106 @@
+"""kNN of an encoder on disk: what the monitor measures, and the command."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from moco_jax import pretrained
+from moco_jax.data import loader
+from moco_jax.data.sources import Sources
+from moco_jax.evaluation.monitor import KnnMonitor
+from moco_jax.evaluation.offline_knn import COLUMNS, measure
+from moco_jax.mesh import make_layout
+from tests.encoders import write_encoder
+from tests.tiny import tiny_config, tiny_sources
+
+CONFIG = tiny_config(data__canvas=16, knn__temperature=0.07)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    write_encoder(path, CONFIG, head=False)
+    return path
+
+
+def test_it_measures_what_the_monitor_does(encoder):
+    read, sources, layout = pretrained.read(encoder), tiny_sources(), make_layout()
+    rows = list(
+        measure(
+            read, sources, CONFIG.data, ks=(1, 5), temperatures=(0.07, 1.0), layout=layout,
+            batch_size=30, leave_one_out=True,
+        )
+    )  # fmt: skip
+    assert [row[1:3] for row in rows] == [(1, 0.07), (1, 1.0), (5, 0.07), (5, 1.0)] * 2
+    data = [loader.load(source, CONFIG.data, layout) for source in (sources.train, sources.test)]
+    monitor = KnnMonitor(CONFIG, read.encoder, *data, layout)
+    online = monitor.top1(read.variables["params"], read.variables["batch_stats"])
+    assert rows[2][3] == online and 40 < online
+    assert rows[2][0] == "arrays by arrays" and rows[6][0] == "arrays, each by the others"
+
+
+def test_what_can_not_be_measured_is_told(encoder):
+    read, sources = pretrained.read(encoder), tiny_sources()
+    options = dict(ks=(1,), temperatures=(1.0,), layout=make_layout())
+    with pytest.raises(ValueError, match="arrays has no test split; allowed: a folder test/"):
+        list(measure(read, Sources(sources.train, None), CONFIG.data, **options))
+    with pytest.raises(ValueError, match="a backbone has no head"):
+        list(measure(read, sources, CONFIG.data, output="head", **options))
+    flat = tiny_sources().train.__class__("flat", lambda i: b"", ["a"], None, ())
+    with pytest.raises(ValueError, match="flat has no classes"):
+        list(measure(read, Sources(flat, None), CONFIG.data, **options))
+
+
+@pytest.fixture(scope="module")
+def run(repository):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "moco_jax.knn", *arguments],
+            cwd=repository,
+            env=os.environ | {"XLA_FLAGS": ""},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_the_command(run, encoder, tmp_path):
+    train, test = tiny_sources().train, tiny_sources(seed=1).test
+    assert test is not None
+    arrays = {
+        f"{prefix}{name}": values
+        for prefix, source in (("", train), ("test_", test))
+        for name, values in (
+            ("images", np.stack([source.read(i) for i in range(len(source))])),
+            ("labels", source.labels),
+        )
+    }
+    np.savez(tmp_path / "pictures.npz", **arrays)
+    done = run(f"--encoder={encoder}", f"--pictures={tmp_path}/pictures.npz", "--k=1,500",
+               "--temperature=0.1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, first, second = done.stdout.splitlines()
+    assert head.split() == list(COLUMNS)
+    assert first.startswith("pictures.npz, test by pictures.npz, train  1    0.1")
+    assert second.split()[-3:-1] == ["500", "0.1"]
+    assert done.stderr.startswith("backbone of a backbone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give an encoder"),
+        (["--encoder=/none"], "there is no encoder at /none"),
+        (["--encoder=/none", "--k=1,x"], "--k must be whole numbers above 0, such as 1,2; got"),
+        (["--encoder=/none", "--temperature=0"], "--temperature must be numbers above 0"),
+        (["--encoder=/none", "--config=none.py"], "there is no config file none.py"),
+    ],
+)
+def test_errors_are_one_message(run, arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

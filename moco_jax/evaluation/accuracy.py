@@ -94,8 +94,8 @@ def make_scores(
         totals += jax.device_get(list(running))
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         pictures = sum(int(counted) for _, counted in totals)
-        return Scores(
-            100 * sums[0] / pictures, 100 * sums[1] / pictures, sums[2] / pictures, pictures
-        )
+        # An overflow in a head's loss makes its guesses worthless, right or wrong.
+        right = np.where(np.isfinite(sums[2]), 100 * sums[:2] / pictures, 0.0)
+        return Scores(right[0], right[1], sums[2] / pictures, pictures)
 
     return scores

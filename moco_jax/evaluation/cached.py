@@ -106,7 +106,7 @@ def _row(l2: float, found: logistic.Fit, test, truth, classes: int) -> results.R
     top1, top5 = 100 * sums[:2] / len(test)
     finite = math.isfinite(found.gradient)
     top5 = top5 if results.has_top5(classes) else math.nan
-    return results.Row(f"l2={l2:g}", top1, top5, top1, found.iterations, finite)
+    return results.Row(f"l2={l2:g}", top1, top5, top1, math.nan, finite)
 
 
 def _scalars(l2: float, row: results.Row, found: logistic.Fit) -> dict[str, float]:

@@ -15,7 +15,7 @@ class Row:
       top1: after the last step.
       top5: likewise; NaN where there are too few classes.
       best_top1: the highest of all evaluations, chosen on the test pictures themselves.
-      best_epoch: of that one.
+      best_epoch: of that one; NaN where there is but one.
       finite: whether its weights are.
     """
 
@@ -47,10 +47,12 @@ def table(rows: list[Row]) -> str:
     """Returns the rows for people, the best last first named below."""
     top5 = not all(math.isnan(row.top5) for row in rows)
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}   last top-1" + "   last top-5" * top5 + "   best top-1 (epoch)"]
+    several = not all(math.isnan(row.best_epoch) for row in rows)
+    head = f"{'':{width}}   last top-1" + "   last top-5" * top5
+    lines = [head + "   best top-1 (epoch)" * several]
     for row in rows:
         line = f"{row.name:{width}}   {row.top1:9.2f}%" + f"   {row.top5:9.2f}%" * top5
-        line += f"   {row.best_top1:9.2f}% ({row.best_epoch:.4g})"
+        line += f"   {row.best_top1:9.2f}% ({row.best_epoch:.4g})" * several
         lines.append(line if row.finite else f"{row.name:{width}}   not finite: a lower value")
     if len(rows) > 1:
         lines.append(

@@ -39,6 +39,16 @@ def data_config(**changes):
     return config
 
 
+def test_a_batch_tells_which_pictures_are_really_there(megabytes):
+    data = load(source(bad=(3,)), data_config(resident_megabytes=megabytes), make_layout())
+    [batch] = data.batches([np.array([3, 0, 1, 2, 5, 6, 7, 8], np.int32)])
+    indices = np.asarray(data.indices(batch))
+    images, _ = jax.device_get(jax.jit(data.pictures)(data.arrays, batch))
+    levels = images[:, 0, 0, 0]
+    assert levels[0] == 4 and 3 not in levels  # the next one stands in, or took its index
+    np.testing.assert_array_equal(data.labels[indices], levels % 3)
+
+
 @pytest.fixture(params=[0, 100], ids=["streamed", "resident"])
 def megabytes(request):
     return request.param

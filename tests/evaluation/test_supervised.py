@@ -69,8 +69,6 @@ def test_a_linear_run_tells_last_and_best(sweep):
     assert last["last_top1"] == last["top1"] == max(rows[0].top1, rows[1].top1)
     assert last["best_top1"] >= last["last_top1"] and last["test_pictures"] == 32
     assert "top5" not in last  # of 4 classes
-    # The four classes differ in colour, which even a random network passes on.
-    assert rows[1].best_top1 > 60
 
 
 def test_a_head_that_is_not_finite_leaves_the_others_alone(sweep, encoder, tmp_path, capsys):

@@ -11,6 +11,8 @@ from moco_jax.evaluation import config as bases
 from moco_jax.models.encoder import make_encoder
 from tests.tiny import tiny_config
 
+FAST = {"xla_backend_optimization_level": 0}  # for what runs once
+
 
 def task_config(task: str, encoder="", **changes) -> ConfigDict:
     """Returns a run of 6 steps, 3 an epoch; `changes` by key, `data__canvas=16` for nested."""
@@ -39,7 +41,9 @@ def task_config(task: str, encoder="", **changes) -> ConfigDict:
 def encoder_variables() -> dict:
     encoder = make_encoder(tiny_config())
     images = np.zeros((8, 8, 8, 3), np.float32)
-    variables = jax.device_get(jax.jit(encoder.init)(jax.random.key(3), images))
+    variables = jax.device_get(
+        jax.jit(encoder.init, compiler_options=FAST)(jax.random.key(3), images)
+    )
     # Running averages as of a network that was trained: none of them is what it starts with.
     rng = np.random.default_rng(0)
     stats = jax.tree.map(

@@ -34,6 +34,8 @@ def run(repository, tmp_path):
         (["--config=configs/digits.py", "lr=3"], "unexpected arguments: lr=3"),
         (["--config=configs/imagenet.py:v9"], "configs/imagenet.py:v9 is unknown; known: v1, v2"),
         (["--config=configs/folder.py"], "name the pictures"),
+        (["--config=configs/digits.py", "--config.task=lin"], "known: pretrain, linear, finetune"),
+        (["--config=configs/digits_linear.py", "--config.pretrained=no"], "there is no encoder at"),
         (["--config=configs/digits.py", "--config.model.name=resnet5"], "known: resnet10"),
     ],
 )

@@ -29,7 +29,7 @@ def linear() -> ConfigDict:
 def finetune() -> ConfigDict:
     """Returns fine-tuning with batch norm in training mode, all keys set.
 
-    The encoder's own recipe, no paper's: SGD, half a cosine, a tenth of pretraining's decay.
+    This project's recipe, no paper's: SGD, half a cosine, a tenth of pretraining's decay.
     """
     c = _shared()
     c.task = "finetune"

@@ -134,7 +134,7 @@ def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
     steps = [line for line in lines if "loss" in line]
     last = steps[-1]
     measured = [line["knn_top1"] for line in lines if "knn_top1" in line]
-    cosines = [line for line in lines if any(key.startswith("key_cosine/") for key in line)]
+    cosines = [value for value in map(oldest_cosine, lines) if value is not None]
     seconds = statistics.median(line["seconds_per_step"] for line in steps) * last["step"]
     return Result(
         label=label,
@@ -143,12 +143,13 @@ def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
         accuracy=last["accuracy"],
         loss=last["loss"],
         chance=last["chance_loss"],
-        key_cosine=_oldest(cosines[-1]) if cosines else None,
+        key_cosine=cosines[-1] if cosines else None,
         seconds=seconds,
         megabytes=last.get("step_megabytes"),
     )
 
 
-def _oldest(line: dict[str, float]) -> float:
-    ages = {int(key.rpartition("_")[2]): v for key, v in line.items() if key.startswith("key_")}
-    return ages[max(ages)]
+def oldest_cosine(line: dict[str, float]) -> float | None:
+    """Returns the cosine of the oldest keys to today's, if a line of the metrics tells it."""
+    ages = {int(key.rpartition("_")[2]): x for key, x in line.items() if key.startswith("key_")}
+    return ages[max(ages)] if ages else None

@@ -3,9 +3,9 @@
 import json
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from moco_jax.ablate.grid import Result, workdir
+from moco_jax.ablate.grid import Result, oldest_cosine, workdir
 from moco_jax.logging import duration
 
 _COLUMNS = (
@@ -65,7 +65,7 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Draws kNN against the knob, and kNN and pretext accuracy against epochs.
+    """Draws kNN against the knob, and kNN, pretext accuracy and drift against steps.
 
     Raises:
       ImportError: without matplotlib.
@@ -76,7 +76,7 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
     from matplotlib import pyplot as plt
 
     grouped = _by_label(run for run in results if not run.failure)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    figure, (left, *curves) = plt.subplots(1, 4, figsize=(15, 3.2), layout="constrained")
     for position, (label, runs) in enumerate(grouped.items()):
         color = f"C{position}"
         reached = [run.knn_top1 for run in runs if run.knn_top1 is not None]
@@ -85,14 +85,17 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
             left.plot(position, statistics.mean(reached), "_", color=color, ms=24)
         for number, run in enumerate(runs):
             lines = _lines(workdir(folder, label, run.seed) / "metrics.jsonl")
-            name = None if number else label
-            _curve(middle, lines, "knn_top1", color, name)
-            _curve(right, lines, "accuracy", color, name)
+            for axes, measured in zip(curves, _MEASURED.values(), strict=True):
+                values = [(line["step"], measured(line)) for line in lines]
+                steps, heights = zip(
+                    *[v for v in values if v[1] is not None] or [((), ())], strict=True
+                )
+                axes.plot(steps, heights, color=color, label=None if number else label, lw=1)
     left.set_xticks(range(len(grouped)), list(grouped))
     left.set(xlabel=knob, title="kNN top-1 at the end, %")
-    middle.set(xlabel="step", title="kNN top-1, %")
-    right.set(xlabel="step", title="pretext accuracy, %")
-    middle.legend(fontsize="small")
+    for axes, title in zip(curves, _MEASURED, strict=True):
+        axes.set(xlabel="step", title=title)
+    curves[0].legend(fontsize="small")
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
@@ -101,7 +104,9 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def _curve(axes, lines: list[dict[str, float]], key: str, color: str, label: str | None) -> None:
-    points = [(line["step"], line[key]) for line in lines if key in line]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=color, label=label, lw=1)
+# What a line of the metrics tells, None where it doesn't.
+_MEASURED: dict[str, Callable[[dict[str, float]], float | None]] = {
+    "kNN top-1, %": lambda line: line.get("knn_top1"),
+    "pretext accuracy, %": lambda line: line.get("accuracy"),
+    "oldest keys' cosine to today's": oldest_cosine,
+}

@@ -91,7 +91,7 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
                     *[v for v in values if v[1] is not None] or [((), ())], strict=True
                 )
                 axes.plot(steps, heights, color=color, label=None if number else label, lw=1)
-    left.set_xticks(range(len(grouped)), list(grouped))
+    left.set_xticks(range(len(grouped)), [label.replace("_", "\n") for label in grouped])
     left.set(xlabel=knob, title="kNN top-1 at the end, %")
     for axes, title in zip(curves, _MEASURED, strict=True):
         axes.set(xlabel="step", title=title)

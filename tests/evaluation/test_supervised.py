@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(task, encoder, tmp_path, monkeyp
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("task", ["linear", "finetune"])
+@pytest.mark.parametrize("task", [pytest.param("linear", marks=pytest.mark.slow), "finetune"])
 def test_results_do_not_depend_on_the_number_of_devices(task, encoder, tmp_path):
     # 16 pixels and 90 test pictures: the last batch is not full.
     sources = tiny_sources()

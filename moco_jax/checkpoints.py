@@ -14,6 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax import cluster
+from moco_jax import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Kind:
       name: written into each checkpoint.
       structure: keys of the config, or beginnings that end in "." or "_", that shape the state:
         another value can't continue it.
-      result: the metric that tells, in the log, that a step was evaluated.
+      results: metrics of which one tells, in the log, that a step was evaluated.
     """
 
     name: str
     structure: tuple[str, ...]
-    result: str
+    results: tuple[str, ...]
 
     def shapes(self, key: str) -> bool:
         """Returns whether this key of the config shapes the state."""
@@ -42,10 +43,10 @@ _SUPERVISED = ("model.", "pretrained", "from_scratch", "label_", "ema", *_PICTUR
 PRETRAIN = Kind(
     "moco_jax.pretrain",
     ("model.", "queue_", "dictionary", "bank.loss", "key_encoder", "batch_size", "symmetric"),
-    result="knn_top1",
+    results=("knn_top1", "key_cosine/age_0"),
 )
-LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), result="top1")
-FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, result="top1")
+LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), results=("top1",))
+FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, results=("top1",))
 
 
 class Checkpoints:
@@ -152,8 +153,9 @@ class Checkpoints:
             return
         about = self._about(step)
         _check_kind(self.path(step), about, self._kind)
-        changed = differences(about["recipe"], self._recipe)
-        fatal = {key: values for key, values in changed.items() if self._kind.shapes(key)}
+        # A key that came later has the value that it stands for in every older run.
+        changed = differences(self._recipe_defaults() | about["recipe"], self._recipe)
+        fatal = {key: values for key, values in changed.items() if self._shapes(key)}
         if fatal:
             raise ValueError(
                 f"{self.path(step)} can't be continued, since the config now asks for another "
@@ -161,6 +163,16 @@ class Checkpoints:
             )
         if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", _table(changed))
+
+    def _recipe_defaults(self) -> dict[str, Any]:
+        """Returns the base config's values of the keys that pretraining's recipes have."""
+        base = config_lib.flatten(config_lib.base()) if self._kind is PRETRAIN else {}
+        return {key: value for key, value in base.items() if key in self._recipe}
+
+    def _shapes(self, key: str) -> bool:
+        """Returns whether this key shapes the state: of a bank also what its slots are of."""
+        bank = self._kind is PRETRAIN and self._recipe["dictionary"] == "memory_bank"
+        return self._kind.shapes(key) or (bank and key in (*_PICTURES, "seed"))
 
     def _about(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(about=ocp.args.JsonRestore())

@@ -112,7 +112,10 @@ class Trained:
 
 
 class Shared:
-    """SimCLR's: one encoder for both views (Chen et al. 2020)."""
+    """SimCLR's: one encoder for both views (Chen et al. 2020).
+
+    Batch norm sees each view apart, where the reference's sees both together.
+    """
 
     def own(self, variables):
         return {}

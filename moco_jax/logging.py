@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import clu.parameter_overview
 import tensorboardX
@@ -24,18 +25,20 @@ class MetricsLog:
       results: the lines so far that hold an evaluation, on all processes.
     """
 
-    def __init__(self, folder: pathlib.Path, start_step: int, result: str = "knn_top1"):
+    def __init__(
+        self, folder: pathlib.Path, start_step: int, results: Sequence[str] = ("knn_top1",)
+    ):
         """Touches no file yet.
 
         Args:
           folder: the workdir.
           start_step: the step from which the run goes on.
-          result: the metric that tells an evaluation's line.
+          results: metrics of which one tells an evaluation's line.
         """
         # A run that starts anew measures step 0 again.
         self._last = start_step if start_step else -1
         self._folder, self._board = folder, None  # of process 0 alone
-        self._result = result
+        self._names = set(results)
         self.results: list[dict[str, float]] = []
 
     @property
@@ -53,12 +56,12 @@ class MetricsLog:
         self._board = tensorboardX.SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._last + 1
         )
-        return [line for line in kept if self._result in line]
+        return [line for line in kept if self._names & line.keys()]
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line and one point a scalar."""
         line = {"step": step, **scalars}
-        if self._result in scalars:
+        if self._names & scalars.keys():
             self.results.append(line)
         if self._board is None:
             return

@@ -91,7 +91,8 @@ class Task:
       introduce: state -> lines that tell what is about to run.
       progress: scalars -> the part of the progress line that is the task's own.
       extra: step -> scalars to log besides the step's own metrics.
-      evaluate: (state, step) -> (scalars, line), or None; the scalars hold `result`.
+      evaluate: (state, step) -> (scalars, line), or None; one of the scalars is of the kind's
+        `results`, or there are none, and nothing is told.
       every_epochs: between evaluations; the last step has one too.
       at_first: whether the state at step 0 is evaluated.
       hint: what often mends a loss that is not finite.
@@ -157,7 +158,7 @@ def _in_workdir(
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, recipe, kind))
         try:
             checkpoints.check()
-            log = logging.MetricsLog(folder, checkpoints.latest or 0, kind.result)
+            log = logging.MetricsLog(folder, checkpoints.latest or 0, kind.results)
             stack.enter_context(contextlib.closing(log))
             task = build(log)
             run = task.run
@@ -297,6 +298,8 @@ def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
         return
     begun = time.perf_counter()
     scalars, told = task.evaluate(state, step)
+    if not scalars:
+        return
     log.write(step, scalars)
     console.say(f"step {step}  {told} ({time.perf_counter() - begun:.0f} s)")
 

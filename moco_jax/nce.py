@@ -30,6 +30,7 @@ def nce(
     queries: jax.Array,
     positives: jax.Array,
     similarity: jax.Array,
+    own: jax.Array,
     partition: jax.Array,
     *,
     temperature: float,
@@ -41,17 +42,18 @@ def nce(
       queries: f32[B, D], unit vectors.
       positives: f32[B, D], each query's own slot; no gradient passes.
       similarity: f32[B, K], of the queries to the noise.
+      own: bool[B, K], where the noise is the query's own slot, which `accuracy` leaves out.
       partition: Z, f32[].
       temperature: T.
       pictures: N.
     """
     positive = jnp.sum(queries * jax.lax.stop_gradient(positives), axis=-1)
     even = jnp.log(partition) + jnp.log(similarity.shape[1] / pictures)  # logit of even odds
-    own = jax.nn.softplus(even - positive / temperature)
+    found = jax.nn.softplus(even - positive / temperature)
     noise = jax.nn.softplus(similarity / temperature - even).sum(axis=1)
     return Contrast(
-        loss=(own + noise).mean(),
-        accuracy=100.0 * jnp.mean(positive > similarity.max(axis=1)),
+        loss=(found + noise).mean(),
+        accuracy=100.0 * jnp.mean(positive > jnp.where(own, -jnp.inf, similarity).max(axis=1)),
         positive_similarity=positive.mean(),
         negative_similarity=similarity.mean(),
     )

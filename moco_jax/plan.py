@@ -26,6 +26,7 @@ from moco_jax import command_line, forecast, topology, validation
 from moco_jax.collectives import picture_movers
 from moco_jax.config import keys_per_step
 from moco_jax.data.streamed import MOST_ON_DEVICES
+from moco_jax.dictionaries import negatives
 from moco_jax.forecast import Forecast
 from moco_jax.mesh import Layout, make_layout
 from moco_jax.program import abstract_step, compiled
@@ -48,15 +49,15 @@ def fitting_batch(config: ConfigDict, devices: int, most: float) -> int | None:
     """Returns the largest allowed batch up to `most` images, None if there is none."""
     smaller = config.copy_and_resolve_references()
     for batch in range(int(most) // devices * devices, 0, -devices):
-        if config.queue_size % batch:  # before the whole check, which takes longer
-            continue
         smaller.batch_size = batch
-        if config.queue_size % keys_per_step(smaller) == 0:
-            try:
-                validation.check(smaller, devices)
-                return batch
-            except ValueError:
-                continue
+        # Before the whole check, which takes longer.
+        if config.dictionary == "queue" and config.queue_size % keys_per_step(smaller):
+            continue
+        try:
+            validation.check(smaller, devices)
+            return batch
+        except ValueError:
+            continue
     return None
 
 
@@ -209,7 +210,8 @@ def _title(config: ConfigDict, layout: Layout) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     return (
         f"{config.name}: {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.dtype}, "
-        f"{config.bn_groups} batch-norm groups, {config.queue_size} keys, fsdp {config.mesh.fsdp}\n"
+        f"{config.bn_groups} batch-norm groups, {negatives(config)} negatives, "
+        f"fsdp {config.mesh.fsdp}\n"
         f"{_PICTURES.value} pictures; {_MFU.value:.0%} of the bfloat16 peak is assumed"
     )
 

@@ -102,6 +102,8 @@ def _drift(run: Run, state: TrainState) -> tuple[loop.Scalars, str]:
 def _introduce(run: Run, state: TrainState) -> Iterator[str]:
     """Yields what is about to run."""
     config = run.config
+    if run.drift:
+        run.drift.begin(int(state.step))
     yield (
         f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size} in "
         f"{config.bn_groups} batch-norm groups; {negatives(config)} negatives"

@@ -84,6 +84,11 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
             f"{sources.train.name} has {len(data)} pictures, fewer than batch_size="
             f"{config.batch_size}"
         )
+    if config.dictionary == "memory_bank" and len(data) == config.batch_size:
+        raise ValueError(
+            f"dictionary='memory_bank' draws negatives from pictures that are not in the batch; "
+            f"{sources.train.name} has {len(data)}, and so has a batch: lower batch_size"
+        )
     steps_per_epoch = len(data) // config.batch_size
     steps = config_lib.total_steps(config, steps_per_epoch)
     encoder = make_encoder(config)
@@ -97,7 +102,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, encoder, data, test, layout)
     drift = None
-    if config.drift and config.knn.every_epochs:
+    if config.drift and config.knn.every_epochs and config.dictionary != "in_batch":
         recode = make_recode(config, encoder, layout)
         drift = DriftMonitor(config, data, order, dictionary, recode, layout)
     check_same_pictures(sources.train, data, monitor)

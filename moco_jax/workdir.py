@@ -88,7 +88,7 @@ def open_workdir(folder: pathlib.Path) -> IO:
         ) from None
     except OSError as error:  # Lustre and NFS may be mounted without
         logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
-    foreign = [name for name in _OURS if (folder / name).exists()]
+    foreign = [name for name in _OURS if _holds_something(folder / name)]
     if foreign and not (folder / _STARTS).exists():
         lock.close()
         raise ValueError(
@@ -96,6 +96,11 @@ def open_workdir(folder: pathlib.Path) -> IO:
             "them; give another --workdir"
         )
     return lock
+
+
+def _holds_something(path: pathlib.Path) -> bool:
+    """Returns whether it is a file, or a folder that a run did not only make before it failed."""
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:

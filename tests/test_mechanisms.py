@@ -98,6 +98,13 @@ def test_a_bank_has_a_slot_for_each_picture(tmp_path):
         run(101)
 
 
+def test_a_bank_needs_pictures_beside_the_batch(tmp_path):
+    config = tiny_config(**BANK, steps=1, knn__every_epochs=0.0)
+    config.views = config.views[:1]
+    with pytest.raises(ValueError, match="has 32, and so has a batch: lower batch_size"):
+        pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources(32))
+
+
 def test_what_a_bank_has_no_use_for_is_refused():
     config = tiny_config(**BANK | dict(symmetric=True, bank__negatives=100, bank__loss="softmax"))
     with pytest.raises(ValueError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -74,6 +75,8 @@ def run_all(
     """
     planned = [(v.label, _seeded(v.config, seed)) for seed in seeds for v in variants]
     check(planned, len(devices))
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give another --out")
     results = []
     for number, (label, config) in enumerate(planned, start=1):
         path = workdir(folder, label, config.seed)
@@ -103,29 +106,42 @@ def _run(
     """Returns the result of a run, from its folder if it ended before."""
     _check_same(config, path)
     if (path / _RESULT).exists():
-        return Result(**json.loads((path / _RESULT).read_text()))
+        return Result(**_read(path / _RESULT))
     try:
         pretrain.pretrain(config, path, devices=devices, sources=sources)
         result = summary(label, config.seed, path / "metrics.jsonl")
     except loop.NotFinite as error:  # a result too: the setting does not train
         result = Result(label, config.seed, failure=str(error).partition(".")[0])
-    (path / _RESULT).write_text(json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    write(path / _RESULT, dataclasses.asdict(result))
     return result
 
 
+def write(file: pathlib.Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, file)
+
+
+def _read(file: pathlib.Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} can't be read: {error}; remove it to run anew") from error
+
+
 def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
-    """Raises a ValueError if the folder's run had another config; notes it where there is none."""
-    file, now = path / _CONFIG, config_lib.flatten(config)
-    if not file.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(now, indent=2) + "\n")
-        return
-    changed = differences(json.loads(file.read_text()), json.loads(json.dumps(now)))
+    """Notes the config of a run that begins, or raises a ValueError if it began with another."""
+    file, now = path / _CONFIG, json.loads(json.dumps(config_lib.flatten(config)))
+    begun = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
+    changed = differences(_read(file), now) if begun and file.exists() else {}
     if changed:
         told = ", ".join(
             f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()
         )
         raise ValueError(f"{path} holds a run with another config ({told}); give another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write(file, now)
 
 
 def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:

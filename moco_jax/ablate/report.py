@@ -65,7 +65,7 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Draws kNN against the knob, and kNN, pretext accuracy and drift against steps.
+    """Draws kNN against the knob, and kNN, pretext accuracy and drift against steps, if any ran.
 
     Raises:
       ImportError: without matplotlib.
@@ -76,6 +76,8 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
     from matplotlib import pyplot as plt
 
     grouped = _by_label(run for run in results if not run.failure)
+    if not grouped:
+        return
     figure, (left, *curves) = plt.subplots(1, 4, figsize=(15, 3.2), layout="constrained")
     for position, (label, runs) in enumerate(grouped.items()):
         color = f"C{position}"

@@ -49,8 +49,9 @@ def _numbers(key: str, kind: type, default: Callable[[ConfigDict], Sequence[Any]
         try:
             chosen = [kind(value) for value in values] or list(default(config))
         except ValueError:
-            raise ValueError(f"values {','.join(values)} of {key} must be numbers") from None
-        return [Variant(f"{value:g}", _change(config, **{key: value})) for value in chosen]
+            what = "whole numbers" if kind is int else "numbers"
+            raise ValueError(f"values {','.join(values)} of {key} must be {what}") from None
+        return [Variant(str(value), _change(config, **{key: value})) for value in chosen]
 
     return variants
 
@@ -71,7 +72,8 @@ def _named(make: Callable[[ConfigDict], dict[str, dict[str, Any]]]):
 def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """MoCo, fig. 2 and 3: where keys come from, as many negatives as the queue has keys.
 
-    All have the same batches and steps. The end-to-end mechanism has what its batch has.
+    All have the same batches, steps and rate, NCE too, and the end-to-end mechanism has what
+    its batch has.
     """
     if config.symmetric or len(config.views) != 2:
         raise ValueError("study 'dictionary' compares one direction: symmetric=False, two views")
@@ -91,6 +93,11 @@ def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 def _shuffling(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """MoCo, sec. A.9, for the config's own mechanism; and one group for the whole batch."""
+    if config.bn_groups == 1 or config.key_encoder == "none":
+        raise ValueError(
+            "study 'shuffle_bn' needs keys to shuffle between batch-norm groups; got bn_groups="
+            f"{config.bn_groups}, key_encoder={config.key_encoder!r}"
+        )
     return {
         "shuffled": dict(shuffle_bn=True),
         "not_shuffled": dict(shuffle_bn=False),
@@ -139,6 +146,14 @@ def variants(study: str, config: ConfigDict, values: Sequence[str] = ()) -> list
     """
     if study not in STUDIES:
         raise ValueError(f"unknown study {study!r}; known: {', '.join(STUDIES)}")
-    if study in ("momentum", "queue_size") and config.dictionary != "queue":
-        raise ValueError(f"study {study!r} needs dictionary='queue', got {config.dictionary!r}")
-    return STUDIES[study].variants(config, values)
+    if config.get("task") != "pretrain":
+        raise ValueError(f"studies are of task='pretrain', got {config.get('task')!r}")
+    needed = {"momentum": ("key_encoder", "momentum"), "queue_size": ("dictionary", "queue")}
+    key, value = needed.get(study, ("task", "pretrain"))
+    if config[key] != value:
+        raise ValueError(f"study {study!r} needs {key}={value!r}, got {config[key]!r}")
+    found = STUDIES[study].variants(config, values)
+    labels = [variant.label for variant in found]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"a value is given twice: {', '.join(labels)}")
+    return found

@@ -4,6 +4,10 @@ A slot holds what the encoder made of its picture whenever that was last seen, a
 average, mixed with what it held before. A query's positive is its picture's slot; its negatives are
 slots drawn anew at each step, the same for all queries of the batch.
 
+Departures from Wu et al.: they draw for each query apart, which costs a gather of B x K slots;
+their proximal term, a penalty on how far a feature moves in an epoch, is left out; and with NCE
+their code takes Z from the first batch alone.
+
 `features` is f32[P, D], sharded over P: N pictures, filled up to a multiple of the batch so that it
 divides by whatever number of devices divides the batch.
 """
@@ -63,7 +67,8 @@ def init(key: jax.Array, *, pictures: int, batch_size: int, dim: int) -> jax.Arr
 def draw_others(sampling: Sampling, batch: Batch) -> jax.Array:
     """Returns K indices, uniform over the pictures that are not in the batch, with replacement.
 
-    So a query's own slot is never among its negatives. The draw skips over the batch's indices.
+    So a query's own slot is never among its negatives. The draw skips over the batch's indices. If
+    one comes twice there (as a stand-in for an unreadable picture), some others are not drawn.
     """
     excluded = jnp.sort(batch.indices)
     left = sampling.pictures - len(excluded)
@@ -85,10 +90,15 @@ def _key(sampling: Sampling, batch: Batch) -> jax.Array:
 
 
 def mix(features: jax.Array, keys: jax.Array, indices: jax.Array, momentum: float) -> jax.Array:
-    """Returns features [P, D] with the slots of this batch moved towards keys f32[B, D]."""
+    """Returns features [P, D] with the slots of this batch moved towards keys f32[B, D].
+
+    Of a picture that comes twice (as a stand-in for an unreadable one) the first row counts.
+    """
     mixed = momentum * features[indices] + (1 - momentum) * keys
     mixed = mixed / jnp.maximum(jnp.linalg.norm(mixed, axis=-1, keepdims=True), 1e-12)
-    return features.at[indices].set(mixed.astype(features.dtype))
+    first = jnp.argmax(indices[:, None] == indices[None, :], axis=1) == jnp.arange(len(indices))
+    slots = jnp.where(first, indices, len(features))  # beyond the end: dropped
+    return features.at[slots].set(mixed.astype(features.dtype), mode="drop")
 
 
 def look_up(
@@ -101,9 +111,16 @@ def look_up(
     layout: Layout,
 ) -> Contrast:
     """Returns InfoNCE of queries f32[B, D] over their own slots and K others."""
-    drawn = layout.shard(features[draw_others(sampling, batch)])
+    # As a ring of rows, so that a long one is summed up a few rows at a time.
+    rows = _rows(sampling.negatives // layout.devices)
+    ring = layout.shard(features[draw_others(sampling, batch).reshape(rows, -1)], axis=1)
     positives = layout.shard(features[batch.indices])
-    return info_nce(queries, positives, drawn[None], temperature=temperature, layout=layout)
+    return info_nce(queries, positives, ring, temperature=temperature, layout=layout)
+
+
+def _rows(negatives: int) -> int:
+    """Returns into how many rows a device's negatives divide, of about a thousand each."""
+    return next(rows for rows in range(max(1, negatives // 1024), 0, -1) if negatives % rows == 0)
 
 
 def look_up_nce(
@@ -118,9 +135,10 @@ def look_up_nce(
     """Returns NCE of queries f32[B, D] on their own slots and K of noise."""
     positives = layout.shard(bank.features[batch.indices])
     similarity = _to_noise(queries, bank, batch, sampling, layout)
+    own = batch.indices[:, None] == draw_noise(sampling, batch)[None, :]
     z = _partition(bank, similarity, batch, sampling, temperature)
     return nce.nce(
-        queries, positives, similarity, z, temperature=temperature, pictures=sampling.pictures
+        queries, positives, similarity, own, z, temperature=temperature, pictures=sampling.pictures
     )
 
 

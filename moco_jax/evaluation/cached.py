@@ -48,7 +48,7 @@ def evaluate(
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
         )
         cluster.on_first(lambda: workdir.record(folder, config, 0))
-        log = stack.enter_context(contextlib.closing(logging.MetricsLog(folder, 0, LINEAR.result)))
+        log = stack.enter_context(contextlib.closing(logging.MetricsLog(folder, 0, LINEAR.results)))
         log.open()
         classes = max(len(sources.train.class_names), int(truth.max()) + 1)
         rows = []

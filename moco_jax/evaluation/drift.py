@@ -39,6 +39,7 @@ class DriftMonitor:
         layout: Layout,
     ):
         self._data, self._order, self._dictionary = data, order, dictionary
+        self._first = 0
         draw = make_views(config, layout)
 
         @jax.jit
@@ -50,13 +51,21 @@ class DriftMonitor:
 
         self._cosine = cosine
 
+    def begin(self, step: int) -> None:
+        """Tells the step from which this run goes on.
+
+        What was there before is not looked at: it may be another project's, converted, or of
+        another config.
+        """
+        self._first = step
+
     def measure(self, state: TrainState) -> dict[int, float]:
         """Returns {age: mean cosine}; a key's age is the steps since the one that made it.
 
         A momentum encoder's newest keys, of age 0, are today's: their cosine is 1.
         """
         done = int(state.step)
-        reach = self._dictionary.reach(done)
+        reach = min(self._dictionary.reach(done), done - self._first)
         if not reach:
             return {}
         ages = np.unique(np.linspace(0, reach - 1, _AGES).round().astype(int)).tolist()

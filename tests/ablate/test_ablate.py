@@ -39,7 +39,11 @@ def test_variants_turn_the_knob_and_nothing_else():
         ("head", {}, ["deep"], "unknown value 'deep'; known: linear, mlp"),
         ("temperature", {}, ["warm"], "values warm of temperature must be numbers"),
         ("dictionary", {"symmetric": True}, [], "compares one direction"),
-        ("momentum", {"dictionary": "in_batch"}, [], "needs dictionary='queue', got 'in_batch'"),
+        ("queue_size", {"dictionary": "in_batch"}, [], "needs dictionary='queue', got 'in_batch'"),
+        ("momentum", {"key_encoder": "shared"}, [], "needs key_encoder='momentum', got 'shared'"),
+        ("shuffle_bn", {"bn_groups": 1}, [], "needs keys to shuffle .* got bn_groups=1"),
+        ("temperature", {}, ["0.1", "0.10"], "a value is given twice: 0.1, 0.1"),
+        ("queue_size", {}, ["1e3"], "values 1e3 of queue_size must be whole numbers"),
     ],
 )
 def test_what_a_study_cannot_do_is_said(study, changes, values, message):
@@ -58,7 +62,7 @@ def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
 
 def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     config = tiny_config(steps=3, drift=True)
-    settings = variants("momentum", config, ["0.5", "0"])
+    settings = variants("momentum", config, ["0.5", "0.0"])
     done, real = [], pretrain.pretrain
 
     def counted(config, folder, **kwargs):
@@ -77,7 +81,7 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     with pytest.raises(loop.Interrupted):
         run()
     results = run()
-    assert done == ["0.5", "0", "0"]
+    assert done == ["0.5", "0.0", "0.0"]
     trained, failed = results
     lines = (tmp_path / "0.5" / "seed_7" / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in lines]
@@ -87,17 +91,32 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
         x["key_cosine/age_2"] for x in lines if "key_cosine/age_2" in x
     )
     assert trained.megabytes and trained.seconds
-    assert failed == Result("0", 7, failure="step 2: loss=nan")
+    assert failed == Result("0.0", 7, failure="step 2: loss=nan")
     assert run() == results and len(done) == 3  # all from their files
 
     table = report.table("momentum m", results)
-    assert "| 0 | 0, 1 failed (step 2: loss=nan) | - |" in table
+    assert "| 0.0 | 0, 1 failed (step 2: loss=nan) | - |" in table
     report.plot("momentum m", results, tmp_path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
     settings[0].config.lr = 0.5
     with pytest.raises(ValueError, match=r"another config \(lr: 0.03 there, 0.5 now\)"):
         run()
+
+
+def test_a_run_that_never_began_can_begin_with_another_config(tmp_path):
+    def run(**changes):
+        settings = variants("head", tiny_config(steps=1, **changes), ["mlp"])
+        grid.run_all(settings, [0], tmp_path, jax.devices()[:1])
+
+    for path in ("/nowhere", "/neither"):
+        with pytest.raises(FileNotFoundError, match=path):
+            run(data__source="images", data__path=path)
+    (tmp_path / "mlp" / "seed_0" / "result.json").write_text("")
+    with pytest.raises(ValueError, match="another config"):
+        run(data__source="images", data__path="/nowhere")
+    with pytest.raises(ValueError, match="result.json can't be read: .*; remove it to run anew"):
+        run(data__source="images", data__path="/neither")
 
 
 def test_the_table_tells_means_and_spread():

@@ -56,6 +56,31 @@ def test_slots_of_the_batch_are_mixed_and_no_others():
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_of_a_picture_that_comes_twice_the_first_row_counts():
+    features, keys = unit(48, 8, seed=0), unit(4, 8, seed=1)
+    mixed = memory_bank.mix(jnp.asarray(features), keys, jnp.array([7, 3, 7, 7]), 0.0)
+    expected = features.copy()
+    expected[[7, 3]] = keys[:2]
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_is_not_compared_with_its_own_slot_among_the_noise():
+    layout = make_layout(jax.devices()[:1])
+    sampling = Sampling(seed=3, pictures=40, negatives=400)  # every slot is drawn
+    features = np.eye(48, dtype=np.float32)
+    bank = Bank(jnp.asarray(features), jnp.float32(1))
+    found = memory_bank.look_up_nce(
+        jnp.asarray(features[INDICES]),
+        bank,
+        batch(12),
+        sampling=sampling,
+        temperature=T,
+        layout=layout,
+    )
+    assert set(INDICES) <= set(np.asarray(memory_bank.draw_noise(sampling, batch(12))).tolist())
+    assert float(found.accuracy) == 100
+
+
 def softmax_reference(q, features, drawn):
     logits = np.concatenate([(q * features[INDICES]).sum(1)[:, None], q @ features[drawn].T], 1) / T
     p = special.softmax(logits, axis=1)

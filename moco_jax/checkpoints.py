@@ -46,6 +46,11 @@ PRETRAIN = Kind(
 )
 LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), result="top1")
 FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, result="top1")
+SEGMENT = Kind(
+    "moco_jax.segment",
+    ("model.", "head.", "classes", "pretrained", "from_scratch", "data.path", "data.train_split"),
+    result="miou",
+)
 
 
 class Checkpoints:

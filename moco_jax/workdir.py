@@ -88,7 +88,7 @@ def open_workdir(folder: pathlib.Path) -> IO:
         ) from None
     except OSError as error:  # Lustre and NFS may be mounted without
         logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
-    foreign = [name for name in _OURS if (folder / name).exists()]
+    foreign = [name for name in _OURS if _holds_something(folder / name)]
     if foreign and not (folder / _STARTS).exists():
         lock.close()
         raise ValueError(
@@ -96,6 +96,14 @@ def open_workdir(folder: pathlib.Path) -> IO:
             "them; give another --workdir"
         )
     return lock
+
+
+def _holds_something(path: pathlib.Path) -> bool:
+    """Returns whether there is a file, or a folder that is not empty.
+
+    Empty ones are what a start leaves that fails on its data; mended, it goes there again.
+    """
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:

@@ -47,6 +47,11 @@ PRETRAIN = Kind(
 )
 LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), results=("top1",))
 FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, results=("top1",))
+SEGMENT = Kind(
+    "moco_jax.segment",
+    ("model.", "head.", "classes", "pretrained", "from_scratch", "data.path", "data.train_split"),
+    results=("miou",),
+)
 
 
 class Checkpoints:

@@ -13,12 +13,14 @@ from absl import app, flags, logging
 
 from moco_jax import cluster, command_line, loop, pretrain, roll_call
 from moco_jax.evaluation import supervised
+from moco_jax.segmentation import segment
 
 # What a config's `task` may ask for.
 TASKS = {
     "pretrain": pretrain.pretrain,
     "linear": supervised.evaluate,
     "finetune": supervised.evaluate,
+    "segment": segment.segment,
 }
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")

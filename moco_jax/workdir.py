@@ -99,8 +99,11 @@ def open_workdir(folder: pathlib.Path) -> IO:
 
 
 def _holds_something(path: pathlib.Path) -> bool:
-    """Returns whether it is a file, or a folder that a run did not only make before it failed."""
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
+    """Returns whether there is a file, or a folder that is not empty.
+
+    Empty ones are what a start leaves that fails on its data; mended, it goes there again.
+    """
+    return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:

@@ -264,6 +264,12 @@ def test_files_of_others_are_not_touched(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == "mine\n"
 
 
+def test_a_start_that_failed_on_its_data_does_not_spoil_the_workdir(tmp_path):
+    for _ in range(2):  # the second time not with 'no run of moco_jax wrote them'
+        with pytest.raises(ValueError, match="has 20 pictures, fewer than batch_size=32"):
+            pretrain.pretrain(tiny_config(), tmp_path, sources=tiny_sources(20))
+
+
 def test_a_workdir_on_the_network_is_refused():
     with pytest.raises(ValueError, match="gs://bucket/run must be a local or mounted folder"):
         pretrain.pretrain(tiny_config(), "gs://bucket/run", sources=tiny_sources())

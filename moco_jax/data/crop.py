@@ -128,7 +128,7 @@ def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: in
       out: pixels of the result on this axis.
 
     Returns:
-      f32[B, out, length], rows that sum to 1.
+      f32[B, out, length], rows that sum to 1, or are 0 where no pixel is near.
     """
     start, step = window[:, 0:1, None], window[:, 1:2, None] / out
     # Distances are taken from the window's start: it is whole in training, so they stay exact.
@@ -138,4 +138,4 @@ def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: in
     weights = jnp.maximum(1.0 - distance / jnp.maximum(step, 1.0), 0.0)
     first, last = bounds[:, 0:1, None], (bounds[:, 0:1] + bounds[:, 1:2])[:, :, None]
     weights = jnp.where((pixels > first) & (pixels < last), weights, 0.0)
-    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1e-6)

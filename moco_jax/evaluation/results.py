@@ -62,12 +62,17 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def gain(trained: Row, scratch: Row) -> str:
-    """Returns three lines: pretrained, from scratch and the difference."""
+def gain(trained: tuple[float, float], scratch: tuple[float, float]) -> str:
+    """Returns three lines: pretrained, from scratch and the difference.
+
+    Args:
+      trained: last and best, percent.
+      scratch: likewise.
+    """
     return "\n".join(
         [
-            f"pretrained    {trained.top1:6.2f}%  (best {trained.best_top1:.2f}%)",
-            f"from scratch  {scratch.top1:6.2f}%  (best {scratch.best_top1:.2f}%)",
-            f"gain          {trained.top1 - scratch.top1:+6.2f} points after the last step",
+            f"pretrained    {trained[0]:6.2f}%  (best {trained[1]:.2f}%)",
+            f"from scratch  {scratch[0]:6.2f}%  (best {scratch[1]:.2f}%)",
+            f"gain          {trained[0] - scratch[0]:+6.2f} points after the last step",
         ]
     )

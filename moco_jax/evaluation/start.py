@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +16,6 @@ from moco_jax import pretrained
 from moco_jax.evaluation import validation
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.resnet import ResNet
-
-_FROM_ENCODER = ("image_size", "mean", "std")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,15 @@ class Start:
     notes: tuple[str, ...]
 
 
-def begin(config: ConfigDict) -> Start:
+def begin(
+    config: ConfigDict, prepare: Callable[[ConfigDict, ConfigDict], list[str]] | None = None
+) -> Start:
     """Returns the start that a validated config asks for.
+
+    Args:
+      config: of the task.
+      prepare: fills in what the config leaves to that of the encoder, its second argument, on how
+        pictures are prepared; returns lines about it. By default `prepare_squares`.
 
     Raises:
       FileNotFoundError: if there is no encoder where the config says.
@@ -47,8 +53,10 @@ def begin(config: ConfigDict) -> Start:
     """
     read = pretrained.read(config.pretrained) if config.pretrained else None
     origin = _own_model(config) if read is None else read.config
-    config, notes = _fill(config, origin)
-    validation.check_data(config.data)
+    config = copy.deepcopy(config)
+    for key in config.model:
+        config.model[key] = origin.model[key]
+    notes = (prepare or prepare_squares)(config, origin)
     backbone = _backbone(config, origin)
     if read is None or config.from_scratch:
         source = f"random weights of a {config.model.name}, seed {config.seed}"
@@ -72,25 +80,33 @@ def _own_model(config: ConfigDict) -> ConfigDict:
     return origin
 
 
-def _fill(config: ConfigDict, origin: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with what it leaves to the encoder, and where it differs from that."""
-    config, notes = copy.deepcopy(config), []
-    for key in config.model:
-        config.model[key] = origin.model[key]
+def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:
+    """Fills in how pictures are cropped to squares; returns lines about it."""
     data, known = config.data, origin.data
     if not data.eval_resize:
         size = data.image_size or known.image_size
         data.eval_resize = round(size * known.eval_resize / known.image_size)
-    for key in _FROM_ENCODER:
-        if not data[key]:
-            data[key] = known[key]
-        elif config.pretrained and data[key] != known[key]:
-            notes.append(f"data.{key} is {data[key]} here; the encoder was trained at {known[key]}")
+    notes = fill_data(config, origin, ("image_size", "mean", "std"))
     notes.append(
         f"pictures of {data.image_size} pixels; evaluated: the central {data.image_size} of "
         f"{data.eval_resize}; mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
-    return config, notes
+    validation.check_data(data)
+    return notes
+
+
+def fill_data(config: ConfigDict, origin: ConfigDict, keys: Sequence[str]) -> list[str]:
+    """Fills in keys of `data` that are empty; tells where the others differ from the encoder's."""
+    notes = []
+    for key in keys:
+        if not config.data[key]:
+            config.data[key] = origin.data[key]
+        elif config.pretrained and config.data[key] != origin.data[key]:
+            notes.append(
+                f"data.{key} is {config.data[key]} here; the encoder was trained at "
+                f"{origin.data[key]}"
+            )
+    return notes
 
 
 def _backbone(config: ConfigDict, origin: ConfigDict) -> ResNet:

@@ -76,7 +76,7 @@ def check(config: ConfigDict, devices: int) -> None:
             *checks.values(config, _RULES[config.task]),
             *checks.drops(config),
             *checks.length(config),
-            *_encoder(config),
+            *encoder(config),
             *_labels(config),
             *(f"view: {problem}" for problem in recipes.check_recipe(config.view)),
         ]
@@ -94,7 +94,7 @@ def check_data(data: ConfigDict) -> None:
     checks.fail_on([*checks.channels(data), *checks.crop(data)])
 
 
-def _encoder(config: ConfigDict) -> Iterator[str]:
+def encoder(config: ConfigDict) -> Iterator[str]:
     """Yields what is wrong with the encoder that is named, or is not."""
     if not config.pretrained and not config.from_scratch:
         yield (

@@ -25,13 +25,14 @@ class BasicBlock(nn.Module):
     norm: Callable[..., Any]
     groups: int = 1
     base_width: int = 64
+    dilation: int = 1
     expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.conv(self.filters, 3, self.strides)(x)
+        y = self.conv(self.filters, 3, self.strides, dilation=self.dilation)(x)
         y = nn.relu(self.norm()(y))
-        y = self.conv(self.filters, 3)(y)
+        y = self.conv(self.filters, 3, dilation=self.dilation)(y)
         y = self.norm()(y)
         return nn.relu(y + _shortcut(self, x, self.filters))
 
@@ -45,13 +46,16 @@ class Bottleneck(nn.Module):
     norm: Callable[..., Any]
     groups: int = 1
     base_width: int = 64
+    dilation: int = 1
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = self.filters * self.base_width // 64 * self.groups
         y = nn.relu(self.norm()(self.conv(inner, 1)(x)))
-        y = self.conv(inner, 3, self.strides, feature_group_count=self.groups)(y)
+        y = self.conv(
+            inner, 3, self.strides, dilation=self.dilation, feature_group_count=self.groups
+        )(y)
         y = nn.relu(self.norm()(y))
         y = self.conv(self.filters * self.expansion, 1)(y)
         y = self.norm()(y)
@@ -78,6 +82,9 @@ class ResNet(nn.Module):
       groups: groups of the 3x3 convolution (ResNeXt).
       base_width: channels a group has in the first stage (ResNeXt, wide ResNets), times `width`.
       bn_groups: G of GroupedBatchNorm.
+      dilated: the last stage keeps the resolution of the one before, and its 3x3 convolutions have
+        dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The weights are those
+        of the ordinary network. torchvision's dilates all but the first of them.
       dtype: dtype of the computation; parameters and statistics stay float32.
     """
 
@@ -88,6 +95,7 @@ class ResNet(nn.Module):
     groups: int = 1
     base_width: int = 64
     bn_groups: int = 1
+    dilated: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -98,10 +106,21 @@ class ResNet(nn.Module):
     def _channels(self, stage: int) -> int:
         return round(64 * self.width) * 2**stage
 
-    @nn.compact
+    @property
+    def stride(self) -> int:
+        """Pixels of the picture between neighbours of the last map."""
+        stem = 4 if self.stem == "imagenet" else 1
+        return stem * 2 ** (len(self.stage_sizes) - 1 - self.dilated)
+
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns features f32[B, F] of images [B, H, W, 3]."""
-        conv = functools.partial(_conv, dtype=self.dtype)
+        x = self.maps(images, train=train)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+
+    @nn.compact
+    def maps(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the last stage's maps [B, ceil(H / stride), ceil(W / stride), F]."""
+        conv = functools.partial(padded_conv, dtype=self.dtype)
         norm = functools.partial(
             GroupedBatchNorm,
             groups=self.bn_groups,
@@ -117,27 +136,32 @@ class ResNet(nn.Module):
             x = conv(self._channels(0), 3, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
         for stage, blocks in enumerate(self.stage_sizes):
+            dilated = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):
                 x = self.block(
                     filters=self._channels(stage),
-                    strides=2 if stage > 0 and i == 0 else 1,
+                    strides=2 if stage > 0 and i == 0 and not dilated else 1,
                     conv=conv,
                     norm=norm,
                     groups=self.groups,
                     base_width=self.base_width,
+                    dilation=2 if dilated else 1,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=(1, 2))
+        return x
 
 
-def _conv(features: int, kernel: int, strides: int = 1, **kwargs) -> nn.Conv:
-    """Returns a convolution padded as torch pads: by kernel // 2 on both sides."""
-    pad = kernel // 2
+def padded_conv(
+    features: int, kernel: int, strides: int = 1, dilation: int = 1, **kwargs
+) -> nn.Conv:
+    """Returns a convolution padded as torch pads: by half of what it spans on both sides."""
+    pad = dilation * (kernel // 2)
     return nn.Conv(
         features,
         (kernel, kernel),
         (strides, strides),
         padding=((pad, pad), (pad, pad)),
+        kernel_dilation=(dilation, dilation),
         use_bias=False,
         kernel_init=conv_init,
         **kwargs,

@@ -7,7 +7,7 @@ import pytest
 
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.heads import MLPHead
-from moco_jax.models.resnet import _conv, resnet
+from moco_jax.models.resnet import padded_conv, resnet
 from tests.tiny import tiny_config
 
 
@@ -69,7 +69,7 @@ def test_heads_start_as_torchs_linear():
 def test_strided_convolutions_pad_as_torch():
     """torch's 3x3 stride 2 sees rows -1, 0, 1 first; padding 'SAME' would see rows 0, 1, 2."""
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
-    y = _conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
+    y = padded_conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
     np.testing.assert_array_equal(y[0, :, :, 0], [[10, 24], [51, 90]])
 
 

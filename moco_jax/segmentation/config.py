@@ -1,0 +1,136 @@
+"""The base config of semantic segmentation: every key, with its meaning and unit.
+
+Keys that pretraining and fine-tuning have too mean the same as there.
+"""
+
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from moco_jax import checks
+from moco_jax.evaluation import validation
+from moco_jax.models.resnet import STEMS
+from moco_jax.optimizers import SCHEDULES, UPDATES
+from moco_jax.segmentation.voc import IGNORED
+from moco_jax.validation import DTYPES
+
+
+def base() -> ConfigDict:
+    """Returns the recipe of MoCo's VOC segmentation (He et al. 2019, appendix), all keys set."""
+    c = ConfigDict()
+    c.task = "segment"
+    c.name = "segment"  # of the experiment; the default workdir is runs/<name>
+    c.pretrained = ""  # the encoder: a workdir, a checkpoint of one, or a .safetensors
+    c.from_scratch = False  # its architecture with random weights (or model's, if it is '')
+    c.baseline = False  # the same from scratch as well, and the gain
+    c.seed = 0
+    c.epochs = placeholder(float)  # length of the run in passes over the data ...
+    c.steps = placeholder(int)  # ... or in steps: one of the two
+    c.epochs = 50
+    c.batch_size = 16  # B, crops a step, over all devices
+    c.dtype = "float32"  # of all but the last convolution: float32 or bfloat16
+    c.log_every = 50  # steps
+    c.checkpoint_every = 1000  # steps
+    c.keep_checkpoints = 2
+    c.evaluate_every = 5.0  # epochs; after the last step in any case
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+
+    c.model = ConfigDict()  # of an encoder from scratch; a pretrained one tells its own
+    c.model.name = ""
+    c.model.stem = "imagenet"
+    c.model.width = 1.0
+    c.bn_groups = 1  # parts of the batch with batch-norm statistics of their own; 1: synchronised
+    c.classes = 21  # C, the background included
+    c.head = ConfigDict()  # of two 3x3 convolutions
+    c.head.width = 256  # channels
+    c.head.dilation = 6
+
+    c.lr = 0.003  # for a batch of lr_batch crops, in proportion to batch_size
+    c.lr_batch = 16  # crops
+    c.lr_schedule = "step"  # cosine, step or constant
+    c.lr_update = "step"
+    c.lr_drops = (0.7, 0.9)  # lr x .1 at these shares of the run
+    c.warmup_epochs = 0.0
+    c.sgd_momentum = 0.9
+    c.weight_decay = 1e-4
+
+    c.data = ConfigDict()
+    c.data.path = ""  # folder that holds JPEGImages: VOCdevkit/VOC2012; ~ is understood
+    c.data.train_split = "train_aug"  # list in ImageSets/Segmentation
+    c.data.test_split = "val"
+    c.data.masks = "SegmentationClass"  # folder of the masks
+    c.data.image_size = 513  # S, pixels, of a training crop
+    c.data.scale = (0.5, 2.0)  # lowest and highest scale of the picture in a training crop
+    c.data.flip = 0.5  # probability
+    c.data.threads = 0  # that decode; 0: as many as there are cores, at most 64
+    c.data.mean = ()  # of pixels in 0..1; (): the encoder's
+    c.data.std = ()
+    return c.lock()
+
+
+_RULES = checks.Rules(
+    positive_integers=(
+        "batch_size",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "bn_groups",
+        "mesh.fsdp",
+        "classes",
+        "head.width",
+        "head.dilation",
+        "lr_batch",
+        "data.image_size",
+    ),
+    positive=("model.width", "lr"),
+    not_negative=("seed", "evaluate_every", "warmup_epochs", "weight_decay", "data.threads"),
+    shares=("sgd_momentum", "data.flip"),
+    choices={
+        "task": ("segment",),
+        "dtype": DTYPES,
+        "model.stem": STEMS,
+        "lr_schedule": tuple(SCHEDULES),
+        "lr_update": UPDATES,
+    },
+)
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Raises one error with every problem of the config.
+
+    Args:
+      config: made from `base()`.
+      devices: number of devices that share the batch.
+
+    Raises:
+      ValueError: names each problem, what was got and what is allowed.
+    """
+    problems = list(checks.unknown_keys(config, base(), "moco_jax.segmentation.config.base()"))
+    if not problems:
+        problems = [
+            *checks.values(config, _RULES),
+            *checks.drops(config),
+            *checks.length(config),
+            *validation.encoder(config),
+            *_scenes(config),
+        ]
+        related = (config.batch_size, config.bn_groups, config.mesh.fsdp)
+        if all(checks.is_whole(x) for x in related):
+            problems += checks.batch(config, devices)
+    checks.fail_on(problems)
+
+
+def _scenes(config: ConfigDict) -> Iterator[str]:
+    data = config.data
+    if not data.path:
+        yield "data.path='' names no scenes; give --config.data.path=VOCdevkit/VOC2012"
+    if checks.is_whole(config.classes) and config.classes > IGNORED:
+        yield f"classes={config.classes} must be at most {IGNORED}, the label that is ignored"
+    scale = list(data.scale)
+    numbers = len(scale) == 2 and all(checks.is_number(x) for x in scale)
+    if not (numbers and 0 < scale[0] <= scale[1]):
+        yield f"data.scale={scale!r} must be the lowest and the highest scale, above 0"
+    # Whether the others are right is known when the encoder's have taken the place of empty ones.
+    if data.mean or data.std:
+        yield from checks.channels(data)

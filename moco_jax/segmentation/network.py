@@ -1,0 +1,101 @@
+"""The network of the paper's VOC segmentation: an FCN on a dilated ResNet, output stride 16."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.resnet import ResNet, padded_conv
+
+
+class Classifier(nn.Module):
+    """Two dilated 3x3 convolutions with batch norm and ReLU, and a 1x1 convolution to the classes.
+
+    Attributes:
+      classes: C.
+      width: channels of the 3x3 convolutions.
+      dilation: of them.
+      bn_groups: G of GroupedBatchNorm.
+      dtype: of the 3x3 convolutions; the last one and the scores are float32.
+    """
+
+    classes: int
+    width: int = 256
+    dilation: int = 6
+    bn_groups: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns scores f32[B, h, w, C] of maps [B, h, w, F]."""
+        for i in (1, 2):
+            x = padded_conv(
+                self.width, 3, dilation=self.dilation, dtype=self.dtype, name=f"conv{i}"
+            )(x)
+            x = GroupedBatchNorm(
+                groups=self.bn_groups,
+                use_running_average=not train,
+                dtype=self.dtype,
+                name=f"norm{i}",
+            )(x)
+            x = nn.relu(x)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        # N(0, .01) as the reference's linear classifier; the paper doesn't tell.
+        init = nn.initializers.normal(0.01)
+        return nn.Conv(self.classes, (1, 1), kernel_init=init, name="output")(x)
+
+
+class FCN(nn.Module):
+    """Pictures to scores of each pixel (MoCo, appendix, VOC segmentation).
+
+    Attributes:
+      backbone: dilated.
+      classifier: of its maps.
+    """
+
+    backbone: ResNet
+    classifier: Classifier
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns scores f32[B, H, W, C] of images [B, H, W, 3]."""
+        scores = self.classifier(self.backbone.maps(images, train=train), train=train)
+        _, height, width, _ = images.shape
+        return upsample(scores, (height, width), self.backbone.stride)
+
+
+def upsample(scores: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
+    """Returns [B, h, w, C] resized to [B, H, W, C], bilinear.
+
+    Column i of the maps looks at pixel i x stride, as convolutions padded on both sides do, so that
+    is where it is put (at 513 pixels and stride 16 this is `align_corners=True`). Beyond the last
+    one its own values hold.
+    """
+    down, across = (
+        jnp.asarray(_weights(n, out, stride), scores.dtype)
+        for n, out in zip(scores.shape[1:3], size, strict=True)
+    )
+    rows = jnp.einsum("byxc,Yy->bYxc", scores, down, precision="highest")
+    return jnp.einsum("byxc,Xx->byXc", rows, across, precision="highest")
+
+
+def _weights(length: int, out: int, stride: int) -> np.ndarray:
+    """Returns f64[out, length], rows that sum to 1."""
+    at = np.minimum(np.arange(out) / stride, length - 1)
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(length)), 0)
+
+
+def make_fcn(config: Any, backbone: ResNet) -> FCN:
+    """Returns the network of a whole config (`classes`, `head`, `bn_groups`, `dtype`)."""
+    return FCN(
+        backbone.clone(dilated=True),
+        Classifier(
+            config.classes,
+            config.head.width,
+            config.head.dilation,
+            config.bn_groups,
+            jnp.dtype(config.dtype),
+        ),
+    )

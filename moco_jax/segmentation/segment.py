@@ -1,0 +1,257 @@
+"""Semantic segmentation by fine-tuning a dilated ResNet-FCN, by the common loop."""
+
+import copy
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moco_jax import checkpoints, cluster, logging, loop, notices
+from moco_jax import config as config_lib
+from moco_jax.data.loader import threads
+from moco_jax.data.order import ShuffledOrder
+from moco_jax.evaluation import results, start
+from moco_jax.evaluation.supervised import say
+from moco_jax.mesh import Layout, make_layout
+from moco_jax.optimizers import make_optimizer, make_schedule, peak_lr
+from moco_jax.segmentation import config as base
+from moco_jax.segmentation import step, views
+from moco_jax.segmentation.network import make_fcn
+from moco_jax.segmentation.scores import make_confusion, scores
+from moco_jax.segmentation.step import SegmentationState
+from moco_jax.segmentation.streamed import SceneData
+from moco_jax.segmentation.voc import open_scenes
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a segmentation run is made of; nothing in it changes while it runs.
+
+    Attributes:
+      config: resolved.
+      layout: where arrays lie.
+      order: the scenes of each step.
+      data: the training scenes.
+      step: jitted (state, arrays, batch, notices) -> (state, metrics).
+      lr: step -> learning rate.
+      create: () -> state at step 0.
+      target: the abstract state.
+      confusion: a state's `variables()` -> confusion matrix of the test scenes.
+      test: lines about these.
+    """
+
+    config: ConfigDict
+    layout: Layout
+    order: ShuffledOrder
+    data: SceneData
+    step: Any
+    lr: Callable[[int], jax.Array]
+    create: Callable[[], SegmentationState]
+    target: SegmentationState
+    confusion: Callable[[dict[str, Any]], np.ndarray]
+    test: str
+
+    @property
+    def arrays(self) -> Any:
+        """What every step is given of the data."""
+        return self.data.arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """What a run reached on the test scenes, percent.
+
+    Attributes:
+      miou: after the last step.
+      accuracy: of pixels, likewise.
+      best_miou: the highest of all evaluations, chosen on the test scenes themselves.
+      best_epoch: of that one.
+    """
+
+    miou: float
+    accuracy: float
+    best_miou: float
+    best_epoch: float
+
+
+def segment(
+    config: ConfigDict, folder: str | pathlib.Path, *, devices: Sequence[Any] | None = None
+) -> Reached:
+    """Trains segmentation on an encoder as the config says; returns what it reached.
+
+    Args:
+      config: of the task; see `moco_jax.segmentation.config`.
+      folder: the workdir; that of the baseline is `from_scratch` in it.
+      devices: `jax.Device`s; default all.
+
+    Raises:
+      ValueError: for problems of the config, the encoder, the scenes or the workdir, each named.
+      OSError: for files that aren't there, or may not be read.
+      NotFinite: when the loss is no longer a number.
+      Interrupted: after a first SIGINT or SIGTERM, with the state saved.
+    """
+    devices = jax.devices() if devices is None else devices
+    base.check(config, len(devices))
+    layout = make_layout(devices, **config.mesh)
+    reached = _segment_one(config, folder, layout)
+    if config.baseline:
+        scratch = copy.deepcopy(config)
+        scratch.from_scratch, scratch.baseline = True, False
+        say("\nthe same from scratch:")
+        other = _segment_one(scratch, pathlib.Path(folder) / "from_scratch", layout)
+        say(f"\nmIoU\n{results.gain(*((r.miou, r.best_miou) for r in (reached, other)))}")
+    return reached
+
+
+def _segment_one(config: ConfigDict, folder: str | pathlib.Path, layout: Layout) -> Reached:
+    """Trains on one encoder, or from scratch."""
+    begun = start.begin(config, _prepare)
+    say("\n".join(begun.notes))
+    built: list[tuple[Run, logging.MetricsLog]] = []
+
+    def make_task(log: logging.MetricsLog) -> loop.Task:
+        run = build(begun, layout)
+        built.append((run, log))
+        return _task(run, log)
+
+    loop.train(begun.config, layout, folder, checkpoints.SEGMENT, make_task)
+    [(_, log)] = built
+    reached = _reached(log.results)
+    say(
+        f"mIoU {reached.miou:.2f}%  pixels {reached.accuracy:.2f}%  best mIoU "
+        f"{reached.best_miou:.2f}% (epoch {reached.best_epoch:.4g})"
+    )
+    return reached
+
+
+def _prepare(config: ConfigDict, origin: ConfigDict) -> list[str]:
+    """Fills in how pixels are normalised; returns lines about it."""
+    notes = start.fill_data(config, origin, ("mean", "std"))
+    data = config.data
+    low, high = data.scale
+    notes.append(
+        f"crops of {data.image_size} pixels at scales {low:g} to {high:g}; evaluated: whole "
+        f"pictures at their own size; mean {tuple(data.mean)}, std {tuple(data.std)}"
+    )
+    return notes
+
+
+def build(begun: start.Start, layout: Layout) -> Run:
+    """Returns the run, nothing compiled yet.
+
+    Raises:
+      ValueError: if the scenes can't be used, or are fewer than a batch.
+      FileNotFoundError: if files of theirs aren't there.
+    """
+    config = begun.config
+    data, test = (
+        _open(config, split, layout) for split in (config.data.train_split, config.data.test_split)
+    )
+    if len(data) < config.batch_size:
+        raise ValueError(
+            f"data.train_split={config.data.train_split!r} has {len(data)} pictures, fewer than "
+            f"batch_size={config.batch_size}"
+        )
+    per_epoch = len(data) // config.batch_size
+    steps = config_lib.total_steps(config, per_epoch)
+    schedule = make_schedule(config, per_epoch)
+    optimizer = make_optimizer(config, schedule)
+    network = make_fcn(config, begun.backbone)
+    variables = {"params": begun.params, "batch_stats": begun.batch_stats}
+    variables = layout.put(variables, layout.replicated)
+    init = jax.tree_util.Partial(step.init_state, config, network, optimizer)
+    shapes = jax.eval_shape(init, variables)
+    shardings = step.state_shardings(shapes, layout)
+    view = views.evaluation_view(config)
+    return Run(
+        config=config,
+        layout=layout,
+        order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
+        data=data,
+        step=_jit_step(config, data, step.make_step(network, optimizer, layout), layout),
+        lr=jax.jit(schedule),
+        create=lambda: jax.jit(init, out_shardings=shardings)(variables),
+        target=jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        ),
+        confusion=make_confusion(test, network, view, config.batch_size, layout),
+        test=f"test: {test.describe(config.batch_size)}",
+    )
+
+
+def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
+    """Returns the scenes of a split, the same on all processes."""
+    data = config.data
+    workers = threads(data)
+    scenes = open_scenes(data.path, split, data.masks, config.classes, workers)
+    known = [(path.name, *size) for path, size in zip(scenes.pictures, scenes.sizes, strict=True)]
+    cluster.check_alike(f"data set {scenes.name}", str(known))
+    return SceneData(scenes, workers, layout)
+
+
+def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
+    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
+    view = views.training_view(config)
+
+    def whole_step(state, arrays, batch, notes):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
+        images, sizes = data.pictures(arrays, batch)
+        images, masks = layout.shard(view(key, images, batch["masks"], sizes))
+        state, metrics = train_step(state, images, masks)
+        return state, metrics | layout.replicate(notices.combined(notes))
+
+    return jax.jit(whole_step, donate_argnums=0)
+
+
+def _task(run: Run, log: logging.MetricsLog) -> loop.Task:
+    return loop.Task(
+        run=run,
+        introduce=lambda state: _introduce(run, state),
+        progress=lambda m: f"loss {m['loss']:.3f}  train pixels {m['train_pixel_accuracy']:.1f}%",
+        extra=lambda at: {"lr": float(run.lr(at - 1))},
+        evaluate=lambda state, at: _evaluate(run, state, at, log),
+        every_epochs=run.config.evaluate_every,
+        at_first=False,
+        hint=f"A lower --config.lr (now {run.config.lr}, for {run.config.lr_batch} crops) often "
+        "mends it.",
+    )
+
+
+def _introduce(run: Run, state: SegmentationState) -> Iterator[str]:
+    config = run.config
+    yield run.test
+    yield (
+        f"dilated {config.model.name}, {run.layout.describe(state.params)}; {config.classes} "
+        f"classes; batch {config.batch_size} in {config.bn_groups} batch-norm groups"
+    )
+    yield (
+        f"lr {peak_lr(config):.4g} at its peak (lr={config.lr} for {config.lr_batch} crops), "
+        f"{len(run.order)} steps of {run.order.steps_per_epoch} an epoch"
+    )
+
+
+def _evaluate(
+    run: Run, state: SegmentationState, at: int, log: logging.MetricsLog
+) -> tuple[loop.Scalars, str]:
+    """Returns the scores on the test scenes, and what is told."""
+    found = scores(run.confusion(state.variables()))
+    epoch = at / run.order.steps_per_epoch
+    scalars = {"miou": found.miou, "pixel_accuracy": found.accuracy, "epoch": epoch}
+    scalars |= {f"iou/{c}": float(iou) for c, iou in enumerate(found.ious) if np.isfinite(iou)}
+    if at == len(run.order):
+        reached = _reached([*log.results, scalars])
+        scalars |= {"best_miou": reached.best_miou, "best_epoch": reached.best_epoch}
+    told = f"mIoU {found.miou:.2f}%  pixels {found.accuracy:.2f}%  (epoch {epoch:.2f})"
+    return scalars, told
+
+
+def _reached(lines: Sequence[dict[str, float]]) -> Reached:
+    """Returns what a run reached, from the log's lines of evaluations."""
+    last, best = lines[-1], max(lines, key=lambda line: line["miou"])
+    return Reached(last["miou"], last["pixel_accuracy"], best["miou"], best["epoch"])

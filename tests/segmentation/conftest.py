@@ -1,0 +1,1 @@
+from tests.evaluation.conftest import free_port  # noqa: F401

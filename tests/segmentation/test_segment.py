@@ -1,0 +1,181 @@
+"""Segmentation runs: what they learn, tell, resume and refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import pytest
+
+from moco_jax import logging, loop
+from moco_jax.mesh import make_layout
+from moco_jax.segmentation import segment as segmentation
+from moco_jax.segmentation.scores import scores
+from moco_jax.segmentation.segment import segment
+from tests.evaluation.tiny import encoder_variables, task_config, write_encoder
+from tests.segmentation import scenes
+from tests.segmentation.scenes import tiny_config
+
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory):
+    return scenes.make(tmp_path_factory.mktemp("voc"))
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(folder) -> list[float]:
+    return [line["loss"] for line in lines(folder) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def whole(voc, encoder, tmp_path_factory):
+    """A whole run on one device: its folder and what it reached."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, segment(tiny_config(voc, encoder), folder, devices=ONE)
+
+
+def test_a_run_tells_its_scores(whole):
+    folder, reached = whole
+    assert len(losses(folder)) == 4
+    last = lines(folder)[-1]
+    assert last["miou"] == last["best_miou"] == reached.miou and last["step"] == 4
+    ious = [value for key, value in last.items() if key.startswith("iou/")]
+    assert len(ious) == scenes.CLASSES and reached.miou == pytest.approx(np.mean(ious))
+    assert 0 < reached.miou < reached.accuracy < 100
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(whole, voc, encoder, tmp_path, monkeypatch):
+    write = logging.MetricsLog.write
+
+    def interrupt(self, step, scalars):
+        write(self, step, scalars)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny_config(voc, encoder)
+    with monkeypatch.context() as patch:
+        patch.setattr(logging.MetricsLog, "write", interrupt)
+        with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 2; saved in"):
+            segment(config, tmp_path, devices=ONE)
+    reached = segment(config, tmp_path, devices=ONE)
+    assert losses(tmp_path) == losses(whole[0]) and reached == whole[1]
+
+
+def test_results_do_not_depend_on_the_number_of_devices(whole, voc, encoder, tmp_path):
+    reached = segment(tiny_config(voc, encoder), tmp_path)
+    np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+    assert reached.miou == pytest.approx(whole[1].miou, abs=0.5)
+
+
+def test_the_backbone_begins_as_it_was_read(voc, encoder):
+    config = tiny_config(voc, encoder)
+    begun = segmentation.start.begin(config, segmentation._prepare)
+    run = segmentation.build(begun, make_layout(ONE))
+    state = jax.device_get(run.create())
+    for name, tree in encoder_variables().items():
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(state, name)["backbone"], tree["backbone"]
+        )
+    assert state.params["classifier"]["output"]["kernel"].shape == (1, 1, 16, scenes.CLASSES)
+
+
+def test_the_gain_over_the_baseline_is_told(voc, encoder, tmp_path, capsys):
+    config = tiny_config(voc, encoder, baseline=True, steps=1)
+    reached = segment(config, tmp_path, devices=ONE)
+    scratch = lines(tmp_path / "from_scratch")[-1]["miou"]
+    printed = capsys.readouterr().out
+    assert "random weights of a resnet10, seed 0" in printed
+    assert f"mIoU\npretrained    {reached.miou:6.2f}%" in printed
+    assert f"gain          {reached.miou - scratch:+6.2f} points" in printed
+
+
+def test_what_can_not_be_trained_on_is_refused(whole, voc, encoder, tmp_path):
+    few = tiny_config(voc, encoder, batch_size=64)
+    with pytest.raises(ValueError, match="'train' has 32 pictures, fewer than batch_size=64"):
+        segment(few, tmp_path / "few", devices=ONE)
+    with pytest.raises(FileNotFoundError, match="no list .*train_aug.txt; .* has: train, val"):
+        segment(
+            tiny_config(voc, encoder, data__train_split="train_aug"), tmp_path / "a", devices=ONE
+        )
+    with pytest.raises(ValueError, match="classes: 4 in the checkpoint, 5 now"):
+        segment(tiny_config(voc, encoder, classes=5), whole[0], devices=ONE)
+    with pytest.raises(ValueError, match="of kind 'moco_jax.segment', not 'moco_jax.finetune'"):
+        segmentation.loop.train(
+            task_config("finetune", encoder),
+            make_layout(ONE),
+            whole[0],
+            segmentation.checkpoints.FINETUNE,
+            lambda _: None,
+        )
+
+
+@pytest.mark.slow
+def test_shapes_are_learned(voc, encoder, tmp_path):
+    reached = segment(tiny_config(voc, encoder, steps=60), tmp_path, devices=ONE)
+    # To call everything background is the best that can be done without looking.
+    _, counts = np.unique(
+        np.concatenate([mask.ravel() for mask in _masks(voc)]), return_counts=True
+    )
+    blind = np.zeros((scenes.CLASSES,) * 2)
+    blind[:, 0] = counts[: scenes.CLASSES]
+    assert reached.miou > scores(blind).miou + 15
+    assert reached.accuracy > scores(blind).accuracy + 5
+
+
+def _masks(voc):
+    found = segmentation.open_scenes(str(voc), "val", "SegmentationClass", scenes.CLASSES, 1)
+    return [found.read(i)[1] for i in range(len(found))]
+
+
+SCRIPT = """
+    import sys
+    import jax
+    port, processes, process, encoder, voc, folder = sys.argv[1:]
+    if int(processes) > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
+    from moco_jax.segmentation.segment import segment
+    from tests.segmentation.scenes import tiny_config
+
+    if __name__ == "__main__":
+        segment(tiny_config(voc, encoder), folder)
+"""
+
+
+@pytest.mark.slow  # two processes that each compile
+def test_two_processes_give_the_results_of_one(
+    whole, voc, encoder, tmp_path, repository, free_port
+):
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free_port), "2", str(process)]
+            + [encoder, str(voc), str(tmp_path)],
+            env=os.environ
+            | {
+                "PYTHONPATH": str(repository),
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            },
+        )
+        for process in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+    np.testing.assert_allclose(losses(tmp_path), losses(whole[0]), rtol=1e-4)
+    assert lines(tmp_path)[-1]["miou"] == pytest.approx(whole[1].miou, abs=0.5)

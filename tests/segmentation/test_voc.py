@@ -1,0 +1,99 @@
+"""Scenes in VOC's folders: what is read, and what is refused by name."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_jax.mesh import make_layout
+from moco_jax.segmentation.streamed import SceneData
+from moco_jax.segmentation.voc import BadScene, open_scenes
+from tests.segmentation import scenes
+
+
+def opened(root, split="train", classes=scenes.CLASSES):
+    return open_scenes(str(root), split, "SegmentationClass", classes, threads=2)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three scenes, of which `c` is a JPEG; two in the list."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (20, 30)), ("b", (24, 16)), ("c", (8, 9))):
+        scenes.write(tmp_path, name, *scenes.scene(rng, *size))
+    picture = Image.open(tmp_path / "JPEGImages/c.png")
+    picture.save(tmp_path / "JPEGImages/c.jpg")
+    (tmp_path / "JPEGImages/c.png").unlink()
+    scenes.write_list(tmp_path, "train", ["c", "a"])
+    return tmp_path
+
+
+def test_a_scene_is_its_picture_and_the_indices_of_its_palette(root):
+    found = opened(root)
+    assert len(found) == 2 and found.sizes.tolist() == [[8, 9], [20, 30]]
+    picture, mask = found.read(1)
+    np.testing.assert_array_equal(picture, Image.open(root / "JPEGImages/a.png"))
+    np.testing.assert_array_equal(mask, Image.open(root / "SegmentationClass/a.png"))
+    assert mask.dtype == np.uint8 and 255 in mask and mask.shape == (20, 30)
+    picture, mask = found.read(0)
+    assert picture.shape == (8, 9, 3) and mask.shape == (8, 9)
+
+
+def test_canvases_hold_the_largest_and_pad_the_masks(root):
+    data = SceneData(opened(root), 2, make_layout())
+    plan = [np.array([0, 1, 1, 0, 0, 1, 1, 0], np.int32), np.ones(8, np.int32)]
+    first, second = data.batches(plan)
+    assert data.canvas == (20, 30) and first["images"].shape == (8, 20, 30, 3)
+    assert np.asarray(first["indices"]).tolist() == plan[0].tolist()
+    assert np.asarray(first["sizes"])[:2].tolist() == [[8, 9], [20, 30]]
+    masks, found = np.asarray(first["masks"]), data._scenes
+    np.testing.assert_array_equal(masks[3, :8, :9], found.read(0)[1])
+    assert (masks[3, 8:] == 255).all() and (masks[3, :, 9:] == 255).all()
+    np.testing.assert_array_equal(np.asarray(second["images"])[7], found.read(1)[0])
+    [resumed] = data.batches(plan, start=1)
+    np.testing.assert_array_equal(resumed["masks"], second["masks"])
+
+
+def test_what_is_not_there_is_named(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match="must be a folder like VOCdevkit/VOC2012, got .*x"):
+        opened(tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match="no list .*val.txt; .* has: train"):
+        opened(root, "val")
+    scenes.write_list(root, "none", [])
+    with pytest.raises(ValueError, match="none.txt names no picture"):
+        opened(root, "none")
+    (root / "SegmentationClass/a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 names .*SegmentationClass .*: a$"):
+        opened(root)
+    with pytest.raises(FileNotFoundError, match="there is no folder .*Aug"):
+        open_scenes(str(root), "train", "Aug", 4, 1)
+
+
+def test_a_mask_of_another_size_is_named(root):
+    Image.new("P", (30, 21)).save(root / "SegmentationClass/a.png")
+    with pytest.raises(BadScene, match=r"a.png is 30x21, but its picture .*a.png is 30x20"):
+        opened(root)
+
+
+def test_labels_beyond_the_classes_are_named(root):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[3, 4] = 7
+    scenes.write(root, "a", np.zeros((20, 30, 3), np.uint8), mask)
+    with pytest.raises(BadScene, match=r"SegmentationClass/a.png: label 7 .*allowed: 0 to 3, and"):
+        opened(root).read(1)
+    # Wherever the threads meet it.
+    data = SceneData(opened(root), 2, make_layout())
+    with pytest.raises(BadScene, match="label 7 is beyond classes=4"):
+        list(data.batches([np.ones(8, np.int32)]))
+
+
+def test_colours_in_place_of_indices_and_damaged_files_are_named(root):
+    Image.new("RGB", (30, 20)).save(root / "SegmentationClass/a.png")
+    with pytest.raises(BadScene, match="a.png is a picture of mode RGB; a mask must be a palette"):
+        opened(root).read(1)
+    whole = (root / "JPEGImages/a.png").read_bytes()
+    (root / "JPEGImages/a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadScene, match="JPEGImages/a.png: the file is damaged"):
+        opened(root).read(1)
+    (root / "JPEGImages/a.png").write_bytes(b"no picture")
+    with pytest.raises(BadScene, match="JPEGImages/a.png can't be read as a picture"):
+        opened(root)

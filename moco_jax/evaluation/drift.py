@@ -65,7 +65,7 @@ class DriftMonitor:
         A momentum encoder's newest keys, of age 0, are today's: their cosine is 1.
         """
         done = int(state.step)
-        reach = min(self._dictionary.reach(done), done - self._first)
+        reach = max(0, min(self._dictionary.reach(done), done - self._first))
         if not reach:
             return {}
         ages = np.unique(np.linspace(0, reach - 1, _AGES).round().astype(int)).tolist()

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 
 # Before jax is imported, and for the tests' own processes too. The cache spares compiling the same
@@ -18,6 +20,21 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def run_command(repository: pathlib.Path, module: str, *arguments, cwd=None, **environment):
+    """Returns the finished `python -m module arguments...`, its output as text.
+
+    On one device, as on a user's machine.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd or repository,
+        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """The command that makes features, and finds neighbours and duplicates among them."""
 
 import csv
+import functools
 import io
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import moco_jax
 from moco_jax import embedding, feature_file, pretrained
 from moco_jax.data.picture_source import Source
 from moco_jax.mesh import make_layout
+from tests.conftest import run_command
 from tests.encoders import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
@@ -38,16 +37,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(repository, place):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "moco_jax.embed", *arguments],
-            cwd=place,
-            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)},
-            capture_output=True,
-            text=True,
-        )
-
-    return run
+    return functools.partial(run_command, repository, "moco_jax.embed", cwd=place)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """kNN of an encoder on disk: what the monitor measures, and the command."""
 
-import os
-import subprocess
-import sys
+import functools
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from moco_jax.data.sources import Sources
 from moco_jax.evaluation.monitor import KnnMonitor
 from moco_jax.evaluation.offline_knn import COLUMNS, measure
 from moco_jax.mesh import make_layout
+from tests.conftest import run_command
 from tests.encoders import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
@@ -56,16 +55,7 @@ def test_what_can_not_be_measured_is_told(encoder):
 
 @pytest.fixture(scope="module")
 def run(repository):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "moco_jax.knn", *arguments],
-            cwd=repository,
-            env=os.environ | {"XLA_FLAGS": ""},
-            capture_output=True,
-            text=True,
-        )
-
-    return run
+    return functools.partial(run_command, repository, "moco_jax.knn")
 
 
 def test_the_command(run, encoder, tmp_path):

@@ -1,25 +1,15 @@
 """The command line: its errors are one message, and exit with 2 before any time is spent."""
 
-import os
-import subprocess
-import sys
+import functools
 
 import pytest
+
+from tests.conftest import run_command
 
 
 @pytest.fixture
 def run(repository, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "moco_jax.main", *arguments],
-            cwd=repository,
-            env=os.environ | {"XLA_FLAGS": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    return run
+    return functools.partial(run_command, repository, "moco_jax.main")
 
 
 @pytest.mark.parametrize(

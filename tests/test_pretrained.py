@@ -1,11 +1,15 @@
 """Encoders read from where runs and conversions leave them."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from moco_jax import pretrain, pretrained
+from moco_jax.checkpoints import PRETRAIN, Checkpoints
 from moco_jax.config import flatten
 from tests.tiny import tiny_config, tiny_sources
 
@@ -34,6 +38,24 @@ def test_a_file_gives_back_what_was_written(run, tmp_path):
     got = pretrained.read(tmp_path / "encoder.safetensors")
     jax.tree.map(np.testing.assert_array_equal, got.variables, written.variables)
     assert flatten(got.config) == flatten(written.config) and got.source == written.source
+
+
+def test_a_recipe_from_before_a_key_came_goes_on_with_the_keys_default(run, tmp_path):
+    folder, config, _ = run
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    about = tmp_path / "checkpoints" / "2" / "about" / "metadata"
+    saved = json.loads(about.read_text())
+    for key in ("key_encoder", "bank.loss"):
+        del saved["recipe"][key]
+    about.write_text(json.dumps(saved))
+
+    def check(recipe):
+        with Checkpoints(tmp_path / "checkpoints", 2, recipe, PRETRAIN) as checkpoints:
+            checkpoints.check()
+
+    check(flatten(config))
+    with pytest.raises(ValueError, match="key_encoder: 'momentum' in the checkpoint, 'none' now"):
+        check(flatten(config) | {"key_encoder": "none"})
 
 
 def test_other_things_are_refused_by_name(run, tmp_path):

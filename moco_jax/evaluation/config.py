@@ -1,7 +1,8 @@
 """The base configs of supervised evaluation: every key, with its meaning and unit.
 
-`linear()` is the linear protocol on a frozen encoder, `finetune()` trains all of it. What both have
-stands in `_shared()`; keys that pretraining has too mean the same as in `moco_jax/config.py`.
+`linear()` is the linear protocol on a frozen encoder, `finetune()` trains all of it; `downstream()`
+is what segmentation shares with them. Keys that pretraining has too mean the same as in
+`moco_jax/config.py`.
 """
 
 from ml_collections import ConfigDict
@@ -13,9 +14,7 @@ from moco_jax.data import recipes
 
 def linear() -> ConfigDict:
     """Returns the linear protocol of MoCo v1 and v2 (moco `main_lincls.py`), all keys set."""
-    c = _shared()
-    c.task = "linear"
-    c.name = "linear"
+    c = _classification("linear")
     c.epochs = 100
     # One rate, or several: a head for each is trained on the same features in the same pass.
     c.lr = (30.0,)  # for a batch of lr_batch images, in proportion to batch_size
@@ -31,9 +30,7 @@ def finetune() -> ConfigDict:
 
     This project's recipe, no paper's: SGD, half a cosine, a tenth of pretraining's decay.
     """
-    c = _shared()
-    c.task = "finetune"
-    c.name = "finetune"
+    c = _classification("finetune")
     c.epochs = 30
     c.lr = 0.03  # of the backbone, for a batch of lr_batch images, in proportion to batch_size
     c.head_lr = 10.0  # times that, of the classifier
@@ -47,12 +44,11 @@ def finetune() -> ConfigDict:
     return c.lock()
 
 
-def _shared() -> ConfigDict:
-    """Returns what both tasks have, not locked yet."""
-    base = pretraining.base()
+def downstream(task: str) -> ConfigDict:
+    """Returns the keys of every task that starts from an encoder, not locked yet."""
     c = ConfigDict()
-    c.task = ""  # linear or finetune
-    c.name = ""  # of the experiment; the default workdir is runs/<name>
+    c.task = task
+    c.name = task  # of the experiment; the default workdir is runs/<name>
     c.pretrained = ""  # the encoder: a workdir, a checkpoint of one, or a .safetensors
     c.from_scratch = False  # its architecture with random weights (or model's, if it is '')
     c.baseline = False  # the same from scratch as well, and the gain
@@ -60,7 +56,7 @@ def _shared() -> ConfigDict:
     c.epochs = placeholder(float)  # length of the run in passes over the data ...
     c.steps = placeholder(int)  # ... or in steps: one of the two
     c.batch_size = 256  # B, images a step, over all devices
-    c.dtype = "float32"  # of the backbone: float32 or bfloat16; the classifier is float32
+    c.dtype = "float32"  # of the network: float32 or bfloat16; its last layer is float32
     c.log_every = 50  # steps
     c.checkpoint_every = 1000  # steps
     c.keep_checkpoints = 2
@@ -73,16 +69,21 @@ def _shared() -> ConfigDict:
     c.model.width = 1.0
     c.bn_groups = 8  # parts of the batch with batch-norm statistics of their own, in training mode
 
-    c.label_share = 1.0  # of the training pictures, drawn class by class, at least one of each
-    c.label_list = ""  # a file that names the training pictures instead, one a line
-
-    c.lr_batch = 256  # images
+    c.lr_batch = 256  # images, for which lr is meant
     c.lr_schedule = "step"  # cosine, step or constant
     c.lr_update = "epoch"
-    c.lr_drops = (0.6, 0.8)  # lr x .1 at epochs 60 and 80 of 100
+    c.lr_drops = (0.6, 0.8)  # lr x .1 at these shares of the run
     c.warmup_epochs = 0.0
     c.sgd_momentum = 0.9
     c.weight_decay = 0.0
+    return c
+
+
+def _classification(task: str) -> ConfigDict:
+    """Returns what linear evaluation and fine-tuning have, not locked yet."""
+    base, c = pretraining.base(), downstream(task)
+    c.label_share = 1.0  # of the training pictures, drawn class by class, at least one of each
+    c.label_list = ""  # a file that names the training pictures instead, one a line
 
     c.data = ConfigDict({key: base.data[key] for key in base.data})
     c.data.image_size = 0  # pixels; 0: the encoder's

@@ -6,10 +6,10 @@ Keys that pretraining and fine-tuning have too mean the same as there.
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
 from moco_jax import checks
 from moco_jax.evaluation import validation
+from moco_jax.evaluation.config import downstream
 from moco_jax.models.resnet import STEMS
 from moco_jax.optimizers import SCHEDULES, UPDATES
 from moco_jax.segmentation.voc import IGNORED
@@ -17,42 +17,23 @@ from moco_jax.validation import DTYPES
 
 
 def base() -> ConfigDict:
-    """Returns the recipe of MoCo's VOC segmentation (He et al. 2019, appendix), all keys set."""
-    c = ConfigDict()
-    c.task = "segment"
-    c.name = "segment"  # of the experiment; the default workdir is runs/<name>
-    c.pretrained = ""  # the encoder: a workdir, a checkpoint of one, or a .safetensors
-    c.from_scratch = False  # its architecture with random weights (or model's, if it is '')
-    c.baseline = False  # the same from scratch as well, and the gain
-    c.seed = 0
-    c.epochs = placeholder(float)  # length of the run in passes over the data ...
-    c.steps = placeholder(int)  # ... or in steps: one of the two
-    c.epochs = 50
-    c.batch_size = 16  # B, crops a step, over all devices
-    c.dtype = "float32"  # of all but the last convolution: float32 or bfloat16
-    c.log_every = 50  # steps
-    c.checkpoint_every = 1000  # steps
-    c.keep_checkpoints = 2
-    c.evaluate_every = 5.0  # epochs; after the last step in any case
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    """Returns a recipe after MoCo's VOC segmentation (He et al. 2019, appendix), all keys set.
 
-    c.model = ConfigDict()  # of an encoder from scratch; a pretrained one tells its own
-    c.model.name = ""
-    c.model.stem = "imagenet"
-    c.model.width = 1.0
-    c.bn_groups = 1  # parts of the batch with batch-norm statistics of their own; 1: synchronised
+    Written from memory and not compared with the paper: the length of the run above all.
+    """
+    c = downstream("segment")
+    c.epochs = 50
+    c.batch_size = 16  # crops
+    c.bn_groups = 1  # synchronised
     c.classes = 21  # C, the background included
     c.head = ConfigDict()  # of two 3x3 convolutions
     c.head.width = 256  # channels
     c.head.dilation = 6
 
     c.lr = 0.003  # for a batch of lr_batch crops, in proportion to batch_size
-    c.lr_batch = 16  # crops
-    c.lr_schedule = "step"  # cosine, step or constant
+    c.lr_batch = 16
     c.lr_update = "step"
-    c.lr_drops = (0.7, 0.9)  # lr x .1 at these shares of the run
-    c.warmup_epochs = 0.0
-    c.sgd_momentum = 0.9
+    c.lr_drops = (0.7, 0.9)
     c.weight_decay = 1e-4
 
     c.data = ConfigDict()

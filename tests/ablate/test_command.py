@@ -1,9 +1,8 @@
 """The command, from flags to exit codes."""
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.conftest import run_command
 
 
 @pytest.mark.parametrize(
@@ -14,21 +13,17 @@ import pytest
     ],
 )
 def test_errors_are_one_clear_message(repository, arguments, message):
-    command = [sys.executable, "-m", "moco_jax.ablate", *arguments]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    done = run_command(repository, "moco_jax.ablate", *arguments)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_a_study_ends_in_a_table_and_goes_on_from_its_files(repository, tmp_path):
-    command = [sys.executable, "-m", "moco_jax.ablate", "--study=head", "--values=mlp"]
-    command += ["--config=configs/digits.py", "--config.steps=2", "--config.model.width=0.125"]
-    command += ["--config.knn.every_epochs=0", "--out=~/study"]
-    environment = {"HOME": str(tmp_path), "PATH": "", "JAX_PLATFORMS": "cpu"}
+    arguments = ["--study=head", "--values=mlp", "--config=configs/digits.py", "--out=~/study"]
+    arguments += ["--config.steps=2", "--config.model.width=0.125", "--config.knn.every_epochs=0"]
 
     def run() -> str:
-        options = dict(cwd=repository, env=environment, capture_output=True, text=True)
-        done = subprocess.run(command, **options)
+        done = run_command(repository, "moco_jax.ablate", *arguments, HOME=str(tmp_path))
         assert done.returncode == 0, done.stderr
         return done.stdout
 

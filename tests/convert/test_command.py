@@ -1,29 +1,18 @@
 """The command line: it tells what it found and did, and its errors are one message."""
 
-import os
-import subprocess
-import sys
+import functools
 
 import pytest
 
 from moco_jax import pretrained
+from tests.conftest import run_command
 from tests.convert.networks import assert_same, encoder
 
 
 @pytest.fixture
 def run(repository, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "moco_jax.convert", *arguments],
-            cwd=repository,
-            env=os.environ | {"XLA_FLAGS": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
     pretrained.write(tmp_path / "in.safetensors", encoder(name="resnet18", stem="imagenet"))
-    return run
+    return functools.partial(run_command, repository, "moco_jax.convert")
 
 
 def test_it_tells_what_it_recognised_and_wrote(run, tmp_path):

@@ -1,0 +1,107 @@
+"""This project's side of `benchmarks.step`: the step of the shipped configs, on one device."""
+
+import functools
+import importlib.util
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import step_worker
+from moco_jax.dictionaries import make_dictionary
+from moco_jax.hardware import CHIPS
+from moco_jax.mesh import make_layout
+from moco_jax.models.encoder import make_encoder
+from moco_jax.optimizers import make_optimizer, make_schedule
+from moco_jax.train_step import create_state, make_train_step
+
+_CONFIGS = {"small": "cifar10", "imagenet": "imagenet"}
+_PICTURES = {"small": 50_000, "imagenet": 1_281_167}
+
+
+def main() -> None:
+    problem = step_worker.problem_of(step_worker.problem_parser(__doc__).parse_args())
+    config = _config(problem)
+    layout = make_layout(jax.devices()[:1])
+    encoder = make_encoder(config)
+    optimizer = make_optimizer(config, make_schedule(config, _PICTURES[problem.name] // 256))
+    dictionary = make_dictionary(config, layout, pictures=_PICTURES[problem.name])
+    state = create_state(config, encoder, optimizer, dictionary, layout)
+
+    shape = (problem.batch, config.data.image_size, config.data.image_size, 3)
+    keys = jax.random.split(jax.random.key(1), 2)
+    views = tuple(jax.random.normal(key, shape).astype(problem.dtype) for key in keys)
+    indices = jnp.arange(problem.batch, dtype=jnp.int32)
+    begun = time.perf_counter()
+    step = make_train_step(config, encoder, optimizer, dictionary, layout)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, views, indices).compile()
+    compile_seconds = time.perf_counter() - begun
+    memory = compiled.memory_analysis()
+
+    def steps(count: int) -> float:
+        nonlocal state
+        for _ in range(count):
+            state, metrics = compiled(state, views, indices)
+        return float(metrics["loss"])
+
+    steps(1)
+    facts = {
+        "library": f"jax {jax.__version__}",
+        "device": jax.devices()[0].device_kind,
+        "compile_seconds": compile_seconds,
+        "flops": 4 * _forward_flops(encoder, state, views[0]),
+        "peak_flops": _peak_flops(problem.dtype),
+        "temporaries_megabytes": memory.temp_size_in_bytes / 2**20 if memory else 0.0,
+    }
+    step_worker.serve(facts, steps, _closing)
+
+
+def _config(problem: step_worker.Problem):
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{_CONFIGS[problem.name]}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.batch_size = problem.batch
+    config.bn_groups = problem.bn_groups
+    config.dtype = problem.dtype
+    # The queue's length must be a multiple of the batch.
+    config.queue_size = -(-config.queue_size // problem.batch) * problem.batch
+    return config
+
+
+def _forward_flops(encoder, state, images) -> float:
+    """Returns the multiplications and additions of one encoder's forward pass over a batch.
+
+    A step is four of them: the keys', the queries', and two for the queries' gradient.
+    """
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    forward = functools.partial(encoder.apply, variables, train=False)
+    return jax.jit(forward).lower(images).cost_analysis()["flops"]
+
+
+def _peak_flops(dtype: str) -> float:
+    """Returns the chip's peak; of a chip not known, what a large matrix product reaches."""
+    kind = jax.devices()[0].device_kind.lower()
+    for name, chip in CHIPS.items():
+        if name in kind:
+            return chip.peak_flops
+    a = jnp.ones((2048, 2048), dtype)
+    product = jax.jit(lambda a: a @ a).lower(a).compile()
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - begun)
+    return 2 * 2048**3 / min(times)
+
+
+def _closing() -> dict:
+    stats = jax.devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use")
+    return {"peak_megabytes": peak / 2**20 if peak else step_worker.process_megabytes()}
+
+
+if __name__ == "__main__":
+    main()

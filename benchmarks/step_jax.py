@@ -35,7 +35,7 @@ def main() -> None:
     indices = jnp.arange(problem.batch, dtype=jnp.int32)
     begun = time.perf_counter()
     step = make_train_step(config, encoder, optimizer, dictionary, layout)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, views, indices).compile()
+    compiled = layout.jit(step, donate_argnums=0).lower(state, views, indices).compile()
     compile_seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
 

@@ -143,7 +143,7 @@ def jit_step(config: ConfigDict, data: loader.Batches, train_step: Callable, lay
         state, metrics = train_step(state, views, data.indices(batch))
         return state, metrics | layout.replicate(notices.combined(notes))
 
-    return jax.jit(step, donate_argnums=0)
+    return layout.jit(step, donate_argnums=0)
 
 
 def step_memory(step: jax.stages.Compiled) -> dict[str, float]:

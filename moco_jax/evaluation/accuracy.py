@@ -71,7 +71,7 @@ def make_scores(
       layout: where arrays lie.
     """
 
-    @jax.jit
+    @layout.jit
     def count(variables, arrays, batch, real):
         images = layout.shard(view(*data.pictures(arrays["pictures"], batch)))
         params = layout.replicate(variables["backbone"])

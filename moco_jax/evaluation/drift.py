@@ -42,7 +42,7 @@ class DriftMonitor:
         self._first = 0
         draw = make_views(config, layout)
 
-        @jax.jit
+        @layout.jit
         def cosine(state, arrays, batch, step):
             views = draw(step, *data.pictures(arrays, batch))
             old = dictionary.recall(state.dictionary, Batch(step, data.indices(batch)))

@@ -43,7 +43,7 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
         data.image_size, data.eval_resize, data.mean, data.std, jnp.dtype(config.dtype)
     )
 
-    @jax.jit
+    @layout.jit
     def encode(variables, images, sizes):
         features = encoder.apply(variables, view(images, sizes), method=FEATURES[output])
         return layout.shard(features)

@@ -167,4 +167,4 @@ def _jit_step(
         state, metrics = train_step(state, images, targets)
         return state, metrics | layout.replicate(notices.combined(notes))
 
-    return jax.jit(whole_step, donate_argnums=0)
+    return layout.jit(whole_step, donate_argnums=0)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moco_jax.models import convolution
 from moco_jax.models.batch_norm import GroupedBatchNorm
 
 # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as torchvision's ResNet uses it.
@@ -164,6 +165,7 @@ def padded_conv(
         kernel_dilation=(dilation, dilation),
         use_bias=False,
         kernel_init=conv_init,
+        conv_general_dilated=convolution.conv_general_dilated,
         **kwargs,
     )
 

@@ -75,7 +75,7 @@ def make_confusion(
     """
     classes = network.classifier.classes
 
-    @jax.jit
+    @layout.jit
     def count(variables, batch, real):
         images = layout.shard(view(*data.pictures({}, batch)))
         found: Any = network.apply(layout.replicate(variables), images, train=False)

@@ -206,7 +206,7 @@ def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout:
         state, metrics = train_step(state, images, masks)
         return state, metrics | layout.replicate(notices.combined(notes))
 
-    return jax.jit(whole_step, donate_argnums=0)
+    return layout.jit(whole_step, donate_argnums=0)
 
 
 def _task(run: Run, log: logging.MetricsLog) -> loop.Task:

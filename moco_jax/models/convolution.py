@@ -1,0 +1,244 @@
+"""Convolutions of ResNets, where XLA's own are slow: on CPUs.
+
+GPUs and TPUs compile `jax.lax.conv_general_dilated` and its gradients, untouched. For CPUs
+
+- large 3x3 convolutions of stride 1, and their gradients by the input, are Winograd's F(2x2, 3x3)
+  (Lavin and Gray 2016, arXiv 1509.09308): 2.25 times fewer multiplications, in float32 with
+  rounding of 1e-6 of the largest value;
+- 1x1 convolutions are matrix products, forwards and backwards;
+- the gradient by the input of a 3x3 convolution of stride 2 is computed apart for even and odd rows
+  and columns, instead of over an input three quarters of which is zeros.
+
+Speeds are in benchmarks/RESULTS.md.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+# Multiplications of a convolution from which on Winograd's transforms pay for their compile time,
+# and channels from which on they pay at all.
+_LARGE = 2**29
+_WIDE = 64
+
+
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    **kwargs,
+) -> jax.Array:
+    """Returns `lax.conv_general_dilated` of lhs [B, H, W, C] and rhs [k, k, C, F]; for `nn.Conv`.
+
+    What is written out here has gradients of first order in reverse mode; convolutions other than
+    the above are lax's own.
+    """
+    kernel, stride = rhs.shape[0], window_strides[0]
+    own = (
+        (kernel, stride) in ((1, 1), (1, 2), (3, 1), (3, 2))
+        and rhs.shape[:2] == (kernel, kernel)
+        and tuple(window_strides) == (stride, stride)
+        and all(tuple(pad) == (kernel // 2, kernel // 2) for pad in padding)
+        and set(kwargs.get("rhs_dilation") or (1,)) == {1}
+        and kwargs.get("feature_group_count", 1) == 1
+        and lhs.dtype in (jnp.float32, jnp.float64)  # XLA's bfloat16 products are slow on CPUs
+    )
+    if own:
+        return _conv(lhs, rhs, stride)
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **kwargs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
+    default = functools.partial(_lax_conv, stride=stride)
+    return _by_platform(x, w, cpu=_forward(x, w, stride), default=default)
+
+
+def _conv_forward(x, w, stride):
+    return _conv(x, w, stride), (x, w)
+
+
+def _conv_backward(stride, saved, g):
+    x, w = saved
+    cpu_by_x, cpu_by_w = _backward(x, w, stride)
+    by_x = _by_platform(g, x, w, cpu=cpu_by_x, default=_lax_by_x(stride))
+    by_w = _by_platform(g, x, w, cpu=cpu_by_w, default=_lax_by_w(stride))
+    return by_x, by_w
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+# `lax.platform_dependent` as a primitive of its own: that one leaves a conditional in the program.
+_by_platform_p = Primitive("by_platform")
+
+
+def _by_platform(*arrays: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
+    """Returns `cpu` of the arrays in programs for CPUs, and `default` in all others."""
+    return _by_platform_p.bind(*arrays, cpu=cpu, default=default)
+
+
+@_by_platform_p.def_impl
+def _run(*arrays, **functions):
+    return jax.jit(functools.partial(_by_platform, **functions))(*arrays)
+
+
+@_by_platform_p.def_abstract_eval
+def _shape(*arrays, cpu, default):
+    result = jax.eval_shape(default, *arrays)
+    return jax.core.ShapedArray(result.shape, result.dtype)
+
+
+def _lower(name: str):
+    return mlir.lower_fun(lambda *x, **of: of[name](*x), multiple_results=False)
+
+
+mlir.register_lowering(_by_platform_p, _lower("default"))
+mlir.register_lowering(_by_platform_p, _lower("cpu"), platform="cpu")
+
+
+def _forward(x: jax.Array, w: jax.Array, stride: int) -> Callable[..., jax.Array]:
+    """Returns the forward function (x, w) -> y for a CPU."""
+    if w.shape[0] == 1:
+        return functools.partial(_pointwise, stride=stride)
+    if stride == 1 and _pays(x, w):
+        return _winograd
+    return functools.partial(_lax_conv, stride=stride)
+
+
+def _backward(x: jax.Array, w: jax.Array, stride: int) -> tuple[Callable[..., Any], ...]:
+    """Returns the gradients' functions (g, x, w) -> [...] by x and by w for a CPU."""
+    if w.shape[0] == 1:
+        by_w = functools.partial(_pointwise_by_w, stride=stride)
+        return functools.partial(_pointwise_by_x, stride=stride), by_w
+    if stride == 2:
+        return _strided_by_x, _lax_by_w(stride)
+    if _pays(x, w):
+        return _winograd_by_x, _lax_by_w(stride)
+    return _lax_by_x(stride), _lax_by_w(stride)
+
+
+def _pays(x: jax.Array, w: jax.Array) -> bool:
+    return min(w.shape[2:]) >= _WIDE and x.size * w.size // w.shape[2] >= _LARGE
+
+
+def _lax_conv(x, w, stride):
+    pad = w.shape[0] // 2
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=_NHWC
+    )
+
+
+def _lax_by_x(stride: int):
+    return lambda g, x, w: jax.linear_transpose(lambda x: _lax_conv(x, w, stride), x)(g)[0]
+
+
+def _lax_by_w(stride: int):
+    return lambda g, x, w: jax.linear_transpose(lambda w: _lax_conv(x, w, stride), w)(g)[0]
+
+
+def _times(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns x [..., C] times w [C, F], as one product of two matrices."""
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _pointwise(x, w, stride):
+    return _times(x[:, ::stride, ::stride], w[0, 0])
+
+
+def _pointwise_by_x(g, x, w, stride):
+    by_x = _times(g, w[0, 0].T)
+    if stride == 1:
+        return by_x
+    last = [
+        (0, size - 2 * small + 1, 1) for size, small in zip(x.shape[1:3], g.shape[1:3], strict=True)
+    ]
+    return lax.pad(by_x, jnp.zeros((), g.dtype), ((0, 0, 0), *last, (0, 0, 0)))
+
+
+def _pointwise_by_w(g, x, w, stride):
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1]))[None, None]
+
+
+# Taps of a 3-wide kernel of stride 2 that reach input 2m (even) and 2m + 1 (odd), as (which tap,
+# of which output after m).
+_TAPS = (((1, 0),), ((2, 0), (0, 1)))
+
+
+def _strided_by_x(g, x, w):
+    """Returns the gradient by x [B, H, W, C] of a 3x3 convolution of stride 2, g [B, H/2, ...]."""
+    height, width = g.shape[1:3]
+    padded = jnp.pad(g, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    w = w.swapaxes(2, 3)
+    parts = [
+        sum(
+            _times(padded[:, i : i + height, j : j + width], w[a, b])
+            for a, i in rows
+            for b, j in columns
+        )
+        for rows in _TAPS
+        for columns in _TAPS
+    ]
+    return _interleave(parts)[:, : x.shape[1], : x.shape[2]]
+
+
+def _interleave(parts: Sequence[Any]) -> jax.Array:
+    """Returns [B, 2H, 2W, C] of 4 [B, H, W, C]: even rows' even and odd columns, then odd rows'."""
+    rows = [jnp.stack(parts[i : i + 2], axis=3) for i in (0, 2)]
+    batch, height, width, _, channels = rows[0].shape
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
+
+
+# Of Lavin and Gray, sec. 4.1: the kernel's transform. Those of the input and the output, B and A,
+# are sums and differences, written out below.
+_G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
+
+
+def _winograd(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns the convolution of x [B, H, W, C] with w [3, 3, C, F], padded by 1: [B, H, W, F].
+
+    Tiles of 2x2 results, each from 4x4 inputs: 16 products over all tiles instead of 36.
+    """
+    height, width = x.shape[1:3]
+    even_height, even_width = height + height % 2, width + width % 2
+    padded = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
+    tiles = [
+        [padded[:, i : i + even_height - 1 : 2, j : j + even_width - 1 : 2] for j in range(4)]
+        for i in range(4)
+    ]
+    tiles = _columns(_into, _rows(_into, tiles))
+    transform = jnp.asarray(_G, w.dtype)
+    kernel = jnp.einsum("ai,bj,ijcf->abcf", transform, transform, w)
+    products = [[_times(tiles[i][j], kernel[i, j]) for j in range(4)] for i in range(4)]
+    (a, b), (c, d) = _columns(_out_of, _rows(_out_of, products))
+    return _interleave((a, b, c, d))[:, :height, :width]
+
+
+def _winograd_by_x(g, x, w):
+    return _winograd(g, w[::-1, ::-1].swapaxes(2, 3))
+
+
+def _into(a, b, c, d):
+    return a - c, b + c, c - b, b - d
+
+
+def _out_of(a, b, c, d):
+    return a + b + c, b - c - d
+
+
+def _rows(transform, grid):
+    return [transform(*row) for row in grid]
+
+
+def _columns(transform, grid):
+    return list(zip(*_rows(transform, zip(*grid, strict=True)), strict=True))

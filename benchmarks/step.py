@@ -96,7 +96,8 @@ def _started(side: str, flags: list[str], torch_python: str) -> Iterator[subproc
     """Starts a side's process; it is gone when the context is left, also by an error."""
     if side == "moco_jax":
         command = [sys.executable, "-m", "benchmarks.step_jax", *flags]
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        # Huge pages as launch/local.sh asks for them.
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | _HUGE_PAGES
     else:
         best = side != "torch"
         command = [torch_python, "-m", "benchmarks.step_torch", *flags, *["--best"] * best]
@@ -129,7 +130,7 @@ def table(record: dict) -> str:
     ours = sides.get("moco_jax", {})
     for side, r in sides.items():
         mfu = "-"
-        if "flops" in ours:
+        if ours.get("peak_flops"):
             mfu = ours["flops"] / record["batch"] * r["images_per_second"] / ours["peak_flops"]
             mfu = f"{mfu:.1%}"
         spread = f"{min(r['turns']):.1f} to {max(r['turns']):.1f}"

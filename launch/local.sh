@@ -8,4 +8,6 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 take_flags "$0" "$@"
 . "$root/launch/setup.sh" "" # without an argument it would see those of this script
+# Memory in pages of 2 MB: a step on a CPU is a tenth faster (benchmarks/RESULTS.md).
+[ "$platform" != cpu ] || export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 become "$python" -m moco_jax.main ${arguments[@]+"${arguments[@]}"}

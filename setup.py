@@ -38,6 +38,7 @@ setup(
         "plot": ["matplotlib", "pyarrow>=15"],
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "ruff",
             "pyright",
             "chex>=0.1.90",

@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,37 +13,58 @@ from benchmarks import step_worker
 from moco_jax.dictionaries import make_dictionary
 from moco_jax.hardware import CHIPS
 from moco_jax.mesh import make_layout
-from moco_jax.models.encoder import make_encoder
+from moco_jax.models.encoder import Encoder, make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.train_step import create_state, make_train_step
+from moco_jax.train_step import TrainState, create_state, make_train_step
 
 _CONFIGS = {"small": "cifar10", "imagenet": "imagenet"}
 _PICTURES = {"small": 50_000, "imagenet": 1_281_167}
 
 
-def main() -> None:
-    problem = step_worker.problem_of(step_worker.problem_parser(__doc__).parse_args())
+class Step(NamedTuple):
+    """A compiled step and what it takes.
+
+    Attributes:
+      compiled: (state, *inputs) -> (state, metrics), the state donated.
+      state: of step 0.
+      inputs: the views and the pictures' indices.
+      encoder: of the state.
+    """
+
+    compiled: jax.stages.Compiled
+    state: TrainState
+    inputs: tuple
+    encoder: Encoder
+
+
+def make_step(problem: step_worker.Problem) -> Step:
+    """Returns the step of a shipped config at the problem's sizes, on random views."""
     config = _config(problem)
     layout = make_layout(jax.devices()[:1])
     encoder = make_encoder(config)
     optimizer = make_optimizer(config, make_schedule(config, _PICTURES[problem.name] // 256))
     dictionary = make_dictionary(config, layout, pictures=_PICTURES[problem.name])
     state = create_state(config, encoder, optimizer, dictionary, layout)
-
     shape = (problem.batch, config.data.image_size, config.data.image_size, 3)
     keys = jax.random.split(jax.random.key(1), 2)
     views = tuple(jax.random.normal(key, shape).astype(problem.dtype) for key in keys)
-    indices = jnp.arange(problem.batch, dtype=jnp.int32)
-    begun = time.perf_counter()
+    inputs = (views, jnp.arange(problem.batch, dtype=jnp.int32))
     step = make_train_step(config, encoder, optimizer, dictionary, layout)
-    compiled = layout.jit(step, donate_argnums=0).lower(state, views, indices).compile()
+    compiled = layout.jit(step, donate_argnums=0).lower(state, *inputs).compile()
+    return Step(compiled, state, inputs, encoder)
+
+
+def main() -> None:
+    problem = step_worker.problem_of(step_worker.problem_parser(__doc__).parse_args())
+    begun = time.perf_counter()
+    compiled, state, inputs, encoder = make_step(problem)
     compile_seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
 
     def steps(count: int) -> float:
         nonlocal state
         for _ in range(count):
-            state, metrics = compiled(state, views, indices)
+            state, metrics = compiled(state, *inputs)
         return float(metrics["loss"])
 
     steps(1)
@@ -50,7 +72,7 @@ def main() -> None:
         "library": f"jax {jax.__version__}",
         "device": jax.devices()[0].device_kind,
         "compile_seconds": compile_seconds,
-        "flops": 4 * _forward_flops(encoder, state, views[0]),
+        "flops": 4 * _forward_flops(encoder, state, inputs[0][0]),
         "peak_flops": _peak_flops(),
         "temporaries_megabytes": memory.temp_size_in_bytes / 2**20 if memory else 0.0,
     }

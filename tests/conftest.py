@@ -6,10 +6,12 @@ import subprocess
 import sys
 import tempfile
 
-# Before jax is imported, and for the tests' own processes too. The cache spares compiling the same
-# step again in every test that starts the loop.
+# Before jax is imported, and for the tests' own processes too. Compiling is most of their time: it
+# is done without optimisation, and the cache spares compiling the same step again in every test
+# that starts the loop.
+_FAST_COMPILE = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "") + f" {_FAST_COMPILE} --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 _CACHE = tempfile.TemporaryDirectory(prefix="moco_jax_tests_")
@@ -22,6 +24,11 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def devices_flags(devices: int) -> str:
+    """Returns the XLA_FLAGS of a test's own process with so many virtual devices."""
+    return f"{_FAST_COMPILE} --xla_force_host_platform_device_count={devices}"
+
+
 def run_command(repository: pathlib.Path, module: str, *arguments, cwd=None, **environment):
     """Returns the finished `python -m module arguments...`, its output as text.
 
@@ -30,7 +37,7 @@ def run_command(repository: pathlib.Path, module: str, *arguments, cwd=None, **e
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd or repository,
-        env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(repository)} | environment,
+        env=os.environ | {"XLA_FLAGS": _FAST_COMPILE, "PYTHONPATH": str(repository)} | environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -18,6 +18,7 @@ import pytest
 
 from moco_jax import cluster
 from moco_jax.roll_call import Missing, meet
+from tests.conftest import devices_flags
 from tests.tiny import tiny_sources
 
 STEPS = 10
@@ -78,7 +79,7 @@ def start(repository, config):
         port, running = free_port(), []
         environment = os.environ | {
             "PYTHONPATH": str(repository),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+            "XLA_FLAGS": devices_flags(8 // processes),
             "SLOW": slow,
             "SECONDS_": str(seconds),
         }

@@ -9,6 +9,8 @@ import textwrap
 import numpy as np
 import pytest
 
+from tests.conftest import devices_flags
+
 DEVICES, STEPS, BATCH = 8, 4, 80  # 40 rows a process: pieces of 16, 16 and 8 pictures
 
 # Writes the views of each step from `start` on, the rows that lie on this process's devices.
@@ -51,7 +53,7 @@ def draw(repository, tmp_path):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={DEVICES // processes}"
+        flags = devices_flags(DEVICES // processes)
         files = [tmp_path / f"{processes}-{start}-{megabytes}-{i}.npz" for i in range(processes)]
         running = [
             subprocess.Popen(

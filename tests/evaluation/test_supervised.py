@@ -15,6 +15,7 @@ from moco_jax import logging, loop, pretrain
 from moco_jax.checkpoints import FINETUNE, LINEAR
 from moco_jax.data.sources import Sources, array_source
 from moco_jax.evaluation import supervised
+from tests.conftest import devices_flags
 from tests.evaluation.tiny import encoder_variables, task_config, write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
@@ -241,7 +242,7 @@ SCRIPT = """
 @pytest.mark.parametrize("task", ["linear", "finetune", "cached"])
 def test_two_processes_give_the_results_of_one(task, encoder, tmp_path, repository, free_port):
     for processes in (1, 2):
-        flags = f"--xla_force_host_platform_device_count={8 // processes}"
+        flags = devices_flags(8 // processes)
         arguments = [str(free_port), str(processes)]
         running = [
             subprocess.Popen(

@@ -16,6 +16,7 @@ from moco_jax.mesh import make_layout
 from moco_jax.segmentation import segment as segmentation
 from moco_jax.segmentation.scores import scores
 from moco_jax.segmentation.segment import segment
+from tests.conftest import devices_flags
 from tests.evaluation.tiny import encoder_variables, task_config, write_encoder
 from tests.segmentation import scenes
 from tests.segmentation.scenes import tiny_config
@@ -164,11 +165,7 @@ def test_two_processes_give_the_results_of_one(
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free_port), "2", str(process)]
             + [encoder, str(voc), str(tmp_path)],
-            env=os.environ
-            | {
-                "PYTHONPATH": str(repository),
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-            },
+            env=os.environ | {"PYTHONPATH": str(repository), "XLA_FLAGS": devices_flags(4)},
         )
         for process in range(2)
     ]

@@ -1,0 +1,89 @@
+"""Where the time of a pretraining step goes: its longest operations, as the profiler saw them.
+
+Command: python -m benchmarks.step_profile --size=small --batch=128 --bn_groups=8
+
+The step is that of `benchmarks.step`. Operations that run at the same time are each counted whole,
+so shares are of their sum; on a CPU, that of the step is told beside it. GB/s are of operands and
+results, each counted once.
+"""
+
+import collections
+import math
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+
+from benchmarks import step_jax, step_worker
+
+_STEPS = 3
+_OPERATION = re.compile(
+    r"^\s*(?:ROOT )?%?(?P<name>[\w.\-]+) = "
+    r"(?P<shape>\([^=]*?\)|\S+) (?P<kind>[\w\-]+)\((?P<rest>.*)$"
+)
+_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
+
+
+def main() -> None:
+    options = step_worker.problem_parser(__doc__).parse_args()
+    step = step_jax.make_step(step_worker.problem_of(options))
+    durations, seconds = trace(step)
+    operations = read_program(step.compiled.as_text())
+    total = sum(durations.values())
+    print(f"{seconds:.3f} s a step; its operations' sum {total:.3f} s, of which")
+    print(f"{'share':>6} {'ms':>8} {'GB/s':>6}  operation")
+    for name, duration in durations.most_common(10):
+        size, source = operations.get(name, (0, ""))
+        rate = size / duration / 1e9
+        print(f"{duration / total:6.1%} {duration * 1e3:8.1f} {rate:6.1f}  {name}  {source}")
+
+
+def trace(step: step_jax.Step) -> tuple[collections.Counter, float]:
+    """Returns seconds of a step by operation, and of the step itself."""
+    state, metrics = step.compiled(step.state, *step.inputs)
+    jax.block_until_ready(metrics)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            begun = time.perf_counter()
+            for _ in range(_STEPS):
+                state, metrics = step.compiled(state, *step.inputs)
+            jax.block_until_ready((state, metrics))
+            seconds = (time.perf_counter() - begun) / _STEPS
+        (file,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(file))
+    durations = collections.Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op")
+                if name is not None:
+                    durations[name] += event.duration_ns / 1e9 / _STEPS
+    return durations, seconds
+
+
+def read_program(text: str) -> dict[str, tuple[int, str]]:
+    """Returns, by operation of a compiled program's text, bytes in and out and where it is from."""
+    shapes, found = {}, {}
+    matches = [match for line in text.splitlines() if (match := _OPERATION.match(line))]
+    for match in matches:
+        shapes[match["name"]] = _bytes(match["shape"])
+    for match in matches:
+        operands = re.findall(r"%([\w.\-]+)", match["rest"].split("), ")[0])
+        size = shapes[match["name"]] + sum(shapes.get(operand, 0) for operand in operands)
+        source = re.search(r'op_name="[^"]*?(Encoder[^"]*)"', match["rest"])
+        found[match["name"]] = size, f"{match['kind']} {source[1] if source else ''}"
+    return found
+
+
+def _bytes(shape: str) -> int:
+    sizes = []
+    for _, bits, dimensions in _ARRAY.findall(shape):
+        lengths = [int(n) for n in dimensions.split(",") if n]
+        sizes.append(math.prod(lengths) * int(bits or 8) // 8)
+    return sum(sizes)
+
+
+if __name__ == "__main__":
+    main()

@@ -62,17 +62,18 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def gain(trained: tuple[float, float], scratch: tuple[float, float]) -> str:
-    """Returns three lines: pretrained, from scratch and the difference.
+def gain(trained: tuple[float, float], baseline: tuple[float, float], name: str) -> str:
+    """Returns three lines: pretrained, the baseline and the difference.
 
     Args:
       trained: last and best, percent.
-      scratch: likewise.
+      baseline: likewise.
+      name: of the baseline.
     """
     return "\n".join(
         [
-            f"pretrained    {trained[0]:6.2f}%  (best {trained[1]:.2f}%)",
-            f"from scratch  {scratch[0]:6.2f}%  (best {scratch[1]:.2f}%)",
-            f"gain          {trained[0] - scratch[0]:+6.2f} points after the last step",
+            f"{'pretrained':14}{trained[0]:6.2f}%  (best {trained[1]:.2f}%)",
+            f"{name:14}{baseline[0]:6.2f}%  (best {baseline[1]:.2f}%)",
+            f"{'gain':14}{trained[0] - baseline[0]:+6.2f} points after the last step",
         ]
     )

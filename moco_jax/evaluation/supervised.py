@@ -54,10 +54,12 @@ def evaluate(
     if config.baseline:
         scratch = copy.deepcopy(config)
         scratch.from_scratch, scratch.baseline = True, False
-        say("\nthe same from scratch:")
+        # An encoder that is not trained is not "from scratch": it stays as it was drawn.
+        name = "random" if config.task == "linear" else "from scratch"
+        say(f"\nthe same, {name}:")
         other = _evaluate_one(scratch, pathlib.Path(folder) / "from_scratch", layout, sources)
         reached = [(row.top1, row.best_top1) for row in map(results.best, (rows, other))]
-        say("\n" + results.gain(*reached))
+        say("\n" + results.gain(*reached, name))
     return rows
 
 

@@ -103,7 +103,8 @@ def segment(
         scratch.from_scratch, scratch.baseline = True, False
         say("\nthe same from scratch:")
         other = _segment_one(scratch, pathlib.Path(folder) / "from_scratch", layout)
-        say(f"\nmIoU\n{results.gain(*((r.miou, r.best_miou) for r in (reached, other)))}")
+        both = [(r.miou, r.best_miou) for r in (reached, other)]
+        say(f"\nmIoU\n{results.gain(*both, 'from scratch')}")
     return reached
 
 

@@ -4,6 +4,8 @@ Those libraries are no part of the tests' packages: pip install 'moco-jax[conver
 """
 
 import importlib
+import subprocess
+import sys
 import warnings
 
 import flax.traverse_util
@@ -25,11 +27,20 @@ def library(name: str):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if name in ("torchvision", "timm") and not _LIBRARY:
+            if name in ("torchvision", "timm") and not _LIBRARY and not _torchvision_fits():
                 _define_operators(importlib.import_module("torch"))
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         pytest.skip(f"needs {error.name}: pip install 'moco-jax[convert-test]'")
+
+
+def _torchvision_fits() -> bool:
+    """Returns whether torchvision lies beside the torch that it was built for.
+
+    Versions don't tell; and tried in this process, what failed could not be tried again.
+    """
+    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
+    return done.returncode == 0
 
 
 def _define_operators(torch):

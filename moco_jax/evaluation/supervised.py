@@ -58,8 +58,8 @@ def evaluate(
         name = "random" if config.task == "linear" else "from scratch"
         say(f"\nthe same, {name}:")
         other = _evaluate_one(scratch, pathlib.Path(folder) / "from_scratch", layout, sources)
-        reached = [(row.top1, row.best_top1) for row in map(results.best, (rows, other))]
-        say("\n" + results.gain(*reached, name))
+        trained, baseline = ((r.top1, r.best_top1) for r in map(results.best, (rows, other)))
+        say("\n" + results.gain(trained, baseline, name))
     return rows
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -95,7 +96,7 @@ def _run(*arrays, **functions):
 @_by_platform_p.def_abstract_eval
 def _shape(*arrays, cpu, default):
     result = jax.eval_shape(default, *arrays)
-    return jax.core.ShapedArray(result.shape, result.dtype)
+    return ShapedArray(result.shape, result.dtype)
 
 
 def _lower(name: str):

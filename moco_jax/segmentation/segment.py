@@ -103,8 +103,8 @@ def segment(
         scratch.from_scratch, scratch.baseline = True, False
         say("\nthe same from scratch:")
         other = _segment_one(scratch, pathlib.Path(folder) / "from_scratch", layout)
-        both = [(r.miou, r.best_miou) for r in (reached, other)]
-        say(f"\nmIoU\n{results.gain(*both, 'from scratch')}")
+        trained, baseline = ((r.miou, r.best_miou) for r in (reached, other))
+        say(f"\nmIoU\n{results.gain(trained, baseline, 'from scratch')}")
     return reached
 
 

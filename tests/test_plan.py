@@ -13,6 +13,8 @@ from moco_jax.collectives import Array, Collective
 from moco_jax.data import recipes
 from moco_jax.forecast import Forecast
 from moco_jax.mesh import make_layout
+from moco_jax.models import convolution
+from moco_jax.models.resnet import padded_conv
 from moco_jax.program import Program
 from moco_jax.topology import Topology
 from tests.tiny import tiny_config
@@ -164,6 +166,17 @@ def test_what_the_compiler_tells_of_a_step_known_to_the_byte():
     assert told.flops == pytest.approx(2 * 8 * 100 * 100, rel=0.2)
     assert [(c.kind, c.bytes) for c in told.moved] == [("all-reduce", 100 * 100 * 4)]
     assert told.temporaries is not None and told.temporaries < 3 * 100 * 100 * 4
+
+
+def test_a_cpus_own_convolutions_are_not_told_of(monkeypatch):
+    monkeypatch.setattr(convolution, "_LARGE", 0)  # Winograd would have 4/9 of the products
+    layout = make_layout(jax.devices()[:1])
+    kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32, sharding=layout.replicated)
+    images = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.float32, sharding=layout.sharded())
+    conv = padded_conv(64, 3)
+    step = jax.jit(lambda kernel, x: conv.apply({"params": {"kernel": kernel}}, x))
+    told = program.compiled(step, kernel, images)
+    assert told.flops > 0.8 * 2 * 2 * 16 * 16 * 9 * 64 * 64
 
 
 def test_the_step_is_the_one_that_trains():

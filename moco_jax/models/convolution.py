@@ -12,8 +12,10 @@ GPUs and TPUs compile `jax.lax.conv_general_dilated` and its gradients, untouche
 Speeds are in benchmarks/RESULTS.md.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,18 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # and channels from which on they pay at all.
 _LARGE = 2**29
 _WIDE = 64
+
+_lax_only = contextvars.ContextVar("lax_only", default=False)
+
+
+@contextlib.contextmanager
+def lax_only() -> Iterator[None]:
+    """Leaves all convolutions traced in it to lax: a CPU's program is then an accelerator's."""
+    token = _lax_only.set(True)
+    try:
+        yield
+    finally:
+        _lax_only.reset(token)
 
 
 def conv_general_dilated(
@@ -52,6 +66,7 @@ def conv_general_dilated(
         and set(kwargs.get("rhs_dilation") or (1,)) == {1}
         and kwargs.get("feature_group_count", 1) == 1
         and lhs.dtype in (jnp.float32, jnp.float64)  # XLA's bfloat16 products are slow on CPUs
+        and not _lax_only.get()
     )
     if own:
         return _conv(lhs, rhs, stride)

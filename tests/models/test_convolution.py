@@ -81,3 +81,11 @@ def test_accelerators_compile_the_convolutions_of_lax(platform, case, monkeypatc
         return sorted(word for word in words if word.startswith("stablehlo."))
 
     assert operations(_own) == operations(_lax)
+
+
+def test_a_cpus_program_can_have_the_convolutions_of_lax():
+    x, w, _ = _problem(8, 1, 1, 4, 6)
+    assert "convolution(" not in jax.jit(lambda x, w: _own(x, w, 1)).lower(x, w).as_text()
+    with convolution.lax_only():
+        text = jax.jit(lambda x, w: _own(x, w, 1)).lower(x, w).as_text()
+    assert "convolution(" in text

@@ -19,7 +19,7 @@ _SMALL = 2**14  # elements; below, a parameter costs less memory than it would c
 def _cpu_options() -> dict[str, str] | None:
     """Returns what makes XLA compile convolutions by Eigen for CPUs; None where it is unknown.
 
-    By YNN, which jaxlib 0.10 chooses by itself, a step takes 1.2 to 2.5 times as long.
+    By YNN, which jaxlib 0.10 chooses by itself, a step took 2.5 times as long.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:

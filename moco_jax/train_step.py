@@ -15,6 +15,7 @@ from moco_jax.dictionaries import Batch, Dictionary
 from moco_jax.key_encoders import KEY_ENCODERS, Encoders
 from moco_jax.mesh import Layout
 from moco_jax.models.encoder import Encoder
+from moco_jax.norms import global_norm
 
 Metrics = dict[str, jax.Array]
 
@@ -146,9 +147,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         trained = optax.apply_updates(trained, updates)
         params, key_params = key_encoder.parameters(trained, prepared)
-        metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["grad_norm"] = global_norm(grads, layout)
         # The loss is of before the update: only this tells that what is saved is finite.
-        metrics["param_norm"] = optax.tree.norm(trained)
+        metrics["param_norm"] = global_norm(trained, layout)
         keys = jax.lax.stop_gradient(_interleave(encoded.keys))
         after = state.replace(
             step=state.step + 1,

@@ -21,9 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
+
+from moco_jax.platforms import by_platform
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -76,7 +75,7 @@ def conv_general_dilated(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
     default = functools.partial(_lax_conv, stride=stride)
-    return _by_platform(x, w, cpu=_forward(x, w, stride), default=default)
+    return by_platform(x, w, cpu=_forward(x, w, stride), default=default)
 
 
 def _conv_forward(x, w, stride):
@@ -86,40 +85,12 @@ def _conv_forward(x, w, stride):
 def _conv_backward(stride, saved, g):
     x, w = saved
     cpu_by_x, cpu_by_w = _backward(x, w, stride)
-    by_x = _by_platform(g, x, w, cpu=cpu_by_x, default=_lax_by_x(stride))
-    by_w = _by_platform(g, x, w, cpu=cpu_by_w, default=_lax_by_w(stride))
+    by_x = by_platform(g, x, w, cpu=cpu_by_x, default=_lax_by_x(stride))
+    by_w = by_platform(g, x, w, cpu=cpu_by_w, default=_lax_by_w(stride))
     return by_x, by_w
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
-
-
-# `lax.platform_dependent` as a primitive of its own: that one leaves a conditional in the program.
-_by_platform_p = Primitive("by_platform")
-
-
-def _by_platform(*arrays: jax.Array, cpu: Callable, default: Callable) -> jax.Array:
-    """Returns `cpu` of the arrays in programs for CPUs, and `default` in all others."""
-    return _by_platform_p.bind(*arrays, cpu=cpu, default=default)
-
-
-@_by_platform_p.def_impl
-def _run(*arrays, **functions):
-    return jax.jit(functools.partial(_by_platform, **functions))(*arrays)
-
-
-@_by_platform_p.def_abstract_eval
-def _shape(*arrays, cpu, default):
-    result = jax.eval_shape(default, *arrays)
-    return ShapedArray(result.shape, result.dtype)
-
-
-def _lower(name: str):
-    return mlir.lower_fun(lambda *x, **of: of[name](*x), multiple_results=False)
-
-
-mlir.register_lowering(_by_platform_p, _lower("default"))
-mlir.register_lowering(_by_platform_p, _lower("cpu"), platform="cpu")
 
 
 def _forward(x: jax.Array, w: jax.Array, stride: int) -> Callable[..., jax.Array]:

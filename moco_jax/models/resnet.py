@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from moco_jax.models import convolution
 from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.pooling import max_pool
+from moco_jax.models.relu import relu
 
 # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as torchvision's ResNet uses it.
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -32,10 +34,10 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = self.conv(self.filters, 3, self.strides, dilation=self.dilation)(x)
-        y = nn.relu(self.norm()(y))
+        y = self.norm(rectify=True)(y)
         y = self.conv(self.filters, 3, dilation=self.dilation)(y)
         y = self.norm()(y)
-        return nn.relu(y + _shortcut(self, x, self.filters))
+        return relu(y + _shortcut(self, x, self.filters))
 
 
 class Bottleneck(nn.Module):
@@ -53,14 +55,14 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = self.filters * self.base_width // 64 * self.groups
-        y = nn.relu(self.norm()(self.conv(inner, 1)(x)))
+        y = self.norm(rectify=True)(self.conv(inner, 1)(x))
         y = self.conv(
             inner, 3, self.strides, dilation=self.dilation, feature_group_count=self.groups
         )(y)
-        y = nn.relu(self.norm()(y))
+        y = self.norm(rectify=True)(y)
         y = self.conv(self.filters * self.expansion, 1)(y)
         y = self.norm()(y)
-        return nn.relu(y + _shortcut(self, x, self.filters * self.expansion))
+        return relu(y + _shortcut(self, x, self.filters * self.expansion))
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
@@ -131,11 +133,11 @@ class ResNet(nn.Module):
         x = images.astype(self.dtype)
         if self.stem == "imagenet":
             x = conv(self._channels(0), 7, 2, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_norm")(x))
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=[(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType]
+            x = norm(name="stem_norm", rectify=True)(x)
+            x = max_pool(x)
         else:
             x = conv(self._channels(0), 3, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_norm")(x))
+            x = norm(name="stem_norm", rectify=True)(x)
         for stage, blocks in enumerate(self.stage_sizes):
             dilated = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):

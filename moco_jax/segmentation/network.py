@@ -39,9 +39,9 @@ class Classifier(nn.Module):
                 groups=self.bn_groups,
                 use_running_average=not train,
                 dtype=self.dtype,
+                rectify=True,
                 name=f"norm{i}",
             )(x)
-            x = nn.relu(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         # N(0, .01) as the reference's linear classifier; the paper doesn't tell.
         init = nn.initializers.normal(0.01)

@@ -3,27 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from jax import lax
 
 from moco_jax.data import levels
 
-
-def in_three_products(equation, pixels, weights):
-    """What a TPU does with `Precision.HIGH`; the third product is of the levels' low part, 0."""
-    high = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=7)
-    low = lax.reduce_precision(weights - high, exponent_bits=8, mantissa_bits=7)
-    return levels.weigh(equation, pixels, high) + levels.weigh(equation, pixels, low)
+WAYS = [(levels.in_float32, 0.001), (levels.in_two_bfloat16, 0.01), (levels.in_float16, 0.07)]
 
 
-def in_tensor_float(equation, pixels, weights):
-    """What a GPU does: TensorFloat-32 holds levels and cuts weights to 11 bits."""
-    weights = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=10)
-    return levels.weigh(equation, pixels, weights)
-
-
-@pytest.mark.parametrize(
-    "weigh, bound", [(levels.weigh, 0.001), (in_three_products, 0.01), (in_tensor_float, 0.07)]
-)
+@pytest.mark.parametrize("weigh, bound", WAYS)
 def test_weighing_is_exact_to_a_part_of_a_level(weigh, bound):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 4, 3, 60), np.uint8)
@@ -35,12 +21,22 @@ def test_weighing_is_exact_to_a_part_of_a_level(weigh, bound):
     np.testing.assert_allclose(got, expected, atol=bound)
 
 
-@pytest.mark.parametrize("weigh", [levels.weigh, in_three_products, in_tensor_float])
+@pytest.mark.parametrize("weigh", [way for way, _ in WAYS])
 def test_a_weight_of_one_is_exact(weigh):
     pixels = np.arange(256, dtype=np.uint8)[None, :, None]
     one = np.ones((1, 1, 1), np.float32)
     got = jax.jit(weigh, static_argnums=0)("bpw,bxw->bpx", pixels, one)
     np.testing.assert_array_equal(got, pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize("platform, dtype", [("cpu", "f32"), ("cuda", "f16"), ("tpu", "bf16")])
+def test_each_kind_of_device_multiplies_what_it_is_fast_at(platform, dtype):
+    pixels, one = np.zeros((1, 4, 3), np.uint8), np.ones((1, 1, 3), np.float32)
+    traced = jax.jit(levels.weigh, static_argnums=0).trace("bpw,bxw->bpx", pixels, one)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert len(products) == (2 if platform == "tpu" else 1)
+    assert all(f"x{dtype}>, tensor" in line for line in products)
 
 
 def test_rounding_and_cutting_are_pillows():

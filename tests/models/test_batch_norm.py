@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,3 +43,41 @@ def test_evaluation_uses_the_running_averages(x):
 def test_a_batch_that_does_not_divide_is_refused(x):
     with pytest.raises(ValueError, match="batch of 8 does not divide into 3 groups"):
         GroupedBatchNorm(groups=3).init(jax.random.key(0), x)
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+def test_gradients_are_those_that_jax_derives(x, rectify):
+    params = {
+        "scale": np.linspace(0.5, 2, 5, dtype=np.float32),
+        "bias": np.linspace(-1, 1, 5, dtype=np.float32),
+    }
+    norm = GroupedBatchNorm(groups=2, rectify=rectify)
+    stats = norm.init(jax.random.key(0), x)["batch_stats"]
+
+    def own(params, x):
+        return norm.apply({"params": params, "batch_stats": stats}, x, mutable=["batch_stats"])[0]
+
+    def written_out(params, x):
+        parts = x.reshape(2, 4, 2, 2, 5)
+        centred = parts - parts.mean((1, 2, 3), keepdims=True)
+        std = jnp.sqrt(jnp.square(centred).mean((1, 2, 3), keepdims=True) + 1e-5)
+        scale, bias = (params[name][None, None, None, None] for name in ("scale", "bias"))
+        y = (centred / std * scale + bias).reshape(x.shape)
+        return jnp.maximum(y, 0) if rectify else y
+
+    results = []
+    for function in (own, written_out):
+        y, backward = jax.vjp(function, params, x)
+        gradients = backward(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
+        results.append(jax.tree.leaves((y, gradients)))
+    for got, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_a_relu_is_part_of_the_evaluation_too(x):
+    variables = GroupedBatchNorm().init(jax.random.key(0), x)
+    plain, rectified = (
+        GroupedBatchNorm(use_running_average=True, rectify=rectify).apply(variables, x - 3)
+        for rectify in (False, True)
+    )
+    np.testing.assert_array_equal(rectified, np.maximum(plain, 0))

@@ -1,0 +1,77 @@
+"""Computations that are written apart for CPUs, GPUs and TPUs, each where it pays.
+
+`jax.lax.platform_dependent` does the same, but leaves a conditional in a program for one platform
+until the compiler has seen that only one branch is taken; this leaves nothing.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+_NAMES = {"cpu": "cpu", "tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
+
+_primitive = Primitive("by_platform")
+_primitive.multiple_results = True
+
+
+def by_platform(*arrays: jax.Array, default: Callable[..., Any], **others: Callable) -> Any:
+    """Returns a function of arrays, in a program for each platform the one that is named after it.
+
+    It has no gradient of its own: it belongs inside a `jax.custom_vjp`, or where none is taken.
+
+    Args:
+      *arrays: what each function is given.
+      default: for platforms that are not named; arrays to a pytree of arrays.
+      **others: `cpu`, `gpu` or `tpu`, of the same results.
+    """
+    results = jax.eval_shape(default, *arrays)
+    functions = {
+        name: _flat(function) for name, function in (others | {"default": default}).items()
+    }
+    return jax.tree.unflatten(jax.tree.structure(results), _primitive.bind(*arrays, **functions))
+
+
+def materialized(arrays: Any) -> Any:
+    """Returns a pytree of arrays, which a GPU reads from memory where it is used.
+
+    XLA computes what is cheap again in every kernel that uses it, from more arrays than one, or
+    keeps a mask besides; on a GPU, whose kernels are bound by memory, both cost more than they
+    save. TPUs fuse a convolution with what follows it, which this would keep them from.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    leaves = by_platform(
+        *leaves, default=lambda *x: x, gpu=lambda *x: jax.lax.optimization_barrier(x)
+    )
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _flat(function: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
+    return lambda *arrays: jax.tree.leaves(function(*arrays))
+
+
+@_primitive.def_impl
+def _run(*arrays, **functions):
+    function = functools.partial(_primitive.bind, **functions)
+    return jax.jit(function)(*arrays)
+
+
+@_primitive.def_abstract_eval
+def _shapes(*arrays, default, **_):
+    return [ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(default, *arrays)]
+
+
+def _lowering(name: str):
+    return mlir.lower_fun(
+        lambda *arrays, default, **others: others.get(name, default)(*arrays),
+        multiple_results=True,
+    )
+
+
+mlir.register_lowering(_primitive, _lowering("default"))
+for _platform, _name in _NAMES.items():
+    mlir.register_lowering(_primitive, _lowering(_name), platform=_platform)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-import re
-from collections.abc import Iterator
+
+from moco_jax import hlo
+from moco_jax.hlo import Array
 
 KINDS = (
     "all-reduce",
@@ -15,41 +16,7 @@ KINDS = (
     "collective-broadcast",
 )
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "c64": 64, "c128": 128}
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = ")
-_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]")
-_CALLED = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 _LONGEST = 120  # letters of a source; merged collectives name all that they come from
-_SOURCE = re.compile(r'op_name="([^"]*)"')
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """An array as HLO writes it, the part that one chip holds.
-
-    Attributes:
-      dtype: such as bf16.
-      shape: its dimensions.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        digits = re.search(r"\d+", self.dtype)
-        bits = _BITS.get(self.dtype, int(digits.group()) if digits else 0)
-        return -(-self.size * bits // 8)
-
-    def __str__(self) -> str:
-        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,29 +49,24 @@ class Collective:
         return f"{self.kind} of {largest}{more}{times} ({self.source or 'unknown source'})"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    opcode: str
-    rest: str  # the operands and attributes
-
-
-def collectives(hlo: str) -> list[Collective]:
+def collectives(text: str) -> list[Collective]:
     """Returns the collectives of a compiled program, those of called computations included.
 
     An asynchronous one, a start and a done, is one. One in a loop runs as often as the loop does.
 
     Args:
-      hlo: `compiled.as_text()`.
+      text: `compiled.as_text()`.
 
     Raises:
       ValueError: if the text has no entry computation.
     """
-    computations, entry = _computations(hlo)
-    if not entry:
-        raise ValueError("no entry computation: this is no HLO module's text")
-    return list(_walk(computations, entry, 1))
+    found = []
+    for instruction in hlo.instructions(text, enter=lambda i: _kind(i) not in KINDS):
+        if _kind(instruction) in KINDS:
+            source = instruction.source[:_LONGEST]
+            side = _larger_side(instruction)
+            found.append(Collective(_kind(instruction), side, instruction.times, source))
+    return found
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
@@ -150,95 +112,14 @@ def _holds(shape: tuple[int, ...], size: int) -> bool:
     )
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Returns the instructions of each computation, and the entry's name."""
-    computations: dict[str, list[_Instruction]] = {}
-    entry, current = "", None
-    for line in hlo.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            current = computations[header[2]] = []
-            entry = header[2] if header[1] else entry
-        elif current is not None and (name := _INSTRUCTION.match(line)):
-            shape, rest = _split_shape(line[name.end() :])
-            opcode, _, rest = rest.partition("(")
-            current.append(_Instruction(name[1], shape, opcode.strip(), "(" + rest))
-    return computations, entry
+def _kind(instruction: hlo.Instruction) -> str:
+    return instruction.opcode.removesuffix("-start")
 
 
-def _walk(
-    computations: dict[str, list[_Instruction]], name: str, times: int | None
-) -> Iterator[Collective]:
-    """Yields the collectives of a computation that runs so many times."""
-    instructions = computations.get(name, [])
-    shapes = {instruction.name: instruction.shape for instruction in instructions}
-    for instruction in instructions:
-        kind = instruction.opcode.removesuffix("-start")
-        if kind in KINDS:
-            source = _SOURCE.search(instruction.rest)
-            arrays = _larger_side(kind, instruction, shapes)
-            yield Collective(kind, arrays, times, source[1][:_LONGEST] if source else "")
-        elif not instruction.opcode.endswith(("-update", "-done")):
-            for called, inner in _calls(instruction):
-                product = None if times is None or inner is None else times * inner
-                yield from _walk(computations, called, product)
-
-
-def _calls(instruction: _Instruction) -> Iterator[tuple[str, int | None]]:
-    """Yields the computations that an instruction calls, and how often (None: unknown)."""
-    times: int | None = 1
-    if instruction.opcode == "while":
-        trips = _TRIPS.search(instruction.rest)
-        times = int(trips[1]) if trips else None
-    for _, names in _CALLED.findall(instruction.rest):
-        for name in re.findall(r"[\w.\-]+", names):
-            yield name, times
-
-
-def _larger_side(kind: str, instruction: _Instruction, shapes: dict[str, str]) -> tuple[Array, ...]:
+def _larger_side(instruction: hlo.Instruction) -> tuple[Array, ...]:
     """Returns the arrays that one chip gives, or for an all-gather those that it gets."""
-    if kind == "all-gather":
-        results = instruction.shape
-        if instruction.opcode.endswith("-start"):  # ((operands), (results))
-            results = _parts(results)[1]
-        return _arrays(results)
-    operands = instruction.rest[: _closing(instruction.rest) + 1]
-    # Operands are named; older and hand-written HLO gives their shapes, too.
-    if not _arrays(operands):
-        operands = " ".join(shapes.get(name, "") for name in re.findall(r"[\w.\-]+", operands))
-    return _arrays(operands)
-
-
-def _split_shape(text: str) -> tuple[str, str]:
-    """Returns the shape that the text begins with, and what follows it."""
-    end = _closing(text) + 1 if text.startswith("(") else text.find(" ")
-    return text[:end], text[end:]
-
-
-def _closing(text: str) -> int:
-    """Returns where the parenthesis closes that the text begins with."""
-    depth = 0
-    for position, letter in enumerate(text):
-        depth += {"(": 1, ")": -1}.get(letter, 0)
-        if depth == 0:
-            return position
-    return len(text) - 1
-
-
-def _parts(shape: str) -> list[str]:
-    """Returns the elements of a tuple's shape."""
-    parts, depth, start = [], 0, 1
-    for position, letter in enumerate(shape):
-        depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(letter, 0)
-        if (letter == "," and depth == 1) or (letter == ")" and depth == 0):
-            parts.append(shape[start:position].strip())
-            start = position + 1
-    return parts
-
-
-def _arrays(shape: str) -> tuple[Array, ...]:
-    """Returns the arrays of a shape, those of tuples one after the other."""
-    return tuple(
-        Array(dtype, tuple(int(n.strip("<=")) for n in dimensions.split(",") if n))
-        for dtype, dimensions in _ARRAY.findall(shape)
-    )
+    if _kind(instruction) != "all-gather":
+        return instruction.operands
+    if instruction.opcode.endswith("-start"):  # ((operands), (results))
+        return hlo.arrays(hlo.elements(instruction.shape)[1])
+    return instruction.results

@@ -139,7 +139,9 @@ def jit_step(config: ConfigDict, data: loader.Batches, train_step: Callable, lay
     draw = make_views(config, layout)
 
     def step(state, arrays, batch, notes):
-        views = draw(state.step, *data.pictures(arrays, batch))
+        # The scopes are the names of a step's parts in profiles.
+        with jax.named_scope("views"):
+            views = draw(state.step, *data.pictures(arrays, batch))
         state, metrics = train_step(state, views, data.indices(batch))
         return state, metrics | layout.replicate(notices.combined(notes))
 

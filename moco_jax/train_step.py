@@ -138,14 +138,17 @@ def make_train_step(
     def train_step(state, views, indices):
         batch = Batch(state.step, indices)
         query_views, key_views = _directions(config, views)
-        prepared = key_encoder.prepare(state, key_views, encoders)
-        trained = key_encoder.trained(state.params, state.key_params)
-        gradient = jax.grad(look_up, has_aux=True)
-        grads, (encoded, metrics) = gradient(
-            trained, prepared, state, query_views, key_views, batch
-        )
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        trained = optax.apply_updates(trained, updates)
+        with jax.named_scope("keys"):
+            prepared = key_encoder.prepare(state, key_views, encoders)
+        with jax.named_scope("gradient"):
+            trained = key_encoder.trained(state.params, state.key_params)
+            gradient = jax.grad(look_up, has_aux=True)
+            grads, (encoded, metrics) = gradient(
+                trained, prepared, state, query_views, key_views, batch
+            )
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+            trained = optax.apply_updates(trained, updates)
         params, key_params = key_encoder.parameters(trained, prepared)
         metrics["grad_norm"] = global_norm(grads, layout)
         # The loss is of before the update: only this tells that what is saved is finite.

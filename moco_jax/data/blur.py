@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moco_jax.data.levels import round_to_level, weigh
+from moco_jax.data.levels import resample
 
 _PASSES = 3
 
@@ -26,8 +26,7 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
       uint8[B, S, 3, S].
     """
     matrix = _blur_matrix(sigma, planes.shape[1])
-    rows = round_to_level(weigh("bhcw,bxw->bhcx", planes, matrix))
-    return round_to_level(weigh("bhcx,byh->bycx", rows, matrix))
+    return resample(planes, matrix, matrix)
 
 
 def _blur_matrix(sigma: jax.Array, size: int) -> jax.Array:

@@ -7,6 +7,7 @@ so it is exact.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from moco_jax.data.levels import clip_levels
+from moco_jax.platforms import by_platform
 
 # Red, green and blue.
 Channels = Sequence[jax.Array]
@@ -150,17 +152,32 @@ def apply_jitter(
     Returns:
       uint8[B, S, 3, S].
     """
-    # A loop, though of two rounds: what it carries is computed once. Without it XLA computes all
-    # that led to a pixel again for each channel and for each use. A word a pixel, for one array.
-    words = lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), _pack(_channels(planes)))
+    words = _pack(_channels(planes))
+    drawn = (ranks, factors) if shift is None else (ranks, factors, shift)
+    words = by_platform(words, *drawn, default=_in_a_loop, gpu=_straight_on, tpu=_straight_on)
     return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
+
+
+# What goes from round to round is a word a pixel, one array, that is to be computed once: left to
+# itself XLA computes all that led to a pixel again for each channel and for each use.
+
+
+def _in_a_loop(words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: Any = None):
+    return lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), words)
+
+
+def _straight_on(words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: Any = None):
+    """Does without the loop, which costs an accelerator more; CPUs ignore the barriers."""
+    for number in (0, 1):
+        words = _round(ranks, factors, shift, number, lax.optimization_barrier(words))
+    return lax.optimization_barrier(words)
 
 
 def _round(
     ranks: jax.Array,
     factors: jax.Array,
     shift: jax.Array | None,
-    number: jax.Array,
+    number: jax.Array | int,
     words: jax.Array,
 ) -> jax.Array:
     """Applies to packed pictures what comes before contrast, or contrast and what comes after it.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from moco_jax.data.levels import round_to_level, to_planes, weigh
+from moco_jax.data.levels import resample, to_planes
 
 _TRIES = 10
 
@@ -97,7 +97,7 @@ def crop_resize(
     """Cuts a window from each picture and resizes it with Pillow's antialiased bilinear filter.
 
     Two interpolation matmuls, horizontal first and rounded in between, as Pillow's 8-bit passes are
-    (Pillow `Resample.c`; its weights have 22 bits, these as many as `levels.weigh` keeps).
+    (Pillow `Resample.c`; its weights have 22 bits, these as many as `levels.resample` keeps).
 
     Args:
       images: uint8[B, H, W, 3], the canvas.
@@ -114,8 +114,7 @@ def crop_resize(
     down = _triangle_weights(windows[:, 0::2], bounds[:, 0::2], height, out)
     across = _triangle_weights(windows[:, 1::2], bounds[:, 1::2], width, out)
     # On planes both products are plain matmuls, with nothing to transpose between them.
-    rows = round_to_level(weigh("bhcw,bxw->bhcx", to_planes(images), across))
-    return round_to_level(weigh("bhcx,byh->bycx", rows, down))
+    return resample(to_planes(images), across, down)
 
 
 def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: int) -> jax.Array:

@@ -14,31 +14,41 @@ from jax import lax
 from moco_jax.platforms import by_platform
 
 
-def weigh(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the einsum of whole levels in 0..255 and weights in 0..1.
+def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array:
+    """Returns planes whose rows, then columns are weighted sums, rounded after each to levels.
 
-    One bfloat16 product, a TPU's default, would be off by half a level, and float32 costs it six
-    products and a GPU its tensor cores. Levels are exact in 8 bits, so only weights are cut: on a
-    TPU to a sum of two bfloat16, 16 bits in two products (off by some .001 of a level), on a GPU to
-    float16, 11 bits at twice the speed and half the memory of TensorFloat-32 (some .01). A CPU
-    keeps float32.
+    One bfloat16 product, a TPU's default, would be off by half a level, and full float32 costs it
+    six products and a GPU its tensor cores. Levels are exact in 8 bits, so only weights need be
+    cut: `HIGH` is three bfloat16 products on a TPU (off by some .001 of a level) and float32 on a
+    CPU; a GPU takes float16 (some .01), which keeps as many bits of a weight as its TensorFloat-32
+    at twice the speed, and half the memory.
 
     Args:
-      equation: of `jnp.einsum`, levels first.
-      levels: any dtype, whole numbers in 0..255.
-      weights: f32.
+      planes: uint8[B, H, 3, W].
+      across: f32[B, X, W], weights in 0..1.
+      down: f32[B, Y, H], likewise.
 
     Returns:
-      f32.
+      uint8[B, Y, 3, X].
     """
-    ways = {"default": in_float32, "gpu": in_float16, "tpu": in_two_bfloat16}
-    ways = {name: functools.partial(way, equation) for name, way in ways.items()}
-    return by_platform(levels, weights, **ways)
+    # Between its products float16 holds the levels: XLA then rounds in the products' kernels.
+    return by_platform(
+        planes,
+        across,
+        down,
+        default=functools.partial(_resample, in_float32, jnp.uint8),
+        gpu=functools.partial(_resample, in_float16, jnp.float16),
+    )
+
+
+def _resample(product, dtype, planes, across, down) -> jax.Array:
+    rows = nearest_level(product("bhcw,bxw->bhcx", planes, across)).astype(dtype)
+    columns = nearest_level(product("bhcx,byh->bycx", rows, down)).astype(dtype)
+    return columns.astype(jnp.uint8)
 
 
 def in_float32(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    levels = levels.astype(jnp.float32)
-    return jnp.einsum(equation, levels, weights, precision=lax.Precision.HIGHEST)
+    return jnp.einsum(equation, levels.astype(jnp.float32), weights, precision=lax.Precision.HIGH)
 
 
 def in_float16(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
@@ -46,24 +56,11 @@ def in_float16(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Arra
     return jnp.einsum(equation, *halves, preferred_element_type=jnp.float32)
 
 
-def in_two_bfloat16(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    # Not by casts alone: XLA may leave out a cast to bfloat16 and back.
-    high = lax.reduce_precision(weights, exponent_bits=8, mantissa_bits=7)
-    parts = jnp.stack([high, weights - high]).astype(jnp.bfloat16)
-    product = functools.partial(jnp.einsum, equation, preferred_element_type=jnp.float32)
-    levels = levels.astype(jnp.bfloat16)
-    return product(levels, parts[0]) + product(levels, parts[1])
-
-
-def round_to_level(pixels: jax.Array) -> jax.Array:
-    """Returns f32 pixels rounded to whole levels, halves up, and clipped to 0..255, as uint8."""
-    return cut_to_level(pixels + 0.5)
-
-
-def cut_to_level(pixels: jax.Array) -> jax.Array:
-    """Returns f32 pixels clipped to 0..255 and without their fractions, as uint8."""
-    # Floored first: XLA 0.10 on CPUs may fuse the cast with a large matmul, and then it rounds.
-    return jnp.floor(clip_levels(pixels)).astype(jnp.uint8)
+def nearest_level(pixels: jax.Array) -> jax.Array:
+    """Returns f32 pixels rounded to whole levels, halves up, and clipped to 0..255, as f32."""
+    # Floored before any cast: XLA 0.10 on CPUs may fuse the cast with a large matmul, and then it
+    # rounds.
+    return jnp.floor(clip_levels(pixels + 0.5))
 
 
 def clip_levels(pixels: jax.Array) -> jax.Array:

@@ -137,6 +137,23 @@ def test_all_orders_are_those_of_the_single_changes(hue):
     assert (difference > 0).mean() < 0.01
 
 
+def test_without_a_loop_the_two_rounds_are_the_same():
+    ranks = np.array(list(itertools.permutations(range(4))))
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**24, (24, 6, 6), np.int32)
+    drawn = (
+        ranks,
+        np.float32(rng.uniform(0.0, 2.0, (24, 3))),
+        np.float32(rng.uniform(-0.5, 0.5, 24)),
+    )
+    loop, straight = (
+        np.asarray(jax.jit(way)(words, *drawn)).view(np.uint8).astype(int)
+        for way in (color._in_a_loop, color._straight_on)
+    )
+    # A fused multiplication and addition may truncate to another level.
+    assert (loop != straight).mean() < 0.01
+
+
 def test_draws_are_distributed_as_torchvisions():
     # A strength above 1 is cut at a factor of 0.
     ranks, factors, shift = color.draw_jitter(jax.random.key(0), 4800, (0.4, 0.1, 1.5), 0.1)

@@ -65,13 +65,13 @@ def _shapes(*arrays, default, **_):
     return [ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(default, *arrays)]
 
 
-def _lowering(name: str):
-    return mlir.lower_fun(
-        lambda *arrays, default, **others: others.get(name, default)(*arrays),
-        multiple_results=True,
-    )
+def _lowering(platform: str):
+    def choose(*arrays, default, **others):
+        return others.get(_NAMES.get(platform, "default"), default)(*arrays)
+
+    return mlir.lower_fun(choose, multiple_results=True)
 
 
-mlir.register_lowering(_primitive, _lowering("default"))
-for _platform, _name in _NAMES.items():
-    mlir.register_lowering(_primitive, _lowering(_name), platform=_platform)
+mlir.register_lowering(_primitive, _lowering("any other"))
+for _platform in _NAMES:
+    mlir.register_lowering(_primitive, _lowering(_platform), platform=_platform)

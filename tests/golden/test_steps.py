@@ -15,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
+from moco_jax import platforms
 from moco_jax.dictionaries import make_dictionary, memory_bank
 from moco_jax.dictionaries.memory_bank import Bank
 from moco_jax.key_encoders import KEY_ENCODERS
@@ -210,6 +211,15 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     ],
 )
 def test_five_steps_are_torchs(name, devices, monkeypatch):
+    compare(name, devices, monkeypatch)
+
+
+def test_five_steps_in_the_way_of_gpus_are_torchs(monkeypatch):
+    monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
+    compare("v1", 1, monkeypatch)
+
+
+def compare(name, devices, monkeypatch):
     drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # torch's draws, since they are random
     for function in ("draw_others", "draw_noise"):
         monkeypatch.setattr(memory_bank, function, lambda _, batch: jnp.asarray(drawn)[batch.step])

@@ -26,6 +26,7 @@ def base() -> ConfigDict:
     c.steps = placeholder(int)  # ... or in steps: one of the two
     c.batch_size = 256  # B, images a step, over all devices
     c.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
+    c.remat = False  # the gradient computes blocks again: less memory for about a third more work
     c.log_every = 50  # steps
     c.checkpoint_every = 1000  # steps
     c.keep_checkpoints = 2  # the latest so many are kept

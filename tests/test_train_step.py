@@ -79,6 +79,12 @@ def test_split_parameters_give_the_same_losses():
     np.testing.assert_allclose(losses(8, mesh__fsdp=4), one_device(), rtol=1e-5)
 
 
+def test_what_is_computed_again_gives_the_same_losses():
+    state, step, _ = prepare(1, remat=True)
+    assert "remat" in str(step.trace(state, views()[0], indices(0)).jaxpr)
+    np.testing.assert_allclose(losses(1, remat=True), one_device(), rtol=1e-5)
+
+
 def test_fewer_groups_than_devices_and_both_directions():
     # A quarter of the rate, for two losses are summed and statistics cross devices: with larger
     # steps rounding grows past the bound on some processors (in float64 the losses agree to 4e-16).

@@ -39,7 +39,7 @@ def _normalize(x: jax.Array) -> jax.Array:
 
 
 def make_encoder(config) -> Encoder:
-    """Returns the encoder of a whole config (`model`, `bn_groups`, `dtype`).
+    """Returns the encoder of a whole config (`model`, `bn_groups`, `dtype`, `remat`).
 
     Raises:
       ValueError: for an unknown architecture or head.
@@ -48,7 +48,12 @@ def make_encoder(config) -> Encoder:
     if model.head not in HEADS:
         raise ValueError(f"unknown model.head {model.head!r}; known: {', '.join(HEADS)}")
     backbone = resnet(
-        model.name, stem=model.stem, width=model.width, bn_groups=config.bn_groups, dtype=dtype
+        model.name,
+        stem=model.stem,
+        width=model.width,
+        bn_groups=config.bn_groups,
+        dtype=dtype,
+        remat=config.remat,
     )
     head = HEADS[model.head](dim=model.dim, hidden=model.hidden, dtype=dtype)
     return Encoder(backbone=backbone, head=head)

@@ -89,6 +89,7 @@ class ResNet(nn.Module):
         dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The weights are those
         of the ordinary network. torchvision's dilates all but the first of them.
       dtype: dtype of the computation; parameters and statistics stay float32.
+      remat: whether the gradient computes each block's inside again instead of keeping it.
     """
 
     stage_sizes: tuple[int, ...]
@@ -100,6 +101,7 @@ class ResNet(nn.Module):
     bn_groups: int = 1
     dilated: bool = False
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @property
     def features(self) -> int:
@@ -138,10 +140,11 @@ class ResNet(nn.Module):
         else:
             x = conv(self._channels(0), 3, name="stem_conv")(x)
             x = norm(name="stem_norm", rectify=True)(x)
+        block = nn.remat(self.block) if self.remat and train else self.block
         for stage, blocks in enumerate(self.stage_sizes):
             dilated = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):
-                x = self.block(
+                x = block(
                     filters=self._channels(stage),
                     strides=2 if stage > 0 and i == 0 and not dilated else 1,
                     conv=conv,

@@ -18,17 +18,16 @@ import time
 import jax
 from absl import app, flags
 
-from benchmarks import nvidia
-from moco_jax import command_line, hlo, program, topology, validation
+from moco_jax import command_line, hlo, nvidia, program, topology, validation
 from moco_jax.mesh import make_layout
 
-_CHIP = flags.DEFINE_string("chip", "h200", "v5e, v6e, v5p, v4, h100 or h200.")
+_CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
 _LARGEST = flags.DEFINE_integer("largest", 0, "Tells so many largest kernels.", lower_bound=0)
 _PICTURES = flags.DEFINE_integer("training_pictures", 1281167, "In the training set.")
 _TEXT = flags.DEFINE_string("text", None, "File that the program's text is written to.")
 
 _NO_KERNELS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
-_NO_KERNELS |= {"conditional", "after-all", "async-start", "async-update", "async-done"}
+_NO_KERNELS |= {"conditional", "after-all"}
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -47,7 +46,11 @@ def kernels(text: str) -> list[hlo.Instruction]:
     """Returns what the program runs, one after the other."""
     loops = ("while", "call", "conditional", "async-start")
     found = hlo.instructions(text, enter=lambda i: i.opcode in loops)
-    return [i for i in found if i.opcode not in _NO_KERNELS]
+    return [
+        i
+        for i in found
+        if i.opcode not in _NO_KERNELS and not i.opcode.endswith(("-start", "-done"))
+    ]
 
 
 def moved(kernel: hlo.Instruction) -> int:
@@ -64,7 +67,7 @@ def cycles(kernel: hlo.Instruction) -> int:
 def device():
     """Returns the device to compile for."""
     if _CHIP.value in nvidia.TARGETS:
-        return nvidia.device(_CHIP.value)
+        return nvidia.devices(topology.Topology(_CHIP.value, (1,)))[0]
     place = topology.parse(f"{_CHIP.value}:{'2x2x1' if _CHIP.value in ('v4', 'v5p') else '2x2'}")
     topology.check_compiler()
     return topology.tpu_devices(place)[0]

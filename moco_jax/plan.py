@@ -3,16 +3,18 @@
     python -m moco_jax.plan --config=configs/imagenet.py --topology=v5e:4x4,v5e:16x16
 
 The very train step is compiled, augmentation included, by the TPU compiler, which needs no TPU
-(`pip install 'moco-jax[plan]'`). GPUs have no such compiler: for `--topology=h100:8` the step is
-compiled for as many virtual CPU devices. That gives the collectives and FLOPs of the partitioned
-program, and an estimate of memory: the CPU's compiler fuses otherwise, computes bfloat16 in float32
-(which makes temporaries up to twice as large), and knows nothing of the work space of cuDNN.
+(`pip install 'moco-jax[plan]'`). For `--topology=h100:8` XLA's compiler for GPUs does it, which
+needs no GPU either, where JAX for CUDA is installed; work spaces of cuDNN come on top of what it
+tells. Elsewhere the step is compiled for as many virtual CPU devices. That gives the collectives of
+the partitioned program, and an estimate of memory that is often far too high: the CPU's compiler
+fuses otherwise, and computes bfloat16 in float32.
 
 Data are taken to be streamed. A data set that stays in device memory takes up to
 `data.resident_megabytes` in place of what is said for the input. The exit code is 1 if a topology
 does not fit.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -22,14 +24,14 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from moco_jax import command_line, forecast, topology, validation
+from moco_jax import command_line, forecast, nvidia, topology, validation
 from moco_jax.collectives import picture_movers
 from moco_jax.config import keys_per_step
 from moco_jax.data.streamed import MOST_ON_DEVICES
 from moco_jax.dictionaries import negatives
 from moco_jax.forecast import Forecast
 from moco_jax.mesh import Layout, make_layout
-from moco_jax.program import abstract_step, compiled
+from moco_jax.program import abstract_step, compiled, counted_flops
 from moco_jax.topology import Topology
 
 _TOPOLOGY = flags.DEFINE_list("topology", None, "Such as v5e:4x4,v4:8x8x8,h100:8.", required=False)
@@ -69,12 +71,22 @@ def _devices(place: Topology) -> Sequence[Any]:
     """
     if place.chip.is_tpu:
         return topology.tpu_devices(place)
+    if nvidia.has_compiler():
+        return nvidia.devices(place)
+    return _cpus(place)
+
+
+def _cpus(place: Topology) -> Sequence[Any]:
     return jax.devices("cpu")[: place.devices]
 
 
 def _forecast(config: ConfigDict, place: Topology, layout: Layout) -> Forecast:
     say(f"{place}: compiling the step for {layout.devices} devices, {config.batch_size} images ...")
     program = compiled(*abstract_step(config, layout, _PICTURES.value))
+    if program.platform == "gpu" and not program.refusal:
+        cpus = make_layout(_cpus(place), **config.mesh)
+        flops = counted_flops(config, cpus, _PICTURES.value)  # which that compiler doesn't tell
+        program = dataclasses.replace(program, flops=flops)
     waiting = MOST_ON_DEVICES - 1
     return Forecast(place, program, config.batch_size, waiting, _MFU.value, _PICTURES.value)
 
@@ -106,11 +118,15 @@ def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
     if not found.fits:
         reason = found.program.refusal or f"{found.total_gib:.2f} of {found.usable_gib:.2f} GiB"
         lines.append(f"does NOT fit: {reason}")
-    if not chip.is_tpu:
+    if found.program.platform == "cpu":
         lines.append(
-            "memory is an estimate from a compilation for CPUs (see --help); usable is what JAX "
-            "takes of it by default"
+            "memory is an estimate from a compilation for CPUs, often far too high; the compiler "
+            f"for GPUs, which needs none, comes with {nvidia.INSTALL}"
         )
+    if found.program.platform == "gpu":
+        lines.append("cuDNN's workspaces come on top of these temporaries")
+    if not chip.is_tpu:
+        lines.append("usable is what JAX takes of a GPU's memory by default")
         if config.dtype == "float32":
             lines.append("float32 products run at half the bfloat16 peak (TF32) or less")
     images = config.batch_size / place.devices
@@ -172,6 +188,7 @@ def _use_only_cpus(asked: list[Topology]) -> None:
     """Makes JAX look for no accelerator of this machine, and gives it a CPU device for each GPU."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
+    nvidia.do_without_driver()
     gpus = [place.devices for place in asked if not place.chip.is_tpu]
     if gpus:
         jax.config.update("jax_num_cpu_devices", max(gpus))

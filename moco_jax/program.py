@@ -37,10 +37,12 @@ class Program:
       batch: bytes of a batch's pictures, as they come from the host.
       temporaries: bytes of all that lives during the step only; None if it did not compile.
       code: bytes of the program itself.
-      flops: floating-point operations, the augmentation's included; None if it did not compile.
+      flops: floating-point operations, the augmentation's included; None if it did not compile,
+        or the compiler doesn't count them.
       moved: the collectives.
       seconds: that compiling took.
       refusal: why the compiler gave up, "" if it did not.
+      platform: compiled for: tpu, gpu, or cpu, which stands in for a GPU.
     """
 
     state: int
@@ -51,6 +53,7 @@ class Program:
     moved: list[Collective]
     seconds: float
     refusal: str = ""
+    platform: str = "tpu"
 
 
 def abstract_step(config: ConfigDict, layout: Layout, pictures: int) -> tuple[Any, ...]:
@@ -88,8 +91,8 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
       state: its first argument, abstract.
       *others: its other arguments, abstract: what a step is given anew.
     """
-    with convolution.lax_only():  # where a CPU's compiler stands in for that of a GPU
-        lowered = step.lower(state, *others)
+    platform = jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform
+    lowered = _lowered(step, state, *others)
     batch_bytes = _bytes_on_device(others)
     begun = time.perf_counter()
     try:
@@ -98,7 +101,8 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds = time.perf_counter() - begun
-        return _refused(str(error), _bytes_on_device(state), batch_bytes, seconds)
+        refused = _refused(str(error), _bytes_on_device(state), batch_bytes, seconds)
+        return dataclasses.replace(refused, platform=platform)
     seconds = time.perf_counter() - begun
     memory, cost = program.memory_analysis(), program.cost_analysis()
     return Program(
@@ -106,10 +110,28 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
         batch=batch_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=cost["flops"],
+        flops=cost and cost["flops"],
         moved=collectives(program.as_text()),
         seconds=seconds,
+        platform=platform,
     )
+
+
+def counted_flops(config: ConfigDict, layout: Layout, pictures: int) -> float:
+    """Returns a device's floating-point operations in a step, before any compiler sees it.
+
+    Args:
+      config: of the run.
+      layout: of CPUs, as many as there are devices.
+      pictures: of the training set.
+    """
+    lowered = _lowered(*abstract_step(config, layout, pictures))
+    return lowered.cost_analysis()["flops"] / layout.devices
+
+
+def _lowered(step: Any, *arguments: Any) -> Any:
+    with convolution.lax_only():  # where a CPU's program stands in for that of a GPU
+        return step.lower(*arguments)
 
 
 def _refused(message: str, state: int, batch: int, seconds: float) -> Program:

@@ -2,24 +2,28 @@
 
 import importlib.util
 import math
+import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from moco_jax import forecast, plan, program, topology
+from moco_jax import forecast, nvidia, plan, program, topology
 from moco_jax.collectives import Array, Collective
 from moco_jax.data import recipes
 from moco_jax.forecast import Forecast
+from moco_jax.hardware import CHIPS
 from moco_jax.mesh import make_layout
 from moco_jax.models import convolution
 from moco_jax.models.resnet import padded_conv
 from moco_jax.program import Program
 from moco_jax.topology import Topology
+from tests.conftest import run_command
 from tests.tiny import tiny_config
 
 GIB = 2**30
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 def test_names_of_topologies():
@@ -215,3 +219,37 @@ def test_the_tpu_compiler_compiles_for_a_slice():
     assert {"all-reduce", "all-gather", "all-to-all"} <= set(found.moved)
     with pytest.raises(ValueError, match="refuses 'v5e:3x5'.*the first two even"):
         plan.prepare(config, plan.places(["v5e:3x5"]))
+
+
+@pytest.mark.parametrize("kind", [kind for kind, chip in CHIPS.items() if not chip.is_tpu])
+def test_every_gpu_is_described_to_its_compiler(kind):
+    text = nvidia._description(kind)
+    assert f"device_memory_size: {CHIPS[kind].memory_gib * GIB}" in text
+    assert text.count("{") == text.count("}") and set(nvidia.TARGETS) >= {kind}
+
+
+def test_gpus_are_compiled_for_by_their_compiler_where_there_is_one(monkeypatch):
+    asked = []
+    monkeypatch.setattr(nvidia, "has_compiler", lambda: True)
+    monkeypatch.setattr(nvidia, "devices", lambda place: asked.append(place) or jax.devices()[:2])
+    plan.prepare(tiny_config(), [Topology("h100", (2,))])
+    assert asked == [Topology("h100", (2,))]
+
+
+@pytest.mark.skipif(not nvidia.has_compiler(), reason="needs JAX for CUDA")
+def test_the_compiler_for_gpus_tells_memory_and_collectives():
+    config, length = ROOT / "configs" / "digits.py", "--config.steps=1"
+    done = run_command(ROOT, "moco_jax.plan", f"--config={config}", length, "--topology=h100:8")
+    assert done.returncode == 0, done.stderr
+    assert "cuDNN's workspaces come on top" in done.stdout
+    assert "all-reduce MB" in done.stdout and "all-to-all MB" in done.stdout
+    assert "estimate from a compilation for CPUs" not in done.stdout
+
+
+def test_operations_are_counted_before_compiling():
+    layout = make_layout(jax.devices()[:2])
+    whole = program.abstract_step(tiny_config(), layout, 1000)
+    compiled = program.compiled(*whole)
+    assert compiled.platform == "cpu"
+    counted = program.counted_flops(tiny_config(), layout, 1000)
+    assert counted == pytest.approx(compiled.flops, rel=0.2)

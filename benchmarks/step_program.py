@@ -10,74 +10,48 @@ cycles. None of it is a time: an H200 reads 4.8 TB/s at its best, and how a prod
 found by trying, which needs the chip.
 """
 
-import collections
-import os
-import re
 import time
 
 import jax
 from absl import app, flags
 
-from moco_jax import command_line, hlo, nvidia, program, topology, validation
+from benchmarks import program_parts
+from moco_jax import command_line, compilers, nvidia, program, topology, validation
+from moco_jax.hardware import CHIPS
 from moco_jax.mesh import make_layout
 
 _CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
 _LARGEST = flags.DEFINE_integer("largest", 0, "Tells so many largest kernels.", lower_bound=0)
-_PICTURES = flags.DEFINE_integer("training_pictures", 1281167, "In the training set.")
+_PICTURES = flags.DEFINE_integer(
+    "training_pictures", 1281167, "In the training set.", lower_bound=1
+)
 _TEXT = flags.DEFINE_string("text", None, "File that the program's text is written to.")
 
-_NO_KERNELS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
-_NO_KERNELS |= {"conditional", "after-all"}
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
+def place() -> topology.Topology:
+    """Returns the smallest topology of the chip that was asked for.
 
-def part(instruction: hlo.Instruction) -> str:
-    """Returns the part of the step that an instruction belongs to."""
-    source = instruction.source
-    for name in ("views", "keys", "update"):
-        if f"/{name}/" in source:
-            return name
-    if "/gradient/" in source:
-        return "backward" if "transpose(" in source else "queries and loss"
-    return "other"
-
-
-def kernels(text: str) -> list[hlo.Instruction]:
-    """Returns what the program runs, one after the other."""
-    loops = ("while", "call", "conditional", "async-start")
-    found = hlo.instructions(text, enter=lambda i: i.opcode in loops)
-    return [
-        i
-        for i in found
-        if i.opcode not in _NO_KERNELS and not i.opcode.endswith(("-start", "-done"))
-    ]
-
-
-def moved(kernel: hlo.Instruction) -> int:
-    """Returns the bytes that a kernel reads and writes in a step."""
-    return sum(a.bytes for a in kernel.operands + kernel.results) * (kernel.times or 1)
-
-
-def cycles(kernel: hlo.Instruction) -> int:
-    """Returns the TPU compiler's estimate for a kernel in a step; 0 where it makes none."""
-    found = _CYCLES.search(kernel.rest)
-    return int(found[1]) * (kernel.times or 1) if found else 0
-
-
-def device():
-    """Returns the device to compile for."""
-    if _CHIP.value in nvidia.TARGETS:
-        return nvidia.devices(topology.Topology(_CHIP.value, (1,)))[0]
-    place = topology.parse(f"{_CHIP.value}:{'2x2x1' if _CHIP.value in ('v4', 'v5p') else '2x2'}")
-    topology.check_compiler()
-    return topology.tpu_devices(place)[0]
+    Raises:
+      ValueError: for a chip that is not known, or has no compiler here.
+      ModuleNotFoundError: if its compiler is not installed.
+    """
+    name = _CHIP.value.strip().lower()
+    if name not in CHIPS:
+        raise ValueError(f"--chip={_CHIP.value} is unknown; known: {', '.join(CHIPS)}")
+    found = topology.Topology(name, {0: (1,), 2: (2, 2), 3: (2, 2, 1)}[CHIPS[name].dimensions])
+    if found.chip.is_tpu:
+        topology.check_compiler()
+    elif not nvidia.has_compiler():
+        raise ModuleNotFoundError(f"compiling for GPUs needs JAX for CUDA: {nvidia.INSTALL}")
+    return found
 
 
 def main(_) -> None:
     config = command_line.config()
-    os.environ["JAX_PLATFORMS"] = "cpu"
     try:
-        layout = make_layout([device()])
+        asked = place()
+        compilers.use_only_cpus([asked])
+        layout = make_layout(compilers.devices(asked)[:1])
         validation.check(config, 1)
     except (ValueError, ModuleNotFoundError) as error:
         command_line.fail(str(error))
@@ -90,7 +64,7 @@ def main(_) -> None:
     if _TEXT.value:
         with open(_TEXT.value, "w") as file:
             file.write(text)
-    run = kernels(text)
+    run = program_parts.kernels(text)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     print(
         f"{config.name}: {config.model.name}, batch {config.batch_size}, {config.dtype}, for one "
@@ -100,35 +74,9 @@ def main(_) -> None:
     for name in ("flops", "bytes accessed"):
         if name in cost:
             print(f"{name}, the compiler's count: {cost[name] / 1e9:.1f} G")
-    print(table(run))
-    for kernel in sorted(run, key=lambda k: cycles(k) or moved(k), reverse=True)[: _LARGEST.value]:
-        print(
-            f"{moved(kernel) / 1e6:9.1f} MB {cycles(kernel) / 1e6:7.3f} M  {kernel.name}  "
-            f"{kernel.source[-100:]}"
-        )
-
-
-def table(run: list[hlo.Instruction]) -> str:
-    """Returns the parts of the step, a line each, and their sums."""
-    sums = collections.defaultdict(lambda: [0, 0, 0, 0])
-    for kernel in run:
-        times = kernel.times or 1
-        fusion = times * (kernel.opcode == "fusion")
-        for name in (part(kernel), "all"):
-            for i, value in enumerate((times, fusion, moved(kernel), cycles(kernel))):
-                sums[name][i] += value
-    total = sums["all"]
-    lines = [
-        f"{'':18} {'kernels':>8} {'fusions':>8} {'GB':>8} {'share':>6} {'M cycles':>9} {'share':>6}"
-    ]
-    for name, (count, fusions, size, estimate) in sorted(
-        sums.items(), key=lambda item: (item[0] == "all", -item[1][2])
-    ):
-        lines.append(
-            f"{name:18} {count:8} {fusions:8} {size / 1e9:8.2f} {size / total[2]:6.1%} "
-            f"{estimate / 1e6:9.2f} {estimate / max(total[3], 1):6.1%}"
-        )
-    return "\n".join(lines)
+    print(program_parts.table(run))
+    for line in program_parts.largest(run, _LARGEST.value):
+        print(line)
 
 
 if __name__ == "__main__":

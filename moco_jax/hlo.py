@@ -76,18 +76,15 @@ class Instruction:
         return source[1] if source else ""
 
 
-def everything(_: Instruction) -> bool:
-    return True
-
-
 def instructions(
-    hlo: str, enter: Callable[[Instruction], bool] = everything
+    hlo: str, enter: Callable[[Instruction], bool] = lambda _: True
 ) -> Iterator[Instruction]:
     """Yields the instructions of a compiled program's entry and of the computations it calls.
 
     Args:
       hlo: `compiled.as_text()`.
-      enter: which instructions' computations to go into, such as those of loops only.
+      enter: which instructions' computations to go into, such as those of loops only; by default
+        all, of a conditional every branch.
 
     Raises:
       ValueError: if the text has no entry computation.

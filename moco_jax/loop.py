@@ -2,14 +2,13 @@
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +17,13 @@ from ml_collections import ConfigDict
 from moco_jax import cluster, interruption, logging, workdir
 from moco_jax import config as config_lib
 from moco_jax.checkpoints import Checkpoints, Kind
-from moco_jax.data.loader import DataSet
-from moco_jax.data.order import ShuffledOrder
 from moco_jax.interruption import Interruption
 from moco_jax.mesh import Layout
 from moco_jax.notices import Notices
 from moco_jax.run import compiled, step_memory
+from moco_jax.task import Scalars, Task
 
 _IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
-
-Scalars = dict[str, float]
 
 
 class Interrupted(Exception):
@@ -44,68 +40,6 @@ class Interrupted(Exception):
 
 class NotFinite(Exception):
     """The loss or the gradient is NaN or infinite."""
-
-
-class Run(Protocol):
-    """What the loop needs of a run; its state has `step` and `params`."""
-
-    @property
-    def config(self) -> ConfigDict: ...
-
-    @property
-    def layout(self) -> Layout: ...
-
-    @property
-    def order(self) -> ShuffledOrder: ...
-
-    @property
-    def data(self) -> DataSet: ...
-
-    @property
-    def arrays(self) -> Any:
-        """A pytree of device arrays that every step is given."""
-        ...
-
-    @property
-    def step(self) -> Any:
-        """Jitted (state, arrays, batch, notices) -> (state, metrics)."""
-        ...
-
-    @property
-    def create(self) -> Callable[[], Any]:
-        """() -> the state at step 0."""
-        ...
-
-    @property
-    def target(self) -> Any:
-        """The abstract state, for restoring."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A run, and what is told of it.
-
-    Attributes:
-      run: what is trained.
-      introduce: state -> lines that tell what is about to run.
-      progress: scalars -> the part of the progress line that is the task's own.
-      extra: step -> scalars to log besides the step's own metrics.
-      evaluate: (state, step) -> (scalars, line), or None; one of the scalars is of the kind's
-        `results`, or there are none, and nothing is told.
-      every_epochs: between evaluations; the last step has one too.
-      at_first: whether the state at step 0 is evaluated.
-      hint: what often mends a loss that is not finite.
-    """
-
-    run: Run
-    introduce: Callable[[Any], Iterable[str]]
-    progress: Callable[[Scalars], str]
-    extra: Callable[[int], Scalars]
-    evaluate: Callable[[Any, int], tuple[Scalars, str]] | None
-    every_epochs: float
-    at_first: bool
-    hint: str
 
 
 def train(

@@ -20,8 +20,10 @@ def global_norm(tree: Any, layout: Layout) -> jax.Array:
     split, whole = [], []
     for x in jax.tree.leaves(tree):
         (whole if layout.parameter(x.shape).is_fully_replicated else split).append(x)
-    apart = [optax.tree.norm(x) for x in split]
-    return optax.tree.norm([*apart, by_platform(*whole, default=_apart, gpu=_joined)])
+    norms = [optax.tree.norm(x) for x in split]
+    if whole:
+        norms.append(by_platform(*whole, default=_apart, gpu=_joined))
+    return optax.tree.norm(norms)
 
 
 def _apart(*arrays: jax.Array) -> jax.Array:

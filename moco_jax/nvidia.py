@@ -72,21 +72,31 @@ def devices(place: Topology) -> list:
 
     Raises:
       ModuleNotFoundError: if the plugin is not installed, or did not start.
+      ValueError: if its compiler refuses them, or the hosts would not have equal numbers of them.
     """
+    if place.chips % place.hosts:
+        raise ValueError(
+            f"{place.chips} GPUs can't be spread evenly over {place.hosts} hosts of "
+            f"{place.chip.chips_per_host}"
+        )
     do_without_driver()
+    from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    hosts = place.hosts if place.chips % place.hosts == 0 else 1
     try:
         found = topologies.get_topology_desc(
             platform="cuda",
             target_config=_description(place.kind),
-            topology=f"1x{hosts}x{place.chips // hosts}",
+            # Domains of NVLink, hosts in each, GPUs of a host.
+            topology=f"{place.hosts}x1x{place.chips // place.hosts}",
         )
     except NotImplementedError as error:
         raise ModuleNotFoundError(
-            f"compiling for GPUs needs JAX for CUDA, no GPU: {INSTALL} ({error})"
+            f"compiling for GPUs needs JAX for CUDA, no GPU, and it did not start ({error}); "
+            f"where it is not installed: {INSTALL}"
         ) from error
+    except JaxRuntimeError as error:
+        raise ValueError(f"the compiler for GPUs refuses '{place}': {error}") from error
     return list(found.devices)
 
 
@@ -95,7 +105,7 @@ def _description(kind: str) -> str:
     gpu, chip = TARGETS[kind], CHIPS[kind]
     major, minor = gpu.capability
     title = f"NVIDIA {chip.title}"
-    # Instructions of this very generation, beside those that its successors keep.
+    # Instructions that only this very generation has: as XLA's lists say of each.
     extension = "ACCELERATED_FEATURES" if major in (9, 10) else "NONE"
     return f"""
 gpu_device_info {{

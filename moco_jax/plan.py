@@ -4,7 +4,7 @@
 
 The very train step is compiled, augmentation included, by the TPU compiler, which needs no TPU
 (`pip install 'moco-jax[plan]'`). For `--topology=h100:8` XLA's compiler for GPUs does it, which
-needs no GPU either, where JAX for CUDA is installed; work spaces of cuDNN come on top of what it
+needs no GPU either, where JAX for CUDA is installed; cuDNN's workspaces come on top of what it
 tells. Elsewhere the step is compiled for as many virtual CPU devices. That gives the collectives of
 the partitioned program, and an estimate of memory that is often far too high: the CPU's compiler
 fuses otherwise, and computes bfloat16 in float32.
@@ -15,16 +15,13 @@ does not fit.
 """
 
 import dataclasses
-import os
 import sys
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from moco_jax import command_line, forecast, nvidia, topology, validation
+from moco_jax import command_line, compilers, forecast, nvidia, topology, validation
 from moco_jax.collectives import picture_movers
 from moco_jax.config import keys_per_step
 from moco_jax.data.streamed import MOST_ON_DEVICES
@@ -63,28 +60,11 @@ def fitting_batch(config: ConfigDict, devices: int, most: float) -> int | None:
     return None
 
 
-def _devices(place: Topology) -> Sequence[Any]:
-    """Returns the devices to compile for.
-
-    Raises:
-      ValueError: if the TPU compiler refuses the topology.
-    """
-    if place.chip.is_tpu:
-        return topology.tpu_devices(place)
-    if nvidia.has_compiler():
-        return nvidia.devices(place)
-    return _cpus(place)
-
-
-def _cpus(place: Topology) -> Sequence[Any]:
-    return jax.devices("cpu")[: place.devices]
-
-
 def _forecast(config: ConfigDict, place: Topology, layout: Layout) -> Forecast:
     say(f"{place}: compiling the step for {layout.devices} devices, {config.batch_size} images ...")
     program = compiled(*abstract_step(config, layout, _PICTURES.value))
     if program.platform == "gpu" and not program.refusal:
-        cpus = make_layout(_cpus(place), **config.mesh)
+        cpus = make_layout(compilers.cpus(place), **config.mesh)
         flops = counted_flops(config, cpus, _PICTURES.value)  # which that compiler doesn't tell
         program = dataclasses.replace(program, flops=flops)
     waiting = MOST_ON_DEVICES - 1
@@ -121,7 +101,7 @@ def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
     if found.program.platform == "cpu":
         lines.append(
             "memory is an estimate from a compilation for CPUs, often far too high; the compiler "
-            f"for GPUs, which needs none, comes with {nvidia.INSTALL}"
+            f"for GPUs, which needs no GPU, comes with {nvidia.INSTALL}"
         )
     if found.program.platform == "gpu":
         lines.append("cuDNN's workspaces come on top of these temporaries")
@@ -171,7 +151,7 @@ def prepare(
     prepared, problems = [], []
     for place in asked:
         try:
-            devices = _devices(place)
+            devices = compilers.devices(place)
             own = config.copy_and_resolve_references()
             if images is not None:
                 own.batch_size = images * place.chips
@@ -184,23 +164,13 @@ def prepare(
     return prepared
 
 
-def _use_only_cpus(asked: list[Topology]) -> None:
-    """Makes JAX look for no accelerator of this machine, and gives it a CPU device for each GPU."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    jax.config.update("jax_platforms", "cpu")
-    nvidia.do_without_driver()
-    gpus = [place.devices for place in asked if not place.chip.is_tpu]
-    if gpus:
-        jax.config.update("jax_num_cpu_devices", max(gpus))
-
-
 def main(_) -> None:
     config = command_line.config()
     if not _TOPOLOGY.value:
         command_line.fail("give a topology, such as --topology=v5e:4x4,v4:8x8x8 or h100:8")
     try:
         asked = places(_TOPOLOGY.value)
-        _use_only_cpus(asked)
+        compilers.use_only_cpus(asked)
         prepared = prepare(config, asked, _IMAGES.value)
     except (ValueError, ModuleNotFoundError) as error:
         command_line.fail(str(error))

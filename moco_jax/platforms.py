@@ -19,21 +19,32 @@ _primitive = Primitive("by_platform")
 _primitive.multiple_results = True
 
 
-def by_platform(*arrays: jax.Array, default: Callable[..., Any], **others: Callable) -> Any:
+def by_platform(
+    *arrays: jax.Array,
+    default: Callable[..., Any],
+    cpu: Callable[..., Any] | None = None,
+    gpu: Callable[..., Any] | None = None,
+    tpu: Callable[..., Any] | None = None,
+) -> Any:
     """Returns a function of arrays, in a program for each platform the one that is named after it.
 
-    It has no gradient of its own: it belongs inside a `jax.custom_vjp`, or where none is taken.
+    It belongs inside `jax.jit`: outside, every call compiles anew. It has no gradient and can't be
+    mapped by `jax.vmap`, so it belongs inside a `jax.custom_vjp`, too, or where no gradient is
+    taken. The functions see the outside by these arrays alone; they must not close over others.
 
     Args:
       *arrays: what each function is given.
       default: for platforms that are not named; arrays to a pytree of arrays.
-      **others: `cpu`, `gpu` or `tpu`, of the same results.
+      cpu: likewise, of the same results.
+      gpu: likewise, for CUDA and ROCm.
+      tpu: likewise.
     """
     results = jax.eval_shape(default, *arrays)
-    functions = {
-        name: _flat(function) for name, function in (others | {"default": default}).items()
-    }
-    return jax.tree.unflatten(jax.tree.structure(results), _primitive.bind(*arrays, **functions))
+    leaves, tree = jax.tree.flatten(results)
+    shapes = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
+    given = {"default": default, "cpu": cpu, "gpu": gpu, "tpu": tpu}
+    functions = {name: _flat(function) for name, function in given.items() if function}
+    return jax.tree.unflatten(tree, _primitive.bind(*arrays, shapes=shapes, **functions))
 
 
 def materialized(arrays: Any) -> Any:
@@ -55,18 +66,17 @@ def _flat(function: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
 
 
 @_primitive.def_impl
-def _run(*arrays, **functions):
-    function = functools.partial(_primitive.bind, **functions)
-    return jax.jit(function)(*arrays)
+def _run(*arrays, **parameters):
+    return jax.jit(functools.partial(_primitive.bind, **parameters))(*arrays)
 
 
 @_primitive.def_abstract_eval
-def _shapes(*arrays, default, **_):
-    return [ShapedArray(x.shape, x.dtype) for x in jax.eval_shape(default, *arrays)]
+def _shapes(*arrays, shapes, **_):
+    return shapes
 
 
 def _lowering(platform: str):
-    def choose(*arrays, default, **others):
+    def choose(*arrays, shapes, default, **others):
         return others.get(_NAMES.get(platform, "default"), default)(*arrays)
 
     return mlir.lower_fun(choose, multiple_results=True)

@@ -13,6 +13,7 @@ from moco_jax.dictionaries import negatives
 from moco_jax.mesh import Layout, make_layout
 from moco_jax.optimizers import peak_lr
 from moco_jax.run import Run, build
+from moco_jax.task import Scalars, Task
 from moco_jax.train_step import TrainState
 
 
@@ -45,9 +46,9 @@ def pretrain(
     )
 
 
-def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> loop.Task:
+def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> Task:
     run = build(config, layout, sources)
-    return loop.Task(
+    return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
         progress=lambda m: (
@@ -68,7 +69,7 @@ def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> loop.T
     )
 
 
-def _evaluate(run: Run, state: TrainState, step: int) -> tuple[loop.Scalars, str]:
+def _evaluate(run: Run, state: TrainState, step: int) -> tuple[Scalars, str]:
     """Runs the monitors, kNN and the drift of keys."""
     scalars, told = {}, [f"epoch {step / run.order.steps_per_epoch:.2f}"]
     for measured, line in (_knn(run, state, step), _drift(run, state)):
@@ -77,7 +78,7 @@ def _evaluate(run: Run, state: TrainState, step: int) -> tuple[loop.Scalars, str
     return scalars, "; ".join(told)
 
 
-def _knn(run: Run, state: TrainState, step: int) -> tuple[loop.Scalars, str]:
+def _knn(run: Run, state: TrainState, step: int) -> tuple[Scalars, str]:
     """Returns kNN top-1; of the untrained network raw pixels are measured, too."""
     if run.monitor is None:
         return {}, ""
@@ -89,7 +90,7 @@ def _knn(run: Run, state: TrainState, step: int) -> tuple[loop.Scalars, str]:
     return scalars, line
 
 
-def _drift(run: Run, state: TrainState) -> tuple[loop.Scalars, str]:
+def _drift(run: Run, state: TrainState) -> tuple[Scalars, str]:
     """Returns the cosine of keys in the dictionary to today's, where they outlive a step."""
     cosines = run.drift.measure(state) if run.drift else {}
     if not cosines:

@@ -41,8 +41,8 @@ class Program:
         or the compiler doesn't count them.
       moved: the collectives.
       seconds: that compiling took.
-      refusal: why the compiler gave up, "" if it did not.
       platform: compiled for: tpu, gpu, or cpu, which stands in for a GPU.
+      refusal: why the compiler gave up, "" if it did not.
     """
 
     state: int
@@ -52,8 +52,8 @@ class Program:
     flops: float | None
     moved: list[Collective]
     seconds: float
+    platform: str
     refusal: str = ""
-    platform: str = "tpu"
 
 
 def abstract_step(config: ConfigDict, layout: Layout, pictures: int) -> tuple[Any, ...]:
@@ -101,8 +101,7 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds = time.perf_counter() - begun
-        refused = _refused(str(error), _bytes_on_device(state), batch_bytes, seconds)
-        return dataclasses.replace(refused, platform=platform)
+        return _refused(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
     seconds = time.perf_counter() - begun
     memory, cost = program.memory_analysis(), program.cost_analysis()
     return Program(
@@ -110,7 +109,7 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
         batch=batch_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=cost and cost["flops"],
+        flops=(cost or {}).get("flops"),
         moved=collectives(program.as_text()),
         seconds=seconds,
         platform=platform,
@@ -134,14 +133,14 @@ def _lowered(step: Any, *arguments: Any) -> Any:
         return step.lower(*arguments)
 
 
-def _refused(message: str, state: int, batch: int, seconds: float) -> Program:
+def _refused(message: str, state: int, batch: int, seconds: float, platform: str) -> Program:
     """Returns what a compiler's refusal for want of memory tells."""
     used = _USED.search(message)
     temporaries = None
     if used:
         temporaries = max(0, int(float(used[1]) * _UNITS[used[2]]) - state - batch)
     reason = f"needs {used[1]}{used[2]} of {used[3]}" if used else message.splitlines()[0]
-    return Program(state, batch, temporaries, 0, None, [], seconds, reason)
+    return Program(state, batch, temporaries, 0, None, [], seconds, platform, reason)
 
 
 def _bytes_on_device(arrays: Any) -> int:

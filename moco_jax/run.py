@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax import cluster, notices
+from moco_jax import cluster, notices, task
 from moco_jax import config as config_lib
 from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
@@ -24,7 +24,6 @@ from moco_jax.mesh import Layout
 from moco_jax.models.encoder import make_encoder
 from moco_jax.optimizers import make_optimizer, make_schedule
 from moco_jax.train_step import (
-    TrainState,
     abstract_state,
     create_state,
     make_recode,
@@ -33,37 +32,18 @@ from moco_jax.train_step import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run is made of; nothing in it changes while it runs.
+class Run(task.Run):
+    """What a pretraining run is made of; its state is a `TrainState`.
 
     Attributes:
-      config: validated.
-      layout: where arrays lie.
-      order: the pictures of each step.
-      data: the training pictures.
-      step: jitted (state, arrays, batch, notices) -> (state, metrics).
       lr: step -> learning rate.
-      create: () -> TrainState at step 0.
-      target: the abstract state, for restoring.
       monitor: kNN, or None without held-out labels.
       drift: of the dictionary's keys, or None where it is not asked for.
     """
 
-    config: ConfigDict
-    layout: Layout
-    order: ShuffledOrder
-    data: loader.DataSet
-    step: Any
     lr: Callable[[int], jax.Array]
-    create: Callable[[], TrainState]
-    target: TrainState
     monitor: KnnMonitor | None
     drift: DriftMonitor | None
-
-    @property
-    def arrays(self) -> Any:
-        """What every step is given of the data."""
-        return self.data.arrays
 
     @property
     def chance(self) -> float:
@@ -111,6 +91,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         layout=layout,
         order=order,
         data=data,
+        arrays=data.arrays,
         step=jit_step(config, data, train_step, layout),
         lr=jax.jit(schedule),
         create=lambda: create_state(config, encoder, optimizer, dictionary, layout),

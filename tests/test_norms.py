@@ -24,6 +24,13 @@ def test_the_norm_is_that_of_all_values(tree, fsdp, way, monkeypatch):
     np.testing.assert_allclose(got, np.linalg.norm(values), rtol=1e-6)
 
 
+def test_all_arrays_may_be_split(tree):
+    layout = make_layout(jax.devices()[:4], fsdp=4)
+    large = {"large": tree["(128, 256)"]}
+    got = jax.jit(lambda tree: norms.global_norm(tree, layout))(large)
+    np.testing.assert_allclose(got, np.linalg.norm(large["large"]), rtol=1e-6)
+
+
 def test_arrays_that_are_split_are_not_joined(tree):
     layout = make_layout(jax.devices()[:4], fsdp=4)
     traced = jax.jit(lambda tree: norms.global_norm(tree, layout)).trace(tree)

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def example(**changes) -> Forecast:
         Collective("all-to-all", (Array("bf16", (64, 224, 224, 3)),), 1, ""),
     ]
     facts = {"temporaries": 8 * GIB, "flops": 78.8e12, "moved": moved, "seconds": 83.4}
-    facts |= {"state": GIB, "batch": GIB // 2, "code": GIB // 2} | changes
+    facts |= {"state": GIB, "batch": GIB // 2, "code": GIB // 2, "platform": "tpu"} | changes
     return Forecast(Topology("v5e", (4, 4)), Program(**facts), 1024, 4, 0.4, 1_281_167)
 
 
@@ -145,7 +146,7 @@ def test_what_does_not_fit_and_which_batch_would():
     ],
 )
 def test_a_refusal_is_read(message):
-    refused = program._refused(f"RESOURCE_EXHAUSTED: {message}", GIB, GIB // 2, 9.0)
+    refused = program._refused(f"RESOURCE_EXHAUSTED: {message}", GIB, GIB // 2, 9.0, "tpu")
     assert refused.temporaries == 16 * GIB
     assert refused.refusal == "needs 17.50G of 15.75G"
     row = forecast.table([example(**vars(refused))])
@@ -221,19 +222,41 @@ def test_the_tpu_compiler_compiles_for_a_slice():
         plan.prepare(config, plan.places(["v5e:3x5"]))
 
 
-@pytest.mark.parametrize("kind", [kind for kind, chip in CHIPS.items() if not chip.is_tpu])
-def test_every_gpu_is_described_to_its_compiler(kind):
-    text = nvidia._description(kind)
-    assert f"device_memory_size: {CHIPS[kind].memory_gib * GIB}" in text
-    assert text.count("{") == text.count("}") and set(nvidia.TARGETS) >= {kind}
+def test_every_gpu_is_described_to_its_compiler():
+    assert set(nvidia.TARGETS) == {kind for kind, chip in CHIPS.items() if not chip.is_tpu}
+    lines = nvidia._description("l4").splitlines()
+    for line in (
+        "  cuda_compute_capability { major: 8 minor: 9 feature_extension: NONE }",
+        "  core_count: 58",
+        "  memory_bandwidth: 300000000000",
+        f"  device_memory_size: {24 * GIB}",
+        "  shared_memory_per_block_optin: 101376",
+        'device_description_str: "NVIDIA L4"',
+    ):
+        assert line in lines
+
+
+def test_hosts_have_as_many_gpus_each():
+    with pytest.raises(ValueError, match="9 GPUs can't be spread evenly over 2 hosts of 8"):
+        nvidia.devices(Topology("h100", (9,)))
 
 
 def test_gpus_are_compiled_for_by_their_compiler_where_there_is_one(monkeypatch):
     asked = []
     monkeypatch.setattr(nvidia, "has_compiler", lambda: True)
     monkeypatch.setattr(nvidia, "devices", lambda place: asked.append(place) or jax.devices()[:2])
-    plan.prepare(tiny_config(), [Topology("h100", (2,))])
-    assert asked == [Topology("h100", (2,))]
+    [(config, place, layout)] = plan.prepare(tiny_config(), [Topology("h100", (2,))])
+    assert asked == [place] == [Topology("h100", (2,))] and layout.devices == 2
+
+    # That compiler doesn't tell operations: they are counted.
+    alone = example(flops=None, platform="gpu").program
+    monkeypatch.setattr(plan, "compiled", lambda *_: alone)
+    monkeypatch.setattr(plan, "counted_flops", lambda *_: 7e12)
+    monkeypatch.setattr(plan, "_PICTURES", types.SimpleNamespace(value=1000))
+    monkeypatch.setattr(plan, "_MFU", types.SimpleNamespace(value=0.4))
+    found = plan._forecast(config, place, layout)
+    assert found.flops == 7e12
+    assert "cuDNN's workspaces" in plan.notes(config, found)[0]
 
 
 @pytest.mark.skipif(not nvidia.has_compiler(), reason="needs JAX for CUDA")

@@ -134,7 +134,11 @@ def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
     """Notes the config of a run that begins, or raises a ValueError if it began with another."""
     file, now = path / _CONFIG, json.loads(json.dumps(config_lib.flatten(config)))
     begun = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
-    changed = differences(_read(file), now) if begun and file.exists() else {}
+    changed = {}
+    if begun and file.exists():
+        # A key that came later has the value that it stands for in every older run.
+        base = json.loads(json.dumps(config_lib.flatten(config_lib.base())))
+        changed = differences(base | _read(file), now)
     if changed:
         told = ", ".join(
             f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()

@@ -7,7 +7,6 @@ so it is exact.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,21 +151,23 @@ def apply_jitter(
     Returns:
       uint8[B, S, 3, S].
     """
+    # What goes from round to round is a word a pixel, one array, that is to be computed once: left
+    # to itself XLA computes all that led to a pixel again for each channel and for each use.
     words = _pack(_channels(planes))
     drawn = (ranks, factors) if shift is None else (ranks, factors, shift)
     words = by_platform(words, *drawn, default=_in_a_loop, gpu=_straight_on, tpu=_straight_on)
     return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
 
 
-# What goes from round to round is a word a pixel, one array, that is to be computed once: left to
-# itself XLA computes all that led to a pixel again for each channel and for each use.
-
-
-def _in_a_loop(words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: Any = None):
+def _in_a_loop(
+    words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
+) -> jax.Array:
     return lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), words)
 
 
-def _straight_on(words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: Any = None):
+def _straight_on(
+    words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
+) -> jax.Array:
     """Does without the loop, which costs an accelerator more; CPUs ignore the barriers."""
     for number in (0, 1):
         words = _round(ranks, factors, shift, number, lax.optimization_barrier(words))

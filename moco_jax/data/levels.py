@@ -6,10 +6,12 @@ and a last axis of 3 would leave vector units idle.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from moco_jax.platforms import by_platform
 
@@ -20,8 +22,8 @@ def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array
     One bfloat16 product, a TPU's default, would be off by half a level, and full float32 costs it
     six products and a GPU its tensor cores. Levels are exact in 8 bits, so only weights need be
     cut: `HIGH` is three bfloat16 products on a TPU (off by some .001 of a level) and float32 on a
-    CPU; a GPU takes float16 (some .01), which keeps as many bits of a weight as its TensorFloat-32
-    at twice the speed, and half the memory.
+    CPU; a GPU takes float16 (some .01), which keeps as many bits of all but the smallest weights as
+    its TensorFloat-32, at twice the speed and half the memory.
 
     Args:
       planes: uint8[B, H, 3, W].
@@ -41,17 +43,25 @@ def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array
     )
 
 
-def _resample(product, dtype, planes, across, down) -> jax.Array:
+def _resample(
+    product: Callable[..., jax.Array],
+    dtype: DTypeLike,
+    planes: jax.Array,
+    across: jax.Array,
+    down: jax.Array,
+) -> jax.Array:
     rows = nearest_level(product("bhcw,bxw->bhcx", planes, across)).astype(dtype)
     columns = nearest_level(product("bhcx,byh->bycx", rows, down)).astype(dtype)
     return columns.astype(jnp.uint8)
 
 
 def in_float32(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns the einsum, f32, of levels of any dtype and weights f32."""
     return jnp.einsum(equation, levels.astype(jnp.float32), weights, precision=lax.Precision.HIGH)
 
 
 def in_float16(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
+    """Returns the einsum, f32, of levels of any dtype and weights f32, cut to float16."""
     halves = levels.astype(jnp.float16), weights.astype(jnp.float16)
     return jnp.einsum(equation, *halves, preferred_element_type=jnp.float32)
 

@@ -110,9 +110,9 @@ def fill_data(config: ConfigDict, origin: ConfigDict, keys: Sequence[str]) -> li
 
 
 def _backbone(config: ConfigDict, origin: ConfigDict) -> ResNet:
-    """Returns the encoder's backbone, for the task's batch-norm groups and dtype."""
+    """Returns the encoder's backbone, computed as the task says, not as it was pretrained."""
     origin = copy.deepcopy(origin)
-    origin.bn_groups, origin.dtype = config.bn_groups, config.dtype
+    origin.bn_groups, origin.dtype, origin.remat = config.bn_groups, config.dtype, False
     return make_encoder(origin).backbone
 
 

@@ -18,6 +18,7 @@ from moco_jax.evaluation.start import begin
 from moco_jax.evaluation.step import SupervisedState
 from moco_jax.evaluation.supervised_run import Run, build, open_labelled
 from moco_jax.mesh import Layout, make_layout
+from moco_jax.task import Scalars, Task
 
 KINDS = {"linear": checkpoints.LINEAR, "finetune": checkpoints.FINETUNE}
 
@@ -82,7 +83,7 @@ def _evaluate_one(
         return cached.evaluate(start, pathlib.Path(folder) / "cached", layout, opened)
     built: list[tuple[Run, logging.MetricsLog]] = []
 
-    def make_task(log: logging.MetricsLog) -> loop.Task:
+    def make_task(log: logging.MetricsLog) -> Task:
         run = build(start, layout, sources)
         built.append((run, log))
         return _task(run, log)
@@ -96,16 +97,16 @@ def _evaluate_one(
     return rows
 
 
-def _task(run: Run, log: logging.MetricsLog) -> loop.Task:
+def _task(run: Run, log: logging.MetricsLog) -> Task:
     heads = len(run.heads)
 
-    def progress(m: loop.Scalars) -> str:
+    def progress(m: Scalars) -> str:
         dead = (
             "" if m["live_heads"] == heads else f"  {m['live_heads']:.0f} of {heads} heads finite"
         )
         return f"loss {m['loss']:.3f}  train top-1 {m['train_top1']:.1f}%{dead}"
 
-    return loop.Task(
+    return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
         progress=progress,
@@ -141,7 +142,7 @@ def _introduce(run: Run, state: SupervisedState) -> Iterator[str]:
 
 def _evaluate(
     run: Run, state: SupervisedState, at: int, log: logging.MetricsLog
-) -> tuple[loop.Scalars, str]:
+) -> tuple[Scalars, str]:
     """Returns the accuracies of all heads, the highest without a name, and what is told."""
     scores = run.scores(state.evaluated())
     top = int(np.argmax(scores.top1))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import notices
+from moco_jax import notices, task
 from moco_jax.data import loader
 from moco_jax.data.order import ShuffledOrder
 from moco_jax.data.sources import Sources, open_named
@@ -19,41 +19,26 @@ from moco_jax.evaluation import mixing, step
 from moco_jax.evaluation.accuracy import Scores, make_scores
 from moco_jax.evaluation.labels import labelled
 from moco_jax.evaluation.start import Start
-from moco_jax.evaluation.step import SupervisedState
 from moco_jax.mesh import Layout
 from moco_jax.optimizers import make_optimizer, make_schedule, peak_lr
 from moco_jax.run import check_same_pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a supervised run is made of; nothing in it changes while it runs.
+class Run(task.Run):
+    """What a supervised run is made of; its state is a `SupervisedState`.
+
+    Its arrays are `pictures`, the data's, and `labels` i32[N].
 
     Attributes:
-      config: resolved.
-      layout: where arrays lie.
-      order: the pictures of each step.
-      data: the training pictures.
-      arrays: `pictures`, the data's arrays, and `labels` i32[N].
-      step: jitted (state, arrays, batch, notices) -> (state, metrics).
       schedule: step -> factor of the rates.
-      create: () -> state at step 0.
-      target: the abstract state.
       scores: a state's `evaluated()` -> Scores on the test pictures.
       classes: C.
       start: the encoder.
       notes: lines about the pictures.
     """
 
-    config: ConfigDict
-    layout: Layout
-    order: ShuffledOrder
-    data: loader.DataSet
-    arrays: Any
-    step: Any
     schedule: Callable[[int], jax.Array]
-    create: Callable[[], SupervisedState]
-    target: SupervisedState
     scores: Callable[[dict[str, Any]], Scores]
     classes: int
     start: Start

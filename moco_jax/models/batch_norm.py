@@ -28,7 +28,7 @@ class GroupedBatchNorm(nn.Module):
       epsilon: added to the variance.
       dtype: dtype of the result.
       scale_init: initialiser of the scale.
-      rectify: whether a ReLU follows; its gradient is then taken together with this one's.
+      rectify: whether to apply a ReLU to the result; both gradients are then taken as one.
     """
 
     groups: int = 1
@@ -41,7 +41,7 @@ class GroupedBatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns x [B, ..., C] normalised per group and channel."""
+        """Returns x [B, ..., C] normalised per group and channel, and rectified if asked for."""
         channels = x.shape[-1]
         scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
@@ -78,7 +78,7 @@ class GroupedBatchNorm(nn.Module):
 def _normalize_plain(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype: Any, rectify: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns x [G, B, ..., C] normalised, and the mean and the biased variance [G, C].
+    """Returns x [G, B / G, ..., C] normalised, and the mean and the biased variance [G, C].
 
     Each direction is two passes over memory, the fewest that there can be: sums, then results. The
     gradient is written out, since of the one that JAX derives XLA makes more passes for GPUs, and
@@ -132,7 +132,8 @@ def _normalize_backward(epsilon, dtype, rectify, saved, gradients):
     of_x = -of_g * rstd * by_scale / count
     rest = -of_g * by_bias / count - of_x * mean
     by_x = masked * _each(of_g, x) + wide * _each(of_x, x) + _each(rest, x)
-    return by_x.astype(x.dtype), by_scale.sum(axis=0), by_bias.sum(axis=0)
+    by_scale, by_bias = (by.sum(axis=0).astype(scale.dtype) for by in (by_scale, by_bias))
+    return by_x.astype(x.dtype), by_scale, by_bias
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -149,7 +150,7 @@ def _scaled(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
 
 
 def _each(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns values [G, C], to be broadcast over x [G, B, ..., C]."""
+    """Returns values [G, C], to be broadcast over x [G, B / G, ..., C]."""
     return values.reshape(values.shape[0], *(1,) * (x.ndim - 2), values.shape[-1])
 
 
@@ -162,5 +163,5 @@ def _inner_axes(x: jax.Array) -> tuple[int, ...]:
 
 
 def _count(x: jax.Array) -> int:
-    """Returns the number of values behind each of the statistics of x [G, B, ..., C]."""
+    """Returns the number of values behind each of the statistics of x [G, B / G, ..., C]."""
     return x.size // (x.shape[0] * x.shape[-1])

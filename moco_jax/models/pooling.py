@@ -9,7 +9,9 @@ from moco_jax.platforms import by_platform
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """Returns x [B, H, W, C] pooled by 3x3 windows at stride 2, padded by 1.
+    """Returns x [B, H, W, C] pooled by 3x3 windows at stride 2, padded by 1: [B, H/2, W/2, C].
+
+    Halves are rounded up.
 
     For the gradient XLA scatters on GPUs, where sums then come in any order, and on CPUs runs on
     one thread. There, a byte for each window is kept that says where its maximum is, the first one
@@ -52,7 +54,7 @@ def _with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         other = padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
         # Which one is larger is asked of both here: compared with a result, it might be computed
         # anew in another way, and be none of the two.
-        places = jnp.where(other > y, jnp.uint8(place), places)
+        places = jnp.where((other > y) | jnp.isnan(other), jnp.uint8(place), places)
         y = jnp.maximum(y, other)
     return y, places
 

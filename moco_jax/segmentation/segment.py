@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoints, cluster, logging, loop, notices
+from moco_jax import checkpoints, cluster, logging, loop, notices, task
 from moco_jax import config as config_lib
 from moco_jax.data.loader import threads
 from moco_jax.data.order import ShuffledOrder
@@ -25,40 +25,22 @@ from moco_jax.segmentation.scores import make_confusion, scores
 from moco_jax.segmentation.step import SegmentationState
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
+from moco_jax.task import Scalars, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a segmentation run is made of; nothing in it changes while it runs.
+class Run(task.Run):
+    """What a segmentation run is made of; its state is a `SegmentationState`, its data scenes.
 
     Attributes:
-      config: resolved.
-      layout: where arrays lie.
-      order: the scenes of each step.
-      data: the training scenes.
-      step: jitted (state, arrays, batch, notices) -> (state, metrics).
       lr: step -> learning rate.
-      create: () -> state at step 0.
-      target: the abstract state.
       confusion: a state's `variables()` -> confusion matrix of the test scenes.
       test: lines about these.
     """
 
-    config: ConfigDict
-    layout: Layout
-    order: ShuffledOrder
-    data: SceneData
-    step: Any
     lr: Callable[[int], jax.Array]
-    create: Callable[[], SegmentationState]
-    target: SegmentationState
     confusion: Callable[[dict[str, Any]], np.ndarray]
     test: str
-
-    @property
-    def arrays(self) -> Any:
-        """What every step is given of the data."""
-        return self.data.arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +96,7 @@ def _segment_one(config: ConfigDict, folder: str | pathlib.Path, layout: Layout)
     say("\n".join(begun.notes))
     built: list[tuple[Run, logging.MetricsLog]] = []
 
-    def make_task(log: logging.MetricsLog) -> loop.Task:
+    def make_task(log: logging.MetricsLog) -> Task:
         run = build(begun, layout)
         built.append((run, log))
         return _task(run, log)
@@ -173,6 +155,7 @@ def build(begun: start.Start, layout: Layout) -> Run:
         layout=layout,
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
+        arrays=data.arrays,
         step=_jit_step(config, data, step.make_step(network, optimizer, layout), layout),
         lr=jax.jit(schedule),
         create=lambda: jax.jit(init, out_shardings=shardings)(variables),
@@ -210,8 +193,8 @@ def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout:
     return layout.jit(whole_step, donate_argnums=0)
 
 
-def _task(run: Run, log: logging.MetricsLog) -> loop.Task:
-    return loop.Task(
+def _task(run: Run, log: logging.MetricsLog) -> Task:
+    return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
         progress=lambda m: f"loss {m['loss']:.3f}  train pixels {m['train_pixel_accuracy']:.1f}%",
@@ -239,7 +222,7 @@ def _introduce(run: Run, state: SegmentationState) -> Iterator[str]:
 
 def _evaluate(
     run: Run, state: SegmentationState, at: int, log: logging.MetricsLog
-) -> tuple[loop.Scalars, str]:
+) -> tuple[Scalars, str]:
     """Returns the scores on the test scenes, and what is told."""
     found = scores(run.confusion(state.variables()))
     epoch = at / run.order.steps_per_epoch

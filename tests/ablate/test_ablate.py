@@ -99,6 +99,13 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     report.plot("momentum m", results, tmp_path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
+    # A folder of before a key was there goes on: the key has its base's value in it.
+    config = tmp_path / "0.5" / "seed_7" / "study.json"
+    older = json.loads(config.read_text())
+    del older["remat"]
+    config.write_text(json.dumps(older))
+    assert run() == results
+
     settings[0].config.lr = 0.5
     with pytest.raises(ValueError, match=r"another config \(lr: 0.03 there, 0.5 now\)"):
         run()

@@ -137,15 +137,13 @@ def test_all_orders_are_those_of_the_single_changes(hue):
     assert (difference > 0).mean() < 0.01
 
 
-def test_without_a_loop_the_two_rounds_are_the_same():
+@pytest.mark.parametrize("hue", [True, False], ids=["hue", "no hue"])
+def test_without_a_loop_the_two_rounds_are_the_same(hue):
     ranks = np.array(list(itertools.permutations(range(4))))
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**24, (24, 6, 6), np.int32)
-    drawn = (
-        ranks,
-        np.float32(rng.uniform(0.0, 2.0, (24, 3))),
-        np.float32(rng.uniform(-0.5, 0.5, 24)),
-    )
+    drawn = [ranks, np.float32(rng.uniform(0.0, 2.0, (24, 3)))]
+    drawn += [np.float32(rng.uniform(-0.5, 0.5, 24))] if hue else []
     loop, straight = (
         np.asarray(jax.jit(way)(words, *drawn)).view(np.uint8).astype(int)
         for way in (color._in_a_loop, color._straight_on)

@@ -8,6 +8,7 @@ from moco_jax import main
 from moco_jax.evaluation import start, validation
 from tests.evaluation.tiny import encoder_variables, task_config, write_encoder
 from tests.test_configs import get
+from tests.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -130,3 +131,9 @@ def test_a_random_encoder_has_the_architecture_and_follows_the_seed(tmp_path):
     )  # fmt: skip
     validation.check(own, 1)
     assert "random weights of a resnet10" in start.begin(own).notes[0]
+
+
+def test_an_encoder_is_computed_as_the_task_says_not_as_it_was_pretrained():
+    origin = tiny_config(remat=True, dtype="bfloat16")
+    backbone = start._backbone(task_config("finetune", "", bn_groups=2), origin)
+    assert (backbone.remat, backbone.dtype, backbone.bn_groups) == (False, "float32", 2)

@@ -216,6 +216,8 @@ def test_five_steps_are_torchs(name, devices, monkeypatch):
 
 def test_five_steps_in_the_way_of_gpus_are_torchs(monkeypatch):
     monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
+    text = jax.jit(platforms.materialized).lower(jnp.zeros(1)).as_text()
+    assert "optimization_barrier" in text
     compare("v1", 1, monkeypatch)
 
 

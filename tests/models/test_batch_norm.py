@@ -81,3 +81,20 @@ def test_a_relu_is_part_of_the_evaluation_too(x):
         for rectify in (False, True)
     )
     np.testing.assert_array_equal(rectified, np.maximum(plain, 0))
+
+
+@pytest.mark.parametrize("rectify", [False, True])
+def test_bfloat16_is_rounded_once(x, rectify):
+    """The gradient in bfloat16 is that of the same values in float32, to half its last bit."""
+    norms = [GroupedBatchNorm(2, dtype=d, rectify=rectify) for d in (jnp.bfloat16, jnp.float32)]
+    variables = norms[0].init(jax.random.key(0), x)
+    by_y = jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape).astype(jnp.bfloat16)
+
+    def gradient(norm):
+        apply = lambda x: norm.apply(variables, x, mutable=["batch_stats"])[0]  # noqa: E731
+        inputs = jnp.asarray(x, jnp.bfloat16).astype(norm.dtype)
+        return jax.vjp(apply, inputs)[1](by_y.astype(norm.dtype))[0]
+
+    half, whole = gradient(norms[0]), gradient(norms[1])
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(np.float32), whole, rtol=2**-8, atol=1e-6)

@@ -48,8 +48,9 @@ def test_the_gradient_does_not_depend_on_how_the_picture_came_about():
 
 def test_what_is_no_number_is_not_lost():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0].set(jnp.nan)
-    y, _ = jax.vjp(max_pool, x)
+    y, backward = jax.vjp(max_pool, x)
     assert jnp.isnan(y[0, 0, 0, 0]) and jnp.isnan(max_pool(x)[0, 0, 0, 0])
+    assert backward(jnp.ones_like(y))[0].sum() == 4
 
 
 @pytest.mark.parametrize("platform", ["cuda", "cpu", "tpu"])

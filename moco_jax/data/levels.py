@@ -40,6 +40,7 @@ def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array
         down,
         default=functools.partial(_resample, in_float32, jnp.uint8),
         gpu=functools.partial(_resample, in_float16, jnp.float16),
+        tpu=functools.partial(_resample, in_float32, jnp.uint8, by_channel=True),
     )
 
 
@@ -49,9 +50,15 @@ def _resample(
     planes: jax.Array,
     across: jax.Array,
     down: jax.Array,
+    by_channel: bool = False,
 ) -> jax.Array:
     rows = nearest_level(product("bhcw,bxw->bhcx", planes, across)).astype(dtype)
-    columns = nearest_level(product("bhcx,byh->bycx", rows, down)).astype(dtype)
+    equation = "bhcx,byh->bycx"
+    if by_channel:
+        # A TPU keeps the channels apart; for one product over all of them it would copy them.
+        down = jnp.broadcast_to(down[:, None], (down.shape[0], 3, *down.shape[1:]))
+        equation = "bhcx,bcyh->bycx"
+    columns = nearest_level(product(equation, rows, down)).astype(dtype)
     return columns.astype(jnp.uint8)
 
 

@@ -49,18 +49,20 @@ def test_each_kind_of_device_multiplies_what_it_is_fast_at(platform, dtype):
     assert all("precision = [HIGH" in line for line in products) == (dtype == "f32")
 
 
-def test_the_way_of_gpus_gives_the_same_pictures(monkeypatch):
+@pytest.mark.parametrize("way, most", [("gpu", 0.05), ("tpu", 0.001)])
+def test_other_ways_give_the_same_pictures(way, most, monkeypatch):
     rng = np.random.default_rng(0)
     planes = rng.integers(0, 256, (4, 50, 3, 60), np.uint8)
     across, down = (rng.random((4, n, m)).astype(np.float32) ** 8 for n, m in ((30, 60), (20, 50)))
     arrays = planes, across / across.sum(-1, keepdims=True), down / down.sum(-1, keepdims=True)
-    expected = jax.jit(levels.resample)(*arrays).astype(int)
-    monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
-    jax.clear_caches()
-    got = jax.jit(levels.resample)(*arrays)
+    compiled_anew = lambda: jax.jit(lambda *x: levels.resample(*x))(*arrays)  # noqa: E731
+    expected = compiled_anew().astype(int)
+    monkeypatch.setitem(platforms._NAMES, "cpu", way)
+    got = compiled_anew()
     assert got.dtype == np.uint8
     difference = np.abs(np.asarray(got, int) - expected)
-    assert difference.max() <= 1 and 0 < (difference > 0).mean() < 0.05
+    assert difference.max() <= 1 and (difference > 0).mean() <= most
+    assert (difference > 0).any() or way != "gpu"  # whose weights are cut
 
 
 def test_rounding_is_pillows():

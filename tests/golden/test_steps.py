@@ -211,17 +211,17 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
     ],
 )
 def test_five_steps_are_torchs(name, devices, monkeypatch):
-    compare(name, devices, monkeypatch)
+    assert_torchs(name, devices, monkeypatch)
 
 
 def test_five_steps_in_the_way_of_gpus_are_torchs(monkeypatch):
     monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
     text = jax.jit(platforms.materialized).lower(jnp.zeros(1)).as_text()
     assert "optimization_barrier" in text
-    compare("v1", 1, monkeypatch)
+    assert_torchs("v1", 1, monkeypatch)
 
 
-def compare(name, devices, monkeypatch):
+def assert_torchs(name, devices, monkeypatch):
     drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # torch's draws, since they are random
     for function in ("draw_others", "draw_noise"):
         monkeypatch.setattr(memory_bank, function, lambda _, batch: jnp.asarray(drawn)[batch.step])

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax import negatives
-from moco_jax.mesh import make_layout
+from moco_jax.contrastive import negatives
+from moco_jax.parallel.mesh import make_layout
 
 _WAYS = {"matrix": negatives.plain, "scan": negatives.scanned}
 _BATCH, _DIM, _T = 256, 128, 0.2

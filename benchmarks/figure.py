@@ -1,4 +1,4 @@
-"""Draws what a run saw and learnt: pictures, their two views, and the curves of its metrics.
+"""Draws what a run saw and learnt: images, their two views, and the curves of its metrics.
 
 Command: python -m benchmarks.figure --workdir=runs/digits --out=benchmarks/digits.png
 Needs matplotlib.
@@ -13,8 +13,8 @@ import matplotlib
 import numpy as np
 
 from configs import digits as experiment
-from moco_jax.data.digits import digits
-from moco_jax.data.views import make_view
+from moco_jax.data.augment.views import make_view
+from moco_jax.data.sources.digits import digits
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -23,7 +23,7 @@ _COLUMNS = 10
 
 
 def view_rows() -> np.ndarray:
-    """Returns three rows of pictures uint8[96, 32 * columns, 3]: originals, queries, keys."""
+    """Returns three rows of images uint8[96, 32 * columns, 3]: originals, queries, keys."""
     config = experiment.get_config()
     images = digits("train")[0][:_COLUMNS]
     sizes = np.full((_COLUMNS, 2), 32, np.int32)
@@ -46,7 +46,7 @@ def main() -> None:
         1, 3, figsize=(11, 2.6), width_ratios=(1.6, 1, 1), layout="constrained"
     )
     left.imshow(view_rows())
-    left.set_yticks((16, 48, 80), ("picture", "query", "key"))
+    left.set_yticks((16, 48, 80), ("image", "query", "key"))
     left.set_xticks(())
     losses = [(x["epoch"], x["loss"]) for x in lines if "loss" in x]
     middle.plot(*zip(*losses, strict=True))

@@ -1,9 +1,9 @@
-"""Host throughput of reading pictures, against the reference's way and against bare decoding.
+"""Host throughput of reading images, against the reference's way and against bare decoding.
 
 Command: python -m benchmarks.input --path=imagenet_samples.tar
 
 Three ways take turns, each with a worker a core, and the median of the turns' ratios is told:
-  reference  MoCo v2's two views on the host, as torchvision computes them on Pillow pictures
+  reference  MoCo v2's two views on the host, as torchvision computes them on Pillow images
              (random resized crop, jitter, grey, blur, flip), to normalised float32
              [2, 3, 224, 224], by processes
   bare       simplejpeg decodes the bytes in memory, and nothing else, by threads
@@ -36,9 +36,10 @@ except ImportError:
     cv2 = None
 
 from moco_jax import config as config_lib
-from moco_jax.data import loader, sources
-from moco_jax.data.order import ShuffledOrder
-from moco_jax.mesh import make_layout
+from moco_jax.data.loading import loader
+from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.data.sources import opening as sources
+from moco_jax.parallel.mesh import make_layout
 
 _SIDE = 224
 _MEAN = np.array(config_lib.IMAGENET_MEAN, np.float32)[:, None, None]
@@ -137,9 +138,9 @@ def _rate(pool, work: Callable, files: list[bytes]) -> float:
     return len(files) / (time.perf_counter() - begun)
 
 
-def _our_rate(data: loader.DataSet, order: ShuffledOrder, pictures: int, first: int) -> float:
+def _our_rate(data: loader.DataSet, order: ShuffledOrder, images: int, first: int) -> float:
     """Returns images/s of whole batches, the first few, which were read ahead, left out."""
-    warm, timed = 6, pictures // order.batch_size
+    warm, timed = 6, images // order.batch_size
     with contextlib.closing(data.batches(order, first)) as batches:
         for _ in itertools.islice(batches, warm):
             pass

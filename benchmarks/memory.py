@@ -1,4 +1,4 @@
-"""Memory of a process that streams pictures, epoch by epoch.
+"""Memory of a process that streams images, epoch by epoch.
 
 Command: python -m benchmarks.memory --path=imagenet_samples.tar --epochs=4
 """
@@ -8,9 +8,10 @@ import contextlib
 import pathlib
 
 from moco_jax import config as config_lib
-from moco_jax.data import loader, sources
-from moco_jax.data.order import ShuffledOrder
-from moco_jax.mesh import make_layout
+from moco_jax.data.loading import loader
+from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.data.sources import opening as sources
+from moco_jax.parallel.mesh import make_layout
 
 
 def resident_megabytes() -> int:
@@ -21,7 +22,7 @@ def resident_megabytes() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--path", required=True, help="tar or folder of pictures")
+    parser.add_argument("--path", required=True, help="tar or folder of images")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=50)
     options = parser.parse_args()

@@ -3,7 +3,7 @@
 import collections
 import re
 
-from moco_jax import hlo
+from moco_jax.plan import hlo
 
 _NO_KERNELS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
 _NO_KERNELS |= {"conditional", "after-all"}
@@ -54,7 +54,7 @@ def table(run: list[hlo.Instruction]) -> str:
                 sums[name][i] += value
     total = sums["all"]
     lines = [
-        f"{'':18} {'kernels':>8} {'fusions':>8} {'GB':>8} {'share':>6} {'M cycles':>9} {'share':>6}"
+        f"{'':18} {'kernels':>8} {'fusions':>8} {'GB':>8} {'part':>6} {'M cycles':>9} {'part':>6}"
     ]
     for name, (count, fusions, size, estimate) in sorted(
         sums.items(), key=lambda item: (item[0] == "all", -item[1][2])

@@ -37,7 +37,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--size", choices=("small", "imagenet"), default="small")
-    parser.add_argument("--batch", type=int, nargs="*", help="pictures a step")
+    parser.add_argument("--batch", type=int, nargs="*", help="images a step")
     parser.add_argument("--bn_groups", type=int, help="by default 8 for small, 1 for imagenet")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--turns", type=int, default=7)

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import step_worker
-from moco_jax.dictionaries import make_dictionary
-from moco_jax.hardware import CHIPS
-from moco_jax.mesh import make_layout
+from moco_jax.contrastive.dictionaries import make_dictionary
+from moco_jax.contrastive.train_step import TrainState, create_state, make_train_step
 from moco_jax.models.encoder import Encoder, make_encoder
-from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.train_step import TrainState, create_state, make_train_step
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.plan.hardware import CHIPS
+from moco_jax.training.optimizers import make_optimizer, make_schedule
 
 _CONFIGS = {"small": "cifar10", "imagenet": "imagenet"}
-_PICTURES = {"small": 50_000, "imagenet": 1_281_167}
+_IMAGES = {"small": 50_000, "imagenet": 1_281_167}
 
 
 class Step(NamedTuple):
@@ -27,7 +27,7 @@ class Step(NamedTuple):
     Attributes:
       compiled: (state, *inputs) -> (state, metrics), the state donated.
       state: of step 0.
-      inputs: the views and the pictures' indices.
+      inputs: the views and the images' indices.
       encoder: of the state.
     """
 
@@ -42,8 +42,8 @@ def make_step(problem: step_worker.Problem) -> Step:
     config = _config(problem)
     layout = make_layout(jax.devices()[:1])
     encoder = make_encoder(config)
-    optimizer = make_optimizer(config, make_schedule(config, _PICTURES[problem.name] // 256))
-    dictionary = make_dictionary(config, layout, pictures=_PICTURES[problem.name])
+    optimizer = make_optimizer(config, make_schedule(config, _IMAGES[problem.name] // 256))
+    dictionary = make_dictionary(config, layout, images=_IMAGES[problem.name])
     state = create_state(config, encoder, optimizer, dictionary, layout)
     shape = (problem.batch, config.data.image_size, config.data.image_size, 3)
     keys = jax.random.split(jax.random.key(1), 2)

@@ -3,7 +3,7 @@
 Command: python -m benchmarks.step_profile --size=small --batch=128 --bn_groups=8
 
 The step is that of `benchmarks.step`. Operations that run at the same time are each counted whole,
-so shares are of their sum; on a CPU, that of the step is told beside it. GB/s are of operands and
+so percentages are of their sum; on a CPU the step's time is printed too. GB/s are of operands and
 results, each counted once.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
     operations = read_program(step.compiled.as_text())
     total = sum(durations.values())
     print(f"{seconds:.3f} s a step; its operations' sum {total:.3f} s, of which")
-    print(f"{'share':>6} {'ms':>8} {'GB/s':>6}  operation")
+    print(f"{'fraction':>6} {'ms':>8} {'GB/s':>6}  operation")
     for name, duration in durations.most_common(10):
         size, source = operations.get(name, (0, ""))
         rate = size / duration / 1e9

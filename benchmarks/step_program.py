@@ -16,15 +16,15 @@ import jax
 from absl import app, flags
 
 from benchmarks import program_parts
-from moco_jax import command_line, compilers, nvidia, program, topology, validation
-from moco_jax.hardware import CHIPS
-from moco_jax.mesh import make_layout
+from moco_jax import command_line
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.plan import compilers, nvidia, program, topology
+from moco_jax.plan.hardware import CHIPS
+from moco_jax.pretraining import validation
 
 _CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
 _LARGEST = flags.DEFINE_integer("largest", 0, "Tells so many largest kernels.", lower_bound=0)
-_PICTURES = flags.DEFINE_integer(
-    "training_pictures", 1281167, "In the training set.", lower_bound=1
-)
+_IMAGES = flags.DEFINE_integer("training_images", 1281167, "In the training set.", lower_bound=1)
 _TEXT = flags.DEFINE_string("text", None, "File that the program's text is written to.")
 
 
@@ -55,7 +55,7 @@ def main(_) -> None:
         validation.check(config, 1)
     except (ValueError, ModuleNotFoundError) as error:
         command_line.fail(str(error))
-    step, *arguments = program.abstract_step(config, layout, _PICTURES.value)
+    step, *arguments = program.abstract_step(config, layout, _IMAGES.value)
     lowered = step.lower(*arguments)
     begun = time.perf_counter()
     compiled = lowered.compile()

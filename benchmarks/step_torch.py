@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 def make_encoder(problem: step_worker.Problem) -> nn.Module:
-    """Returns ResNet-18 for small pictures, linear head, or ResNet-50 with v2's head."""
+    """Returns ResNet-18 for small images, linear head, or ResNet-50 with v2's head."""
     small = problem.name == "small"
     sizes = (2, 2, 2, 2) if small else (3, 4, 6, 3)
     stem = [conv(3, 64, 3 if small else 7, 1 if small else 2), GroupedBatchNorm(64)]

@@ -19,7 +19,7 @@ class Problem:
 
     Attributes:
       name: 'small' or 'imagenet'.
-      batch: B, pictures.
+      batch: B, images.
       bn_groups: parts of the batch that batch norm sees apart.
       dtype: of activations, 'float32' or 'bfloat16'.
     """

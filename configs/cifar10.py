@@ -2,18 +2,18 @@
 
 He et al. 2019 (arXiv 1911.05722), the demo notebook of facebookresearch/moco. It reports kNN top-1
 82.6 / 86.3 / 88.7 % after 200 / 400 / 800 epochs (asymmetric) and 85.3 / 88.5 / 89.7 % (symmetric)
-on the original, lossless pictures, at about 20 s an epoch on one V100.
+on the original, lossless images, at about 20 s an epoch on one V100.
 
 The other variants are the demo's network and schedule with other mechanisms, for comparison. Nobody
 reports accuracies for them.
 end_to_end, simclr: the other keys of the batch are the negatives, and the key encoder is trained by
   gradient (MoCo, fig. 2a) or is the queries' own (Chen et al. 2020, arXiv 2002.05709: mlp head, one
   group of batch norm, T = .5; half the rate, since the two directions' losses are summed here).
-memory_bank, instdisc: 4096 negatives are drawn from a bank of all pictures' old features; InfoNCE
+memory_bank, instdisc: 4096 negatives are drawn from a bank of all images' old features; InfoNCE
   (MoCo, fig. 2b) and, at half the rate, the NCE of instance discrimination (Wu et al. 2018, arXiv
   1805.01978).
 
-Pictures: TFDS's cifar10, prepared as array_record, or a folder or tar with train/<class>/ and
+Images: TFDS's cifar10, prepared as array_record, or a folder or tar with train/<class>/ and
 test/<class>/, named by --config.data.path.
 
 Commands:
@@ -26,7 +26,7 @@ Commands:
 """
 
 from moco_jax import config
-from moco_jax.data import recipes
+from moco_jax.data.augment import recipes
 
 VARIANTS = ("asymmetric", "symmetric", "end_to_end", "simclr", "memory_bank", "instdisc")
 

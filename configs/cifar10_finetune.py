@@ -8,9 +8,9 @@ Commands:
   python -m moco_jax.main --config=configs/cifar10_finetune.py:1percent
 """
 
-from moco_jax.evaluation import config
+from moco_jax.supervised import config
 
-# variant: share of the labels, epochs
+# variant: fraction of the labels, epochs
 VARIANTS = {"full": (1.0, 50), "10percent": (0.1, 200), "1percent": (0.01, 500)}
 
 
@@ -21,7 +21,7 @@ def get_config(variant: str = "full"):
     c.name = f"cifar10_finetune_{variant}"
     c.pretrained = "runs/cifar10_asymmetric"
     c.baseline = True
-    c.label_share, c.epochs = VARIANTS[variant]
+    c.label_fraction, c.epochs = VARIANTS[variant]
     c.evaluate_every = c.epochs / 10
     c.data.source = "tfds:cifar10"
     return c

@@ -9,7 +9,7 @@ Commands:
   python -m moco_jax.main --config=configs/cifar10_linear.py --config.cached=True
 """
 
-from moco_jax.evaluation import config
+from moco_jax.supervised import config
 
 
 def get_config():

@@ -8,7 +8,7 @@ Command: bash launch/local.sh --config=configs/digits.py
 """
 
 from moco_jax import config
-from moco_jax.data import recipes
+from moco_jax.data.augment import recipes
 
 
 def get_config():

@@ -9,10 +9,10 @@ Commands:
   python -m moco_jax.main --config=configs/digits_finetune.py:1percent
 """
 
-from moco_jax.data import recipes
-from moco_jax.evaluation import config
+from moco_jax.data.augment import recipes
+from moco_jax.supervised import config
 
-# variant: share of the labels, epochs, batch
+# variant: fraction of the labels, epochs, batch
 VARIANTS = {"full": (1.0, 10, 64), "10percent": (0.1, 60, 64), "1percent": (0.01, 200, 32)}
 
 
@@ -23,7 +23,7 @@ def get_config(variant: str = "full"):
     c.name = f"digits_finetune_{variant}"
     c.pretrained = "runs/digits"
     c.baseline = True
-    c.label_share, c.epochs, c.batch_size = VARIANTS[variant]
+    c.label_fraction, c.epochs, c.batch_size = VARIANTS[variant]
     c.evaluate_every = c.epochs / 5
     c.lr_batch = 64
     c.bn_groups = 1

@@ -10,8 +10,8 @@ Commands:
   python -m moco_jax.main --config=configs/digits_linear.py --config.cached=True
 """
 
-from moco_jax.data import recipes
-from moco_jax.evaluation import config
+from moco_jax.data.augment import recipes
+from moco_jax.supervised import config
 
 
 def get_config():

@@ -1,4 +1,4 @@
-"""MoCo v2 on your own pictures: `--config=configs/folder.py:/path/to/pictures`.
+"""MoCo v2 on your own images: `--config=configs/folder.py:/path/to/images`.
 
 The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a class
 (`train/cat/1.jpg` or `cat/1.jpg`) a tenth is held out for the kNN monitor, unless there is a
@@ -6,9 +6,9 @@ The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a clas
 
 The recipe is MoCo v2's with what smaller sets need: a queue of 4096 keys (one longer than the data
 are many would hold a query's own key among the negatives), a faster key encoder (m = .99) and a
-warm-up. Below some thousand pictures, raise --config.epochs until there are 20,000 steps or more.
+warm-up. Below some thousand images, raise --config.epochs until there are 20,000 steps or more.
 
-Command: python -m moco_jax.main --config=configs/folder.py:/path/to/pictures
+Command: python -m moco_jax.main --config=configs/folder.py:/path/to/images
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from moco_jax import config
 
 def get_config(path: str = ""):
     if not path:
-        raise ValueError("name the pictures: --config=configs/folder.py:/path/to/pictures")
+        raise ValueError("name the images: --config=configs/folder.py:/path/to/images")
     c = config.base()
     stem = re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")
     c.name = f"folder_{stem}"

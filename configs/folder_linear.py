@@ -1,4 +1,4 @@
-"""Linear evaluation on your own labelled pictures: `--config=configs/folder_linear.py:/path`.
+"""Linear evaluation on your own labelled images: `--config=configs/folder_linear.py:/path`.
 
 The path is a folder or a tar with one folder a class; a tenth of each class is held out as the test
 unless there is a `test/` or `val/`. The encoder is by default the one that configs/folder.py
@@ -6,19 +6,19 @@ pretrains on the same path. Which learning rate suits depends on the features: s
 side by side.
 
 Commands:
-  python -m moco_jax.main --config=configs/folder_linear.py:/path/to/pictures
+  python -m moco_jax.main --config=configs/folder_linear.py:/path/to/images
   python -m moco_jax.main --config=configs/folder_linear.py:/path --config.cached=True
 """
 
 import pathlib
 import re
 
-from moco_jax.evaluation import config
+from moco_jax.supervised import config
 
 
 def get_config(path: str = ""):
     if not path:
-        raise ValueError("name the pictures: --config=configs/folder_linear.py:/path/to/pictures")
+        raise ValueError("name the images: --config=configs/folder_linear.py:/path/to/images")
     c = config.linear()
     stem = re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")
     c.name = f"folder_{stem}_linear"

@@ -4,14 +4,14 @@ v1: He et al. 2019 (arXiv 1911.05722); linear top-1 60.8 +- .2 reported by faceb
 v2: Chen et al. 2020 (arXiv 2003.04297); linear top-1 67.5 +- .1 (71.1 at 800 epochs), likewise.
 end_to_end: v1 with the batch as its dictionary and both encoders trained (fig. 2a), 1024 images
 a step, the largest that the paper trained so; the rate follows the batch, as it says it must.
-memory_bank: v1 with a bank of all pictures' old features, 65,536 of them drawn at each step (fig.
+memory_bank: v1 with a bank of all images' old features, 65,536 of them drawn at each step (fig.
 2b); linear top-1 58.0 by notes on the paper.
 instdisc: instance discrimination (Wu et al. 2018, arXiv 1805.01978): the bank with NCE and 4096
 draws; linear top-1 54.0 reported, 54.3 as MoCo's authors ran it, by the same notes.
 There, v1's and v2's 200 epochs take 53 h on 8 V100. bn_groups=8 are those 8 GPUs' batch-norm groups
 of 32 images, on any number of devices here.
 
-Pictures: a folder or tar with train/<class>/*.JPEG (and val/<class>/ for the kNN monitor), named by
+Images: a folder or tar with train/<class>/*.JPEG (and val/<class>/ for the kNN monitor), named by
 --config.data.path, or TFDS's imagenet2012 prepared as array_record.
 
 Commands:
@@ -23,7 +23,7 @@ Commands:
 """
 
 from moco_jax import config
-from moco_jax.data import recipes
+from moco_jax.data.augment import recipes
 
 VARIANTS = ("v1", "v2", "end_to_end", "memory_bank", "instdisc")
 

@@ -15,7 +15,7 @@ Commands:
   python -m moco_jax.main --config=configs/imagenet_linear.py --config.lr=0.1,1,10,30
 """
 
-from moco_jax.evaluation import config
+from moco_jax.supervised import config
 
 VARIANTS = ("v1", "v2")
 

@@ -1,7 +1,7 @@
 """Fine-tuning on other sets than the encoder was pretrained on: CIFAR-10, -100, Flowers, Pets.
 
 The sets on which MoCo v3 (Chen et al. 2021, arXiv 2104.02057) tells transfer; the recipe is this
-project's, so its numbers are no comparison. Pictures take the encoder's size, whatever their own.
+project's, so its numbers are no comparison. Images take the encoder's size, whatever their own.
 The sets come from TFDS; `python -m moco_jax.data.prepare --name=oxford_flowers102` and the like
 make them readable. Not run here.
 
@@ -12,7 +12,7 @@ Commands:
   python -m moco_jax.main --config=configs/transfer.py:pets
 """
 
-from moco_jax.evaluation import config
+from moco_jax.supervised import config
 
 SETS = {
     "cifar10": "cifar10",

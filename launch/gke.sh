@@ -17,7 +17,7 @@
 #   --restarts=10           how often a run that crashed is started again
 #   --dry-run               prints the manifest, and asks no cluster
 #
-# What all pods share is mounted as /moco_jax/shared, so pictures may be read from it:
+# What all pods share is mounted as /moco_jax/shared, so images may be read from it:
 # --config.data.path=shared/imagenet.tar. The cluster needs JobSet (https://jobset.sigs.k8s.io) and,
 # for a bucket, the Cloud Storage FUSE driver; a bucket with a hierarchical namespace renames
 # finished checkpoints in one step.

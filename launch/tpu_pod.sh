@@ -25,7 +25,7 @@
 # slice of several hosts, and any --spot slice, whose disks go with it, needs a folder that all hosts
 # share: --bucket or --nfs. The default workdir runs/<config name> is then on it, and stays on it
 # afterwards. The slice's service account must be allowed to read and write the bucket; one with a
-# hierarchical namespace renames finished checkpoints in one step. Pictures may lie there as well:
+# hierarchical namespace renames finished checkpoints in one step. Images may lie there as well:
 # --config.data.path=shared/imagenet.tar. An absolute --workdir is taken for a shared folder of your
 # own. Without a shared folder the workdir is on the host's disk, and is copied here at the end.
 #

@@ -7,7 +7,7 @@ features = encoder(["a.jpg", "b.jpg"])
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moco_jax.picture_encoder import load as load
+    from moco_jax.encoders.image_encoder import load as load
 
 __version__ = "0.1.0"
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # JAX takes a second to import, and the devices when it is first used: only for who asks.
     if name == "load":
-        from moco_jax.picture_encoder import load
+        from moco_jax.encoders.image_encoder import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from moco_jax.data import recipes
+from moco_jax.data.augment import recipes
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -37,7 +37,7 @@ def base() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "resnet50"  # see moco_jax/models/resnet.py
-    c.model.stem = "imagenet"  # imagenet: 7x7/2 and max-pool; small: 3x3/1 for pictures of 32x32
+    c.model.stem = "imagenet"  # imagenet: 7x7/2 and max-pool; small: 3x3/1 for images of 32x32
     c.model.width = 1.0  # times the channels of every layer
     c.model.head = "mlp"  # linear (v1) or mlp (v2)
     c.model.hidden = 0  # hidden units of the mlp head; 0: as many as the backbone has features
@@ -51,7 +51,7 @@ def base() -> ConfigDict:
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
     c.bank = ConfigDict()  # with dictionary=memory_bank, key_encoder=none, one view
     c.bank.negatives = 65536  # K, drawn from the bank at each step
-    c.bank.momentum = 0.5  # share of a slot that is kept when its picture is seen
+    c.bank.momentum = 0.5  # fraction of a slot that is kept when its image is seen
     c.bank.loss = "info_nce"  # or nce (Wu et al. 2018)
     c.symmetric = False  # each view in turn is query and key; the two losses are summed
     c.bn_groups = 8  # G, parts of the batch with batch-norm statistics of their own (GPUs, there)
@@ -61,34 +61,36 @@ def base() -> ConfigDict:
     c.lr_batch = 256  # images
     c.lr_schedule = "cosine"  # cosine, step or constant
     c.lr_update = "epoch"  # the schedule moves every epoch (the reference) or every step
-    c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these shares of what follows warm-up
+    c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these fractions of what follows warm-up
     c.warmup_epochs = 0.0  # lr rises linearly from 0
     c.sgd_momentum = 0.9
     c.weight_decay = 1e-4  # on every parameter, as the reference
 
     c.data = ConfigDict()
-    c.data.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources.py
-    c.data.path = ""  # folder, tar or .npz of pictures, or a TFDS data_dir; ~ is understood
+    c.data.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources/opening.py
+    c.data.path = ""  # folder, tar or .npz of images, or a TFDS data_dir; ~ is understood
     c.data.train_split = "train"
-    c.data.test_split = "test"  # held-out labelled pictures, for the kNN monitor
-    c.data.held_out = 0.1  # share of a labelled source without test split that becomes its test
+    c.data.test_split = "test"  # held-out labelled images, for the kNN monitor
+    c.data.held_out = 0.1  # fraction of a labelled source without test split that becomes its test
     c.data.image_size = 224  # S, pixels, of a view
     c.data.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation
-    c.data.canvas = 512  # pixels; larger pictures are decoded at a smaller scale
+    c.data.canvas = 512  # pixels; larger images are decoded at a smaller scale
     c.data.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
     c.data.threads = 0  # that decode; 0: as many as there are cores, at most 64
-    c.data.max_bad_share = 0.01  # share of unreadable pictures, met by one process, that stops it
+    c.data.max_bad_fraction = (
+        0.01  # fraction of unreadable images, met by one process, that stops it
+    )
     c.data.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.data.std = IMAGENET_STD
     c.views = (recipes.v2(), recipes.v2())  # recipes of the query's view and of the key's, if any
 
-    c.knn = ConfigDict()  # monitor on held-out labelled pictures, where there are any
+    c.knn = ConfigDict()  # monitor on held-out labelled images, where there are any
     c.knn.every_epochs = 5.0  # 0: never
     c.knn.k = 200  # neighbours
     c.knn.temperature = 0.1
     c.knn.features = "backbone"  # backbone: pooled features; head: keys
-    c.knn.bank = 100_000  # at most so many training pictures are neighbours; 0: all
-    c.knn.queries = 10_000  # at most so many pictures are classified; 0: all
+    c.knn.bank = 100_000  # at most so many training images are neighbours; 0: all
+    c.knn.queries = 10_000  # at most so many images are classified; 0: all
     c.drift = True  # with kNN: the dictionary's keys against today's of the same views
     return c.lock()
 

@@ -1,10 +1,10 @@
-"""Features of pictures, their nearest neighbours and near-duplicates.
+"""Features of images, their nearest neighbours and near-duplicates.
 
-    python -m moco_jax.embed --encoder=runs/cifar10 --pictures=FOLDER --out=features.npz
+    python -m moco_jax.embed --encoder=runs/cifar10 --images=FOLDER --out=features.npz
     python -m moco_jax.embed --encoder=runs/cifar10 --features=features.npz --query=a.jpg
     python -m moco_jax.embed --features=features.npz --duplicates=0.95
 
-Pictures that can't be read are named and left out. What is found goes to the standard output, what
+Images that can't be read are named and left out. What is found goes to the standard output, what
 is said about it to the standard error.
 """
 
@@ -15,28 +15,30 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from moco_jax import cluster, command_line, feature_file, pretrained
-from moco_jax.data.picture_source import Source
-from moco_jax.data.sources import open_whole
-from moco_jax.embedding import duplicates, embed, neighbours
-from moco_jax.evaluation.features import FEATURES
-from moco_jax.feature_file import Features
-from moco_jax.mesh import Layout, make_layout
-from moco_jax.picture_encoder import PictureEncoder
+from moco_jax import command_line
+from moco_jax.data.sources.opening import open_whole
+from moco_jax.data.sources.source import Source
+from moco_jax.encoders import feature_file, pretrained
+from moco_jax.encoders.embedding import duplicates, embed, neighbours
+from moco_jax.encoders.feature_file import Features
+from moco_jax.encoders.features import FEATURES
+from moco_jax.encoders.image_encoder import ImageEncoder
+from moco_jax.parallel import cluster
+from moco_jax.parallel.mesh import Layout, make_layout
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
-_PICTURES = flags.DEFINE_string(
-    "pictures",
+_IMAGES = flags.DEFINE_string(
+    "images",
     None,
     "A folder, a tar, an .npz, digits or tfds:<name>; default: what the encoder was trained on.",
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Of the pictures, where they have splits.")
+_SPLIT = flags.DEFINE_string("split", "train", "Of the images, where they have splits.")
 _FEATURES = flags.DEFINE_string("features", None, "Made before by --out; nothing is encoded.")
 _OUT = flags.DEFINE_string("out", None, "Writes the features: .npz or .parquet.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether --out may exist.")
 _OUTPUT = flags.DEFINE_enum("output", "backbone", list(FEATURES), "Which features.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Pictures at once.", lower_bound=1)
-_QUERY = flags.DEFINE_multi_string("query", [], "A picture whose neighbours are told; repeatable.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images at once.", lower_bound=1)
+_QUERY = flags.DEFINE_multi_string("query", [], "An image whose neighbours are told; repeatable.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "So many for each query.", lower_bound=1)
 _DUPLICATES = flags.DEFINE_float(
     "duplicates", None, "Tells all pairs of at least this cosine.", lower_bound=-1, upper_bound=1
@@ -78,10 +80,8 @@ def _check_flags(searched: bool) -> None:
     """Raises a ValueError for flags that don't go together."""
     if not _ENCODER.value and (_QUERY.value or not _FEATURES.value):
         raise ValueError("give an encoder, such as --encoder=runs/cifar10")
-    if _FEATURES.value and (_PICTURES.value or _OUT.value):
-        raise ValueError(
-            "--features is read in place of --pictures and --out: give one or the other"
-        )
+    if _FEATURES.value and (_IMAGES.value or _OUT.value):
+        raise ValueError("--features is read in place of --images and --out: give one or the other")
     if _QUERY.value and _DUPLICATES.value is not None:
         raise ValueError("give one of --query and --duplicates")
     if not searched and not _OUT.value:
@@ -89,13 +89,13 @@ def _check_flags(searched: bool) -> None:
 
 
 def _open(config: ConfigDict) -> Source:
-    """Returns the pictures asked for."""
+    """Returns the images asked for."""
     data = ConfigDict(config.data)
     data.train_split = _SPLIT.value if flags.FLAGS["split"].present else data.train_split
-    if _PICTURES.value:
-        named = _PICTURES.value == "digits" or _PICTURES.value.startswith("tfds:")
-        data.source = _PICTURES.value if named else "images"
-        data.path = "" if named else _PICTURES.value
+    if _IMAGES.value:
+        named = _IMAGES.value == "digits" or _IMAGES.value.startswith("tfds:")
+        data.source = _IMAGES.value if named else "images"
+        data.path = "" if named else _IMAGES.value
         if not flags.FLAGS["split"].present:
             data.train_split = "train"
     whole = ConfigDict({"seed": config.seed})
@@ -113,11 +113,11 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
     count = feature_file.write(out, parts, source, about)
     left_out = len(source) - count
     more = f"; {left_out} can't be read and are left out" if left_out else ""
-    print(f"{out}: features of {count} pictures of {source.name}{more}", file=sys.stderr)
+    print(f"{out}: features of {count} images of {source.name}{more}", file=sys.stderr)
 
 
 def _tell_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
-    encoder = PictureEncoder(read, found.about["output"], 32)
+    encoder = ImageEncoder(read, found.about["output"], 32)
     if encoder.dim != found.features.shape[1]:
         raise ValueError(
             f"the features have length {found.features.shape[1]}, but {read.source} makes "
@@ -126,7 +126,7 @@ def _tell_neighbours(read: pretrained.Pretrained, found: Features, layout: Layou
     if found.about["encoder"] != read.source:
         logging.warning("made by %s, the queries by %s", found.about["encoder"], read.source)
     rows = neighbours(found, encoder(_QUERY.value), _QUERY.value, _NEIGHBOURS.value, layout)
-    _tell(rows, ("query", "rank", "cosine", "picture", "class"))
+    _tell(rows, ("query", "rank", "cosine", "image", "class"))
 
 
 def _tell(rows, columns: Sequence[str]) -> None:

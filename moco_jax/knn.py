@@ -1,6 +1,6 @@
 """kNN accuracy of an encoder: `python -m moco_jax.knn --encoder=runs/cifar10 --k=10,20,200`.
 
-The search is that of the monitor of pretraining (evaluation/knn.py), but with all pictures of train
+The search is that of the monitor of pretraining (evaluation/knn.py), but with all images of train
 and test, at any number of neighbours and temperatures. Nothing is trained, nothing is drawn.
 """
 
@@ -9,23 +9,25 @@ import sys
 
 from absl import app, flags, logging
 
-from moco_jax import cluster, command_line, pretrained
-from moco_jax.data.sources import open_named
-from moco_jax.evaluation.features import FEATURES
-from moco_jax.evaluation.offline_knn import COLUMNS, measure
-from moco_jax.mesh import make_layout
+from moco_jax import command_line
+from moco_jax.data.sources.opening import open_named
+from moco_jax.encoders import pretrained
+from moco_jax.encoders.features import FEATURES
+from moco_jax.encoders.knn_accuracy import COLUMNS, measure
+from moco_jax.parallel import cluster
+from moco_jax.parallel.mesh import make_layout
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
-_PICTURES = flags.DEFINE_string(
-    "pictures", None, "Where they are, if not where the config says: a folder, a tar, an .npz."
+_IMAGES = flags.DEFINE_string(
+    "images", None, "Where they are, if not where the config says: a folder, a tar, an .npz."
 )
 _K = flags.DEFINE_list("k", ["10", "20", "200"], "Numbers of neighbours.")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0.07", "0.1"], "Temperatures of the votes.")
 _OUTPUT = flags.DEFINE_enum("output", "backbone", list(FEATURES), "Which features.")
 _LEAVE_ONE_OUT = flags.DEFINE_bool(
-    "leave_one_out", False, "Also classify each training picture by all the others."
+    "leave_one_out", False, "Also classify each training image by all the others."
 )
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Pictures at once.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images at once.", lower_bound=1)
 _FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMS, "Of the result.")
 
 
@@ -40,8 +42,8 @@ def main(_) -> None:
         try:
             read = pretrained.read(_ENCODER.value)
             config = given or read.config
-            if _PICTURES.value:
-                config.data.path = str(pathlib.Path(_PICTURES.value).expanduser())
+            if _IMAGES.value:
+                config.data.path = str(pathlib.Path(_IMAGES.value).expanduser())
             if cluster.is_first():
                 print(f"{_OUTPUT.value} of {read.source}", file=sys.stderr)
             rows = measure(

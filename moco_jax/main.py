@@ -11,9 +11,12 @@ import sys
 
 from absl import app, flags, logging
 
-from moco_jax import cluster, command_line, loop, pretrain, roll_call
-from moco_jax.evaluation import supervised
+from moco_jax import command_line
+from moco_jax.parallel import cluster, roll_call
+from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
+from moco_jax.supervised import evaluate as supervised
+from moco_jax.training import loop
 
 # What a config's `task` may ask for.
 TASKS = {

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from moco_jax import config as config_lib
-from moco_jax import validation
+from moco_jax.pretraining import validation
 
 
 def get(repository, name: str, *argument):
@@ -26,7 +26,7 @@ def get(repository, name: str, *argument):
         ("imagenet",),
         ("imagenet", "v1"),
         ("imagenet", "end_to_end"),
-        ("folder", "/pictures"),
+        ("folder", "/images"),
     ],
 )
 @pytest.mark.parametrize("devices", [1, 8])

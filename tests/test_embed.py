@@ -10,28 +10,28 @@ import pytest
 from PIL import Image
 
 import moco_jax
-from moco_jax import embedding, feature_file, pretrained
-from moco_jax.data.picture_source import Source
-from moco_jax.mesh import make_layout
+from moco_jax.data.sources.source import Source
+from moco_jax.encoders import embedding, feature_file, pretrained
+from moco_jax.parallel.mesh import make_layout
 from tests.conftest import run_command
-from tests.encoders import write_encoder
+from tests.encoder_files import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An encoder, and pictures of two classes: one is no picture, one is another's copy."""
+    """An encoder, and images of two classes: one is no image, one is another's copy."""
     folder = tmp_path_factory.mktemp("embed")
     write_encoder(folder / "encoder.safetensors", tiny_config(data__canvas=16))
     rng = np.random.default_rng(0)
     for kind in ("a", "b"):
-        (folder / "pictures" / kind).mkdir(parents=True)
+        (folder / "images" / kind).mkdir(parents=True)
         for number in range(9):
-            picture = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
-            picture.save(folder / "pictures" / kind / f"{number}.png")
-    (folder / "pictures" / "a" / "3.png").write_bytes(b"no picture")
-    copy = (folder / "pictures" / "a" / "7.png").read_bytes()
-    (folder / "pictures" / "b" / "2.png").write_bytes(copy)
+            image = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
+            image.save(folder / "images" / kind / f"{number}.png")
+    (folder / "images" / "a" / "3.png").write_bytes(b"no image")
+    copy = (folder / "images" / "a" / "7.png").read_bytes()
+    (folder / "images" / "b" / "2.png").write_bytes(copy)
     return folder
 
 
@@ -43,7 +43,7 @@ def run(repository, place):
 @pytest.fixture(scope="module")
 def made(run, place):
     """What was said while features.npz was made."""
-    done = run("--encoder=encoder.safetensors", "--pictures=pictures", "--out=features.npz",
+    done = run("--encoder=encoder.safetensors", "--images=images", "--out=features.npz",
                "--batch_size=7")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -52,9 +52,9 @@ def made(run, place):
 def test_features_are_those_of_python_without_the_unreadable(made, place):
     got = feature_file.read(place / "features.npz")
     assert "3.png (no known image format" in made
-    assert "features of 17 pictures of pictures; 1 can't be read and are left out" in made
-    expected = [f"pictures/{kind}/{n}.png" for kind in "ab" for n in range(9)]
-    expected.remove("pictures/a/3.png")
+    assert "features of 17 images of images; 1 can't be read and are left out" in made
+    expected = [f"images/{kind}/{n}.png" for kind in "ab" for n in range(9)]
+    expected.remove("images/a/3.png")
     assert got.names.tolist() == expected
     assert got.labels is not None and got.labels.tolist() == [0] * 8 + [1] * 9
     assert got.class_names == ("a", "b")
@@ -64,25 +64,25 @@ def test_features_are_those_of_python_without_the_unreadable(made, place):
     assert np.ptp(got.features, axis=0).max() > 0.1
 
 
-def test_neighbours_of_a_picture(made, run):
+def test_neighbours_of_a_image(made, run):
     done = run("--encoder=encoder.safetensors", "--features=features.npz", "--format=json",
-               "--query=pictures/b/2.png", "--query=pictures/a/0.png",
+               "--query=images/b/2.png", "--query=images/a/0.png",
                "--neighbours=3")  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["rank"] for row in rows] == [1, 2, 3] * 2
-    assert [row["picture"] for row in rows[:2]] == ["pictures/a/7.png", "pictures/b/2.png"]
+    assert [row["image"] for row in rows[:2]] == ["images/a/7.png", "images/b/2.png"]
     assert [row["class"] for row in rows[:2]] == ["a", "b"] and rows[1]["cosine"] > 0.9999
-    assert rows[3]["picture"] == rows[3]["query"] == "pictures/a/0.png"
+    assert rows[3]["image"] == rows[3]["query"] == "images/a/0.png"
     assert rows[4]["cosine"] < 0.9999
 
 
 def test_duplicates_without_a_file(run):
-    done = run("--encoder=encoder.safetensors", "--pictures=pictures", "--duplicates=0.9999",
+    done = run("--encoder=encoder.safetensors", "--images=images", "--duplicates=0.9999",
                "--format=csv")  # fmt: skip
     assert done.returncode == 0, done.stderr
     [row] = csv.DictReader(io.StringIO(done.stdout))
-    assert (row["first"], row["second"]) == ("pictures/a/7.png", "pictures/b/2.png")
+    assert (row["first"], row["second"]) == ("images/a/7.png", "images/b/2.png")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_duplicates_without_a_file(run):
             ["--features=features.npz", "--encoder=encoder.safetensors", "--query=none.jpg"],
             "No such file or directory: 'none.jpg'",
         ),
-        (["--encoder=encoder.safetensors", "--pictures=none", "--out=x.npz"], "or folder none"),
+        (["--encoder=encoder.safetensors", "--images=none", "--out=x.npz"], "or folder none"),
         (["--features=features.npz", "--duplicates=2"], "not a number in the range [-1, 1]"),
     ],
 )
@@ -121,6 +121,6 @@ def test_the_unreadable_are_left_out_streamed_or_resident(place, megabytes):
     parts = list(embedding.embed(read, source, layout, output="head", batch_size=8))
     assert np.concatenate([indices for _, indices in parts]).tolist() == [0, 1, 3, 4, 5, 6, 7]
     expected = moco_jax.load(place / "encoder.safetensors", output="head")
-    pictures = [good.read(i) for i in (0, 1, 3, 4, 5, 6, 7)]
+    images = [good.read(i) for i in (0, 1, 3, 4, 5, 6, 7)]
     features = np.concatenate([features for features, _ in parts])
-    np.testing.assert_allclose(features, expected(pictures), atol=5e-3)
+    np.testing.assert_allclose(features, expected(images), atol=5e-3)

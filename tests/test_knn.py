@@ -5,14 +5,14 @@ import functools
 import numpy as np
 import pytest
 
-from moco_jax import pretrained
-from moco_jax.data import loader
-from moco_jax.data.sources import Sources
-from moco_jax.evaluation.monitor import KnnMonitor
-from moco_jax.evaluation.offline_knn import COLUMNS, measure
-from moco_jax.mesh import make_layout
+from moco_jax.data.loading import loader
+from moco_jax.data.sources.opening import Sources
+from moco_jax.encoders import pretrained
+from moco_jax.encoders.knn_accuracy import COLUMNS, measure
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.pretraining.knn_monitor import KnnMonitor
 from tests.conftest import run_command
-from tests.encoders import write_encoder
+from tests.encoder_files import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
 CONFIG = tiny_config(data__canvas=16, knn__temperature=0.07)
@@ -69,13 +69,13 @@ def test_the_command(run, encoder, tmp_path):
             ("labels", source.labels),
         )
     }
-    np.savez(tmp_path / "pictures.npz", **arrays)
-    done = run(f"--encoder={encoder}", f"--pictures={tmp_path}/pictures.npz", "--k=1,500",
+    np.savez(tmp_path / "images.npz", **arrays)
+    done = run(f"--encoder={encoder}", f"--images={tmp_path}/images.npz", "--k=1,500",
                "--temperature=0.1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     head, first, second = done.stdout.splitlines()
     assert head.split() == list(COLUMNS)
-    assert first.startswith("pictures.npz, test by pictures.npz, train  1    0.1")
+    assert first.startswith("images.npz, test by images.npz, train  1    0.1")
     assert second.split()[-3:-1] == ["500", "0.1"]
     assert done.stderr.startswith("backbone of a backbone")
 

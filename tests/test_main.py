@@ -23,7 +23,7 @@ def run(repository, tmp_path):
         (["--config=configs/digits.py", "--workdri=x"], "Did you mean: workdir"),
         (["--config=configs/digits.py", "lr=3"], "unexpected arguments: lr=3"),
         (["--config=configs/imagenet.py:v9"], "configs/imagenet.py:v9 is unknown; known: v1, v2"),
-        (["--config=configs/folder.py"], "name the pictures"),
+        (["--config=configs/folder.py"], "name the images"),
         (["--config=configs/digits.py", "--config.task=lin"], "known: pretrain, linear, finetune"),
         (["--config=configs/digits_linear.py", "--config.pretrained=no"], "there is no encoder at"),
         (["--config=configs/digits.py", "--config.model.name=resnet5"], "known: resnet10"),
@@ -56,7 +56,7 @@ def test_a_config_file_that_does_not_work_is_named(run, tmp_path, text, message)
     assert "Traceback" not in done.stderr and len(done.stderr) < 600
 
 
-def test_missing_pictures_are_an_error(run, tmp_path):
+def test_missing_images_are_an_error(run, tmp_path):
     done = run(f"--config=configs/folder.py:{tmp_path}/none", f"--workdir={tmp_path}/w")
     assert done.returncode == 2 and f"{tmp_path}/none" in done.stderr
     assert "Traceback" not in done.stderr

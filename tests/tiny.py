@@ -1,15 +1,15 @@
-"""A config small enough to compile and run in seconds, and pictures for it."""
+"""A config small enough to compile and run in seconds, and images for it."""
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.data import recipes
-from moco_jax.data.sources import Sources, array_source
+from moco_jax.data.augment import recipes
+from moco_jax.data.sources.opening import Sources, array_source
 
 
 def tiny_config(**changes) -> ConfigDict:
-    """Returns a run of 10 steps on 8x8 pictures; `changes` by key, `model__width=1` for nested."""
+    """Returns a run of 10 steps on 8x8 images; `changes` by key, `model__width=1` for nested."""
     c = config_lib.base()
     c.update_from_flattened_dict(
         {
@@ -38,14 +38,14 @@ def tiny_config(**changes) -> ConfigDict:
     return c
 
 
-def tiny_sources(pictures: int = 96, seed: int = 0) -> Sources:
+def tiny_sources(images: int = 96, seed: int = 0) -> Sources:
     """Returns labelled noise of 10x12 pixels, 4 classes of different colour."""
     rng = np.random.default_rng(seed)
 
     def make(n):
         labels = rng.integers(0, 4, n)
         tint = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [150, 150, 20]])[labels]
-        images = tint[:, None, None] + rng.integers(-40, 40, (n, 10, 12, 3))
-        return array_source(np.clip(images, 0, 255).astype(np.uint8), labels.astype(np.int32))
+        pixels = tint[:, None, None] + rng.integers(-40, 40, (n, 10, 12, 3))
+        return array_source(np.clip(pixels, 0, 255).astype(np.uint8), labels.astype(np.int32))
 
-    return Sources(make(pictures), make(32))
+    return Sources(make(images), make(32))

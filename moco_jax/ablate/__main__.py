@@ -5,7 +5,7 @@
 Each setting of the knob runs with each seed, in a workdir of its own below --out. Interrupted, the
 same command goes on: what is done stays done. The table goes to table.md, all numbers to
 results.json, and curves to plot.png where matplotlib is installed. The spread is the standard
-deviation over seeds, of which the held-out pictures are a part where a source has no test split;
+deviation over seeds, of which the held-out images are a part where a source has no test split;
 time and memory are the cost. It runs in one process, on all of its devices.
 """
 
@@ -18,9 +18,10 @@ import sys
 import jax
 from absl import app, flags
 
-from moco_jax import command_line, loop
+from moco_jax import command_line
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.studies import STUDIES, variants
+from moco_jax.training import loop
 
 _STUDY = flags.DEFINE_enum("study", None, sorted(STUDIES), "The knob.")
 _VALUES = flags.DEFINE_list("values", [], "Of the knob, in place of the study's own.")

@@ -11,10 +11,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import loop, pretrain, validation
 from moco_jax.ablate.studies import Variant
-from moco_jax.checkpoints import differences
-from moco_jax.data.sources import Sources
+from moco_jax.data.sources.opening import Sources
+from moco_jax.pretraining import pretrain, validation
+from moco_jax.training import loop
+from moco_jax.training.checkpoints import differences
 
 _RESULT, _CONFIG = "result.json", "study.json"
 
@@ -67,7 +68,7 @@ def run_all(
       seeds: each variant runs with each.
       folder: of the study.
       devices: `jax.Device`s.
-      sources: pictures; default those that the configs name.
+      sources: images; default those that the configs name.
 
     Raises:
       ValueError: a config is wrong (before anything runs), or the folder holds other runs.

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from moco_jax.ablate.grid import Result, oldest_cosine, workdir
-from moco_jax.logging import duration
+from moco_jax.training.metrics import duration
 
 _COLUMNS = (
     "kNN top-1, %",

@@ -19,8 +19,8 @@ from moco_jax.convert import network, sources, targets
 _SOURCE = flags.DEFINE_string("source", None, "A file, a workdir, or a folder of Hugging Face's.")
 _TO = flags.DEFINE_string("to", None, f"What to make of it: {', '.join(targets.TARGETS)}.")
 _OUT = flags.DEFINE_string("out", None, "File or folder to write, which must not exist yet.")
-_PICTURES = flags.DEFINE_integer(
-    "training_pictures",
+_IMAGES = flags.DEFINE_integer(
+    "training_images",
     None,
     "In the training set, for --to=workdir with another batch size than the checkpoint's.",
     lower_bound=1,
@@ -32,12 +32,12 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     targets.check(to, out)
     if to == "workdir" and config is None:
         raise ValueError("--to=workdir needs the experiment: --config=configs/imagenet.py")
-    if to != "workdir" and _PICTURES.value is not None:
-        raise ValueError(f"--training_pictures is for --to=workdir, got --to={to}")
+    if to != "workdir" and _IMAGES.value is not None:
+        raise ValueError(f"--training_images is for --to=workdir, got --to={to}")
     source = sources.read(path, config)
     found = source.pretrained
     print(f"{path}: {source.title}\n  {network.describe(found.config, found.variables)}")
-    told = targets.write(source, to, out, _PICTURES.value)
+    told = targets.write(source, to, out, _IMAGES.value)
     left_out = targets.left_out(source, to)
     if left_out:
         print(f"  left out: {', '.join(left_out)}")

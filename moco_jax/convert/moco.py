@@ -3,7 +3,7 @@
 What is carried: both encoders with their running statistics, the queue in the order of its keys'
 ages, SGD's momentum buffers and the step. What can't be:
 
-- the order of the pictures and all random numbers: they follow from our seed and the step;
+- the order of the images and all random numbers: they follow from our seed and the step;
 - the schedule: the checkpoint holds no recipe, so the config tells it. Its weight decay and SGD's
   momentum are compared;
 - shuffling by random permutations: ours is a transpose between the batch-norm groups;
@@ -24,15 +24,16 @@ import optax
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax import validation, workdir
-from moco_jax.checkpoints import PRETRAIN, Checkpoints
+from moco_jax.contrastive.dictionaries import make_dictionary
+from moco_jax.contrastive.train_step import TrainState, abstract_state, state_shardings
 from moco_jax.convert import variables
 from moco_jax.convert.names import COUNTER, LAYOUTS
-from moco_jax.dictionaries import make_dictionary
-from moco_jax.mesh import Layout, make_layout
 from moco_jax.models.encoder import make_encoder
-from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.train_step import TrainState, abstract_state, state_shardings
+from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.pretraining import validation
+from moco_jax.training import workdir
+from moco_jax.training.checkpoints import PRETRAIN, Checkpoints
+from moco_jax.training.optimizers import make_optimizer, make_schedule
 
 QUERY, KEY = "encoder_q.", "encoder_k."
 _BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
@@ -70,7 +71,7 @@ def encoder(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]
 
 
 def write_workdir(
-    checkpoint: Checkpoint, config: ConfigDict, out: pathlib.Path, pictures: int | None
+    checkpoint: Checkpoint, config: ConfigDict, out: pathlib.Path, images: int | None
 ) -> list[str]:
     """Writes a workdir that pretraining goes on from; returns what is to be told.
 
@@ -78,8 +79,8 @@ def write_workdir(
       checkpoint: of the reference.
       config: of the run that goes on.
       out: the workdir.
-      pictures: in the training set. None takes the step from the checkpoint's own count of batches,
-        which is right for the same pictures and batch size.
+      images: in the training set. None takes the step from the checkpoint's own count of batches,
+        which is right for the same images and batch size.
 
     Raises:
       ValueError: if something is missing in the checkpoint, or is not as the config has it.
@@ -89,27 +90,27 @@ def write_workdir(
     devices = config.mesh.fsdp * max(config.mesh.data, 1)
     validation.check(config, devices)
     layout = make_layout(jax.devices()[:1])
-    step = _step(checkpoint, config, pictures)
+    step = _step(checkpoint, config, images)
     state = _state(checkpoint, config, layout, step)
     with workdir.opened(out) as folder:
         workdir.record(folder, config, step)
         recipe = config_lib.flatten(config)
         keep = config.keep_checkpoints
         with Checkpoints(folder / "checkpoints", keep, recipe, PRETRAIN) as checkpoints:
-            if pictures is not None:
-                checkpoints.note_pictures(pictures)
+            if images is not None:
+                checkpoints.note_images(images)
             checkpoints.save(step, state)
             checkpoints.wait()
     told = f"step {step}, epoch {checkpoint.epoch} of {step / checkpoint.epoch:g} steps each"
     return [told, *_other_recipe(checkpoint, config)]
 
 
-def _step(checkpoint: Checkpoint, config: ConfigDict, pictures: int | None) -> int:
+def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int:
     """Returns the step at which our run goes on."""
     if checkpoint.epoch < 1:
         raise ValueError(f"{checkpoint.source} does not tell its epoch")
-    if pictures is not None:
-        return checkpoint.epoch * max(1, pictures // config.batch_size)
+    if images is not None:
+        return checkpoint.epoch * max(1, images // config.batch_size)
     counter = f"{QUERY}bn1.{COUNTER}"
     needed = _needed(checkpoint, counter, "queue", "queue_ptr")
     step, queue, pointer = int(needed[0]), needed[1], int(np.ravel(needed[2])[0])
@@ -118,7 +119,7 @@ def _step(checkpoint: Checkpoint, config: ConfigDict, pictures: int | None) -> i
             f"{checkpoint.source} did {step} steps, but {pointer} is not where "
             f"batch_size={config.batch_size} would have left its queue of {queue.shape[1]} keys: "
             "it had another batch size. Give that one, or go on with this one and tell the number "
-            "of pictures, from which the steps of an epoch follow: --training_pictures=1281167"
+            "of images, from which the steps of an epoch follow: --training_images=1281167"
         )
     return step
 
@@ -145,7 +146,7 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
     module = make_encoder(config)
     # Only the structure of the optimizer's state counts here, not the length of an epoch.
     optimizer = make_optimizer(config, make_schedule(config, 1))
-    dictionary = make_dictionary(config, layout, 0)  # a queue: no picture has a slot
+    dictionary = make_dictionary(config, layout, 0)  # a queue: no image has a slot
     target = abstract_state(config, module, optimizer, dictionary, layout)
     opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target.opt_state)
     state = TrainState(

@@ -83,7 +83,7 @@ def config_of(name: str, model: dict[str, Any], given: ConfigDict | None) -> Con
     Args:
       name: of the experiment, if none is given.
       model: what was recognised of `config.model`.
-      given: the experiment that it belongs to; it tells how pictures are prepared. By default that
+      given: the experiment that it belongs to; it tells how images are prepared. By default that
         is ImageNet's way.
 
     Raises:

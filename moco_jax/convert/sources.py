@@ -8,10 +8,10 @@ import numpy as np
 import safetensors
 from ml_collections import ConfigDict
 
-from moco_jax import pretrained
 from moco_jax.convert import files, huggingface, moco, network, variables
 from moco_jax.convert.names import LAYOUTS, Layout
-from moco_jax.pretrained import Pretrained
+from moco_jax.encoders import pretrained
+from moco_jax.encoders.pretrained import Pretrained
 
 READ = (
     "a MoCo v1 or v2 checkpoint, a ResNet of torchvision, timm or Hugging Face, or what moco_jax "
@@ -56,7 +56,7 @@ def read(path: pathlib.Path, config: ConfigDict | None = None) -> Source:
 
     Args:
       path: a file, a workdir, or a folder of Hugging Face's or timm's.
-      config: of the experiment, for what another project trained on pictures that are not prepared
+      config: of the experiment, for what another project trained on images that are not prepared
         as ImageNet's are, or to go on with pretraining.
 
     Raises:

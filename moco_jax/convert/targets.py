@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from moco_jax import pretrained
 from moco_jax.convert import detectron2, files, huggingface, moco, variables
 from moco_jax.convert.names import LAYOUTS
 from moco_jax.convert.sources import Source
+from moco_jax.encoders import pretrained
 from moco_jax.models.resnet import resnet
 
 
@@ -19,7 +19,7 @@ class Target(NamedTuple):
     """A project's form of an encoder.
 
     Attributes:
-      write: (source, out, number of training pictures or None) -> lines to be told.
+      write: (source, out, number of training images or None) -> lines to be told.
       suffixes: of its file; () where it is a folder.
       keeps_head: whether the head goes with the backbone.
     """
@@ -29,21 +29,21 @@ class Target(NamedTuple):
     keeps_head: bool = False
 
 
-def write(source: Source, to: str, out: pathlib.Path, pictures: int | None = None) -> list[str]:
+def write(source: Source, to: str, out: pathlib.Path, images: int | None = None) -> list[str]:
     """Writes an encoder, whole or not at all; returns what is to be told, how it is loaded.
 
     Args:
       source: the encoder.
       to: one of `TARGETS`.
       out: file or folder, not there yet.
-      pictures: in the training set, to go on with pretraining; see `moco.write_workdir`.
+      images: in the training set, to go on with pretraining; see `moco.write_workdir`.
 
     Raises:
       ValueError: if the target can't express the network, `out` exists or has another suffix.
       ModuleNotFoundError: if torch is needed.
     """
     check(to, out)
-    return TARGETS[to].write(source, out, pictures)
+    return TARGETS[to].write(source, out, images)
 
 
 def check(to: str, out: pathlib.Path) -> None:
@@ -64,13 +64,13 @@ def left_out(source: Source, to: str) -> list[str]:
     return [*source.left_out, *["the head"] * head]
 
 
-def _moco_jax(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _moco_jax(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     with files.unfinished(out) as temporary:
         pretrained.write(temporary, source.pretrained)
     return []
 
 
-def _workdir(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _workdir(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     if source.checkpoint is None:
         raise ValueError(
@@ -78,11 +78,11 @@ def _workdir(source: Source, out: pathlib.Path, pictures: int | None) -> list[st
             f"{source.pretrained.source} is {source.title}"
         )
     with files.unfinished(out) as temporary:
-        told = moco.write_workdir(source.checkpoint, config, temporary, pictures)
+        told = moco.write_workdir(source.checkpoint, config, temporary, images)
     return [*told, "go on with", f"  python -m moco_jax.main --config=... --workdir={out}"]
 
 
-def _torchvision(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     _check_width(config, "torchvision")
     with files.unfinished(out) as temporary:
@@ -102,7 +102,7 @@ def _torchvision(source: Source, out: pathlib.Path, pictures: int | None) -> lis
     ]
 
 
-def _timm(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _timm(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     _check_width(config, "timm")
     with files.unfinished(out) as temporary:
@@ -120,7 +120,7 @@ def _timm(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
     ]
 
 
-def _huggingface(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _huggingface(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     about = huggingface.config_of(source.pretrained.config)
     with files.unfinished(out) as temporary:
         temporary.mkdir()
@@ -133,7 +133,7 @@ def _huggingface(source: Source, out: pathlib.Path, pictures: int | None) -> lis
     ]
 
 
-def _detectron2(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _detectron2(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     settings = detectron2.settings(source.pretrained.config)
     content = {
         "model": _arrays(source, "detectron2"),
@@ -151,7 +151,7 @@ def _detectron2(source: Source, out: pathlib.Path, pictures: int | None) -> list
     ]
 
 
-def _moco(source: Source, out: pathlib.Path, pictures: int | None) -> list[str]:
+def _moco(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     _check_width(config, "the reference (torchvision)")
     arrays = variables.to_theirs(source.pretrained.variables, LAYOUTS["torchvision"], config)
@@ -191,7 +191,7 @@ def _check_width(config: ConfigDict, whose: str) -> None:
 
 
 def _small_stem(config: ConfigDict) -> list[str]:
-    """Returns the lines that give torch's network the stem for small pictures."""
+    """Returns the lines that give torch's network the stem for small images."""
     if config.model.stem == "imagenet":
         return []
     return [

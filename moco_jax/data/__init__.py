@@ -1,0 +1,1 @@
+"""Images from files to augmented batches: sources, loading and augmentation."""

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from grain.experimental import TFRecordIterDataset
 
-from moco_jax.data import tfds_source
+from moco_jax.data.sources import tfds_source
 
 _NAME = flags.DEFINE_string("name", None, "TFDS's name, as cifar10 or voc/2012:5.0.0.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default TFDS's own.")

@@ -1,0 +1,1 @@
+"""Networks: ResNet backbones, projection heads and their layers."""

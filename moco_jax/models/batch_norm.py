@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from moco_jax.models.relu import relu
-from moco_jax.platforms import materialized
+from moco_jax.parallel.platforms import materialized
 
 
 class GroupedBatchNorm(nn.Module):
@@ -24,7 +24,7 @@ class GroupedBatchNorm(nn.Module):
     Attributes:
       groups: G, the number of parts; must divide the batch B.
       use_running_average: whether to normalise by the running averages (evaluation).
-      momentum: share of the running average that is kept (.9 is torch's .1).
+      momentum: fraction of the running average that is kept (.9 is torch's .1).
       epsilon: added to the variance.
       dtype: dtype of the result.
       scale_init: initialiser of the scale.

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moco_jax.platforms import by_platform
+from moco_jax.parallel.platforms import by_platform
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 

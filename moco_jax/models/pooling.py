@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.platforms import by_platform
+from moco_jax.parallel.platforms import by_platform
 
 
 @jax.custom_vjp
@@ -15,7 +15,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     For the gradient XLA scatters on GPUs, where sums then come in any order, and on CPUs runs on
     one thread. There, a byte for each window is kept that says where its maximum is, the first one
-    if there are several, and each picture's pixel asks the windows that it is in. TPUs have an
+    if there are several, and each image's pixel asks the windows that it is in. TPUs have an
     instruction for it.
     """
     return _lax_max_pool(x)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from moco_jax.platforms import materialized
+from moco_jax.parallel.platforms import materialized
 
 
 @jax.custom_vjp

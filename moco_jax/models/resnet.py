@@ -80,7 +80,7 @@ class ResNet(nn.Module):
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `Bottleneck`.
       stem: 'imagenet' (7x7 stride 2 and max-pooling) or 'small' (3x3 stride 1, no pooling), the
-        reference's network for 32x32 pictures.
+        reference's network for 32x32 images.
       width: multiplies every layer's channels (R50w2x: 2).
       groups: groups of the 3x3 convolution (ResNeXt).
       base_width: channels a group has in the first stage (ResNeXt, wide ResNets), times `width`.
@@ -113,7 +113,7 @@ class ResNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels of the picture between neighbours of the last map."""
+        """Pixels of the image between neighbours of the last map."""
         stem = 4 if self.stem == "imagenet" else 1
         return stem * 2 ** (len(self.stage_sizes) - 1 - self.dilated)
 
@@ -176,7 +176,7 @@ def padded_conv(
 
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
-    # resnet10 has one block a stage: for small pictures, first runs and tests.
+    # resnet10 has one block a stage: for small images, first runs and tests.
     "resnet10": dict(stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "resnet18": dict(stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": dict(stage_sizes=(3, 4, 6, 3), block=BasicBlock),

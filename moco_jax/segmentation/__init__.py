@@ -1,0 +1,1 @@
+"""The semantic segmentation task: a dilated ResNet-FCN on an encoder."""

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
-from moco_jax import checks
-from moco_jax.evaluation import validation
-from moco_jax.evaluation.config import downstream
 from moco_jax.models.resnet import STEMS
-from moco_jax.optimizers import SCHEDULES, UPDATES
+from moco_jax.pretraining.validation import DTYPES
 from moco_jax.segmentation.voc import IGNORED
-from moco_jax.validation import DTYPES
+from moco_jax.supervised import validation
+from moco_jax.supervised.config import downstream
+from moco_jax.training import checks
+from moco_jax.training.optimizers import SCHEDULES, UPDATES
 
 
 def base() -> ConfigDict:
@@ -42,7 +42,7 @@ def base() -> ConfigDict:
     c.data.test_split = "val"
     c.data.masks = "SegmentationClass"  # folder of the masks
     c.data.image_size = 513  # S, pixels, of a training crop
-    c.data.scale = (0.5, 2.0)  # lowest and highest scale of the picture in a training crop
+    c.data.scale = (0.5, 2.0)  # lowest and highest scale of the image in a training crop
     c.data.flip = 0.5  # probability
     c.data.threads = 0  # that decode; 0: as many as there are cores, at most 64
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
@@ -66,7 +66,7 @@ _RULES = checks.Rules(
     ),
     positive=("model.width", "lr"),
     not_negative=("seed", "evaluate_every", "warmup_epochs", "weight_decay", "data.threads"),
-    shares=("sgd_momentum", "data.flip"),
+    fractions=("sgd_momentum", "data.flip"),
     choices={
         "task": ("segment",),
         "dtype": DTYPES,

@@ -49,7 +49,7 @@ class Classifier(nn.Module):
 
 
 class FCN(nn.Module):
-    """Pictures to scores of each pixel (MoCo, appendix, VOC segmentation).
+    """Images to scores of each pixel (MoCo, appendix, VOC segmentation).
 
     Attributes:
       backbone: dilated.

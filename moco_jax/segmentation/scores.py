@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.data.order import in_order
-from moco_jax.mesh import Layout
+from moco_jax.data.loading.order import in_order
+from moco_jax.parallel.mesh import Layout
 from moco_jax.segmentation.network import FCN
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import IGNORED
@@ -47,7 +47,7 @@ def confusion(guesses: jax.Array, masks: jax.Array, counted: jax.Array, classes:
     Args:
       guesses: i32[B, H, W].
       masks: uint8[B, H, W]; 255 is not counted.
-      counted: bool[B], false for pictures that are not.
+      counted: bool[B], false for images that are not.
       classes: C.
     """
     valid = (masks != IGNORED) & counted[:, None, None]
@@ -62,8 +62,8 @@ def make_confusion(
 ) -> Callable[[dict[str, Any]], np.ndarray]:
     """Returns a function: `params` and `batch_stats` -> the set's confusion matrix i64[C, C].
 
-    Each picture is looked at whole and at its own size. They lie on canvases of the largest one's
-    size, filled with the mean (a departure from a picture alone, at whose border a convolution
+    Each image is looked at whole and at its own size. They lie on canvases of the largest one's
+    size, filled with the mean (a departure from an image alone, at whose border a convolution
     deep in the network sees zeros; DeepLab does the same), so that one program serves all sizes.
 
     Args:
@@ -77,9 +77,9 @@ def make_confusion(
 
     @layout.jit
     def count(variables, batch, real):
-        images = layout.shard(view(*data.pictures({}, batch)))
+        images = layout.shard(view(*data.images({}, batch)))
         found: Any = network.apply(layout.replicate(variables), images, train=False)
-        # The last batch is filled up with pictures that were counted already.
+        # The last batch is filled up with images that were counted already.
         counted = (jnp.arange(batch_size) < real) & data.readable(batch)
         return layout.replicate(confusion(found.argmax(axis=-1), batch["masks"], counted, classes))
 

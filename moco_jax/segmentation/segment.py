@@ -10,14 +10,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax import checkpoints, cluster, logging, loop, notices, task
 from moco_jax import config as config_lib
-from moco_jax.data.loader import threads
-from moco_jax.data.order import ShuffledOrder
-from moco_jax.evaluation import results, start
-from moco_jax.evaluation.supervised import say
-from moco_jax.mesh import Layout, make_layout
-from moco_jax.optimizers import make_optimizer, make_schedule, peak_lr
+from moco_jax.data.loading.loader import threads
+from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.parallel import cluster, notices
+from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.segmentation import config as base
 from moco_jax.segmentation import step, views
 from moco_jax.segmentation.network import make_fcn
@@ -25,7 +22,12 @@ from moco_jax.segmentation.scores import make_confusion, scores
 from moco_jax.segmentation.step import SegmentationState
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
-from moco_jax.task import Scalars, Task
+from moco_jax.supervised import results, start
+from moco_jax.supervised.evaluate import say
+from moco_jax.training import checkpoints, loop, task
+from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr
+from moco_jax.training.task import Scalars, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +96,9 @@ def _segment_one(config: ConfigDict, folder: str | pathlib.Path, layout: Layout)
     """Trains on one encoder, or from scratch."""
     begun = start.begin(config, _prepare)
     say("\n".join(begun.notes))
-    built: list[tuple[Run, logging.MetricsLog]] = []
+    built: list[tuple[Run, MetricsLog]] = []
 
-    def make_task(log: logging.MetricsLog) -> Task:
+    def make_task(log: MetricsLog) -> Task:
         run = build(begun, layout)
         built.append((run, log))
         return _task(run, log)
@@ -118,7 +120,7 @@ def _prepare(config: ConfigDict, origin: ConfigDict) -> list[str]:
     low, high = data.scale
     notes.append(
         f"crops of {data.image_size} pixels at scales {low:g} to {high:g}; evaluated: whole "
-        f"pictures at their own size; mean {tuple(data.mean)}, std {tuple(data.std)}"
+        f"images at their own size; mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
     return notes
 
@@ -136,7 +138,7 @@ def build(begun: start.Start, layout: Layout) -> Run:
     )
     if len(data) < config.batch_size:
         raise ValueError(
-            f"data.train_split={config.data.train_split!r} has {len(data)} pictures, fewer than "
+            f"data.train_split={config.data.train_split!r} has {len(data)} images, fewer than "
             f"batch_size={config.batch_size}"
         )
     per_epoch = len(data) // config.batch_size
@@ -174,7 +176,7 @@ def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
     data = config.data
     workers = threads(data)
     scenes = open_scenes(data.path, split, data.masks, config.classes, workers)
-    known = [(path.name, *size) for path, size in zip(scenes.pictures, scenes.sizes, strict=True)]
+    known = [(path.name, *size) for path, size in zip(scenes.images, scenes.sizes, strict=True)]
     cluster.check_alike(f"data set {scenes.name}", str(known))
     return SceneData(scenes, workers, layout)
 
@@ -185,7 +187,7 @@ def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout:
 
     def whole_step(state, arrays, batch, notes):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
-        images, sizes = data.pictures(arrays, batch)
+        images, sizes = data.images(arrays, batch)
         images, masks = layout.shard(view(key, images, batch["masks"], sizes))
         state, metrics = train_step(state, images, masks)
         return state, metrics | layout.replicate(notices.combined(notes))
@@ -193,7 +195,7 @@ def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout:
     return layout.jit(whole_step, donate_argnums=0)
 
 
-def _task(run: Run, log: logging.MetricsLog) -> Task:
+def _task(run: Run, log: MetricsLog) -> Task:
     return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
@@ -220,9 +222,7 @@ def _introduce(run: Run, state: SegmentationState) -> Iterator[str]:
     )
 
 
-def _evaluate(
-    run: Run, state: SegmentationState, at: int, log: logging.MetricsLog
-) -> tuple[Scalars, str]:
+def _evaluate(run: Run, state: SegmentationState, at: int, log: MetricsLog) -> tuple[Scalars, str]:
     """Returns the scores on the test scenes, and what is told."""
     found = scores(run.confusion(state.variables()))
     epoch = at / run.order.steps_per_epoch

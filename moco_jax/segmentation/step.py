@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from moco_jax.mesh import Layout
+from moco_jax.parallel.mesh import Layout
 from moco_jax.segmentation.network import FCN
 from moco_jax.segmentation.voc import IGNORED
 

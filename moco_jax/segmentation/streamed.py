@@ -1,4 +1,4 @@
-"""Scenes decoded by host threads as the steps need them: a batch is its pictures and masks.
+"""Scenes decoded by host threads as the steps need them: a batch is its images and masks.
 
 Scenes that can't be read stop the run: in a set that people have painted pixel by pixel they are
 to be mended, not passed over.
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.data.order import Plan
-from moco_jax.mesh import Layout
+from moco_jax.data.loading.order import Plan
+from moco_jax.parallel.mesh import Layout
 from moco_jax.segmentation.voc import IGNORED, BadScene, Scenes
 
 _AHEAD = 2  # batches on the devices, or on their way, that no step has asked for yet
@@ -45,7 +45,7 @@ class SceneData:
         """Returns what it is."""
         height, width = self.canvas
         return (
-            f"{self._scenes.name}: {len(self)} pictures with masks, up to {width}x{height}, "
+            f"{self._scenes.name}: {len(self)} images with masks, up to {width}x{height}, "
             f"streamed by {self._threads} threads"
         )
 
@@ -75,27 +75,27 @@ class SceneData:
 
     def _on_canvas(self, index: int) -> dict[str, np.ndarray]:
         """Returns a scene in the top left corner of its canvas."""
-        picture, mask = self._scenes.read(index)
+        image, mask = self._scenes.read(index)
         height, width = size = self._scenes.sizes[index]
-        if picture.shape[:2] != tuple(size) or mask.shape != tuple(size):
-            raise BadScene(f"{self._scenes.pictures[index]} changed its size during the run")
-        image = np.zeros((*self.canvas, 3), np.uint8)
-        image[:height, :width] = picture
+        if image.shape[:2] != tuple(size) or mask.shape != tuple(size):
+            raise BadScene(f"{self._scenes.images[index]} changed its size during the run")
+        canvas = np.zeros((*self.canvas, 3), np.uint8)
+        canvas[:height, :width] = image
         labels = np.full(self.canvas, IGNORED, np.uint8)
         labels[:height, :width] = mask
         return {
-            "images": image,
+            "images": canvas,
             "masks": labels,
             "sizes": size,
             "indices": np.asarray(index, np.int32),
         }
 
-    def pictures(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+    def images(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
         return batch["images"], batch["sizes"]
 
     def indices(self, batch: Any) -> jax.Array:
-        """Returns i32[B]: which of the data set's pictures these are."""
+        """Returns i32[B]: which of the data set's images these are."""
         return batch["indices"]
 
     def readable(self, batch: Any) -> jax.Array:

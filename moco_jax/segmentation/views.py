@@ -1,7 +1,7 @@
-"""What the network sees of a scene: a picture and its mask, cut and padded alike.
+"""What the network sees of a scene: an image and its mask, cut and padded alike.
 
-Pure functions for the accelerator, as in `moco_jax/data/views.py`. What is no picture is 0 after
-normalisation, its mean, and ignored in the mask.
+Pure functions for the accelerator, as in `moco_jax/data/augment/views.py`. Outside an image the
+pixels are 0 after normalisation, which is the mean, and the mask is ignored.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from moco_jax.data.crop import crop_resize, picture_bounds
-from moco_jax.data.levels import to_images
-from moco_jax.data.views import normalize
+from moco_jax.data.augment.crop import crop_resize, image_bounds
+from moco_jax.data.augment.resampling import to_images
+from moco_jax.data.augment.views import normalize
 from moco_jax.segmentation.voc import IGNORED
 
 
 def random_windows(key: jax.Array, sizes: jax.Array, out: int, scale: Sequence[float]) -> jax.Array:
     """Returns windows f32[B, 4] (top, left, height, width in source pixels), square.
 
-    Resized to `out`, a window shows its picture at a scale uniform in `scale`. It lies uniformly
-    within the picture, or on an axis on which the scaled picture is smaller than `out`, the picture
+    Resized to `out`, a window shows its image at a scale uniform in `scale`. It lies uniformly
+    within the image, or on an axis on which the scaled image is smaller than `out`, the image
     lies uniformly within the window.
     """
     scale_key, place_key = jax.random.split(key)
@@ -36,20 +36,20 @@ def random_windows(key: jax.Array, sizes: jax.Array, out: int, scale: Sequence[f
 def cut(
     images: jax.Array, masks: jax.Array, sizes: jax.Array, windows: jax.Array, out: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cuts windows out of pictures and masks, and resizes them: bilinear, and to the nearest.
+    """Cuts windows out of images and masks, and resizes them: bilinear, and to the nearest.
 
     Args:
       images: uint8[B, H, W, 3].
       masks: uint8[B, H, W].
-      sizes: i32[B, 2], of the pictures on their canvases.
+      sizes: i32[B, 2], of the images on their canvases.
       windows: f32[B, 4].
       out: S, side of the results in pixels.
 
     Returns:
-      uint8[B, S, S, 3]; uint8[B, S, S], 255 outside of the pictures; bool[B, S, S], whether a pixel
-      is of the picture.
+      uint8[B, S, S, 3]; uint8[B, S, S], 255 outside of the images; bool[B, S, S], whether a pixel
+      is of the image.
     """
-    planes = crop_resize(images, windows, out, bounds=picture_bounds(sizes))
+    planes = crop_resize(images, windows, out, bounds=image_bounds(sizes))
     rows, row_inside = _nearest(windows[:, 0::2], sizes[:, 0], out)
     columns, column_inside = _nearest(windows[:, 1::2], sizes[:, 1], out)
     inside = row_inside[:, :, None] & column_inside[:, None, :]
@@ -62,7 +62,7 @@ def _nearest(window: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array,
 
     Args:
       window: f32[B, 2], start and length of an axis.
-      length: i32[B], pixels of the picture on it.
+      length: i32[B], pixels of the image on it.
       out: S.
     """
     centers = window[:, :1] + (jnp.arange(out)[None] + 0.5) * (window[:, 1:] / out)
@@ -95,7 +95,7 @@ def training_view(config: ConfigDict):
 
 
 def evaluation_view(config: ConfigDict):
-    """Makes the function that normalises whole pictures, at their own sizes.
+    """Makes the function that normalises whole images, at their own sizes.
 
     Returns:
       A function of (images, sizes) that returns dtype[B, H, W, 3].
@@ -119,6 +119,6 @@ def _filled(
     std: Sequence[float],
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Returns the pictures normalised, and 0 outside of them."""
+    """Returns the images normalised, and 0 outside of them."""
     normal = normalize(images, mean, std, dtype)
     return jnp.where(inside[..., None], normal, jnp.zeros((), dtype))

@@ -1,4 +1,4 @@
-"""Pictures with a class for every pixel, in the folders of PASCAL VOC.
+"""Images with a class for every pixel, in the folders of PASCAL VOC.
 
 JPEGImages/<name>.jpg                    or .jpeg, .png
 SegmentationClass/<name>.png             a palette or grey PNG, read as indices; 255: ignored
@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from moco_jax.data.decode import BadImage, decode
+from moco_jax.data.loading.decode import BadImage, decode
 
 IGNORED = 255  # label of pixels that are neither trained on nor counted
 
@@ -23,39 +23,39 @@ _SHOWN = 3  # names in an error
 
 
 class BadScene(ValueError):
-    """A picture and its mask that can't be used; the message names the file."""
+    """An image and its mask that can't be used; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Pictures and their masks by index, in files.
+    """Images and their masks by index, in files.
 
     Attributes:
       name: what they are, for messages.
-      pictures: paths [N].
+      images: paths [N].
       masks: paths [N].
       sizes: heights and widths, i32[N, 2].
       classes: C; labels are 0..C - 1 and 255.
     """
 
     name: str
-    pictures: Sequence[pathlib.Path]
+    images: Sequence[pathlib.Path]
     masks: Sequence[pathlib.Path]
     sizes: np.ndarray
     classes: int
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns a picture uint8[h, w, 3] and its mask uint8[h, w]; safe to call from threads.
+        """Returns an image uint8[h, w, 3] and its mask uint8[h, w]; safe to call from threads.
 
         Raises:
           BadScene: if one can't be read, or a label is beyond the classes.
         """
-        path, height_width = self.pictures[index], self.sizes[index]
+        path, height_width = self.images[index], self.sizes[index]
         try:
-            picture = decode(path.read_bytes(), int(height_width.max()))
+            image = decode(path.read_bytes(), int(height_width.max()))
         except (BadImage, OSError) as error:
             raise BadScene(f"{path}: {error}") from error
         mask = _read_mask(self.masks[index])
@@ -65,7 +65,7 @@ class Scenes:
                 f"{self.masks[index]}: label {strange[0]} is beyond classes={self.classes}; "
                 f"allowed: 0 to {self.classes - 1}, and {IGNORED} for what is ignored"
             )
-        return picture, mask
+        return image, mask
 
 
 def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -> Scenes:
@@ -79,17 +79,17 @@ def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -
       threads: that read headers.
 
     Raises:
-      FileNotFoundError: if a folder, the list, a picture or a mask isn't there.
-      BadScene: if a picture's size is not its mask's, or one of them is no picture.
+      FileNotFoundError: if a folder, the list, an image or a mask isn't there.
+      BadScene: if an image's size is not its mask's, or one of them is no image.
       ValueError: if the list is empty.
     """
     root = pathlib.Path(path).expanduser()
     names = _listed(root, split)
-    pictures = _found(root / "JPEGImages", names, _ENDINGS)
+    images = _found(root / "JPEGImages", names, _ENDINGS)
     masks_ = _found(root / masks, names, (".png",))
     with ThreadPoolExecutor(threads) as pool:
-        sizes = list(pool.map(_common_size, pictures, masks_))
-    return Scenes(f"{root}, {split}", pictures, masks_, np.asarray(sizes, np.int32), classes)
+        sizes = list(pool.map(_common_size, images, masks_))
+    return Scenes(f"{root}, {split}", images, masks_, np.asarray(sizes, np.int32), classes)
 
 
 def _listed(root: pathlib.Path, split: str) -> list[str]:
@@ -105,7 +105,7 @@ def _listed(root: pathlib.Path, split: str) -> list[str]:
         raise FileNotFoundError(f"there is no list {file}; {folder} has: {known}")
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"the list {file} names no picture")
+        raise ValueError(f"the list {file} names no image")
     return names
 
 
@@ -129,12 +129,12 @@ def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> li
     return [found[name] for name in names]
 
 
-def _common_size(picture: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
+def _common_size(image: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
     """Returns height and width, read from the headers."""
-    size, others = _size(picture), _size(mask)
+    size, others = _size(image), _size(mask)
     if size != others:
         raise BadScene(
-            f"{mask} is {others[1]}x{others[0]}, but its picture {picture} is {size[1]}x{size[0]}"
+            f"{mask} is {others[1]}x{others[0]}, but its image {image} is {size[1]}x{size[0]}"
         )
     return size
 
@@ -144,16 +144,16 @@ def _size(path: pathlib.Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except OSError as error:
-        raise BadScene(f"{path} can't be read as a picture: {error}") from error
+        raise BadScene(f"{path} can't be read as an image: {error}") from error
 
 
 def _read_mask(path: pathlib.Path) -> np.ndarray:
-    """Returns uint8[h, w]: the indices of a palette, or the levels of a grey picture."""
+    """Returns uint8[h, w]: the indices of a palette, or the levels of a grey image."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             mask, mode = np.asarray(image), image.mode
     except OSError as error:
         raise BadScene(f"{path} can't be read as a mask: {error}") from error
     if mode not in ("P", "L"):
-        raise BadScene(f"{path} is a picture of mode {mode}; a mask must be a palette or grey PNG")
+        raise BadScene(f"{path} is an image of mode {mode}; a mask must be a palette or grey PNG")
     return mask

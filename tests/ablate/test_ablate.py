@@ -7,10 +7,11 @@ import jax
 import pytest
 
 from configs import cifar10
-from moco_jax import loop, pretrain
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.grid import Result
 from moco_jax.ablate.studies import STUDIES, variants
+from moco_jax.pretraining import pretrain
+from moco_jax.training import loop
 from tests.tiny import tiny_config, tiny_sources
 
 

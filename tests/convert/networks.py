@@ -15,8 +15,8 @@ import pytest
 
 from moco_jax.convert.sources import Source
 from moco_jax.convert.variables import template
+from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.encoder import Encoder
-from moco_jax.pretrained import Pretrained
 from tests.tiny import tiny_config
 
 _LIBRARY = []  # torch frees the names that it defines with it
@@ -88,7 +88,7 @@ def randomise(module, seed: int = 0):
     return module.eval()
 
 
-def pictures(size: int) -> np.ndarray:
+def random_images(size: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(2, size, size, 3)).astype(np.float32)
 
 
@@ -111,7 +111,7 @@ def _apply(found: Pretrained, method, images: np.ndarray) -> np.ndarray:
 
 
 def in_torch(module, images: np.ndarray) -> np.ndarray:
-    """Returns what a torch module makes of the same pictures, one row each."""
+    """Returns what a torch module makes of the same images, one row each."""
     torch = library("torch")
     with torch.no_grad():
         out = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))

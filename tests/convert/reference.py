@@ -9,7 +9,7 @@ BATCH, KEYS, DIM = 32, 128, 16  # of tests.tiny's config
 
 
 def encoder(head: str, seed: int = 0):
-    """Returns a ResNet-10 with the stem for small pictures."""
+    """Returns a ResNet-10 with the stem for small images."""
     torch, models = library("torch"), library("torchvision").models.resnet
     network = models.ResNet(models.BasicBlock, [1, 1, 1, 1], num_classes=DIM)
     network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from moco_jax import pretrained
+from moco_jax.encoders import pretrained
 from tests.conftest import run_command
 from tests.convert.networks import assert_same, encoder
 
@@ -49,8 +49,8 @@ def test_it_tells_what_it_recognised_and_wrote(run, tmp_path):
             "has a config of its own",
         ),
         (
-            ["--source=IN", "--to=huggingface", "--out=OUT", "--training_pictures=9"],
-            "--training_pictures is for --to=workdir, got --to=huggingface",
+            ["--source=IN", "--to=huggingface", "--out=OUT", "--training_images=9"],
+            "--training_images is for --to=workdir, got --to=huggingface",
         ),
     ],
 )

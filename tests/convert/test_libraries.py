@@ -1,4 +1,4 @@
-"""Pooled features of the same pictures, in the real libraries and here, in and out."""
+"""Pooled features of the same images, in the real libraries and here, in and out."""
 
 import re
 
@@ -11,7 +11,7 @@ from tests.convert.networks import (
     features,
     in_torch,
     library,
-    pictures,
+    random_images,
     randomise,
     source,
 )
@@ -40,7 +40,7 @@ def test_torchvisions_networks_come_in_and_go_out(name, tmp_path):
     assert (model.name, model.stem, model.width) == (name, "imagenet", 1)
     assert read.left_out == ["the classifier of 1000 classes"] and not found.has_head
 
-    images = pictures(64)
+    images = random_images(64)
     original.fc = torch.nn.Identity()
     want = in_torch(original, images)
     assert_close(features(found, images), want)
@@ -66,7 +66,7 @@ def test_torchvisions_networks_come_in_and_go_out(name, tmp_path):
 def test_other_networks_go_out(model, tmp_path):
     """The small stem, groups, and a network that the libraries have no name for."""
     library("torchvision"), library("timm")
-    encoder, images = source(**model), pictures(32)
+    encoder, images = source(**model), random_images(32)
     want = features(encoder.pretrained, images)
     for to, out in (("torchvision", "out.pth"), ("timm", "out.safetensors")):
         assert_close(in_torch(loaded(targets.write(encoder, to, tmp_path / out)), images), want)
@@ -76,7 +76,7 @@ def test_other_networks_go_out(model, tmp_path):
 def test_hugging_face_has_our_wide_networks(name, tmp_path):
     """R50w2x's kind, as narrow as a test needs it."""
     library("torch"), library("transformers")
-    encoder, images = source(name=name, width=0.5, stem="imagenet"), pictures(64)
+    encoder, images = source(name=name, width=0.5, stem="imagenet"), random_images(64)
     model = loaded(targets.write(encoder, "huggingface", tmp_path / "out"))
     assert type(model).__name__ == "ResNetModel"
     assert_close(in_torch(model, images), features(encoder.pretrained, images))
@@ -92,7 +92,7 @@ def test_hugging_faces_own_networks_come_in(tmp_path):
     read = sources.read(tmp_path / "net")
     assert read.left_out == ["the classifier of 2 classes"]
     assert read.pretrained.config.model.width == 0.25
-    images = pictures(64)
+    images = random_images(64)
     assert_close(features(read.pretrained, images), in_torch(network.resnet, images))
 
     config.downsample_in_bottleneck = True
@@ -108,7 +108,7 @@ def test_timms_own_networks_come_in_or_are_refused(tmp_path):
     read = sources.read(tmp_path / "model.safetensors")
     assert read.left_out == ["the classifier of 7 classes"]
     network.fc = library("torch").nn.Identity()
-    images = pictures(32)
+    images = random_images(32)
     assert_close(features(read.pretrained, images), in_torch(network, images))
     for name, message in (
         ("resnet18d", "ResNet-D of timm"),

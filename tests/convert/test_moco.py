@@ -5,16 +5,16 @@ import numpy as np
 import optax
 import pytest
 
-from moco_jax import pretrain
 from moco_jax.convert import sources, targets
+from moco_jax.pretraining import pretrain
 from tests.convert import reference
 from tests.convert.networks import (
     assert_close,
     assert_same,
     in_torch,
     library,
-    pictures,
     projection,
+    random_images,
 )
 from tests.convert.networks import source as ours
 from tests.tiny import tiny_config, tiny_sources
@@ -64,7 +64,7 @@ def test_its_encoder_comes_in_and_goes_out(head, tmp_path):
         0,
     )
     assert read.left_out == ["the key encoder", "the queue", "the optimizer"]
-    images = pictures(8)
+    images = random_images(8)
     want = in_torch(model.encoder_q.eval(), images)
     want /= np.linalg.norm(want, axis=1, keepdims=True)
     assert_close(projection(read.pretrained, images), want)
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_all_that_the_checkpoint_holds(saved, run, capsys):
     )
     told_there = capsys.readouterr()
     assert "already at step 9" in told_there.out
-    assert "the checkpoint saw" not in told_there.err  # it does not tell how many pictures
+    assert "the checkpoint saw" not in told_there.err  # it does not tell how many images
     assert int(state.step) == steps == int(optax.tree.get(state.opt_state, "count"))
 
     for got, encoder in ((state.params, model.encoder_q), (state.key_params, model.encoder_k)):
@@ -135,13 +135,13 @@ def test_a_run_goes_on_with_all_that_the_checkpoint_holds(saved, run, capsys):
     np.testing.assert_array_equal(state.dictionary[0], queue[:32])  # the latest
 
 
-def test_another_batch_size_needs_the_number_of_pictures(saved, tmp_path):
+def test_another_batch_size_needs_the_number_of_images(saved, tmp_path):
     smaller = config(batch_size=16, lr_batch=16, bn_groups=8)
     read = sources.read(saved[0], smaller)
     with pytest.raises(ValueError, match="9 steps, but 32 is not where batch_size=16"):
         targets.write(read, "workdir", tmp_path / "w")
     assert not any(tmp_path.iterdir())
-    told = targets.write(read, "workdir", tmp_path / "w", pictures=96)
+    told = targets.write(read, "workdir", tmp_path / "w", images=96)
     assert told[0] == "step 18, epoch 3 of 6 steps each"
     smaller.steps = 18
     state = pretrain.pretrain(

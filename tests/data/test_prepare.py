@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 
 from moco_jax.data import prepare as prepare_lib
 from moco_jax.data.prepare import prepare
-from moco_jax.data.sources import open_sources
-from tests.data.tiny_tfds import (
+from moco_jax.data.sources.opening import open_sources
+from tests.data.sources.tiny_tfds import (
     VERSION,
     TinyColours,
     records,

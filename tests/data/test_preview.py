@@ -8,23 +8,23 @@ from moco_jax.data import preview
 from tests.tiny import tiny_config, tiny_sources
 
 
-def test_a_row_a_picture_with_the_original_first():
+def test_a_row_a_image_with_the_original_first():
     config = tiny_config(data__image_size=32, data__canvas=16)
     config.views = tuple((recipe[0],) for recipe in config.views)
-    grid = preview.preview(config, tiny_sources().train, pictures=2, draws=3)
+    grid = preview.preview(config, tiny_sources().train, images=2, draws=3)
     assert grid.shape == (2 * 68, 7 * 68, 3) and grid.dtype == np.uint8  # 32 enlarged to 64, and 4
-    # 10 x 12 pictures fill 27 of 32 rows; what is below is white, and no view has white.
+    # 10 x 12 images fill 27 of 32 rows; what is below is white, and no view has white.
     assert (grid[2 * 27 : 64, :64] == 255).all() and not (grid[:50, :64] == 255).all(-1).any()
     assert not (grid[:64, 68 : 68 + 64] == 255).all(-1).any()
     first, second = grid[:64, 68:132], grid[:64, 136:200]
     assert (first != second).any()
 
 
-def test_unreadable_pictures_are_left_out(caplog):
+def test_unreadable_images_are_left_out(caplog):
     source = tiny_sources(4).train
-    rows = [source.read(0), b"no picture", source.read(2), source.read(3)]
+    rows = [source.read(0), b"no image", source.read(2), source.read(3)]
     broken = preview.Source("mixed", rows.__getitem__, ["0", "1", "2", "3"], None, ())
-    grid = preview.preview(tiny_config(data__canvas=16), broken, pictures=3, draws=1)
+    grid = preview.preview(tiny_config(data__canvas=16), broken, images=3, draws=1)
     assert len(grid) == 3 * 68
     assert caplog.text.count("left out: 1 ") == 1
 
@@ -36,9 +36,9 @@ def test_the_command(repository, tmp_path):
         capture_output=True,
         text=True,
     )
-    done = run(f"--out={tmp_path / 'views.png'}", "--pictures=2", "--draws=1")
+    done = run(f"--out={tmp_path / 'views.png'}", "--images=2", "--draws=1")
     assert done.returncode == 0, done.stderr
-    with Image.open(tmp_path / "views.png") as picture:
-        assert picture.size == (3 * 68, 2 * 68)
+    with Image.open(tmp_path / "views.png") as image:
+        assert image.size == (3 * 68, 2 * 68)
     missing = run("--config.data.path=/no/such/place")
     assert missing.returncode == 2 and "no file or folder /no/such/place" in missing.stderr

@@ -2,7 +2,7 @@
 
 Written from the papers alone (He et al. 2019, Chen et al. 2020) and from the recipes of their
 reference code, as one would write it in torch; it shares nothing with `moco_jax`. It trains a tiny
-ResNet for five steps in each of seven recipes and writes one .npz a recipe: the pictures, the
+ResNet for five steps in each of seven recipes and writes one .npz a recipe: the images, the
 weights at the start and all that the five steps leave behind, under torch's names.
 
 Where `moco_jax` departs from torch knowingly, its rule is followed here:
@@ -36,7 +36,7 @@ class Recipe:
     Attributes:
       stem: 'imagenet' or 'cifar'.
       mlp: whether the head has a hidden layer (v2).
-      pixels: side of the pictures.
+      pixels: side of the images.
       batch: B.
       queue: K, keys in the queue.
       symmetric: whether each view is query and key in turn.
@@ -150,7 +150,7 @@ BANK = Recipe(
     mechanism="bank",
 )
 RECIPES |= {"bank": BANK, "bank_nce": dataclasses.replace(BANK, lr=0.03, mechanism="bank_nce")}
-PICTURES = 80  # slots of a bank, of which a step sees 32
+IMAGES = 80  # slots of a bank, of which a step sees 32
 
 
 class SplitBatchNorm(nn.BatchNorm2d):
@@ -193,7 +193,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """ResNet-10 and a head: pictures [B, 3, S, S] to unit vectors [B, D]."""
+    """ResNet-10 and a head: images [B, 3, S, S] to unit vectors [B, D]."""
 
     def __init__(self, recipe):
         super().__init__()
@@ -304,7 +304,7 @@ class SimCLR(MoCo):
 class Bank(MoCo):
     """A memory bank, the negatives of each step drawn from it (MoCo, fig. 2b).
 
-    Which pictures a step sees, and which slots it draws, is drawn here; InfoNCE draws none of the
+    Which images a step sees, and which slots it draws, is drawn here; InfoNCE draws none of the
     batch's own.
     """
 
@@ -313,13 +313,13 @@ class Bank(MoCo):
     def __init__(self, recipe):
         super().__init__(recipe)
         self.encoder_k = nn.Module()
-        self.register_buffer("queue", F.normalize(torch.randn(PICTURES, DIM), dim=1))
-        self.indices = torch.stack([torch.randperm(PICTURES)[: recipe.batch] for _ in range(STEPS)])
+        self.register_buffer("queue", F.normalize(torch.randn(IMAGES, DIM), dim=1))
+        self.indices = torch.stack([torch.randperm(IMAGES)[: recipe.batch] for _ in range(STEPS)])
         self.drawn = torch.stack([self.draw(seen) for seen in self.indices])
         self.step = 0
 
     def draw(self, seen):
-        pool = torch.arange(PICTURES)
+        pool = torch.arange(IMAGES)
         if not self.noise:
             pool = pool[~torch.isin(pool, seen)]
         return pool[torch.randint(len(pool), (self.recipe.queue,))]
@@ -350,9 +350,9 @@ class NoiseBank(Bank):
         self.estimates = []
 
     def loss(self, own, others):
-        self.estimates.append(PICTURES * others.detach().exp().mean())
+        self.estimates.append(IMAGES * others.detach().exp().mean())
         self.z = torch.stack(self.estimates).mean()
-        noise = others.shape[1] / PICTURES
+        noise = others.shape[1] / IMAGES
         own, others = own.exp() / self.z, others.exp() / self.z
         h_own, h_others = own / (own + noise), others / (others + noise)
         return -(h_own.log().squeeze(1) + (1 - h_others).log().sum(1)).mean()
@@ -375,7 +375,7 @@ def rate(recipe, step):
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
 
 
-def pictures(recipe):
+def images(recipe):
     """Returns two views int8[STEPS, B, S, S, 3] of the same noise, in each a fifth of it anew.
 
     Noise of two levels, so that the file is small.
@@ -386,9 +386,9 @@ def pictures(recipe):
 
 
 def train(recipe):
-    """Returns {name: array} of a recipe's start, pictures and five steps."""
+    """Returns {name: array} of a recipe's start, images and five steps."""
     torch.manual_seed(0)
-    model, (one, two) = MECHANISMS[recipe.mechanism](recipe), pictures(recipe)
+    model, (one, two) = MECHANISMS[recipe.mechanism](recipe), images(recipe)
     # The start is drawn in float32, so that the file may hold it so.
     start = {f"start/{k}": v.numpy().copy() for k, v in model.encoder_q.state_dict().items()}
     start["start/queue"] = model.queue.numpy().copy()

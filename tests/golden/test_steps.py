@@ -15,19 +15,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import cifar10, imagenet
-from moco_jax import platforms
-from moco_jax.dictionaries import make_dictionary, memory_bank
-from moco_jax.dictionaries.memory_bank import Bank
-from moco_jax.key_encoders import KEY_ENCODERS
-from moco_jax.mesh import make_layout
+from moco_jax.contrastive.dictionaries import make_dictionary, memory_bank
+from moco_jax.contrastive.dictionaries.memory_bank import Bank
+from moco_jax.contrastive.key_encoders import KEY_ENCODERS
+from moco_jax.contrastive.train_step import TrainState, make_train_step, state_shardings
 from moco_jax.models.encoder import make_encoder
-from moco_jax.optimizers import make_optimizer, make_schedule
-from moco_jax.train_step import TrainState, make_train_step, state_shardings
+from moco_jax.parallel import platforms
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.training.optimizers import make_optimizer, make_schedule
 from tests.golden.names import to_flax
 
 HERE = pathlib.Path(__file__).parent
 RTOL = 1e-11  # of an array's largest value
-STEPS, PICTURES = 5, 80  # PICTURES: slots of a bank
+STEPS, IMAGES = 5, 80  # IMAGES: slots of a bank
 
 Tree = dict
 
@@ -139,7 +139,7 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
         opt_state=optimizer.init(key_encoder.trained(params, key_params)),
         dictionary=entries(golden(name)["start/queue"], config),
     )
-    dictionary = make_dictionary(config, layout, PICTURES)
+    dictionary = make_dictionary(config, layout, IMAGES)
     state = jax.device_put(state, state_shardings(state, dictionary, layout))
     step = jax.jit(
         make_train_step(config, encoder, optimizer, dictionary, layout),
@@ -147,7 +147,7 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
     )
 
     metrics = []
-    nobody = np.zeros((STEPS, config.batch_size), np.int64)  # whose pictures: only a bank asks
+    nobody = np.zeros((STEPS, config.batch_size), np.int64)  # whose images: only a bank asks
     for *views, indices in zip(
         golden(name)["views/one"],
         golden(name)["views/two"],

@@ -28,7 +28,7 @@ def test_of_equal_largest_values_the_first_has_the_gradient():
     np.testing.assert_array_equal(_gradient(max_pool, x), _gradient(_lax, x))
 
 
-def test_the_gradient_does_not_depend_on_how_the_picture_came_about():
+def test_the_gradient_does_not_depend_on_how_the_image_came_about():
     # Compiled as one, both sides of a comparison may be computed anew, and differently rounded.
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 3))
 

@@ -1,1 +1,1 @@
-from tests.evaluation.conftest import free_port  # noqa: F401
+from tests.supervised.conftest import free_port  # noqa: F401

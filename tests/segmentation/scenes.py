@@ -13,7 +13,7 @@ CLASSES = len(COLORS)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a picture uint8[h, w, 3] and its mask uint8[h, w]: boxes and discs, edges ignored."""
+    """Returns an image uint8[h, w, 3] and its mask uint8[h, w]: boxes and discs, edges ignored."""
     y, x = np.mgrid[:height, :width]
     mask = np.zeros((height, width), np.uint8)
     for _ in range(2):
@@ -22,19 +22,19 @@ def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray
         apart = np.hypot(down, across) if rng.random() < 0.5 else np.maximum(down, across)
         mask[apart < radius + 1] = 255
         mask[apart < radius] = label
-    picture = np.asarray(COLORS)[np.where(mask == 255, 0, mask)]
-    return np.clip(picture + rng.normal(0, 12, picture.shape), 0, 255).astype(np.uint8), mask
+    image = np.asarray(COLORS)[np.where(mask == 255, 0, mask)]
+    return np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8), mask
 
 
-def write(root: pathlib.Path, name: str, picture: np.ndarray, mask: np.ndarray) -> None:
+def write(root: pathlib.Path, name: str, image: np.ndarray, mask: np.ndarray) -> None:
     """Writes one scene; the mask as a palette PNG."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(root / "JPEGImages" / f"{name}.png")
-    image = Image.fromarray(mask)
-    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
-    assert image.mode == "P"
-    image.save(root / "SegmentationClass" / f"{name}.png")
+    Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
+    indexed = Image.fromarray(mask)
+    indexed.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    assert indexed.mode == "P"
+    indexed.save(root / "SegmentationClass" / f"{name}.png")
 
 
 def write_list(root: pathlib.Path, split: str, names: list[str]) -> None:

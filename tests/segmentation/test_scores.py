@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from moco_jax.mesh import make_layout
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.segmentation.scores import confusion, make_confusion, scores
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
@@ -49,7 +49,7 @@ def test_every_pixel_of_a_set_is_counted_once(devices, tmp_path):
     scenes.make(tmp_path, train=1, val=11)
     layout = make_layout(jax.devices()[:devices])
     found = open_scenes(str(tmp_path), "val", "SegmentationClass", scenes.CLASSES, 2)
-    # A network that tells classes by one channel, often wrong; 11 pictures don't fill 2 batches.
+    # A network that tells classes by one channel, often wrong; 11 images don't fill 2 batches.
     network = types.SimpleNamespace(
         classifier=types.SimpleNamespace(classes=scenes.CLASSES),
         apply=lambda variables, images, train: jax.nn.one_hot(_guess(images[..., 0]), 4),
@@ -59,8 +59,8 @@ def test_every_pixel_of_a_set_is_counted_once(devices, tmp_path):
     )
     truth, guesses = [], []
     for i in range(11):
-        picture, mask = found.read(i)
-        guess = np.asarray(_guess(picture[..., 0]))
+        image, mask = found.read(i)
+        guess = np.asarray(_guess(image[..., 0]))
         truth.append(mask[mask != 255])
         guesses.append(guess[mask != 255])
     truth, guesses = np.concatenate(truth), np.concatenate(guesses)

@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import logging, loop
-from moco_jax.mesh import make_layout
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.segmentation import segment as segmentation
 from moco_jax.segmentation.scores import scores
 from moco_jax.segmentation.segment import segment
+from moco_jax.training import loop
+from moco_jax.training.metrics import MetricsLog
 from tests.conftest import devices_flags
-from tests.evaluation.tiny import encoder_variables, task_config, write_encoder
 from tests.segmentation import scenes
 from tests.segmentation.scenes import tiny_config
+from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 
 ONE = jax.devices()[:1]
 
@@ -60,7 +61,7 @@ def test_a_run_tells_its_scores(whole):
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(whole, voc, encoder, tmp_path, monkeypatch):
-    write = logging.MetricsLog.write
+    write = MetricsLog.write
 
     def interrupt(self, step, scalars):
         write(self, step, scalars)
@@ -69,7 +70,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(whole, voc, encoder, tmp_path, m
 
     config = tiny_config(voc, encoder)
     with monkeypatch.context() as patch:
-        patch.setattr(logging.MetricsLog, "write", interrupt)
+        patch.setattr(MetricsLog, "write", interrupt)
         with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 2; saved in"):
             segment(config, tmp_path, devices=ONE)
     reached = segment(config, tmp_path, devices=ONE)
@@ -106,7 +107,7 @@ def test_the_gain_over_the_baseline_is_told(voc, encoder, tmp_path, capsys):
 
 def test_what_can_not_be_trained_on_is_refused(whole, voc, encoder, tmp_path):
     few = tiny_config(voc, encoder, batch_size=64)
-    with pytest.raises(ValueError, match="'train' has 32 pictures, fewer than batch_size=64"):
+    with pytest.raises(ValueError, match="'train' has 32 images, fewer than batch_size=64"):
         segment(few, tmp_path / "few", devices=ONE)
     with pytest.raises(FileNotFoundError, match="no list .*train_aug.txt; .* has: train, val"):
         segment(

@@ -1,4 +1,4 @@
-"""Crops of pictures with their masks: both show the same."""
+"""Crops of images with their masks: both show the same."""
 
 import jax
 import numpy as np
@@ -43,7 +43,7 @@ def nearest_color(images):
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 @pytest.mark.parametrize("scale", [(0.5, 0.5), (2.0, 2.0), (0.5, 2.0)])
-def test_the_mask_follows_its_picture(batch, scale, flip):
+def test_the_mask_follows_its_image(batch, scale, flip):
     images, masks = draw(batch, data__scale=scale, data__flip=flip)
     inside = masks != 255
     # Between two colours a blend may be nearest to a third, so there only most pixels agree.
@@ -64,7 +64,7 @@ def test_flips_mirror_both(batch):
     assert 0 < sum(kinds) < 16
 
 
-def test_at_scale_1_a_crop_is_a_part_of_the_picture(batch):
+def test_at_scale_1_a_crop_is_a_part_of_the_image(batch):
     images, masks, sizes = batch
     windows = np.tile(np.float32([3, 5, SIZE, SIZE]), (16, 1))
     cut = jax.jit(lambda *a: views.cut(*a, SIZE))
@@ -84,8 +84,8 @@ def test_resizing_is_pillows(batch):
     for i, (height, width) in enumerate(sizes):
         mask = Image.fromarray(masks[i, :height, :width]).resize((SIZE, SIZE), Image.NEAREST)
         np.testing.assert_array_equal(labels[i], mask)
-        picture = Image.fromarray(images[i, :height, :width])
-        expected = np.asarray(picture.resize((SIZE, SIZE), Image.BILINEAR), np.int16)
+        image = Image.fromarray(images[i, :height, :width])
+        expected = np.asarray(image.resize((SIZE, SIZE), Image.BILINEAR), np.int16)
         assert np.abs(found[i] - expected).max() <= 1
 
 
@@ -97,13 +97,13 @@ def test_windows_have_the_scales_and_lie_where_they_may():
     scale = 20 / height
     assert scale.min() >= 0.5 and scale.max() <= 2.0
     np.testing.assert_allclose(np.histogram(scale, 3, (0.5, 2.0))[0], 4000 / 3, rtol=0.1)
-    # Down the picture is larger than any window, across never: it lies within the window.
+    # Down the image is larger than any window, across never: it lies within the window.
     assert (top >= 0).all() and (top + height <= 100.001).all()
     assert (left <= 0).all() and (left + width >= 9.999).all()
     assert np.std(top) > 10 and np.std(left) > 2
 
 
-def test_evaluation_shows_whole_pictures_and_the_mean_beside_them(batch):
+def test_evaluation_shows_whole_images_and_the_mean_beside_them(batch):
     images, masks, sizes = batch
     view = views.evaluation_view(config(data__mean=(0.5,) * 3, data__std=(0.25,) * 3))
     found = np.asarray(jax.jit(view)(images, sizes))

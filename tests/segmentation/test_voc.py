@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_jax.mesh import make_layout
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import BadScene, open_scenes
 from tests.segmentation import scenes
@@ -20,22 +20,22 @@ def root(tmp_path):
     rng = np.random.default_rng(0)
     for name, size in (("a", (20, 30)), ("b", (24, 16)), ("c", (8, 9))):
         scenes.write(tmp_path, name, *scenes.scene(rng, *size))
-    picture = Image.open(tmp_path / "JPEGImages/c.png")
-    picture.save(tmp_path / "JPEGImages/c.jpg")
+    image = Image.open(tmp_path / "JPEGImages/c.png")
+    image.save(tmp_path / "JPEGImages/c.jpg")
     (tmp_path / "JPEGImages/c.png").unlink()
     scenes.write_list(tmp_path, "train", ["c", "a"])
     return tmp_path
 
 
-def test_a_scene_is_its_picture_and_the_indices_of_its_palette(root):
+def test_a_scene_is_its_image_and_the_indices_of_its_palette(root):
     found = opened(root)
     assert len(found) == 2 and found.sizes.tolist() == [[8, 9], [20, 30]]
-    picture, mask = found.read(1)
-    np.testing.assert_array_equal(picture, Image.open(root / "JPEGImages/a.png"))
+    image, mask = found.read(1)
+    np.testing.assert_array_equal(image, Image.open(root / "JPEGImages/a.png"))
     np.testing.assert_array_equal(mask, Image.open(root / "SegmentationClass/a.png"))
     assert mask.dtype == np.uint8 and 255 in mask and mask.shape == (20, 30)
-    picture, mask = found.read(0)
-    assert picture.shape == (8, 9, 3) and mask.shape == (8, 9)
+    image, mask = found.read(0)
+    assert image.shape == (8, 9, 3) and mask.shape == (8, 9)
 
 
 def test_canvases_hold_the_largest_and_pad_the_masks(root):
@@ -59,7 +59,7 @@ def test_what_is_not_there_is_named(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="no list .*val.txt; .* has: train"):
         opened(root, "val")
     scenes.write_list(root, "none", [])
-    with pytest.raises(ValueError, match="none.txt names no picture"):
+    with pytest.raises(ValueError, match="none.txt names no image"):
         opened(root, "none")
     (root / "SegmentationClass/a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the 2 names .*SegmentationClass .*: a$"):
@@ -70,7 +70,7 @@ def test_what_is_not_there_is_named(root, tmp_path):
 
 def test_a_mask_of_another_size_is_named(root):
     Image.new("P", (30, 21)).save(root / "SegmentationClass/a.png")
-    with pytest.raises(BadScene, match=r"a.png is 30x21, but its picture .*a.png is 30x20"):
+    with pytest.raises(BadScene, match=r"a.png is 30x21, but its image .*a.png is 30x20"):
         opened(root)
 
 
@@ -88,12 +88,12 @@ def test_labels_beyond_the_classes_are_named(root):
 
 def test_colours_in_place_of_indices_and_damaged_files_are_named(root):
     Image.new("RGB", (30, 20)).save(root / "SegmentationClass/a.png")
-    with pytest.raises(BadScene, match="a.png is a picture of mode RGB; a mask must be a palette"):
+    with pytest.raises(BadScene, match="a.png is an image of mode RGB; a mask must be a palette"):
         opened(root).read(1)
     whole = (root / "JPEGImages/a.png").read_bytes()
     (root / "JPEGImages/a.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadScene, match="JPEGImages/a.png: the file is damaged"):
         opened(root).read(1)
-    (root / "JPEGImages/a.png").write_bytes(b"no picture")
-    with pytest.raises(BadScene, match="JPEGImages/a.png can't be read as a picture"):
+    (root / "JPEGImages/a.png").write_bytes(b"no image")
+    with pytest.raises(BadScene, match="JPEGImages/a.png can't be read as an image"):
         opened(root)

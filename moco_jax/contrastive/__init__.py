@@ -1,0 +1,1 @@
+"""The method: dictionaries, key encoders, shuffled batch norm, losses and the train step."""

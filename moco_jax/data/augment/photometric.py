@@ -1,0 +1,107 @@
+"""The random photometric and geometric operations that a view's recipe may name after its crop.
+
+Each takes a key and a batch of images as planes, uint8[B, S, 3, S], and returns the same. What it
+draws, it draws for each image apart, and `p` is the probability that an image is changed at all.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from moco_jax.data.augment import blur as blurring
+from moco_jax.data.augment import color
+
+
+def random_apply(
+    key: jax.Array, planes: jax.Array, op: Callable[[jax.Array, jax.Array], jax.Array], p: float
+) -> jax.Array:
+    """Applies `op(key, planes)` to each image with probability `p`.
+
+    Every image is computed and a select picks: a branch an image would cost more on an
+    accelerator.
+
+    Args:
+      key: a PRNG key.
+      planes: uint8[B, S, 3, S].
+      op: takes a key and images, returns images of the same shape.
+      p: in [0, 1]; at 0 and 1 nothing is drawn.
+
+    Returns:
+      uint8[B, S, 3, S].
+    """
+    if p <= 0:
+        return planes
+    apply_key, op_key = jax.random.split(key)
+    changed = op(op_key, planes)
+    if p >= 1:
+        return changed
+    applied = _choose(apply_key, planes.shape[0], p)
+    return jnp.where(applied[:, None, None, None], changed, planes)
+
+
+def _choose(key: jax.Array, batch: int, p: float) -> jax.Array:
+    """Returns bool[B], each True with probability `p`."""
+    return jax.random.uniform(key, (batch,)) < p
+
+
+def color_jitter(
+    key: jax.Array,
+    planes: jax.Array,
+    *,
+    brightness: float,
+    contrast: float,
+    saturation: float,
+    hue: float,
+    p: float = 1.0,
+) -> jax.Array:
+    """Returns uint8[B, S, 3, S] jittered by `color.color_jitter` with probability `p`."""
+    if p <= 0:
+        return planes
+    apply_key, op_key = jax.random.split(key)
+    return color.color_jitter(
+        op_key,
+        planes,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        hue=hue,
+        # Told what to leave alone, it does so on the way: a select would be a pass of its own.
+        applied=_choose(apply_key, planes.shape[0], p),
+    )
+
+
+def grayscale(key: jax.Array, planes: jax.Array, *, p: float = 1.0) -> jax.Array:
+    """Returns uint8[B, S, 3, S] turned grey with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: color.grayscale(planes), p)
+
+
+def solarize(
+    key: jax.Array, planes: jax.Array, *, threshold: float = 128, p: float = 1.0
+) -> jax.Array:
+    """Returns uint8[B, S, 3, S] with levels from `threshold` on inverted, with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: color.solarize(planes, threshold), p)
+
+
+def blur(key: jax.Array, planes: jax.Array, *, sigma: Sequence[float], p: float = 1.0) -> jax.Array:
+    """Returns uint8[B, S, 3, S] blurred by pixels uniform in `sigma` (lowest, highest)."""
+
+    def op(key: jax.Array, planes: jax.Array) -> jax.Array:
+        sigmas = jax.random.uniform(key, (planes.shape[0],), minval=sigma[0], maxval=sigma[1])
+        return blurring.gaussian_blur(planes, sigmas)
+
+    return random_apply(key, planes, op, p)
+
+
+def flip(key: jax.Array, planes: jax.Array, *, p: float = 0.5) -> jax.Array:
+    """Returns uint8[B, S, 3, S] mirrored left to right with probability `p`."""
+    return random_apply(key, planes, lambda _, planes: planes[..., ::-1], p)
+
+
+OPS: dict[str, Callable[..., jax.Array]] = {
+    "color_jitter": color_jitter,
+    "grayscale": grayscale,
+    "solarize": solarize,
+    "blur": blur,
+    "flip": flip,
+}

@@ -1,0 +1,141 @@
+"""One image: encoded bytes or an array in, uint8 RGB that fits a square canvas out.
+
+The host does nothing else with pixels; crops and everything photometric run on the accelerator.
+"""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+# libjpeg can leave out high frequencies while it decodes, which gives n/8 of the full size.
+_DCT_EIGHTHS = (7, 6, 5, 4, 3, 2, 1)
+
+
+class BadImage(ValueError):
+    """An image that can't be read; the message says why."""
+
+
+def decode(data: bytes | np.ndarray, canvas: int) -> np.ndarray:
+    """Returns an image as uint8 RGB [h, w, 3] with h, w <= canvas.
+
+    Pixels are those of torchvision's `pil_loader` (`Image.open(f).convert('RGB')`): alpha is
+    dropped and not composited, the EXIF orientation is not applied. One departure: 16-bit grey
+    keeps its high byte, as Pillow does for 16-bit RGB; `convert` would clip it to white.
+
+    An image that is larger than the canvas keeps its aspect ratio. JPEGs are decoded at the
+    largest scale n/8 that fits; the rest is averaged over whole boxes of pixels.
+
+    Args:
+      data: an image file's bytes, or a decoded uint8 array [H, W], [H, W, 1] or [H, W, 3].
+      canvas: the longest side allowed, in pixels.
+
+    Raises:
+      BadImage: data is empty, truncated, no image, or over Pillow's limit of pixels.
+      ValueError: canvas < 1.
+    """
+    if canvas < 1:
+        raise ValueError(f"canvas must be at least 1 pixel, got {canvas}")
+    if isinstance(data, np.ndarray):
+        return _shrink(_rgb_array(data), canvas)
+    if not data:
+        raise BadImage("the file is empty (0 bytes)")
+    if data[:3] == _JPEG_MAGIC:
+        image = _decode_jpeg(data, canvas)
+        if image is not None:
+            return _shrink(image, canvas)
+    return _decode_with_pillow(data, canvas)
+
+
+def _rgb_array(array: np.ndarray) -> np.ndarray:
+    """Returns a uint8 array as [H, W, 3]; grey becomes three equal channels."""
+    if array.dtype != np.uint8:
+        raise BadImage(f"the array is {array.dtype}; allowed: uint8")
+    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
+    if not grey and (array.ndim != 3 or array.shape[2] != 3):
+        raise BadImage(f"the array's shape is {array.shape}; allowed: [H, W], [H, W, 1], [H, W, 3]")
+    if 0 in array.shape:
+        raise BadImage(f"the array's shape is {array.shape}: it has no pixels")
+    if grey:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    return array
+
+
+def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
+    """Returns the JPEG at the largest n/8 that fits, at worst 1/8; None where Pillow must decide.
+
+    That is CMYK, whose colours then come out as torchvision's, and files with any fault:
+    simplejpeg refuses also those that libjpeg can mend (ImageNet has some), Pillow only the lost.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        height, width = int(height), int(width)
+        if colours in ("CMYK", "YCCK"):
+            return None
+        _check_pixels(width, height)
+        # The fast DCT and upsampling stay off: they change pixels by 1.3 of 255.
+        if max(height, width) <= canvas:
+            return simplejpeg.decode_jpeg(data)
+        # simplejpeg takes the smallest n/8 that is at least (h, w), and (h, w) is one itself.
+        h, w = _dct_size(height, width, canvas)
+        return simplejpeg.decode_jpeg(data, min_height=h, min_width=w)
+    except BadImage:
+        raise
+    except ValueError:
+        return None
+
+
+def _dct_size(height: int, width: int, canvas: int) -> tuple[int, int]:
+    """Returns (h, w) of the largest n/8 that fits the canvas, or of 1/8; libjpeg rounds up."""
+    sizes = [(-(-height * n // 8), -(-width * n // 8)) for n in _DCT_EIGHTHS]
+    return next((size for size in sizes if max(size) <= canvas), sizes[-1])
+
+
+def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
+    """Returns any other image as [h, w, 3] that fits; every failure is a BadImage."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_pixels(*image.size)
+            return _shrink(np.asarray(to_rgb(image)), canvas)
+    except (BadImage, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        if data[:3] == _JPEG_MAGIC:
+            raise BadImage(f"a JPEG of {len(data)} bytes whose header is damaged") from error
+        start = bytes(data[:12])
+        raise BadImage(f"no known image format; its {len(data)} bytes start {start!r}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"too many pixels: {error}") from error
+    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
+        raise BadImage(f"the file is damaged: {error or type(error).__name__}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Returns the image in mode RGB (see `decode` for 16 bits)."""
+    if image.mode == "F":
+        raise BadImage("its pixels are floating-point numbers; allowed: 8 or 16 bit integers")
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
+    elif "transparency" in image.info:
+        # Without this Pillow warns about palettes with transparency; the colours are the same.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _shrink(image: np.ndarray, canvas: int) -> np.ndarray:
+    """Returns [H, W, 3] averaged over boxes of the smallest whole factor that fits the canvas."""
+    factor = -(-max(image.shape[:2]) // canvas)
+    if factor <= 1:
+        return image
+    return np.asarray(Image.fromarray(image).reduce(factor))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    """Raises BadImage where Pillow would only warn of a decompression bomb."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise BadImage(
+            f"too many pixels: {width}x{height}; allowed: {limit} (PIL.Image.MAX_IMAGE_PIXELS)"
+        )

@@ -1,0 +1,71 @@
+"""Which images a step sees: a pure function of the seed and the step."""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import numpy as np
+
+
+class Plan(Protocol):
+    """The images of each step: a sequence of indices i32[B]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ShuffledOrder:
+    """The batches of a run: a new permutation each epoch, the incomplete last batch dropped.
+
+    Nothing of it is ever stored, so a resumed run goes on with the very next batch.
+
+    Attributes:
+      seed: of the permutations.
+      size: images in the data set.
+      batch_size: B.
+      steps: length of the run.
+    """
+
+    seed: int
+    size: int
+    batch_size: int
+    steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.size // self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Returns the indices i32[B] of this step's images."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return _permutation(self.seed, epoch, self.size)[start : start + self.batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+
+
+def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Returns i32[B] batches that cover `indices` once, the last padded with its first index."""
+    batches = []
+    for start in range(0, len(indices), batch_size):
+        batch = np.full(batch_size, indices[start], np.int32)
+        part = indices[start : start + batch_size]
+        batch[: len(part)] = part
+        batches.append(batch)
+    return batches
+
+
+def subset(size: int, limit: int, seed: int) -> np.ndarray:
+    """Returns the indices of at most `limit` of `size` images (0: all), drawn by the seed."""
+    if not limit or size <= limit:
+        return np.arange(size, dtype=np.int32)
+    drawn = np.random.default_rng(seed).choice(size, limit, replace=False)
+    return np.sort(drawn).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Data sets: where images, labels and class names come from."""

@@ -1,0 +1,168 @@
+"""Coloured digits: a small labelled data set that needs no download.
+
+Scikit-learn's 1,797 handwritten 8x8 digits, drawn large in random light colours on random dark
+backgrounds at 32x32. A class is told by its shape only, so raw pixels say little and learnt
+features say much.
+
+The data set is a constant: every draw comes from fixed seeds, and pixels from float32 +, -, *, /
+and floor alone, which IEEE 754 rounds in one way on every machine (no sin, no matrix product).
+"""
+
+import numpy as np
+
+SIZE = 32
+CLASS_NAMES = tuple("0123456789")
+# 30 digits of each class are for the test: 1,497 digits x 4 = 5,988 train and 300 x 4 = 1,200 test
+# images. A copy is another placement and colouring; no digit is in both splits.
+TEST_DIGITS_PER_CLASS = 30
+COPIES = 4
+_SPLIT_SEED = 20_190_001
+_DRAW_SEEDS = {"train": 20_190_002, "test": 20_190_003}
+_CHUNK = 256  # images drawn at once, so that temporaries stay in the processor's cache
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+# Light ink on dark paper. Were some digits dark on light, their class would take hours to learn,
+# not minutes, and strong patterns would tell images apart without a look at the digit.
+_DARK, _LIGHT = (0.0, 0.35), (0.65, 1.0)
+_PATTERN_STRENGTH = np.float32(0.3)
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images uint8 [N, 32, 32, 3] and labels int32 [N] of 'train' or 'test'.
+
+    Raises:
+      ValueError: another split.
+      ModuleNotFoundError: scikit-learn is not installed.
+    """
+    if split not in _DRAW_SEEDS:
+        raise ValueError(f"digits has no split {split!r}; allowed: {', '.join(_DRAW_SEEDS)}")
+    shapes, labels = _handwritten()
+    chosen = np.tile(_split_indices(labels)[split], COPIES)
+    rng = np.random.default_rng(_DRAW_SEEDS[split])
+    chosen = chosen[rng.permutation(len(chosen))]
+    parts = [chosen[i : i + _CHUNK] for i in range(0, len(chosen), _CHUNK)]
+    return np.concatenate([_draw(shapes[part], rng) for part in parts]), labels[chosen]
+
+
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """Returns scikit-learn's digits: ink float32 [1797, 8, 8] in [0, 1] and labels int32 [1797]."""
+    # Imported here: it takes a second, and other data sets do without scikit-learn.
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return (pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32)
+
+
+def _split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns which of the digits belong to 'train' and to 'test', each as sorted int64."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    test = np.zeros(len(labels), bool)
+    for label in range(len(CLASS_NAMES)):
+        test[rng.permutation(np.flatnonzero(labels == label))[:TEST_DIGITS_PER_CLASS]] = True
+    return {"train": np.flatnonzero(~test), "test": np.flatnonzero(test)}
+
+
+def _draw(shapes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns images uint8 [B, 32, 32, 3] of the digits [B, 8, 8]."""
+    batch = len(shapes)
+    paper, ink = _colours(rng, batch, _DARK), _colours(rng, batch, _LIGHT)
+    other_paper = _colours(rng, batch, _DARK)
+    mix = _pattern(rng, batch)[..., None] * _PATTERN_STRENGTH
+    mask = _place(shapes, rng)[..., None]
+    image = paper[:, None, None] + mix * (other_paper - paper)[:, None, None]
+    image = image + mask * (ink[:, None, None] - image)
+    return np.floor(image * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+def _colours(rng: np.random.Generator, batch: int, luma: tuple[float, float]) -> np.ndarray:
+    """Returns RGB float32 [B, 3] in [0, 1] whose luma lies (before clipping) in a range."""
+    rgb = _uniform(rng, (batch, 3), 0, 1)
+    own = (rgb[:, 0] * _LUMA[0] + rgb[:, 1] * _LUMA[1] + rgb[:, 2] * _LUMA[2])[:, None]
+    return np.clip(_uniform(rng, (batch, 1), *luma) + (rgb - own), 0, 1)
+
+
+def _pattern(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Returns how two background colours mix, float32 [B, 32, 32] in [0, 1].
+
+    A quarter each: gradients, stripes, checkers and blobs.
+    """
+    y, x = _grid()
+    ahead = _direction(rng, batch)
+    along = x * ahead[0] + y * ahead[1]
+    across = y * ahead[0] - x * ahead[1]
+    period = _uniform(rng, (batch, 1, 1), 8, 24)
+    phase = _uniform(rng, (batch, 1, 1), 0, 1)
+    stripes = _sharpen(_triangle(along / period + phase))
+    other = _sharpen(_triangle(across / period + phase))
+    checkers = stripes + other - 2 * stripes * other
+    gradient = np.clip(along / 32 + np.float32(0.5), 0, 1)
+    cells = _uniform(rng, (batch, 5, 5), 0, 1)
+    blobs = _bilinear(cells, *np.broadcast_arrays(y / 8 + 2, x / 8 + 2))
+    kind = rng.integers(0, 4, (batch, 1, 1))
+    return np.select([kind == 0, kind == 1, kind == 2], [gradient, stripes, checkers], blobs)
+
+
+def _place(shapes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Returns the ink of digits [B, 8, 8], enlarged, turned and moved: float32 [B, 32, 32]."""
+    y, x = _grid()
+    column = (len(shapes), 1, 1)
+    # Pixels a cell, for 8 cells: the digit's height is 50 to 88 % of the image's.
+    scale = _uniform(rng, column, 16 / 8, 28 / 8)
+    stretch = _uniform(rng, column, 0.95, 1.25)
+    # Anywhere inside, a pixel or two over the edge at most (a digit is about 5.5 cells wide).
+    # Raw pixels of digits that all sat in the middle would tell the class nearly as well as shape.
+    y = y - _uniform(rng, column, -1, 1) * (17 - 4 * scale)
+    x = x - _uniform(rng, column, -1, 1) * (17 - np.float32(2.75) * scale * stretch)
+    # tan(angle / 2) of up to 18 degrees gives sine and cosine by plain arithmetic.
+    tangent = _uniform(rng, column, -0.16, 0.16)
+    square = tangent * tangent
+    cosine, sine = (1 - square) / (1 + square), 2 * tangent / (1 + square)
+    row = (cosine * y - sine * x) / scale + np.float32(3.5)
+    col = (sine * y + cosine * x) / (scale * stretch) + np.float32(3.5)
+    ink = _bilinear(np.pad(shapes, ((0, 0), (1, 1), (1, 1))), row + 1, col + 1)
+    # Bilinear strokes are blurred over several pixels; a steeper edge makes them legible.
+    return np.clip((ink - np.float32(0.3)) * 4, 0, 1)
+
+
+def _bilinear(cells: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """Returns cells [B, R, C] sampled at float32 positions [B, 32, 32], clamped at the border."""
+    rows, cols = cells.shape[1:]
+    row, col = np.clip(row, 0, rows - 1), np.clip(col, 0, cols - 1)
+    top = np.minimum(np.floor(row), rows - 2).astype(np.int32)
+    left = np.minimum(np.floor(col), cols - 2).astype(np.int32)
+    down, right = row - top.astype(np.float32), col - left.astype(np.float32)
+    flat = cells.reshape(-1)
+    first = top * cols + left + (np.arange(len(cells)) * rows * cols)[:, None, None]
+    upper = flat[first] + right * (flat[first + 1] - flat[first])
+    lower = flat[first + cols] + right * (flat[first + cols + 1] - flat[first + cols])
+    return upper + down * (lower - upper)
+
+
+def _direction(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Returns random directions (x, y), float32 [2, B, 1, 1] with |x| + |y| = 1."""
+    x = _uniform(rng, (batch, 1, 1), -1, 1)
+    sign = np.where(rng.random((batch, 1, 1)) < 0.5, np.float32(1), np.float32(-1))
+    return np.stack([x, sign * (1 - np.abs(x))])
+
+
+def _grid() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pixels' y [32, 1] and x [1, 32], measured from the image's centre."""
+    centred = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)
+    return centred[:, None], centred[None, :]
+
+
+def _triangle(value: np.ndarray) -> np.ndarray:
+    """Returns a wave of period 1 between 0 and 1."""
+    return np.abs(2 * (value - np.floor(value)) - 1)
+
+
+def _sharpen(wave: np.ndarray) -> np.ndarray:
+    """Returns a wave's two halves as 0 and 1 with a short ramp between."""
+    return np.clip((wave - np.float32(0.5)) * 4 + np.float32(0.5), 0, 1)
+
+
+def _uniform(
+    rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float
+) -> np.ndarray:
+    """Returns float32 draws from [low, high)."""
+    span = np.float32(high) - np.float32(low)
+    return np.float32(low) + span * rng.random(shape, dtype=np.float32)

@@ -1,0 +1,178 @@
+"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+
+Only the random-access formats (array_record, parquet) can be read by index. Images are handed on
+encoded, since TFDS would need OpenCV to decode them and our own decoder is faster.
+"""
+
+import os
+import shlex
+
+import numpy as np
+
+from moco_jax.data.sources.source import Source, Sources, numbered_names
+
+_CHUNK = 1024  # records read at once for their labels
+RANDOM_ACCESS = frozenset({"array_record", "parquet"})
+
+
+def holds_dataset(path: str, name: str) -> bool:
+    """Returns whether a folder is a TFDS data directory with the data set 'name[/config]' in it."""
+    return os.path.isdir(os.path.join(path, name.partition(":")[0]))
+
+
+def open_tfds(
+    name: str, data_dir: str = "", train_split: str = "train", test_split: str = "test"
+) -> Sources:
+    """Returns a prepared data set's splits, their labels read in one pass (about 40 us a record).
+
+    Args:
+      name: TFDS's, as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
+      data_dir: where it was prepared; '' for TFDS's own place (~/tensorflow_datasets).
+      train_split: a split or a slice of one, such as 'train[:10%]'.
+      test_split: another; where there is no labelled 'test', 'validation' serves; '' for none.
+
+    Raises:
+      ValueError: an unknown name or split, no image feature, or it is not prepared in a
+        random-access format; the message holds the command that prepares it.
+    """
+    builder = open_builder(name, data_dir)
+    _check_prepared(builder, name, data_dir)
+    train = _split_source(builder, name, train_split)
+    if test_split == "test":
+        found = [split for split in ("test", "validation") if split in builder.info.splits]
+    else:
+        found = [test_split] if test_split else []
+    for split in found:
+        test = _split_source(builder, name, split)
+        if test.labels is not None:
+            return Sources(train, test)
+    return Sources(train, None)
+
+
+def how_to_prepare(name: str, data_dir: str) -> str:
+    """Returns the command that makes a data set readable by index, as a text."""
+    data_dir = os.path.expanduser(data_dir)
+    command = ["python", "-m", "moco_jax.data.prepare", f"--name={name}"]
+    command += [f"--data_dir={data_dir}"] if data_dir else []
+    return (
+        f"Run this once:\n  {shlex.join(command)}\n"
+        f"then start again{f' with the path {data_dir}' if data_dir else ''}"
+    )
+
+
+def open_builder(name: str, data_dir: str):
+    """Returns TFDS's builder of a data set, prepared or not.
+
+    Args:
+      name: as `open_tfds` takes it.
+      data_dir: where it lies or will lie; '' for TFDS's own place.
+
+    Raises:
+      ValueError: an unknown name, version or config.
+    """
+    # Imported here: it takes a second, and all other sources do without it.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None)
+        listed = set(builder.info.as_proto.alternative_file_formats)
+        if listed - formats(builder):
+            # A builder made from code forgets them (TFDS 4.9.10), one made from the files does not.
+            builder = tfds.builder_from_directory(builder.data_dir)
+        return builder
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(
+            f"TFDS knows no data set {name!r}, and none of that name lies in "
+            f"{data_dir or 'its data directory'}; the names are listed at "
+            "https://www.tensorflow.org/datasets/catalog/overview"
+        ) from error
+    except (AssertionError, ValueError) as error:  # an unknown version or config
+        raise ValueError(f"TFDS can't open {name!r}: {error}") from error
+
+
+def formats(builder) -> set[str]:
+    """Returns the file formats that a prepared data set lies in, as 'tfrecord'."""
+    return {file_format.value for file_format in builder.info.available_file_formats()}
+
+
+def not_prepared(builder, name: str) -> str:
+    """Returns the words for a data set that is not there, with the versions of it that are."""
+    text = f"the TFDS data set {name!r} is not prepared: nothing in {builder.data_path}"
+    others = sorted(path.parent.name for path in builder.data_path.parent.glob("*/features.json"))
+    if not others:
+        return text
+    names = ", ".join(f"{name.partition(':')[0]}:{version}" for version in others)
+    return f"{text} (other versions of it are, under the name {names})"
+
+
+def _check_prepared(builder, name: str, data_dir: str) -> None:
+    """Raises a ValueError that says what to run unless the data set can be read by index."""
+    found = formats(builder)
+    if not builder.info.splits:
+        problem = not_prepared(builder, name)
+    elif not found & RANDOM_ACCESS:
+        problem = (
+            f"the TFDS data set {name!r} in {builder.data_path} is prepared as "
+            f"{', '.join(sorted(found))}, which can't be read by index"
+        )
+        if "tfrecord" in found:
+            problem += "; it can be converted in place, without TensorFlow"
+        else:
+            data_dir = f"{data_dir or '~/tensorflow_datasets'}_array_record"
+    else:
+        return
+    raise ValueError(f"{problem}. {how_to_prepare(name, data_dir)}")
+
+
+def _split_source(builder, name: str, split: str) -> Source:
+    """Returns a split's encoded images and their labels."""
+    import tensorflow_datasets as tfds
+
+    image_key, label_key, skipped = _features(builder, name)
+    try:
+        records = builder.as_data_source(
+            split=split, decoders={key: tfds.decode.SkipDecoding() for key in skipped}
+        )
+        length = len(records)
+    except ValueError as error:
+        raise ValueError(f"the TFDS data set {name!r}: {error}") from error
+    if not length:
+        raise ValueError(f"the split {split!r} of the TFDS data set {name!r} is empty")
+    labels = _labels(records, label_key) if label_key else None
+    names = numbered_names(f"{name}/{split}", length)
+    class_names = () if labels is None else tuple(builder.info.features[label_key].names)
+
+    def read(index: int) -> bytes:
+        return records[index][image_key]
+
+    return Source(f"tfds:{name}, {split}", read, names, labels, class_names)
+
+
+def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
+    """Returns the keys of the image, of its class (None: it has none), and of all images.
+
+    Where there are several of a type, 'image' and 'label' go first.
+    """
+    import tensorflow_datasets as tfds
+
+    # features.json keeps no order that means anything, so the order is by name.
+    features = dict(sorted((builder.info.features or {}).items()))
+    images = [key for key, kind in features.items() if type(kind) is tfds.features.Image]
+    labels = [key for key, kind in features.items() if type(kind) is tfds.features.ClassLabel]
+    if not images:
+        kinds = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in features.items())
+        raise ValueError(
+            f"the TFDS data set {name!r} has no feature of type Image; it has {kinds or 'none'}"
+        )
+    image = "image" if "image" in images else images[0]
+    label = "label" if "label" in labels else next(iter(labels), None)
+    return image, label, images
+
+
+def _labels(records, key: str) -> np.ndarray | None:
+    """Returns the labels int32 [N]; None where some are -1, as TFDS marks a hidden label."""
+    labels = np.empty(len(records), np.int32)
+    for start in range(0, len(records), _CHUNK):
+        chunk = list(range(start, min(start + _CHUNK, len(records))))
+        labels[chunk] = [record[key] for record in records.__getitems__(chunk)]
+    return None if labels.min() < 0 else labels

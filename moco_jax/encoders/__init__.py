@@ -1,0 +1,1 @@
+"""Trained encoders: read them, encode images, search neighbours and classify by kNN."""

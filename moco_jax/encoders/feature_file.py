@@ -1,0 +1,218 @@
+"""Features in a file, with the names of their images: .npz, or .parquet by pyarrow."""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from moco_jax.data.sources.source import Source
+
+_COPIED = 2**22  # bytes at once, from the spool into the archive
+_FORMAT = "moco_jax.features"
+
+Part = tuple[np.ndarray, np.ndarray]  # features f32[n, F], which of the source's images i64[n]
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Features and what they are of.
+
+    Attributes:
+      features: f32[N, F].
+      names: [N], of the images.
+      labels: i32[N], or None where there are no classes.
+      class_names: by label; () where there are none.
+      about: the encoder and the output that made them.
+    """
+
+    features: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    about: dict[str, Any]
+
+    def label(self, row: int) -> str:
+        """Returns the class of an image, '' where there are none."""
+        return "" if self.labels is None else self.class_names[self.labels[row]]
+
+
+def check_writable(path: pathlib.Path, overwrite: bool) -> None:
+    """Raises a ValueError, before any work, if the file would not come about."""
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(_WRITERS)}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists; give another name, or --overwrite")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.absolute().parent} to write {path.name} into")
+    if path.suffix == ".parquet":
+        _check_pyarrow()
+
+
+def write(path: pathlib.Path, parts: Iterable[Part], source: Source, about: dict[str, Any]) -> int:
+    """Writes features as they come, and returns how many there were.
+
+    Only names and labels are held in memory. The file has another name until it is whole.
+
+    Args:
+      path: ends in .npz or .parquet.
+      parts: features, and which of the source's images they are of.
+      source: the images.
+      about: what is noted beside the features; JSON.
+    """
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    note = json.dumps(about | {"format": _FORMAT})
+    try:
+        count = _WRITERS[path.suffix](unfinished, parts, source, note)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return count
+
+
+def collect(
+    parts: Iterable[Part], source: Source, about: dict[str, Any]
+) -> tuple[Features, np.ndarray]:
+    """Returns features whole in memory, and which of the images they are of; see `write`."""
+    features, indices = (np.concatenate(x) for x in zip(*parts, strict=True))
+    labels = None if source.labels is None else source.labels[indices]
+    names = np.array([source.names[int(i)] for i in indices])
+    return Features(features, names, labels, source.class_names, about), indices
+
+
+def read(path: pathlib.Path) -> Features:
+    """Returns the features of a file that `write` made.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if it is something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no features at {path}: no such file")
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(_WRITERS)}")
+    return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+
+
+def _write_npz(path: pathlib.Path, parts: Iterable[Part], source: Source, note: str) -> int:
+    """Writes arrays `features`, `names`, `about`, and `labels` and `class_names` of classes."""
+    indices: list[np.ndarray] = []
+    width, dtype = 0, np.dtype(np.float32)
+    # An array's length stands before it, and what can't be read is known at the end only.
+    with tempfile.TemporaryFile(dir=path.absolute().parent) as spool:
+        for features, rows in parts:
+            spool.write(np.ascontiguousarray(features, dtype).data)
+            indices.append(rows)
+            width = features.shape[1]
+        rows = np.concatenate(indices)
+        small = {"about": np.array(note), "names": np.array([source.names[int(i)] for i in rows])}
+        if source.labels is not None:
+            small |= {"labels": source.labels[rows], "class_names": np.array(source.class_names)}
+        spool.seek(0)
+        with zipfile.ZipFile(path, "w") as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as file:
+                shape = {"descr": dtype.str, "fortran_order": False, "shape": (len(rows), width)}
+                np.lib.format.write_array_header_1_0(file, shape)
+                while chunk := spool.read(_COPIED):
+                    file.write(chunk)
+            for name, array in small.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
+    return len(rows)
+
+
+def _read_npz(path: pathlib.Path) -> Features:
+    try:
+        with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"can't read the features of {path}: {error}") from error
+    about = _about(str(arrays.get("about", "{}")), path)
+    return Features(
+        arrays["features"],
+        arrays["names"],
+        arrays.get("labels"),
+        tuple(str(name) for name in arrays.get("class_names", ())),
+        about,
+    )
+
+
+def _write_parquet(path: pathlib.Path, parts: Iterable[Part], source: Source, note: str) -> int:
+    """Writes columns `name`, `label` and `class` (null where there are none), and `features`."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    counts = collections.Counter()
+    classes = json.dumps(source.class_names)
+
+    def tables() -> Iterator[pa.Table]:
+        for features, rows in parts:
+            values = pa.array(np.ravel(features), pa.float32())
+            labels = None if source.labels is None else source.labels[rows]
+            names = (
+                [None] * len(rows) if labels is None else [source.class_names[x] for x in labels]
+            )
+            columns = {
+                "name": pa.array([source.names[int(i)] for i in rows], pa.string()),
+                "label": pa.array([None] * len(rows) if labels is None else labels, pa.int32()),
+                "class": pa.array(names, pa.string()),
+                "features": pa.FixedSizeListArray.from_arrays(values, features.shape[1]),
+            }
+            counts["rows"] += len(rows)
+            yield pa.table(columns, metadata={"about": note, "class_names": classes})
+
+    writer = None
+    try:
+        for table in tables():
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer:
+            writer.close()
+    return counts["rows"]
+
+
+def _read_parquet(path: pathlib.Path) -> Features:
+    _check_pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"can't read the features of {path}: {error}") from error
+    metadata = table.schema.metadata or {}
+    about = _about(metadata.get(b"about", b"{}").decode(), path)
+    column = table["features"].combine_chunks()
+    labels = None if table["label"].null_count else table["label"].to_numpy().astype(np.int32)
+    return Features(
+        column.flatten().to_numpy().reshape(len(table), -1),
+        np.array(table["name"].to_pylist()),
+        labels,
+        tuple(json.loads(metadata[b"class_names"])),
+        about,
+    )
+
+
+def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
+    about = json.loads(note)
+    if about.get("format") != _FORMAT:
+        raise ValueError(f"{path} holds no features of `python -m moco_jax.embed`")
+    return about
+
+
+def _check_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            "parquet needs pyarrow: pip install 'moco-jax[parquet]'; .npz needs nothing"
+        )
+
+
+_WRITERS = {".npz": _write_npz, ".parquet": _write_parquet}

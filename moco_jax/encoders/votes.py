@@ -1,0 +1,127 @@
+"""Weighted nearest-neighbour classification (Wu et al. 2018; the CIFAR demo of MoCo)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moco_jax.encoders.neighbours import nearest
+from moco_jax.parallel.mesh import Layout
+
+_CELLS = 2**22  # votes counted at once, queries x classes: 32 MB
+
+
+def knn_top1(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
+    layout: Layout,
+) -> float:
+    """Returns the percentage of queries whose neighbours vote for their class; see `knn_table`."""
+    table = knn_table(
+        queries,
+        query_labels,
+        bank,
+        bank_labels,
+        ks=(k,),
+        temperatures=(temperature,),
+        layout=layout,
+    )
+    return float(table[0, 0])
+
+
+def knn_table(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    bank: np.ndarray,
+    bank_labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    layout: Layout,
+) -> np.ndarray:
+    """Returns the percentages of queries classified rightly, f64[len(ks), len(temperatures)].
+
+    Each of the k nearest by cosine votes for its class with exp(cosine / temperature). Of equally
+    near ones the lower index comes first, of classes with equal votes the lower label wins. The
+    neighbours are searched once for the whole table, exactly; see `neighbours.nearest`.
+
+    Args:
+      queries: f32[M, F].
+      query_labels: i32[M].
+      bank: f32[N, F].
+      bank_labels: i32[N].
+      ks: numbers of neighbours; at most N are taken.
+      temperatures: of the votes.
+      layout: where arrays lie.
+    """
+    k = min(max(ks), len(bank))
+    cosines, indices = nearest(queries, bank, k=k, layout=layout)
+    return _table(cosines, bank_labels[indices], query_labels, ks, temperatures)
+
+
+def leave_one_out_table(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+    layout: Layout,
+) -> np.ndarray:
+    """Returns the percentages of rows that all the other rows classify rightly; see `knn_table`.
+
+    Args:
+      features: f32[N, F], N at least 2.
+      labels: i32[N].
+      ks: numbers of neighbours; at most N - 1 are taken.
+      temperatures: of the votes.
+      layout: where arrays lie.
+    """
+    if len(features) < 2:
+        raise ValueError(f"to leave one out there must be 2 or more, got {len(features)}")
+    k = min(max(ks), len(features) - 1)
+    own = np.arange(len(features), dtype=np.int32)
+    cosines, indices = nearest(features, features, k=k, layout=layout, own=own, among="others")
+    return _table(cosines, labels[indices], labels, ks, temperatures)
+
+
+def _table(
+    cosines: np.ndarray,
+    neighbours: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int],
+    temperatures: Sequence[float],
+) -> np.ndarray:
+    """Returns percentages f64[ks, temperatures] from cosines and labels [M, k] of neighbours."""
+    classes = int(max(neighbours.max(), labels.max())) + 1
+    step = max(1, _CELLS // classes)
+    right = np.zeros((len(ks), len(temperatures)))
+    for start in range(0, len(labels), step):
+        rows = slice(start, start + step)
+        for column, temperature in enumerate(temperatures):
+            votes = _votes(cosines[rows], neighbours[rows], ks, temperature, classes)
+            right[:, column] += (votes == labels[None, rows]).sum(axis=1)
+    return 100.0 * right / len(labels)
+
+
+def _votes(
+    cosines: np.ndarray,
+    neighbours: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    classes: int,
+) -> np.ndarray:
+    """Returns the classes voted for, i64[ks, M]; a larger k goes on with the votes of a smaller."""
+    # Less the nearest's cosine, lest small temperatures overflow; the winner is the same.
+    weights = np.exp((cosines.astype(np.float64) - cosines[:, :1]) / temperature)
+    votes, counted = np.zeros((len(cosines), classes)), 0
+    winners = np.empty((len(ks), len(cosines)), np.int64)
+    for place in np.argsort(ks):
+        k = min(int(ks[place]), cosines.shape[1])
+        voter = (np.arange(len(cosines))[:, None], neighbours[:, counted:k])
+        np.add.at(votes, voter, weights[:, counted:k])
+        winners[place], counted = votes.argmax(axis=1), k
+    return winners

@@ -1,0 +1,251 @@
+"""Measures what feeds a run: `python -m moco_jax.data.benchmark --config=...`.
+
+Each stage alone, from bytes to views, then all of them, then a real step that waits for its data;
+and from that what a host with more cores could feed.
+"""
+
+import collections
+import contextlib
+import itertools
+import resource
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from moco_jax import command_line
+from moco_jax.data.augment.views import make_views
+from moco_jax.data.loading import loader
+from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.sources.opening import Sources, open_whole
+from moco_jax.data.sources.source import Source
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.parallel.notices import Notices
+from moco_jax.plan import hardware
+from moco_jax.pretraining import validation
+from moco_jax.pretraining.run import Run, build, compiled
+
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time a stage is measured.", lower_bound=0.0)
+_MFU = flags.DEFINE_float(
+    "mfu", 0.4, "Fraction of the peak FLOP/s.", 1e-3, 1.0, allow_override=True
+)
+_HOSTS = ("v4", "v5e", "v5p", "v6e", "a100-80", "h100")  # whose appetite is told
+_IMAGES = 512  # whose bytes are held in memory while decoding is measured
+_CHUNK = 16  # images a task
+_AHEAD = 4  # batches that were read while nobody waited
+_IN_FLIGHT = 2  # steps behind the one being dispatched, as in a run
+
+
+class Stage(NamedTuple):
+    """A line of the result."""
+
+    name: str
+    rate: float  # images/s
+    what: str
+
+
+def host_stages(source: Source, config: ConfigDict, seconds: float) -> Iterator[Stage]:
+    """Yields reading, decoding and batching, each alone.
+
+    Raises:
+      ValueError: if no image of the source can be read.
+    """
+    threads = loader.threads(config.data)
+    drawn = np.random.default_rng(config.seed).permutation(len(source))[:_IMAGES]
+    files = [data for i in drawn if (data := _bytes(source, int(i))) is not None]
+    images = [image for data in files if (image := _decoded(data, config)) is not None]
+    if not images:
+        raise ValueError(f"none of the images drawn from {source.name} can be read")
+    canvas = np.zeros((config.data.canvas, config.data.canvas, 3), np.uint8)
+
+    def batch():
+        for image in images:
+            canvas[: image.shape[0], : image.shape[1]] = image
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def rate(work: Callable, items: list) -> float:
+            chunks = [items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)]
+            each = lambda chunk: [work(item) for item in chunk]  # noqa: E731
+            return _rate(lambda: list(pool.map(each, chunks)), len(items), seconds)
+
+        reading = rate(lambda i: _bytes(source, int(i)), list(drawn))
+        yield Stage("reading", reading, f"bytes of the source, {threads} threads")
+        decoding = rate(lambda data: _decoded(data, config), files)
+        yield Stage("decoding", decoding, f"bytes in memory to images, {threads} threads")
+    batching = _rate(batch, len(images), seconds)
+    yield Stage("batching", batching, f"onto canvases of {config.data.canvas}, 1 thread")
+
+
+def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
+    """Yields copying to the devices, where a run copies images, and drawing the views."""
+    data, layout, size = run.config.data, run.layout, run.config.batch_size
+    where = f"{layout.devices} x {layout.mesh.devices.flat[0].device_kind}"
+    batch = _first(run)
+    if isinstance(batch, dict):
+        canvases = np.zeros((len(layout.rows(size)), data.canvas, data.canvas, 3), np.uint8)
+        rate = _rate(lambda: jax.block_until_ready(layout.put_batch(canvases)), size, seconds)
+        yield Stage("copying", rate, f"to {where}, {rate * data.canvas**2 * 3 / 1e9:.2f} GB/s")
+    draw = draw_views(run)
+    work = lambda: jax.block_until_ready(draw(0, run.data.arrays, batch))  # noqa: E731
+    work()  # compiles
+    yield Stage(
+        "augmenting",
+        _rate(work, size, seconds),
+        f"{len(run.config.views)} views of {data.image_size}",
+    )
+
+
+def draw_views(run: Run) -> Callable:
+    """Returns (step, arrays, batch) -> the views, jitted."""
+    views = make_views(run.config, run.layout)
+    return jax.jit(lambda step, arrays, batch: views(step, *run.data.images(arrays, batch)))
+
+
+def run_stages(run: Run, steps: int) -> Iterator[Stage]:
+    """Yields the whole feeding without a step, the step without feeding, and both as in a run."""
+    size = run.config.batch_size
+    with contextlib.closing(run.data.batches(run.order)) as batches:
+        collections.deque(itertools.islice(batches, _AHEAD), maxlen=0)
+        begun = time.perf_counter()
+        collections.deque(itertools.islice(batches, steps), maxlen=0)
+        yield Stage("feeding", steps * size / (time.perf_counter() - begun), "all up to the copy")
+
+    batch, notes = _first(run), Notices(run.layout).put(stop=0, bad_images=0)
+    state = run.create()
+    step = compiled(run.step, state, run.data.arrays, batch, notes)
+    seconds, _, state = _train(run, step, state, itertools.repeat(batch, steps + _AHEAD), notes)
+    yield Stage("step", steps * size / seconds, "views and MoCo, the data at hand")
+    with contextlib.closing(run.data.batches(run.order)) as batches:
+        seconds, waited, _ = _train(run, step, state, batches, notes)
+    yield Stage("training", steps * size / seconds, f"waiting for data {waited / seconds:.0%}")
+
+
+def _train(run: Run, step, state, batches, notes) -> tuple[float, float, Any]:
+    """Returns seconds, those spent waiting for data, and the state; the first steps left out."""
+    waited, pending = 0.0, collections.deque()
+    begun = time.perf_counter()
+    for number, batch in enumerate(_timed(batches)):
+        if number == _AHEAD:
+            jax.block_until_ready(state)
+            waited, begun = 0.0, time.perf_counter()
+        seconds, batch = batch
+        waited += seconds
+        state, metrics = step(state, run.data.arrays, batch, notes)
+        pending.append(metrics)
+        if len(pending) > _IN_FLIGHT:
+            jax.block_until_ready(pending.popleft())
+    jax.block_until_ready(state)
+    return time.perf_counter() - begun, waited, state
+
+
+def _timed(batches) -> Iterator[tuple[float, Any]]:
+    """Yields (seconds that it took to come, batch)."""
+    batches = iter(batches)
+    while True:
+        begun = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        yield time.perf_counter() - begun, batch
+
+
+def flops_per_image(run: Run) -> float:
+    """Returns the FLOPs of a step for each image of the batch, the two views included."""
+    notes = Notices(run.layout).put(stop=0, bad_images=0)
+    lowered = run.step.lower(run.target, run.data.arrays, _first(run), notes)
+    return lowered.cost_analysis()["flops"] / run.config.batch_size
+
+
+def hosts_table(decoding_per_core: float, flops: float, mfu: float) -> str:
+    """Returns a table of what hosts could decode, beside what their accelerators would take."""
+    lines = ["host                         vCPUs  decodes/s   its chips take/s   feeds them"]
+    for name in _HOSTS:
+        chip = hardware.CHIPS[name]
+        decodes = decoding_per_core * chip.vcpus_per_host
+        takes = mfu * chip.peak_flops * chip.chips_per_host / flops
+        lines.append(
+            f"{f'{chip.chips_per_host} x {name}, {chip.host}':28} {chip.vcpus_per_host:5} "
+            f"{decodes:10,.0f} {takes:18,.0f} {decodes / takes:11.2g} x"
+        )
+    return "\n".join(lines)
+
+
+def _bytes(source: Source, index: int) -> bytes | np.ndarray | None:
+    try:
+        return source.read(index)
+    except OSError:
+        return None
+
+
+def _decoded(data, config: ConfigDict) -> np.ndarray | None:
+    try:
+        return decode(data, config.data.canvas)
+    except BadImage:
+        return None
+
+
+def _first(run: Run) -> Any:
+    """Returns the first batch."""
+    with contextlib.closing(run.data.batches(run.order)) as batches:
+        return next(batches)
+
+
+def _rate(work: Callable[[], Any], images: int, seconds: float) -> float:
+    """Returns images/s of work on so many, repeated for at least so long."""
+    begun, times = time.perf_counter(), 0
+    while not times or time.perf_counter() - begun < seconds:
+        work()
+        times += 1
+    return times * images / (time.perf_counter() - begun)
+
+
+def main(_) -> None:
+    config = command_line.config()
+    config.knn.every_epochs = 0.0  # the monitor's images are not needed
+    config.epochs, config.steps = None, _STEPS.value + _AHEAD
+    try:
+        _measure(config)
+    except (OSError, ValueError) as error:
+        command_line.fail(str(error))
+
+
+def _measure(config: ConfigDict) -> None:
+    devices, data = jax.devices(), config.data
+    validation.check(config, len(devices))
+    layout = make_layout(devices, **config.mesh)
+    train = open_whole(config)
+    seconds, threads, rates = _SECONDS.value, loader.threads(data), {}
+
+    def tell(stages: Iterator[Stage]):
+        for stage in stages:
+            rates[stage.name] = stage.rate
+            print(f"{stage.name:12} {stage.rate:10,.0f}  {stage.what}", flush=True)
+
+    print("stage          images/s")
+    tell(host_stages(train, config, seconds))
+    run = build(config, layout, Sources(train, None))
+    tell(device_stages(run, seconds))
+    tell(run_stages(run, _STEPS.value))
+    print(run.data.describe(config.batch_size))
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB")
+    if not isinstance(_first(run), dict):
+        print("The images lie in device memory: while it trains, the host decodes nothing.")
+        return
+    flops, each = flops_per_image(run), rates["decoding"] / threads
+    print(
+        f"\nA step takes {flops / 1e9:.3g} GFLOP an image. If it reaches {_MFU.value:.0%} of the "
+        f"peak, and a vCPU\ndecodes {each:,.0f} images/s as a thread does here:"
+    )
+    print(hosts_table(each, flops, _MFU.value))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=command_line.parse)

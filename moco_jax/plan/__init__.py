@@ -1,0 +1,1 @@
+"""Plans a run for an accelerator that is not here: `python -m moco_jax.plan`."""

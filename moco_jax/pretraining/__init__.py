@@ -1,0 +1,1 @@
+"""The pretraining task: MoCo and the other mechanisms, from a config to a trained encoder."""

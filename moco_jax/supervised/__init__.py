@@ -1,0 +1,1 @@
+"""Supervised tasks on an encoder: the linear protocol and fine-tuning."""

@@ -1,0 +1,137 @@
+"""The fast linear evaluation: features once, without augmentation, and L-BFGS to convergence."""
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moco_jax import config as config_lib
+from moco_jax.data.augment.views import evaluation_view
+from moco_jax.data.loading import loader
+from moco_jax.data.sources.source import Source, Sources
+from moco_jax.encoders.features import make_extract
+from moco_jax.parallel import cluster
+from moco_jax.parallel.mesh import Layout
+from moco_jax.supervised import logistic, results
+from moco_jax.supervised.accuracy import counts
+from moco_jax.supervised.start import Start
+from moco_jax.supervised.step import encode, logits
+from moco_jax.training import workdir
+from moco_jax.training.checkpoints import LINEAR
+from moco_jax.training.metrics import MetricsLog
+
+_BLOCK = 1024  # test images scored at once
+
+
+def evaluate(
+    start: Start, folder: pathlib.Path, layout: Layout, sources: Sources
+) -> list[results.Row]:
+    """Returns what a classifier of each strength `l2` reaches on the test images.
+
+    The features are those of the evaluation view. Nothing is saved but the numbers: the same
+    command does it again.
+    """
+    config = start.config
+    cluster.check_alike("config", str(config_lib.flatten(config)))
+    assert sources.test is not None
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(workdir.opened(folder))
+        extract = _extractor(start, layout)
+        begun = time.perf_counter()
+        (train, labels), (test, truth) = extract(sources.train), extract(sources.test)
+        _say(
+            f"workdir {folder}\n{len(train)} + {len(test)} features of {train.shape[1]} in "
+            f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
+        )
+        cluster.on_first(lambda: workdir.record(folder, config, 0))
+        log = stack.enter_context(contextlib.closing(MetricsLog(folder, 0, LINEAR.results)))
+        log.open()
+        classes = max(len(sources.train.class_names), int(truth.max()) + 1)
+        rows = []
+        for l2 in config.l2:
+            found = logistic.fit(
+                train,
+                labels,
+                classes=classes,
+                l2=l2,
+                iterations=config.iterations,
+                tolerance=config.tolerance,
+                layout=layout,
+            )
+            row = _row(l2, found, test, truth, classes)
+            log.write(found.iterations, _scalars(l2, row, found))
+            _say(_told(row, found, config.iterations))
+            rows.append(row)
+    _say(results.table(rows))
+    return rows
+
+
+def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndarray, np.ndarray]]:
+    """Returns a function: source -> (features f32[N, F], labels i32[N]) of what can be read."""
+    config, data = start.config, start.config.data
+    dtype = jnp.dtype(config.dtype)
+    view = evaluation_view(data.image_size, data.eval_resize, data.mean, data.std, dtype)
+    variables = layout.put(
+        {"params": start.params, "batch_stats": start.batch_stats}, layout.replicated
+    )
+
+    @jax.jit
+    def features(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
+        seen = view(images, sizes)
+        return layout.shard(encode(start.backbone, **variables, images=seen))
+
+    def extract(source: Source) -> tuple[np.ndarray, np.ndarray]:
+        loaded = loader.load(source, data, layout)
+        every = np.arange(len(loaded), dtype=np.int32)
+        found, readable = make_extract(loaded, features, config.batch_size, layout)(
+            variables, every
+        )
+        assert loaded.labels is not None
+        return found[readable], loaded.labels[readable]
+
+    return extract
+
+
+def _row(l2: float, found: logistic.Fit, test, truth, classes: int) -> results.Row:
+    """Returns what a classifier reaches on test features [M, F]."""
+    head = {"kernel": found.kernel[None], "bias": found.bias[None]}
+    score = jax.jit(lambda x, y: counts(logits(head, x), y, jnp.ones(len(y))))
+    sums = np.zeros(3)
+    for i in range(0, len(test), _BLOCK):
+        sums += np.asarray(score(test[i : i + _BLOCK], truth[i : i + _BLOCK]))[:, 0]
+    top1, top5 = 100 * sums[:2] / len(test)
+    finite = math.isfinite(found.gradient)
+    top5 = top5 if results.has_top5(classes) else math.nan
+    return results.Row(f"l2={l2:g}", top1, top5, top1, math.nan, finite)
+
+
+def _scalars(l2: float, row: results.Row, found: logistic.Fit) -> dict[str, float]:
+    scalars = {
+        "l2": l2,
+        "top1": row.top1,
+        "iterations": found.iterations,
+        "gradient": found.gradient,
+        "converged": float(found.converged),
+    }
+    return scalars if math.isnan(row.top5) else scalars | {"top5": row.top5}
+
+
+def _told(row: results.Row, found: logistic.Fit, most: int) -> str:
+    """Returns a line on how the search ended."""
+    if found.converged:
+        return f"{row.name}: converged after {found.iterations} iterations"
+    return (
+        f"{row.name}: NOT converged after {found.iterations} iterations (gradient "
+        f"{found.gradient:.2g}); allowed are {most}: raise --config.iterations, or l2"
+    )
+
+
+def _say(text: str) -> None:
+    if cluster.is_first():
+        print(text, flush=True)

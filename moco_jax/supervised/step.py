@@ -1,0 +1,205 @@
+"""The state of a supervised task and its pure step: heads on a backbone, frozen or trained.
+
+Several heads [H, F, C] stand side by side, one for each learning rate of a sweep: the backbone runs
+once for all of them, and none reaches another through a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from moco_jax.models.resnet import ResNet
+from moco_jax.parallel.mesh import Layout
+from moco_jax.supervised.start import Start
+from moco_jax.training.optimizers import scaled_lr
+
+Metrics = dict[str, jax.Array]
+# images -> (params -> (features f32[B, F], batch_stats))
+Forward = Callable[[Any, jax.Array], Callable[[Any], tuple[jax.Array, Any]]]
+
+
+class SupervisedState(flax.struct.PyTreeNode):
+    """All that a resumed run needs besides its config.
+
+    Attributes:
+      step: i32[], steps done.
+      params: what is trained: `head`, and in fine-tuning `backbone`.
+      frozen: the backbone where it is not trained, else {}.
+      batch_stats: the backbone's running averages.
+      averaged: EMA of `params` and `batch_stats`; {} where there is none.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    frozen: Any
+    batch_stats: Any
+    averaged: Any
+    opt_state: Any
+
+    def evaluated(self) -> dict[str, Any]:
+        """Returns what is evaluated: `backbone`, `batch_stats` and `head`."""
+        shown = self.averaged or {"params": self.params, "batch_stats": self.batch_stats}
+        return {
+            "backbone": self.frozen or shown["params"]["backbone"],
+            "batch_stats": shown["batch_stats"],
+            "head": shown["params"]["head"],
+        }
+
+
+def rates(config: ConfigDict) -> tuple[float, ...]:
+    """Returns the learning rates of the heads, scaled to the batch."""
+    values = config.lr if isinstance(config.lr, tuple) else (config.lr,)
+    return tuple(scaled_lr(config, lr) for lr in values)
+
+
+def factors(config: ConfigDict, params: Any) -> Any:
+    """Returns what multiplies each parameter's learning rate, beside the schedule."""
+    if config.task == "linear":
+        heads = jnp.asarray(rates(config), jnp.float32)
+        return jax.tree.map(lambda x: heads.reshape(-1, *(1,) * (x.ndim - 1)), params)
+    scale = {"head": config.head_lr, "backbone": 1.0}
+    return {
+        name: jax.tree.map(lambda x, factor=scale[name]: jnp.full((1,) * x.ndim, factor), part)
+        for name, part in params.items()
+    }
+
+
+def init_state(
+    config: ConfigDict,
+    start: Start,
+    classes: int,
+    optimizer: optax.GradientTransformation,
+    variables: dict[str, Any],
+) -> SupervisedState:
+    """Returns the state at step 0, the backbone's variables being `params` and `batch_stats`.
+
+    The heads are N(0, .01) with bias 0, as the reference's, and all alike.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    heads, features = len(rates(config)), start.backbone.features
+    kernel = 0.01 * jax.random.normal(key, (1, features, classes))
+    head = {
+        "kernel": jnp.tile(kernel, (heads, 1, 1)),
+        "bias": jnp.zeros((heads, classes), jnp.float32),
+    }
+    params, frozen = {"head": head}, variables["params"]
+    if config.task == "finetune":
+        params, frozen = {"head": head, "backbone": frozen}, {}
+    stats = variables["batch_stats"]
+    averaged = {}
+    if config.task == "finetune" and config.ema:
+        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
+    return SupervisedState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        frozen=frozen,
+        batch_stats=stats,
+        averaged=averaged,
+        opt_state=optimizer.init(params),
+    )
+
+
+def state_shardings(state: SupervisedState, layout: Layout) -> SupervisedState:
+    """Returns each array's sharding."""
+    return jax.tree.map(lambda x: layout.parameter(x.shape), state)
+
+
+def logits(head: Any, features: jax.Array) -> jax.Array:
+    """Returns f32[B, H, C] of features f32[B, F]."""
+    # In full precision: rates of 30 leave no room for a TPU's bfloat16 products.
+    products = jnp.einsum("bf,hfc->bhc", features, head["kernel"], precision="highest")
+    return products + head["bias"][None]
+
+
+def encode(backbone: ResNet, params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
+    """Returns features f32[B, F], batch norm in evaluation mode."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    features: Any = backbone.apply(variables, images, train=False)
+    return features
+
+
+def _frozen(backbone: ResNet, layout: Layout) -> Forward:
+    def forward(state, images):
+        # Outside of what is differentiated: no gradient of the backbone is ever computed.
+        features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
+        return lambda params: (features, state.batch_stats)
+
+    return forward
+
+
+def _trained(backbone: ResNet, layout: Layout) -> Forward:
+    def forward(state, images):
+        def features(params):
+            variables = {
+                "params": layout.replicate(params["backbone"]),
+                "batch_stats": state.batch_stats,
+            }
+            got, changed = backbone.apply(variables, images, train=True, mutable=["batch_stats"])
+            return got, changed["batch_stats"]
+
+        return features
+
+    return forward
+
+
+FORWARDS = {"linear": _frozen, "finetune": _trained}
+
+
+def make_step(
+    config: ConfigDict, start: Start, optimizer: optax.GradientTransformation, layout: Layout
+) -> Callable[[SupervisedState, jax.Array, jax.Array], tuple[SupervisedState, Metrics]]:
+    """Returns the pure step (state, images [B, S, S, 3], targets f32[B, C]) -> (state, metrics)."""
+    make_forward = FORWARDS[config.task](start.backbone, layout)
+    ema = config.ema if config.task == "finetune" else 0.0
+
+    def step(state, images, targets):
+        forward = make_forward(state, images)
+
+        def objective(params):
+            features, batch_stats = forward(params)
+            scores = logits(layout.replicate(params["head"]), features)
+            losses = optax.safe_softmax_cross_entropy(scores, targets[:, None, :]).mean(axis=0)
+            # Their sum, so that each head's gradient is that of its own loss.
+            return losses.sum(), (losses, scores, batch_stats)
+
+        grads, (losses, scores, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = state.averaged
+        if ema:
+            now = {"params": params, "batch_stats": batch_stats}
+            averaged = optax.incremental_update(now, averaged, 1 - ema)
+        after = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            averaged=averaged,
+            opt_state=opt_state,
+        )
+        after = jax.lax.with_sharding_constraint(after, state_shardings(after, layout))
+        return after, layout.replicate(_metrics(params, losses, scores, targets))
+
+    return step
+
+
+def _metrics(params: Any, losses: jax.Array, scores: jax.Array, targets: jax.Array) -> Metrics:
+    """Returns means over the heads that are finite; NaN, which stops the run, where none is."""
+    heads = [jnp.abs(x).reshape(len(losses), -1).max(axis=1) for x in params["head"].values()]
+    largest = jnp.stack(heads).max(axis=0)
+    alive = jnp.isfinite(losses) & jnp.isfinite(largest)
+    mean = lambda x: jnp.where(alive, x, 0.0).sum() / alive.sum()  # noqa: E731
+    right = scores.argmax(axis=-1) == targets.argmax(axis=-1)[:, None]
+    backbone = optax.tree.norm(params.get("backbone", {}), ord=jnp.inf)
+    return {
+        "loss": mean(losses),
+        "train_top1": 100.0 * mean(right.mean(axis=0)),
+        # The loss is of before the update: only this tells that what is saved is finite.
+        "largest_weight": jnp.maximum(jnp.where(alive, largest, 0.0).max(), backbone),
+        "live_heads": alive.sum().astype(jnp.float32),
+    }

@@ -1,0 +1,1 @@
+"""The loop that every task runs, with its checkpoints, logs, optimizers and config checks."""

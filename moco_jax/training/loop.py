@@ -1,0 +1,252 @@
+"""The loop that every task runs: data -> step -> log, evaluate, checkpoint."""
+
+import collections
+import contextlib
+import itertools
+import math
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from moco_jax import config as config_lib
+from moco_jax.parallel import cluster
+from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.notices import Notices
+from moco_jax.pretraining.run import compiled, step_memory
+from moco_jax.training import interruption, workdir
+from moco_jax.training.checkpoints import Checkpoints, Kind
+from moco_jax.training.interruption import Interruption
+from moco_jax.training.metrics import Console, MetricsLog, Stopwatch, parameter_table
+from moco_jax.training.task import Scalars, Task
+
+_IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and all that it did is saved.
+
+    Attributes:
+      signal: by which it was asked.
+    """
+
+    def __init__(self, message: str, by: signal.Signals):
+        super().__init__(message)
+        self.signal = by
+
+
+class NotFinite(Exception):
+    """The loss or the gradient is NaN or infinite."""
+
+
+def train(
+    config: ConfigDict,
+    layout: Layout,
+    path: str | pathlib.Path,
+    kind: Kind,
+    build: Callable[[MetricsLog], Task],
+) -> Any:
+    """Trains, from the latest checkpoint in the folder if there is one; returns the state.
+
+    Args:
+      config: of the run, validated.
+      layout: where arrays lie.
+      path: the workdir.
+      kind: of its checkpoints.
+      build: makes the task, given the log of a run that may go on.
+
+    Raises:
+      ValueError: for problems of the data or the workdir, each named.
+      OSError: for images that aren't there, or may not be read.
+      NotFinite: when the loss or its gradient is no longer a number.
+      Interrupted: after a first SIGINT or SIGTERM, with the state saved.
+    """
+    cluster.check_alike("config", str(config_lib.flatten(config)))
+    # One of several processes can't leave the others in the middle of something: it waits for the
+    # next step, whose notices tell all.
+    with interruption.watch(always_waits=jax.process_count() > 1) as asked:
+        try:
+            return _in_workdir(config, path, kind, build, asked)
+        except interruption.Stopped as stopped:  # outside the time in which the state changes
+            raise Interrupted(
+                f"stopped by {stopped} before anything was to be saved. The same command starts "
+                "again.",
+                stopped.signal,
+            ) from None
+
+
+def _in_workdir(
+    config: ConfigDict,
+    path: str | pathlib.Path,
+    kind: Kind,
+    build: Callable[[MetricsLog], Task],
+    asked: Interruption,
+) -> Any:
+    """Opens the workdir, builds the task, and goes through its steps."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(workdir.opened(path))
+        recipe, keep = config_lib.flatten(config), config.keep_checkpoints
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, recipe, kind))
+        try:
+            checkpoints.check()
+            log = MetricsLog(folder, checkpoints.latest or 0, kind.results)
+            stack.enter_context(contextlib.closing(log))
+            task = build(log)
+            run = task.run
+            checkpoints.note_images(len(run.data))
+            resumed = checkpoints.latest is not None
+            state = checkpoints.restore(run.target) if resumed else run.create()
+            first = int(state.step)
+            cluster.on_first(lambda: workdir.record(folder, config, first))
+            log.open()
+            return _loop(task, state, checkpoints, log, folder, asked)
+        except interruption.Stopped as stopped:
+            checkpoints.wait()
+            raise _interrupted(stopped.signal, checkpoints) from None
+
+
+def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
+    step = checkpoints.latest
+    where = (
+        "before the first step was done"
+        if step is None
+        else f"at step {step}; saved in {checkpoints.path(step)}"
+    )
+    return Interrupted(f"stopped by {by.name} {where}. The same command goes on from there.", by)
+
+
+def _loop(
+    task: Task,
+    state: Any,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    folder: pathlib.Path,
+    asked: Interruption,
+) -> Any:
+    """Runs the steps that are left."""
+    run = task.run
+    config, total, first = run.config, len(run.order), int(state.step)
+    console = Console(total, run.order.steps_per_epoch)
+    _introduce(task, state, console, folder)
+    if first >= total:
+        console.say(f"already at step {first}, of {total} asked for; nothing is left to do")
+    # A run that ended between saving and evaluating makes up for it.
+    made_up = not log.evaluated and (_due(task, first) or first == total)
+    if task.at_first if first == 0 else made_up:
+        _evaluate(task, state, first, console, log)
+    if first >= total:
+        return state
+    notices, pending = Notices(run.layout), collections.deque()
+    with contextlib.closing(run.data.batches(run.order, first)) as batches:
+        batch = next(batches)
+        notes = notices.put(stop=0, bad_images=run.data.bad)
+        train_step = compiled(run.step, state, run.arrays, batch, notes)
+        memory = step_memory(train_step)
+        batches, watch = itertools.chain([batch], batches), Stopwatch()
+        with asked.waiting():
+            for step in range(first + 1, total + 1):
+                begun = time.perf_counter()
+                batch = next(batches)
+                watch.waited(time.perf_counter() - begun)
+                notes = notices.put(stop=asked.by or 0, bad_images=run.data.bad)
+                state, metrics = train_step(state, run.arrays, batch, notes)
+                pending.append((step, metrics))
+                log_now = step % config.log_every == 0 or step == total
+                evaluate_now = task.evaluate is not None and (_due(task, step) or step == total)
+                # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
+                save_now = step % config.checkpoint_every == 0 or step == total or evaluate_now
+                open_steps = 0 if log_now or save_now else _IN_FLIGHT
+                scalars = _settle(pending, open_steps, task, state, checkpoints)
+                stop = int(scalars.pop("stop", 0))
+                if log_now:
+                    epoch = step / run.order.steps_per_epoch
+                    speed = watch.lap(config.batch_size)
+                    scalars |= {"epoch": epoch, **task.extra(step), **speed, **memory}
+                    console.progress(step, scalars, task.progress(scalars))
+                    log.write(step, scalars)
+                if save_now or stop:
+                    _settle(pending, 0, task, state, checkpoints)
+                    checkpoints.save(step, state)
+                if stop:
+                    checkpoints.wait()
+                    raise _interrupted(signal.Signals(stop), checkpoints)
+                if evaluate_now:
+                    with asked.at_once():
+                        _evaluate(task, state, step, console, log)
+                    watch.restart()
+    checkpoints.wait()
+    step = int(state.step)
+    console.say(f"done: step {step} in {checkpoints.path(step)}")
+    return state
+
+
+def _settle(
+    pending: collections.deque, keep: int, task: Task, state: Any, checkpoints: Checkpoints
+) -> Scalars:
+    """Returns the latest settled step's metrics, waiting until at most `keep` steps are open.
+
+    Looking at each step's loss a little later keeps the devices busy, and still nothing that is
+    not finite is ever logged as good or saved.
+
+    Raises:
+      NotFinite: with the step, what is not finite, and where the last good checkpoint lies.
+    """
+    scalars: Scalars = {}
+    while len(pending) > keep:
+        step, metrics = pending.popleft()
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = [name for name, value in scalars.items() if not math.isfinite(value)]
+        if bad:
+            good = checkpoints.latest
+            where = checkpoints.path(good) if good is not None else "none was saved yet"
+            raise NotFinite(
+                f"step {step}: {', '.join(f'{n}={scalars[n]}' for n in bad)}. Not finite in the "
+                f"state: {_not_finite(state)}. Last good checkpoint: {where}. {task.hint}"
+            )
+    return scalars
+
+
+def _not_finite(state: Any) -> str:
+    """Returns the names of the arrays with values that are not finite, the first few."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(state)
+    names = [jax.tree_util.keystr(path) for path, x in flat if not bool(jnp.isfinite(x).all())]
+    if not names:
+        return "nothing"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _due(task: Task, step: int) -> bool:
+    """Returns whether a multiple of `every_epochs` lies in (step - 1, step]."""
+    interval = task.every_epochs * task.run.order.steps_per_epoch
+    if not interval:
+        return False
+    return math.floor(step / interval) > math.floor((step - 1) / interval)
+
+
+def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
+    """Evaluates, where there is something to, and tells the result."""
+    if task.evaluate is None:
+        return
+    begun = time.perf_counter()
+    scalars, told = task.evaluate(state, step)
+    if not scalars:
+        return
+    log.write(step, scalars)
+    console.say(f"step {step}  {told} ({time.perf_counter() - begun:.0f} s)")
+
+
+def _introduce(task: Task, state: Any, console, folder: pathlib.Path) -> None:
+    """Tells what is about to run."""
+    table, step = parameter_table(state.params), int(state.step)
+    cluster.on_first(lambda: (folder / "parameters.txt").write_text(table + "\n"))
+    console.say(f"workdir {folder}")
+    console.say(task.run.data.describe(task.run.config.batch_size))
+    for line in task.introduce(state):
+        console.say(line)
+    if step:
+        console.say(f"resumed at step {step}")

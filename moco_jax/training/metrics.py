@@ -1,0 +1,180 @@
+"""Where a run's numbers go: TensorBoard, metrics.jsonl and one line on the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import clu.parameter_overview
+import tensorboardX
+
+from moco_jax.parallel import cluster
+
+_METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir, on process 0.
+
+    clu's own writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the
+    same files without it.
+
+    Attributes:
+      results: the lines so far that hold an evaluation, on all processes.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, start_step: int, results: Sequence[str] = ("knn_top1",)
+    ):
+        """Touches no file yet.
+
+        Args:
+          folder: the workdir.
+          start_step: the step from which the run goes on.
+          results: metrics of which one tells an evaluation's line.
+        """
+        # A run that starts anew measures step 0 again.
+        self._last = start_step if start_step else -1
+        self._folder, self._board = folder, None  # of process 0 alone
+        self._names = set(results)
+        self.results: list[dict[str, float]] = []
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the log holds the evaluation of the step from which it goes on."""
+        return any(line["step"] == self._last for line in self.results)
+
+    def open(self) -> None:
+        """Opens the files, dropping what a killed run wrote past the step it resumes from."""
+        self.results = cluster.on_first(self._open)
+
+    def _open(self) -> list[dict[str, float]]:
+        kept = _truncate(self._folder / _METRICS, self._last)
+        # TensorBoard hides what a killed run wrote past the checkpoint.
+        self._board = tensorboardX.SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=self._last + 1
+        )
+        return [line for line in kept if self._names & line.keys()]
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes one line and one point a scalar."""
+        line = {"step": step, **scalars}
+        if self._names & scalars.keys():
+            self.results.append(line)
+        if self._board is None:
+            return
+        # Closed at once: a mounted bucket keeps what is closed.
+        with open(self._folder / _METRICS, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, value in scalars.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
+    """Returns the lines up to this step; the later ones go to `metrics.dropped.jsonl`."""
+    if not path.exists():
+        return []
+    kept, dropped = [], []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+            (kept if entry["step"] <= last_step else dropped).append(entry)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue  # a crash cut the line short
+    if dropped:
+        with open(path.with_suffix(".dropped.jsonl"), "a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in dropped)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    os.replace(temporary, path)
+    return kept
+
+
+class Console:
+    """Tells the person at the terminal how the run goes: one line, kept in place on a terminal.
+
+    Process 0 speaks for all.
+    """
+
+    def __init__(self, total_steps: int, steps_per_epoch: int):
+        """Begins.
+
+        Args:
+          total_steps: length of the run.
+          steps_per_epoch: to count epochs.
+        """
+        self._total, self._per_epoch = total_steps, steps_per_epoch
+        self._live = sys.stdout.isatty()
+        self._open = False
+        self._speaks = cluster.is_first()
+
+    def progress(self, step: int, m: dict[str, float], own: str) -> None:
+        """Shows the step's speed and rate, and beside them what is the task's own."""
+        if not self._speaks:
+            return
+        line = (
+            f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  {own}  "
+            f"lr {m['lr']:.4g}  {m['images_per_second']:.0f} images/s  "
+            f"waiting {m['data_wait_percent']:.0f}%  "
+            f"ETA {duration(m['seconds_per_step'] * (self._total - step))}"
+        )
+        if self._live:
+            print(f"\r\x1b[K{line}", end="", flush=True)
+            self._open = True
+        else:
+            print(line, flush=True)
+
+    def say(self, message: str) -> None:
+        """Shows a message on a line of its own, which stays."""
+        if not self._speaks:
+            return
+        if self._open:
+            print()
+            self._open = False
+        print(message, flush=True)
+
+
+class Stopwatch:
+    """Measures throughput and the fraction of time spent waiting for data, evaluation left out."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new interval."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    def waited(self, seconds: float) -> None:
+        """Counts a step, and the seconds that it waited for its batch."""
+        self._waited += seconds
+        self._steps += 1
+
+    def lap(self, batch_size: int) -> dict[str, float]:
+        """Returns the interval's speed and begins the next."""
+        seconds = time.perf_counter() - self._start
+        steps = max(self._steps, 1)
+        result = {
+            "images_per_second": batch_size * steps / seconds,
+            "seconds_per_step": seconds / steps,
+            "data_wait_percent": 100.0 * self._waited / seconds,
+        }
+        self.restart()
+        return result
+
+
+def duration(seconds: float) -> str:
+    """Returns 1:02:03, or 2:03 below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def parameter_table(params) -> str:
+    """Returns a table of the parameters' names, shapes and sizes."""
+    return clu.parameter_overview.get_parameter_overview(params, include_stats=False)

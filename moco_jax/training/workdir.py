@@ -1,0 +1,129 @@
+"""The folder of a run: who writes to it, and what tells how the run was made."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from moco_jax.parallel import cluster
+
+_STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
+_OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
+_APPEARS_WITHIN = 20  # seconds, what another machine wrote to a shared folder
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Makes the folder, and keeps other runs out of it within the block.
+
+    Raises:
+      ValueError: if it can't be written, holds files that no run of ours wrote, another run is
+        going on in it, or not all processes see the same folder.
+    """
+    folder, locks = pathlib.Path(path).expanduser().absolute(), []
+    if "://" in str(path):
+        raise ValueError(f"the workdir {path} must be a local or mounted folder, not a URL")
+
+    def open_first() -> str:
+        locks.append(open_workdir(folder))
+        mark = uuid.uuid4().hex
+        # Not in the lock, which stays open: a mounted bucket shows others what is closed.
+        (folder / _MARK).write_text(mark)
+        return mark
+
+    try:
+        mark = cluster.on_first(open_first)
+        cluster.check_all(f"the workdir {folder}", lambda: _seen(folder, mark))
+        yield folder
+    finally:
+        for lock in locks:
+            lock.close()
+
+
+def _seen(folder: pathlib.Path, mark: str) -> str:
+    """Returns what is wrong if the first process's mark does not appear in the folder."""
+    deadline = time.monotonic() + _APPEARS_WITHIN
+    while True:
+        try:
+            if (folder / _MARK).read_text() == mark:
+                return ""
+        except OSError:
+            pass
+        if jax.process_count() == 1 or time.monotonic() > deadline:
+            return "is not the folder that process 0 sees; it must be shared by all machines"
+        time.sleep(0.2)
+
+
+def open_workdir(folder: pathlib.Path) -> IO:
+    """Makes the folder and returns its lock, held until the process ends or closes it.
+
+    Raises:
+      ValueError: if it can't be written, holds files that no run of ours wrote, or another process
+        is running in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / _LOCK, "a")
+    except OSError as error:
+        raise ValueError(f"the workdir {folder} can't be written: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ValueError(
+            f"another process is running in {folder}; wait for it, or give another --workdir"
+        ) from None
+    except OSError as error:  # Lustre and NFS may be mounted without
+        logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
+    foreign = [name for name in _OURS if _holds_something(folder / name)]
+    if foreign and not (folder / _STARTS).exists():
+        lock.close()
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)} but no {_STARTS}, so no run of moco_jax wrote "
+            "them; give another --workdir"
+        )
+    return lock
+
+
+def _holds_something(path: pathlib.Path) -> bool:
+    """Returns whether there is a file, or a folder that is not empty.
+
+    Empty ones are what a start leaves that fails on its data; mended, it goes there again.
+    """
+    return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
+    """Writes the resolved config, and adds this start's command and versions to `starts.jsonl`."""
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "step": start_step,
+        "python": platform.python_version(),
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "processes": jax.process_count(),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+    }
+    with open(folder / _STARTS, "a") as file:  # first: it tells that the other files are ours
+        file.write(json.dumps(start) + "\n")
+    (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+
+
+def _version(name: str) -> Any:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

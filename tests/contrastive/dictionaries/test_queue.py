@@ -1,0 +1,26 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moco_jax.contrastive.dictionaries import queue
+
+
+def test_starts_with_random_unit_vectors():
+    ring = queue.init(jax.random.key(0), queue_size=64, keys_per_step=16, dim=8)
+    assert ring.shape == (4, 16, 8)
+    np.testing.assert_allclose(jnp.linalg.norm(ring, axis=-1), 1, rtol=1e-5)
+    assert abs(float(ring.mean())) < 0.05
+
+
+def test_first_in_first_out():
+    ring = queue.init(jax.random.key(0), queue_size=6, keys_per_step=2, dim=1)
+    for step in range(5):
+        ring = queue.enqueue(ring, jnp.full((2, 1), float(step)), jnp.int32(step))
+    # Steps 0 and 1 were overwritten by 3 and 4.
+    np.testing.assert_array_equal(ring[:, :, 0], [[3, 3], [4, 4], [2, 2]])
+
+
+def test_a_queue_that_is_no_multiple_is_refused():
+    with pytest.raises(ValueError, match="queue of 100 is no multiple of 16 keys"):
+        queue.init(jax.random.key(0), queue_size=100, keys_per_step=16, dim=8)

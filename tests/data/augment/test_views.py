@@ -1,0 +1,142 @@
+"""Views from recipes: determinism, independence of padding and devices, and the recipe's check."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moco_jax.data.augment import photometric as augment
+from moco_jax.data.augment import recipes, views
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 24, 30, 3), dtype=np.uint8)
+    sizes = np.stack([rng.integers(12, 25, 8), rng.integers(12, 31, 8)], axis=1).astype(np.int32)
+    return images, sizes
+
+
+@pytest.fixture(scope="module")
+def second_view():
+    """The view with every operation, compiled once."""
+    return jax.jit(views.make_view(recipes.v3_second(), SIZE, MEAN, STD))
+
+
+def test_same_key_same_views(second_view, batch):
+    first = second_view(jax.random.key(0), *batch)
+    assert first.shape == (8, SIZE, SIZE, 3) and first.dtype == jnp.float32
+    np.testing.assert_array_equal(first, second_view(jax.random.key(0), *batch))
+    other = second_view(jax.random.key(1), *batch)
+    assert np.all(np.any(np.asarray(first != other), axis=(1, 2, 3)))
+
+
+def test_what_lies_outside_a_image_is_never_seen(second_view, batch):
+    images, sizes = batch
+    cleared = np.zeros_like(images)
+    for row, image, (height, width) in zip(cleared, images, sizes, strict=True):
+        row[:height, :width] = image[:height, :width]
+    key = jax.random.key(2)
+    np.testing.assert_array_equal(second_view(key, cleared, sizes), second_view(key, *batch))
+    central = jax.jit(views.evaluation_view(SIZE, 18, MEAN, STD))
+    np.testing.assert_array_equal(central(cleared, sizes), central(images, sizes))
+
+
+def test_sharded_views_equal_those_of_one_device(second_view, batch):
+    if len(jax.devices()) < 2:
+        pytest.skip("needs several devices, such as 8 virtual ones of a CPU")
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    key = jax.device_put(jax.random.key(3), NamedSharding(mesh, PartitionSpec()))
+    result = second_view(key, *spread)
+    assert result.sharding.spec == PartitionSpec("data")
+    np.testing.assert_array_equal(result, second_view(jax.random.key(3), *batch))
+    program = second_view.lower(key, *spread).compile().as_text()
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert collective not in program
+
+
+def test_an_op_at_the_end_leaves_the_earlier_ones(batch):
+    key = jax.random.key(4)
+    plain, flipped = (
+        jax.jit(views.make_view((*recipes.v2()[:1], *more), SIZE, (0,) * 3, (1,) * 3))(key, *batch)
+        for more in ((), ({"op": "flip", "p": 1.0},))
+    )
+    # As levels: two programs need not divide by 255 with the same last bit.
+    np.testing.assert_array_equal(np.rint(plain[:, :, ::-1] * 255), np.rint(flipped * 255))
+
+
+def test_views_are_normalized(batch):
+    images = np.full_like(batch[0], 51)
+    central = views.evaluation_view(SIZE, SIZE, (0.1, 0.2, 0.4), (0.5, 0.25, 0.1), jnp.bfloat16)
+    result = jax.jit(central)(images, batch[1])
+    assert result.dtype == jnp.bfloat16
+    # 51 / 255 = .2
+    expected = np.broadcast_to([0.2, 0.0, -2.0], result.shape)
+    np.testing.assert_allclose(np.asarray(result, np.float32), expected, atol=0.01)
+
+
+def test_evaluation_view_refuses_a_small_resize():
+    with pytest.raises(ValueError, match="at least image_size=32, got 24"):
+        views.evaluation_view(32, 24, MEAN, STD)
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_the_papers_recipes_are_fine(name):
+    for make in recipes.RECIPES[name]:
+        assert recipes.check_recipe(make()) == []
+
+
+def test_recipes_and_ops_know_the_same_names():
+    assert set(recipes._PARAMETERS) - {recipes.CROP} == set(augment.OPS)
+
+
+@pytest.mark.parametrize("inner", [dict, ml_collections.ConfigDict], ids=["dict", "ConfigDict"])
+def test_a_config_holds_recipes(batch, inner):
+    config = ml_collections.ConfigDict()
+    config.views = tuple(tuple(inner(step) for step in recipe) for recipe in (recipes.v2()[:1],))
+    config.lock()
+    view = views.make_view(config.views[0], SIZE, MEAN, STD)
+    plain = views.make_view(recipes.v2()[:1], SIZE, MEAN, STD)
+    key = jax.random.key(0)
+    both = jax.jit(lambda key, *batch: (view(key, *batch), plain(key, *batch)))(key, *batch)
+    np.testing.assert_array_equal(*both)
+
+
+CROP = recipes.v2()[0]
+
+
+@pytest.mark.parametrize(
+    "recipe, problem",
+    [
+        ((), "the first op must be 'random_resized_crop', got None"),
+        (({"op": "flip", "p": 0.5},), "the first op must be 'random_resized_crop', got 'flip'"),
+        ((CROP, CROP), "a crop can only come first"),
+        ((CROP, {"op": "solarise"}), "unknown op (did you mean 'solarize'?); known: random_"),
+        ((CROP, {"p": 0.5}), "unknown op"),
+        ((CROP, "flip"), "must be a mapping with a key 'op', got 'flip'"),
+        ((CROP, {"op": "flip", "prob": 0.5}), "unknown parameter 'prob'"),
+        ((CROP, {"op": "blur", "p": 0.5}), "parameter 'sigma' is missing"),
+        ((CROP, {"op": "flip", "p": 1.5}), "p must be a number in [0, 1], got 1.5"),
+        ((CROP, {"op": "flip", "p": True}), "p must be a number in [0, 1], got True"),
+        ((CROP | {"scale": (0.8, 0.2)},), "scale must be (lowest, highest)"),
+        ((CROP | {"scale": (0.2, 1.2)},), "both in (0, 1], got (0.2, 1.2)"),
+        ((CROP | {"scale": (0.0, 1.0)},), "both in (0, 1], got (0.0, 1.0)"),
+        ((CROP | {"ratio": 1.0},), "ratio must be (lowest, highest)"),
+        ("v2", "a recipe is a sequence of mappings"),
+    ],
+)
+def test_a_wrong_recipe_is_told_in_words(recipe, problem):
+    with pytest.raises(ValueError) as error:
+        views.make_view(recipe, SIZE, MEAN, STD)
+    assert problem in str(error.value)
+
+
+def test_all_problems_are_told_at_once():
+    recipe = (CROP, {"op": "flip", "p": 2}, {"op": "bluur"})
+    assert len(recipes.check_recipe(recipe)) == 2

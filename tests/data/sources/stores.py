@@ -1,0 +1,53 @@
+"""Small folders and archives for the tests of sources, and where real ones may lie."""
+
+import io
+import pathlib
+import tarfile
+
+import pytest
+
+from moco_jax.data.sources.opening import open_sources
+
+REAL_DATA = pathlib.Path(__file__).parents[3].parent / "shared" / "data"
+SPLIT_PATHS = [
+    "train/cat/2.jpg",
+    "train/cat/1.JPG",
+    "train/dog/deep/er/3.png",
+    "train/ant/4.webp",
+    "test/dog/5.jpeg",
+    "test/cat/6.jpg",
+]
+ENDINGS = {"tar": ".tar", "gz": ".tar.gz", "bz2": ".tar.bz2", "xz": ".tar.xz"}
+
+
+def open_images(path, held_out=0.0, **options):
+    return open_sources(source="images", path=str(path), held_out=held_out, seed=0, **options)
+
+
+def write_folder(root, paths):
+    """Makes files whose bytes are their own relative path."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(path.encode())
+    return root
+
+
+def write_tar(path, members, compression=""):
+    """Makes an archive whose members' bytes are their own name."""
+    with tarfile.open(path, f"w:{compression}") as archive:
+        for name in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            archive.addfile(info, io.BytesIO(name.encode()))
+    return path
+
+
+def contents(source):
+    """Returns all images, decoded from bytes to text."""
+    return [source.read(i).decode() for i in range(len(source))]
+
+
+def real(name):
+    if not (REAL_DATA / name).exists():
+        pytest.skip(f"needs {name}, which is not part of the project")
+    return REAL_DATA / name

@@ -1,0 +1,137 @@
+"""TFDS data sets prepared as array_record are read without TensorFlow."""
+
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.sources.opening import open_sources
+from tests.data.sources.tiny_tfds import TinyColours, TinyTexts, run_command, tfrecord_copy
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tfds")
+    for builder in (TinyColours, TinyTexts):
+        builder(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return folder
+
+
+def open_tfds(name, path, **options):
+    return open_sources(
+        **({"source": f"tfds:{name}", "path": str(path), "held_out": 0.0, "seed": 0} | options)
+    )
+
+
+def test_images_labels_and_names(data_dir):
+    sources = open_tfds("tiny_colours", data_dir)
+    train = sources.train
+    assert len(train) == 6 and sorted(train.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert train.labels.dtype == np.int32 and train.class_names == ("red", "blue")
+    assert train.name == "tfds:tiny_colours, train"
+    assert list(train.names)[:2] == ["tiny_colours/train/0", "tiny_colours/train/1"]
+    for i in range(6):
+        data = train.read(i)
+        assert data.startswith(b"\xff\xd8\xff")
+        image = decode(data, 32)
+        assert image.shape == (8, 12, 3)
+        assert image[4, 6].argmax() == (0 if train.labels[i] == 0 else 2)
+
+
+def test_validation_serves_where_test_labels_are_hidden(data_dir):
+    test = open_tfds("tiny_colours", data_dir).test
+    assert test.name == "tfds:tiny_colours, validation"
+    assert sorted(test.labels.tolist()) == [0, 1]
+
+
+def test_hidden_labels_are_no_labels(data_dir):
+    train = open_tfds("tiny_colours", data_dir, train_split="test").train
+    assert train.labels is None and train.class_names == () and len(train) == 2
+
+
+def test_slices_and_held_out(data_dir):
+    sources = open_tfds("tiny_colours", data_dir, train_split="train[:4]", test_split="")
+    assert len(sources.train) == 4 and sources.test is None
+    sources = open_tfds("tiny_colours", data_dir, test_split="", held_out=0.34)
+    assert sources.test.labels.tolist() in ([0, 1], [1, 0]) and len(sources.train) == 4
+
+
+def test_unknown_split(data_dir):
+    with pytest.raises(ValueError, match="Unknown split 'dev'"):
+        open_tfds("tiny_colours", data_dir, train_split="dev")
+
+
+def test_no_image_feature(data_dir):
+    with pytest.raises(ValueError, match=r"no feature of type Image; it has text \(Text\)"):
+        open_tfds("tiny_texts", data_dir)
+
+
+def command_of(error):
+    """Returns the command in a message."""
+    return str(error.value).split("Run this once:\n")[1].splitlines()[0].strip()
+
+
+def test_not_prepared(tmp_path):
+    folder = tmp_path / "my data"
+    (folder / "tiny_colours").mkdir(parents=True)
+    with pytest.raises(ValueError, match="'tiny_colours' is not prepared: nothing in") as error:
+        open_tfds("tiny_colours", folder)
+    assert command_of(error) == (
+        f"python -m moco_jax.data.prepare --name=tiny_colours '--data_dir={folder}'"
+    )
+
+
+def test_the_command_in_the_message_works(tmp_path, repository):
+    (tmp_path / "it's" / "tiny_colours").mkdir(parents=True)
+    with pytest.raises(ValueError) as error:
+        open_tfds("tiny_colours", tmp_path / "it's")
+    done = run_command(command_of(error), repository)
+    assert done.returncode == 0, done.stderr
+    assert len(open_tfds("tiny_colours", tmp_path / "it's").train) == 6
+
+
+def test_the_command_converts_tfrecords(data_dir, tmp_path, repository):
+    tfrecord_copy(data_dir, tmp_path)
+    with pytest.raises(ValueError, match="prepared as tfrecord, which can't be read by index") as e:
+        open_tfds("tiny_colours", tmp_path)
+    assert "converted in place, without TensorFlow" in str(e.value)
+    assert shlex.split(command_of(e))[-1] == f"--data_dir={tmp_path}"
+    done = run_command(command_of(e), repository)
+    assert done.returncode == 0, done.stderr
+    copy, original = (open_tfds("tiny_colours", path).train for path in (tmp_path, data_dir))
+    assert copy.labels.tolist() == original.labels.tolist()
+
+
+def test_prepared_in_a_format_that_nothing_converts(data_dir, tmp_path):
+    info = tfrecord_copy(data_dir, tmp_path) / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
+    with pytest.raises(ValueError, match="prepared as riegeli, which can't") as error:
+        open_tfds("tiny_colours", tmp_path)
+    assert command_of(error).endswith(f"--data_dir={tmp_path}_array_record")
+
+
+def test_other_versions_are_named(data_dir, tmp_path):
+    folder = tmp_path / "tiny_colours" / "0.9.0"
+    shutil.copytree(data_dir / "tiny_colours" / "1.0.0", folder)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "0.9.0"'))
+    with pytest.raises(ValueError, match=r"versions of it are, under the name tiny_colours:0.9.0"):
+        open_tfds("tiny_colours", tmp_path)
+    assert len(open_tfds("tiny_colours:0.9.0", tmp_path).train) == 6
+
+
+def test_unknown_data_set(tmp_path):
+    (tmp_path / "no_such_set").mkdir()
+    with pytest.raises(ValueError, match="TFDS knows no data set 'no_such_set'"):
+        open_tfds("no_such_set", tmp_path)
+
+
+def test_folder_without_the_data_set(tmp_path):
+    with pytest.raises(ValueError, match="(?s)no images.*Nor is the TFDS data set 'tiny_colo"):
+        open_tfds("tiny_colours", tmp_path)
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    assert len(open_tfds("tiny_colours", tmp_path).train) == 2

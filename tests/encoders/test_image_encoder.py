@@ -1,0 +1,139 @@
+"""Images of every kind in, features out: those of the model on the images of evaluation."""
+
+import io
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import moco_jax
+from moco_jax.data.augment.views import evaluation_view
+from moco_jax.encoders import pretrained
+from tests.encoder_files import write_encoder
+from tests.tiny import tiny_config
+
+CONFIG = tiny_config(data__canvas=64, data__eval_resize=10)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The paths of an encoder with a head and of one without."""
+    folder = tmp_path_factory.mktemp("encoders")
+    paths = folder / "whole.safetensors", folder / "backbone.safetensors"
+    write_encoder(paths[0], CONFIG)
+    write_encoder(paths[1], CONFIG, head=False)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def encoder(files):
+    return moco_jax.load(files[0], batch_size=16)
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    sizes = [(10, 12), (40, 20), (8, 8), (17, 33), (64, 64)] * 8
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes[:37]]
+
+
+def expected(files, images, method="features"):
+    """The features of all images at once, on one canvas."""
+    read, data = pretrained.read(files[0]), CONFIG.data
+    view = evaluation_view(8, 10, data.mean, data.std)
+    canvases = np.zeros((len(images), 64, 64, 3), np.uint8)
+    for canvas, image in zip(canvases, images, strict=True):
+        canvas[: image.shape[0], : image.shape[1]] = image
+    sizes = np.int32([image.shape[:2] for image in images])
+    apply = jax.jit(lambda x, s: read.encoder.apply(read.variables, view(x, s), method=method))
+    return np.asarray(apply(canvases, sizes))
+
+
+def test_any_number_of_any_size(files, encoder, images):
+    features = encoder(images)  # two batches of 16, and one of 5 rows of which are real
+    assert features.shape == (37, encoder.dim) and features.dtype == np.float32
+    # On another canvas a pixel of a few images may round to the next level.
+    off = np.abs(features - expected(files, images)).max(axis=1) / features.max()
+    assert np.median(off) < 1e-5 and off.max() < 2e-3
+    assert np.ptp(features / features.max(), axis=0).max() > 0.1
+    np.testing.assert_allclose(encoder(iter(images[:1])), features[:1], atol=5e-3)
+    assert encoder([]).shape == (0, encoder.dim)
+
+
+def test_the_head_gives_unit_vectors(files, images):
+    encoder = moco_jax.load(files[0], output="head")
+    features = encoder(images[:5])
+    assert encoder.dim == features.shape[1] == 16
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(features, expected(files, images[:5], "projection"), atol=5e-3)
+
+
+def test_every_kind_of_image_is_understood(encoder, images, tmp_path):
+    image = images[3]
+    pil, png = Image.fromarray(image), io.BytesIO()
+    pil.save(tmp_path / "a.png")
+    pil.save(png, "png")
+    path = tmp_path / "a.png"
+    kinds = [image, path, str(path), png.getvalue(), pil, pil.convert("RGBA")]
+    features = encoder(kinds)
+    np.testing.assert_array_equal(features, features[:1].repeat(len(kinds), 0))
+    grey = encoder([image[:, :, 0], image[:, :, :1], pil.getchannel(0)])
+    np.testing.assert_array_equal(grey, grey[:1].repeat(3, 0))
+    np.testing.assert_array_equal(encoder(np.stack([image] * 3)), encoder([image] * 3))
+    assert (grey[0] != features[0]).any()
+
+
+def test_it_compiles_once_for_its_batches(encoder, images):
+    encoder(images)
+    compiled = encoder._encode._cache_size()
+    encoder(images + images)
+    assert encoder._encode._cache_size() == compiled
+    encoder(images[:2])
+    compiled = encoder._encode._cache_size()
+    encoder(images[:7])  # 8 rows, one a device, for both
+    assert encoder._encode._cache_size() == compiled
+
+
+def test_it_tells_what_it_is(encoder):
+    assert repr(encoder) == (
+        "<ImageEncoder resnet10 of a whole encoder: images -> backbone f32[N, 64], 8 of 10 pixels>"
+    )
+    assert encoder.config.model.name == "resnet10"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("a.jpg", r"give a list of images, got one \(str\)"),
+        (np.zeros((8, 8, 3), np.uint8), r"shape \(8, 8, 3\); .*; of one image make \[image\]"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "move the channels last first"),
+        (np.zeros((2, 8, 8, 3)), "image 0: it can't be read: the array is float64; allowed"),
+        ([b"no image"], "image 0: it can't be read: no known image format"),
+        ([np.zeros((8, 8, 3), np.uint8), 3], "image 1: it can't be read: got int; allowed: a pa"),
+        (3, "must be an array or a list, got int"),
+    ],
+)
+def test_what_is_no_image_is_named(encoder, given, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(given)
+
+
+def test_what_the_encoder_lacks_is_refused(files):
+    assert moco_jax.load(files[1])(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 64)
+    with pytest.raises(ValueError, match="a backbone has no head; allowed: output='backbone'"):
+        moco_jax.load(files[1], output="head")
+    with pytest.raises(ValueError, match="unknown output 'heads'; known: backbone, head"):
+        moco_jax.load(files[0], output="heads")
+    with pytest.raises(FileNotFoundError, match="there is no encoder at"):
+        moco_jax.load("/no/such/place")
+
+
+def test_the_package_alone_imports_nothing(repository):
+    code = "import sys, moco_jax; assert not {'jax', 'numpy'} & set(sys.modules); moco_jax.load"
+    subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        moco_jax.__getattr__("lode")
+    assert "load" in dir(moco_jax)

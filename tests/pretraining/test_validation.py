@@ -1,0 +1,92 @@
+import logging
+
+import pytest
+
+from moco_jax import config as config_lib
+from moco_jax.pretraining import validation
+from tests.tiny import tiny_config
+
+
+def problems(devices=8, **changes) -> str:
+    with pytest.raises(ValueError) as error:
+        validation.check(tiny_config(**changes), devices)
+    return str(error.value)
+
+
+def test_the_tiny_and_the_base_config_are_fine():
+    validation.check(tiny_config(), 8)
+    base = config_lib.base()
+    base.epochs = 1
+    validation.check(base, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 100, "bn_groups": 4},
+            "divide by the 8 devices; the nearest that do are 96 and 104",
+        ),
+        (
+            {"batch_size": 40, "bn_groups": 16},
+            "must divide by bn_groups=16; the nearest that do are 32 and 48",
+        ),
+        (
+            {"queue_size": 100},
+            "multiple of the 32 keys of a step; the nearest that do are 96 and 128",
+        ),
+        (
+            {"symmetric": True, "queue_size": 96},
+            "64 keys of a step (two views of each image, symmetric=True)",
+        ),
+        ({"bn_groups": 32}, "leaves 1 image a group; batch norm needs 2"),
+        ({"model__name": "resnet5"}, "did you mean 'resnet50'? known: resnet10, resnet18"),
+        ({"model__head": "conv"}, "known: linear, mlp"),
+        ({"dtype": "float16"}, "dtype='float16' is unknown"),
+        ({"momentum": 1.5}, "momentum=1.5 must lie between 0 and 1"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"log_every": 0}, "log_every=0 must be a whole number, at least 1"),
+        ({"steps": None}, "set one of epochs and steps; got epochs=None, steps=None"),
+        ({"epochs": 3.0}, "set one of epochs and steps; got epochs=3.0, steps=10"),
+        ({"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
+        ({"data__mean": (0.5, 0.5)}, "data.mean=[0.5, 0.5] must be three numbers"),
+        ({"data__std": (0.5, 0.0, 0.5)}, "data.std=[0.5, 0.0, 0.5] must be above 0"),
+        ({"model__width": 0.005}, "model.width=0.005 leaves layers without channels"),
+        ({"lr_drops": (60, 80)}, "must be numbers between 0 and 1"),
+        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"data__eval_resize": 4}, "must be at least data.image_size=8"),
+    ],
+)
+def test_each_problem_says_what_was_got_and_what_is_allowed(changes, message):
+    assert message in problems(**changes)
+
+
+def test_all_problems_come_at_once():
+    text = problems(momentum=2.0, lr=-1.0, dtype="int8", queue_size=100)
+    assert text.startswith("the config has 4 problems:")
+    assert "queue_size=100 must be a multiple" in text
+    assert "momentum=2.0" in text and "lr=-1.0" in text and "dtype='int8'" in text
+
+
+def test_a_recipes_problems_are_told():
+    config = tiny_config()
+    config.views = (config.views[0], ({"op": "random_resized_crop"}, {"op": "blurr"}))
+    with pytest.raises(ValueError, match="views\\[1\\].*did you mean 'blur'"):
+        validation.check(config, 1)
+
+
+def test_unknown_and_missing_keys():
+    config = tiny_config()
+    with config.unlocked():
+        config.momentun = 0.9
+        del config.queue_size
+    with pytest.raises(ValueError) as error:
+        validation.check(config, 1)
+    assert "unknown key 'momentun'; did you mean 'momentum'?" in str(error.value)
+    assert "the key 'queue_size' is missing" in str(error.value)
+
+
+def test_one_group_with_a_queue_warns(caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        validation.check(tiny_config(bn_groups=1), 1)
+    assert "synchronised batch norm" in caplog.text

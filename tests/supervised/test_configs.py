@@ -1,0 +1,139 @@
+"""The shipped supervised experiments, the rules of their configs, and where they begin."""
+
+import numpy as np
+import pytest
+
+from moco_jax import config as pretraining
+from moco_jax import main
+from moco_jax.supervised import start, validation
+from tests.supervised.tiny import encoder_variables, task_config, write_encoder
+from tests.test_configs import get
+from tests.tiny import tiny_config
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        *[("imagenet_linear", v) for v in ("v1", "v2")],
+        *[(f"{data}_linear",) for data in ("cifar10", "digits")],
+        ("folder_linear", "/images"),
+        *[
+            (f"{data}_finetune", v)
+            for data in ("imagenet", "cifar10", "digits")
+            for v in ("full", "10percent", "1percent")
+        ],
+        *[("transfer", v) for v in ("cifar10", "cifar100", "flowers", "pets")],
+    ],
+)
+def test_each_is_valid(repository, which):
+    for devices in (1, 8):
+        config = get(repository, *which)
+        validation.check(config, devices)
+    assert config.task in main.TASKS
+
+
+def test_the_linear_protocol_is_the_references(repository):
+    for variant in ("v1", "v2"):
+        flat = pretraining.flatten(get(repository, "imagenet_linear", variant))
+        expected = {
+            "task": "linear",
+            "pretrained": f"runs/imagenet_{variant}",
+            "epochs": 100,
+            "batch_size": 256,
+            "lr": [30.0],
+            "lr_batch": 256,
+            "lr_schedule": "step",
+            "lr_update": "epoch",
+            "lr_drops": [0.6, 0.8],
+            "sgd_momentum": 0.9,
+            "weight_decay": 0.0,
+            "warmup_epochs": 0.0,
+            "dtype": "float32",
+            "data.image_size": 224,
+            "data.eval_resize": 256,
+            "view": [
+                {"op": "random_resized_crop", "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]},
+                {"op": "flip", "p": 0.5},
+            ],
+        }
+        assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("linear", {"pretrained": ""}, "pretrained='' names no encoder; give --config.pretrained="),
+        ("linear", {"lr": (1.0, -1.0)}, "lr=(1.0, -1.0) must be one or more numbers above 0"),
+        ("linear", {"lr": ("fast",)}, "lr=('fast',) must be one or more numbers above 0"),
+        ("linear", {"lr": (1.0, 1.0)}, "holds a value twice"),
+        ("linear", {"l2": ()}, "l2=() must be one or more numbers, 0 or more"),
+        ("linear", {"label_fraction": 0.0}, "label_fraction=0 leaves no labels"),
+        (
+            "linear",
+            {"label_fraction": 0.1, "label_list": "x"},
+            "set one of label_list and label_fraction",
+        ),
+        ("linear", {"batch_size": 30}, "must divide by the 8 devices"),
+        ("linear", {"epochs": 3.0}, "set one of epochs and steps"),
+        ("finetune", {"lr": 0.0}, "lr=0.0 must be above 0"),
+        ("finetune", {"ema": 1.5}, "ema=1.5 must lie between 0 and 1"),
+        ("finetune", {"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
+        ("finetune", {"from_scratch": True, "baseline": True}, "which this run already is"),
+        ("finetune", {"from_scratch": True, "pretrained": ""}, "model.name='' is unknown"),
+        ("finetune", {"view": ({"op": "flip"},)}, "view: the first op must be"),
+    ],
+)
+def test_each_problem_says_what_was_got_and_what_is_allowed(task, changes, message):
+    with pytest.raises(ValueError) as error:
+        validation.check(task_config(task, "runs/x", **changes), 8)
+    assert message in str(error.value)
+
+
+def test_unknown_keys_are_those_of_the_task():
+    config = task_config("linear", "runs/x")
+    with config.unlocked():
+        config.mixup = 0.1
+    with pytest.raises(ValueError, match="unknown key 'mixup'"):
+        validation.check(config, 1)
+
+
+def test_the_encoder_tells_how_images_are_prepared(tmp_path):
+    path = write_encoder(tmp_path / "tiny.safetensors")
+    begun = start.begin(task_config("linear", path))
+    assert begun.config.data.image_size == begun.config.data.eval_resize == 8
+    assert begun.config.data.mean == pretraining.IMAGENET_MEAN
+    assert begun.config.model.name == "resnet10" and begun.config.model.width == 0.125
+    np.testing.assert_array_equal(
+        begun.params["stem_conv"]["kernel"],
+        encoder_variables()["params"]["backbone"]["stem_conv"]["kernel"],
+    )
+    other = start.begin(task_config("linear", path, data__image_size=16))
+    assert other.config.data.eval_resize == 16
+    assert "data.image_size is 16 here; the encoder was trained at 8" in other.notes
+    with pytest.raises(ValueError, match="data.eval_resize=8 must be at least data.image_size=16"):
+        start.begin(task_config("linear", path, data__image_size=16, data__eval_resize=8))
+
+
+def test_a_random_encoder_has_the_architecture_and_follows_the_seed(tmp_path):
+    path = write_encoder(tmp_path / "tiny.safetensors")
+    first, same, other = (
+        start.begin(task_config("linear", path, from_scratch=True, seed=seed)).params["stem_conv"]
+        for seed in (0, 0, 1)
+    )
+    trained = encoder_variables()["params"]["backbone"]["stem_conv"]["kernel"]
+    assert first["kernel"].shape == trained.shape
+    np.testing.assert_array_equal(first["kernel"], same["kernel"])
+    assert np.abs(first["kernel"] - other["kernel"]).max() > 0.01
+    assert np.abs(first["kernel"] - trained).max() > 0.01
+    own = task_config(
+        "finetune", from_scratch=True, model__name="resnet10", model__width=0.125,
+        data__image_size=8, data__eval_resize=8,
+    )  # fmt: skip
+    validation.check(own, 1)
+    assert "random weights of a resnet10" in start.begin(own).notes[0]
+
+
+def test_an_encoder_is_computed_as_the_task_says_not_as_it_was_pretrained():
+    origin = tiny_config(remat=True, dtype="bfloat16")
+    backbone = start._backbone(task_config("finetune", "", bn_groups=2), origin)
+    assert (backbone.remat, backbone.dtype, backbone.bn_groups) == (False, "float32", 2)

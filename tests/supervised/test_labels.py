@@ -1,0 +1,63 @@
+"""Which labelled images are trained on."""
+
+import numpy as np
+import pytest
+
+from moco_jax.data.sources.source import Source
+from moco_jax.supervised.labels import draw, labelled
+from tests.supervised.tiny import task_config
+
+
+def source(labels) -> Source:
+    names = [f"train/{label}/{i}.JPEG" for i, label in enumerate(labels)]
+    classes = tuple(str(i) for i in range(max(labels) + 1))
+    return Source("images", lambda i: i, names, np.asarray(labels, np.int32), classes)
+
+
+def test_a_fraction_is_drawn_class_by_class_and_leaves_none_out():
+    labels = np.repeat([0, 1, 2], [200, 100, 3])
+    chosen = draw(labels, 0.1, seed=0)
+    assert np.bincount(labels[chosen]).tolist() == [20, 10, 1]
+    assert len(set(chosen)) == 31 and (np.diff(chosen) > 0).all()
+    np.testing.assert_array_equal(chosen, draw(labels, 0.1, seed=0))
+    assert not np.array_equal(chosen, draw(labels, 0.1, seed=1))
+
+
+def test_a_fraction_and_its_images_are_told():
+    train, told = labelled(source([0] * 50 + [1] * 50), task_config("linear", label_fraction=0.1))
+    assert (
+        len(train) == 10 and "10 of 100, a fraction of 0.1, drawn class by class by seed 0" in told
+    )
+    for i in range(10):  # labels travel with their images
+        assert train.labels[i] == int(train.names[i].split("/")[1])
+        assert train.names[i].endswith(f"/{train.read(i)}.JPEG")
+
+
+def test_a_list_names_images_by_file_name_or_path(tmp_path):
+    path = tmp_path / "1percent.txt"
+    path.write_text("3.JPEG\n\ntrain/1/60.JPEG\n3.JPEG\n")
+    config = task_config("linear", label_list=str(path))
+    train, told = labelled(source([0] * 50 + [1] * 50), config)
+    assert list(train.names) == ["train/0/3.JPEG", "train/1/60.JPEG"]
+    assert train.labels.tolist() == [0, 1] and str(path) in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n1_5.JPEG\n", "1 of the 1 names in .* are no images of images: n1_5.JPEG"),
+        ("\n", "names no image"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_refused(tmp_path, text, message):
+    (tmp_path / "list").write_text(text)
+    config = task_config("linear", label_list=str(tmp_path / "list"))
+    with pytest.raises(ValueError, match=message):
+        labelled(source([0, 1]), config)
+
+
+def test_a_name_that_stands_for_several_is_refused(tmp_path):
+    (tmp_path / "list").write_text("1.JPEG\n")
+    both = Source("images", int, ["a/1.JPEG", "b/1.JPEG"], np.array([0, 1]), ("a", "b"))
+    with pytest.raises(ValueError, match="stand for several images .*give their paths"):
+        labelled(both, task_config("linear", label_list=str(tmp_path / "list")))

@@ -6,12 +6,14 @@ from setuptools import find_packages, setup
 
 setup(
     name="moco-jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Momentum Contrast (MoCo) for unsupervised visual representation learning in JAX",
     long_description=(pathlib.Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["moco_jax", "moco_jax.*"]),
+    entry_points={"console_scripts": ["moco-jax = moco_jax.main:run"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -23,19 +25,31 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "numpy>=2.0",
         "pillow>=11",
-        "simplejpeg>=1.8",  # libjpeg-turbo with nothing to build: CIFAR decodes 3x faster
-        "safetensors>=0.4.5",  # encoders in files, read without executing anything
-        "scikit-learn>=1.5",  # the embedded digits
-        "tensorboardX>=2.6.2",  # TensorBoard files without TensorFlow
+        "simplejpeg>=1.8",  # libjpeg-turbo as a wheel; several times faster than Pillow on small JPEGs
+        "safetensors>=0.4.5",  # reads encoder files without executing code
+        "scikit-learn>=1.5",  # contains the handwritten digits of configs/digits.py
+        "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
     ],
     extras_require={
+        # JAX for the accelerator of this machine; launch/setup.sh installs the right one.
         "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        # The compiler for TPUs, to plan a pod without one; jax[tpu] pins the libtpu of its jax.
+        # The TPU compiler, for `moco_jax.plan` on a machine without a TPU. jax[tpu] pins the
+        # version of libtpu that belongs to this JAX.
         "plan": ["jax[tpu]>=0.10"],
-        # To prepare most TFDS data sets; reading and training need none of it.
+        # TensorFlow, for `moco_jax.data.prepare` to download and build TFDS data sets. Reading
+        # them and training do not need it.
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
-        "plot": ["matplotlib", "pyarrow>=15"],
+        # Plots of `moco_jax.ablate` and the figures in benchmarks/.
+        "plot": ["matplotlib"],
+        # Features of `moco_jax.embed` as .parquet files.
+        "parquet": ["pyarrow>=15"],
+        # PyTorch, for `moco_jax.convert` to read and write .pth files. It reads and writes
+        # .safetensors files without it.
+        "convert": ["torch>=2.6"],
+        # The libraries that tests/convert compares converted weights with.
+        "convert-test": ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.48"],
+        # What launch/test.sh runs.
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
@@ -46,10 +60,5 @@ setup(
             "matplotlib",
             "pyarrow>=15",
         ],
-        # Files of torch in and out; safetensors need none of it.
-        "convert": ["torch>=2.6"],
-        # The libraries that converted weights are compared with.
-        "convert-test": ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.48"],
-        "parquet": ["pyarrow>=15"],  # features in this format
     },
 )

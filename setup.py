@@ -25,7 +25,7 @@ setup(
         "tensorflow-datasets>=4.9.9",
         "numpy>=2.0",
         "pillow>=11",
-        "simplejpeg>=1.8",  # libjpeg-turbo as a wheel; several times faster than Pillow on small JPEGs
+        "simplejpeg>=1.8",  # libjpeg-turbo as a wheel; faster than Pillow on small JPEGs
         "safetensors>=0.4.5",  # reads encoder files without executing code
         "scikit-learn>=1.5",  # contains the handwritten digits of configs/digits.py
         "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow

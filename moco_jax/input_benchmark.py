@@ -26,6 +26,7 @@ from moco_jax.data.sources.opening import Sources, open_whole
 from moco_jax.data.sources.source import Source
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
+from moco_jax.parallel.pipeline import pipelined
 from moco_jax.plan import hardware
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.run import Run, build, compiled
@@ -39,7 +40,6 @@ _HOSTS = ("v4", "v5e", "v5p", "v6e", "a100-80", "h100")  # whose appetite is tol
 _IMAGES = 512  # whose bytes are held in memory while decoding is measured
 _CHUNK = 16  # images a task
 _AHEAD = 4  # batches that were read while nobody waited
-_IN_FLIGHT = 2  # steps behind the one being dispatched, as in a run
 
 
 class Stage(NamedTuple):
@@ -129,18 +129,20 @@ def run_stages(run: Run, steps: int) -> Iterator[Stage]:
 
 def _train(run: Run, step, state, batches, notes) -> tuple[float, float, Any]:
     """Returns seconds, those spent waiting for data, and the state; the first steps left out."""
-    waited, pending = 0.0, collections.deque()
-    begun = time.perf_counter()
-    for number, batch in enumerate(_timed(batches)):
-        if number == _AHEAD:
-            jax.block_until_ready(state)
-            waited, begun = 0.0, time.perf_counter()
-        seconds, batch = batch
-        waited += seconds
-        state, metrics = step(state, run.data.arrays, batch, notes)
-        pending.append(metrics)
-        if len(pending) > _IN_FLIGHT:
-            jax.block_until_ready(pending.popleft())
+    waited, begun = 0.0, time.perf_counter()
+
+    def dispatched() -> Iterator[Any]:
+        nonlocal state, waited, begun
+        for number, (seconds, batch) in enumerate(_timed(batches)):
+            if number == _AHEAD:
+                jax.block_until_ready(state)
+                waited, begun = 0.0, time.perf_counter()
+            waited += seconds
+            state, metrics = step(state, run.data.arrays, batch, notes)
+            yield metrics
+
+    for metrics in pipelined(dispatched()):  # as in a run
+        jax.block_until_ready(metrics)
     jax.block_until_ready(state)
     return time.perf_counter() - begun, waited, state
 

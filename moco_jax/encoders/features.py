@@ -1,6 +1,5 @@
 """Features of a whole data set, by an encoder in evaluation mode."""
 
-import collections
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,10 +14,9 @@ from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import in_order
 from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.pipeline import pipelined
 
 FEATURES = {"backbone": "features", "head": "projection"}  # config name -> method of Encoder
-
-_IN_FLIGHT = 2  # batches that are encoded behind the one being dispatched
 
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
 Part = tuple[np.ndarray, np.ndarray]
@@ -69,17 +67,14 @@ def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
     gather = jax.jit(lambda x: x, out_shardings=layout.replicated)
 
     def stream(variables: Any, indices: np.ndarray) -> Iterator[Part]:
-        left, running = len(indices), collections.deque()
+        def encoded(batch) -> tuple[jax.Array, jax.Array]:
+            return gather(encode(variables, *fetch(data.arrays, batch))), readable(batch)
+
+        left = len(indices)
         with contextlib.closing(data.batches(in_order(indices, batch_size))) as batches:
-            for batch in batches:
-                features = encode(variables, *fetch(data.arrays, batch))
-                running.append((gather(features), readable(batch)))
-                if len(running) > _IN_FLIGHT:  # bounds what lies on the devices
-                    yield _first(running.popleft(), left)
-                    left -= batch_size
-        for part in running:
-            yield _first(part, left)
-            left -= batch_size
+            for features, marks in map(jax.device_get, pipelined(map(encoded, batches))):
+                yield features[:left], marks[:left]  # the last batch is padded
+                left -= batch_size
 
     return stream
 
@@ -101,9 +96,3 @@ def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout)
         return features, marks
 
     return extract
-
-
-def _first(part: tuple[jax.Array, jax.Array], length: int) -> Part:
-    """Returns at most `length` rows of a batch, on the host: the last one is padded."""
-    features, readable = jax.device_get(part)
-    return features[:length], readable[:length]

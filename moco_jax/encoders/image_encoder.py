@@ -1,6 +1,5 @@
 """A pretrained encoder as a function of images: `moco_jax.load`."""
 
-import collections
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -15,8 +14,8 @@ from moco_jax.data.loading.decode import BadImage, decode, to_rgb
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.features import make_encode
 from moco_jax.parallel.mesh import make_layout
+from moco_jax.parallel.pipeline import pipelined
 
-_IN_FLIGHT = 2  # batches that are encoded while the next one is decoded
 _LEAST_CANVAS = 32  # pixels
 
 ImageLike = np.ndarray | bytes | str | os.PathLike | Image.Image
@@ -87,17 +86,16 @@ class ImageEncoder:
           OSError: for a path that can't be read.
         """
         numbered = enumerate(_checked(images))
-        parts: list[np.ndarray] = []
-        running: collections.deque = collections.deque()
-        with ThreadPoolExecutor(loader.threads(self.config.data)) as pool:
+
+        def dispatched(pool: ThreadPoolExecutor) -> Iterator[tuple[int, jax.Array]]:
             rows = 0
             while some := list(itertools.islice(numbered, self._batch_size)):
                 decoded = list(pool.map(lambda item: self._decode(*item), some))
                 rows = rows or self._rows(len(decoded))  # the last batch has the length of the rest
-                running.append((len(decoded), self._encode_batch(decoded, rows)))
-                if len(running) > _IN_FLIGHT:
-                    parts.append(_on_host(*running.popleft()))
-        parts += [_on_host(*item) for item in running]
+                yield len(decoded), self._encode_batch(decoded, rows)
+
+        with ThreadPoolExecutor(loader.threads(self.config.data)) as pool:
+            parts = list(itertools.starmap(_on_host, pipelined(dispatched(pool))))
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _encode_batch(self, decoded: list[np.ndarray], rows: int) -> jax.Array:

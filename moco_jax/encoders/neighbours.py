@@ -4,7 +4,6 @@ The bank is compared a block at a time, each device with its own shard of it, so
 queries x bank exists. A bank that is larger than the devices' memory goes there in parts.
 """
 
-import collections
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +14,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from moco_jax.parallel.mesh import AXES, Layout
+from moco_jax.parallel.pipeline import pipelined
 
 AMONG = ("all", "others", "later")
 
 _QUERIES = 256  # compared at once ...
 _BLOCK = 65_536  # ... with so many rows of the bank on each device: 64 MB of similarities
 _PART_BYTES = 2 << 30  # of the bank on each device; the next part may already be on its way
-_IN_FLIGHT = 2  # blocks of queries that run behind the one being dispatched
 _FIRST_TRY = 16  # neighbours looked at for duplicates; rows that have more are looked at again
 
 
@@ -55,22 +54,16 @@ def nearest(
     cosines = np.full((len(queries), k), -np.inf, np.float32)
     indices = np.zeros((len(queries), k), np.int32)
 
-    def settle(rows: slice, found: tuple[jax.Array, jax.Array]) -> None:
-        cosines[rows], indices[rows] = (x[: rows.stop - rows.start] for x in jax.device_get(found))
-
-    for start, part in _parts(bank, layout):
-        running = collections.deque()
+    def dispatched(start: int, part: jax.Array) -> Iterator[tuple[slice, Any]]:
         for first in range(0, len(queries), _QUERIES):
             rows = slice(first, min(first + _QUERIES, len(queries)))
             block = (_unit(queries[rows]), own[rows], cosines[rows], indices[rows])
             block = layout.put([_fill(x, _QUERIES) for x in block], layout.replicated)
-            running.append(
-                (rows, _search(*block, part, start, len(bank), among=among, layout=layout))
-            )
-            if len(running) > _IN_FLIGHT:
-                settle(*running.popleft())
-        for item in running:
-            settle(*item)
+            yield rows, _search(*block, part, start, len(bank), among=among, layout=layout)
+
+    for start, part in _parts(bank, layout):
+        for rows, found in map(jax.device_get, pipelined(dispatched(start, part))):
+            cosines[rows], indices[rows] = (x[: rows.stop - rows.start] for x in found)
     return cosines, indices
 
 

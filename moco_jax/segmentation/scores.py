@@ -1,7 +1,6 @@
 """mIoU and pixel accuracy on a whole set of scenes, every pixel counted once."""
 
-import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +9,10 @@ import numpy as np
 
 from moco_jax.data.loading.order import in_order
 from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.pipeline import pipelined
 from moco_jax.segmentation.network import FCN
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import IGNORED
-
-_IN_FLIGHT = 2  # batches behind the one being dispatched
 
 
 class Scores(NamedTuple):
@@ -83,14 +81,16 @@ def make_confusion(
         counted = (jnp.arange(batch_size) < real) & data.readable(batch)
         return layout.replicate(confusion(found.argmax(axis=-1), batch["masks"], counted, classes))
 
-    def whole(variables: dict[str, Any]) -> np.ndarray:
-        total, running = np.zeros((classes, classes), np.int64), collections.deque()
+    def dispatched(variables: dict[str, Any]) -> Iterator[jax.Array]:
         plan = in_order(np.arange(len(data), dtype=np.int32), batch_size)
         for i, batch in enumerate(data.batches(plan)):
             real = np.int32(min(batch_size, len(data) - i * batch_size))
-            running.append(count(variables, batch, real))
-            if len(running) > _IN_FLIGHT:
-                total += jax.device_get(running.popleft())
-        return total + sum(jax.device_get(list(running)))
+            yield count(variables, batch, real)
+
+    def whole(variables: dict[str, Any]) -> np.ndarray:
+        total = np.zeros((classes, classes), np.int64)
+        for counts in map(jax.device_get, pipelined(dispatched(variables))):
+            total += counts
+        return total
 
     return whole

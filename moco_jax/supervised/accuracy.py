@@ -1,7 +1,6 @@
 """Top-1 and top-5 on a whole labelled data set, every image counted once."""
 
-import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +12,8 @@ from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import in_order
 from moco_jax.models.resnet import ResNet
 from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.pipeline import pipelined
 from moco_jax.supervised.step import encode, logits
-
-_IN_FLIGHT = 2  # batches behind the one being dispatched
 
 
 class Scores(NamedTuple):
@@ -83,15 +81,14 @@ def make_scores(
         sums = counts(logits(head, features), labels, weights.astype(jnp.float32))
         return layout.replicate((sums, weights.sum()))
 
-    def scores(variables: dict[str, Any]) -> Scores:
-        totals, running = [], collections.deque()
+    def dispatched(variables: dict[str, Any]) -> Iterator[tuple[jax.Array, jax.Array]]:
         everything = np.arange(len(data), dtype=np.int32)
         for i, batch in enumerate(data.batches(in_order(everything, batch_size))):
             real = np.int32(min(batch_size, len(data) - i * batch_size))
-            running.append(count(variables, arrays, batch, real))
-            if len(running) > _IN_FLIGHT:
-                totals.append(jax.device_get(running.popleft()))
-        totals += jax.device_get(list(running))
+            yield count(variables, arrays, batch, real)
+
+    def scores(variables: dict[str, Any]) -> Scores:
+        totals = list(map(jax.device_get, pipelined(dispatched(variables))))
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         images = sum(int(counted) for _, counted in totals)
         # An overflow in a head's loss makes its guesses worthless, right or wrong.

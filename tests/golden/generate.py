@@ -1,13 +1,14 @@
-"""MoCo in plain torch, float64 on a CPU: what the JAX step is compared with.
+"""Writes the golden files: five steps of MoCo in plain torch, float64 on a CPU.
 
-Written from the papers alone (He et al. 2019, Chen et al. 2020) and from the recipes of their
-reference code, as one would write it in torch; it shares nothing with `moco_jax`. It trains a tiny
-ResNet for five steps in each of seven recipes and writes one .npz a recipe: the images, the
-weights at the start and all that the five steps leave behind, under torch's names.
+The tests compare the JAX step with these files. The script follows the papers alone (He et al.
+2019, Chen et al. 2020) and the recipes of their reference code. It shares nothing with `moco_jax`.
 
-Where `moco_jax` departs from torch knowingly, its rule is followed here:
-- running averages of a split batch norm are the mean over the groups', not the first GPU's;
-- the permutation of the keys is fixed: the transpose of the batch laid out as [groups, B/groups].
+It trains a tiny ResNet for five steps with each of seven recipes. It writes one .npz per recipe
+with the images, the initial weights and the results of the five steps, under torch's names.
+
+Two rules are those of `moco_jax`, not of torch:
+- Running averages of a split batch norm are the mean over the groups, not the first GPU's.
+- The permutation of the keys is fixed: the transpose of the batch viewed as [groups, B / groups].
 
     python -m tests.golden.generate [OUT]     needs torch and numpy
 """
@@ -22,27 +23,30 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.golden.networks import DIM, GROUPS, Encoder
+
 STEPS = 5
-GROUPS = 8  # GPUs, in the papers
-CHANNELS = 2  # of the first stage
-DIM = 8  # of a key: D
-FEATURES = 8 * CHANNELS
+IMAGES = 80  # slots of a memory bank; a step sees 32 of them
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One way to train, in the papers' terms.
+    """The settings of one run, in the papers' terms.
 
     Attributes:
       stem: 'imagenet' or 'cifar'.
       mlp: whether the head has a hidden layer (v2).
-      pixels: side of the images.
-      batch: B.
-      queue: K, keys in the queue.
-      symmetric: whether each view is query and key in turn.
-      epochs: length of the schedule, of which the first five steps are run.
-      epoch_steps: steps of an epoch.
-      milestones: epochs at which the rate falls to a tenth; none: half a cosine.
+      pixels: height and width of the images.
+      batch: B, images per step.
+      queue: K, keys in the queue; with a memory bank, negatives per step.
+      temperature: T of the loss.
+      momentum: m of the key encoder; with a memory bank, of the slots.
+      lr: learning rate at the start.
+      weight_decay: of SGD.
+      epochs: length of the schedule; the script runs its first five steps.
+      epoch_steps: steps per epoch.
+      milestones: epochs at which the learning rate falls to a tenth; () gives half a cosine.
+      symmetric: whether each view is the query once and the key once.
       mechanism: 'moco', 'end_to_end', 'simclr', 'bank' or 'bank_nce'.
     """
 
@@ -63,7 +67,7 @@ class Recipe:
 
 
 RECIPES = {
-    # v1 drops at epochs 120 and 160 of 200, which are 3 and 4 of 5. Three batches fill the queue.
+    # v1 drops at epochs 120 and 160 of 200: epochs 3 and 4 of 5. Three batches fill the queue.
     "v1": Recipe(
         stem="imagenet",
         mlp=False,
@@ -140,9 +144,9 @@ BANK = Recipe(
     mlp=False,
     pixels=16,
     batch=32,
-    queue=48,  # negatives a step
+    queue=48,
     temperature=0.1,
-    momentum=0.5,  # of the slots
+    momentum=0.5,
     lr=0.06,
     weight_decay=5e-4,
     epochs=3,
@@ -150,86 +154,17 @@ BANK = Recipe(
     mechanism="bank",
 )
 RECIPES |= {"bank": BANK, "bank_nce": dataclasses.replace(BANK, lr=0.03, mechanism="bank_nce")}
-IMAGES = 80  # slots of a bank, of which a step sees 32
-
-
-class SplitBatchNorm(nn.BatchNorm2d):
-    """Batch norm as `GROUPS` GPUs compute it, each on its part of the batch."""
-
-    def forward(self, x):
-        outputs, means, variances = [], [], []
-        for part in x.chunk(GROUPS):
-            mean, variance = self.running_mean.clone(), self.running_var.clone()
-            outputs.append(
-                F.batch_norm(
-                    part, mean, variance, self.weight, self.bias, True, self.momentum, self.eps
-                )
-            )
-            means.append(mean)
-            variances.append(variance)
-        self.running_mean.copy_(torch.stack(means).mean(0))
-        self.running_var.copy_(torch.stack(variances).mean(0))
-        return torch.cat(outputs)
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = SplitBatchNorm(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = SplitBatchNorm(outputs)
-        self.downsample = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), SplitBatchNorm(outputs)
-            )
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-class Encoder(nn.Module):
-    """ResNet-10 and a head: images [B, 3, S, S] to unit vectors [B, D]."""
-
-    def __init__(self, recipe):
-        super().__init__()
-        if recipe.stem == "imagenet":
-            self.conv1 = nn.Conv2d(3, CHANNELS, 7, 2, padding=3, bias=False)
-            self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        else:
-            self.conv1 = nn.Conv2d(3, CHANNELS, 3, padding=1, bias=False)
-            self.maxpool = nn.Identity()
-        self.bn1 = SplitBatchNorm(CHANNELS)
-        self.layer1 = nn.Sequential(Block(CHANNELS, CHANNELS, 1))
-        self.layer2 = nn.Sequential(Block(CHANNELS, 2 * CHANNELS, 2))
-        self.layer3 = nn.Sequential(Block(2 * CHANNELS, 4 * CHANNELS, 2))
-        self.layer4 = nn.Sequential(Block(4 * CHANNELS, FEATURES, 2))
-        if recipe.mlp:
-            self.fc = nn.Sequential(
-                nn.Linear(FEATURES, FEATURES), nn.ReLU(), nn.Linear(FEATURES, DIM)
-            )
-        else:
-            self.fc = nn.Linear(FEATURES, DIM)
-
-    def forward(self, x):
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return F.normalize(self.fc(x.mean((2, 3))), dim=1)
 
 
 class MoCo(nn.Module):
-    """Both encoders and the queue."""
+    """MoCo: a query encoder, a momentum key encoder and a queue."""
 
     def __init__(self, recipe):
         super().__init__()
         self.recipe = recipe
-        self.encoder_q = Encoder(recipe)
-        self.encoder_k = Encoder(recipe)
-        # Batch norm starts at 1 and 0; moved, so that exchanging the two would show.
+        self.encoder_q = Encoder(recipe.stem, recipe.mlp)
+        self.encoder_k = Encoder(recipe.stem, recipe.mlp)
+        # Scales start near 1 and biases near 0, so that an exchange of the two changes results.
         for name, parameter in self.encoder_q.named_parameters():
             if parameter.ndim == 1 and "fc" not in name:
                 nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.1)
@@ -244,14 +179,14 @@ class MoCo(nn.Module):
         for q, k in zip(self.encoder_q.parameters(), self.encoder_k.parameters(), strict=True):
             k.mul_(m).add_(q, alpha=1 - m)
 
-    def encode_mixed(self, encoder, images):
-        """Encodes them among other images than their queries, and returns them in their order."""
+    def encode_shuffled(self, encoder, images):
+        """Returns the images' keys in order, from other batch-norm groups than their queries."""
         order = torch.arange(len(images)).view(GROUPS, -1).t().reshape(-1)
         return encoder(images[order])[order.argsort()]
 
     @torch.no_grad()
     def encode_keys(self, images):
-        return self.encode_mixed(self.encoder_k, images)
+        return self.encode_shuffled(self.encoder_k, images)
 
     @torch.no_grad()
     def enqueue(self, keys):
@@ -259,16 +194,16 @@ class MoCo(nn.Module):
         self.pointer = (self.pointer + len(keys)) % len(self.queue)
 
     def contrast(self, query_images, key_images):
-        """Returns the loss of one direction, and its keys."""
+        """Returns the loss of one direction and its keys [B, D]."""
         q = self.encoder_q(query_images)
         k = self.encode_keys(key_images)
         positive = (q * k).sum(1, keepdim=True)
-        negative = q @ self.queue.clone().t()  # the gradient needs it as it was
+        negative = q @ self.queue.clone().t()  # a copy: the gradient needs the old keys
         logits = torch.cat([positive, negative], 1) / self.recipe.temperature
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long)), k
 
     def forward(self, one, two):
-        """Returns the loss of two views [B, 3, S, S]; the queue takes in the keys."""
+        """Returns the loss of two views [B, 3, S, S] and adds the keys to the queue."""
         self.momentum_update()
         loss, keys = self.contrast(one, two)
         if self.recipe.symmetric:
@@ -279,36 +214,36 @@ class MoCo(nn.Module):
 
 
 class EndToEnd(MoCo):
-    """Two encoders, both trained; a query's negatives are the other keys of the batch (fig. 2a)."""
+    """Two trained encoders; a query's negatives are the batch's other keys (MoCo, fig. 2a)."""
 
     def __init__(self, recipe):
         super().__init__(recipe)
         self.encoder_k.requires_grad_(True)
 
     def forward(self, one, two):
-        q, k = self.encoder_q(one), self.encode_mixed(self.encoder_k, two)
+        q, k = self.encoder_q(one), self.encode_shuffled(self.encoder_k, two)
         return F.cross_entropy(q @ k.t() / self.recipe.temperature, torch.arange(len(q)))
 
 
 class SimCLR(MoCo):
-    """One encoder, and NT-Xent over both views (Chen et al. 2020, eq. 1)."""
+    """One encoder with NT-Xent over both views (Chen et al. 2020, eq. 1)."""
 
     def forward(self, one, two):
-        z = torch.cat([self.encoder_q(one), self.encode_mixed(self.encoder_q, two)])
+        z = torch.cat([self.encoder_q(one), self.encode_shuffled(self.encoder_q, two)])
         logits = (z @ z.t() / self.recipe.temperature).fill_diagonal_(-torch.inf)
         partner = torch.arange(len(z)).roll(len(one))
-        # The mean over all 2B, twice: the sum of both directions' means, as in the symmetric form.
+        # Twice the mean over 2B is the sum of both directions' means, as in symmetric MoCo.
         return 2 * F.cross_entropy(logits, partner)
 
 
 class Bank(MoCo):
-    """A memory bank, the negatives of each step drawn from it (MoCo, fig. 2b).
+    """A memory bank with InfoNCE (MoCo, fig. 2b).
 
-    Which images a step sees, and which slots it draws, is drawn here; InfoNCE draws none of the
-    batch's own.
+    The constructor draws the images of each step and the slots of its negatives. With InfoNCE no
+    negative is an image of the batch.
     """
 
-    noise = False
+    draws_own_batch = False
 
     def __init__(self, recipe):
         super().__init__(recipe)
@@ -320,7 +255,7 @@ class Bank(MoCo):
 
     def draw(self, seen):
         pool = torch.arange(IMAGES)
-        if not self.noise:
+        if not self.draws_own_batch:
             pool = pool[~torch.isin(pool, seen)]
         return pool[torch.randint(len(pool), (self.recipe.queue,))]
 
@@ -341,9 +276,9 @@ class Bank(MoCo):
 
 
 class NoiseBank(Bank):
-    """The same with NCE, Z the mean of the estimates so far (Wu et al. 2018, eqs. 4 to 6 and 8)."""
+    """A memory bank with NCE (Wu et al. 2018, eqs. 4-6 and 8); Z is the mean of all estimates."""
 
-    noise = True
+    draws_own_batch = True
 
     def __init__(self, recipe):
         super().__init__(recipe)
@@ -368,7 +303,7 @@ MECHANISMS = {
 
 
 def rate(recipe, step):
-    """Returns the learning rate, which moves at the start of each epoch."""
+    """Returns the learning rate, which changes at the start of an epoch only."""
     epoch = step // recipe.epoch_steps
     if recipe.milestones:
         return recipe.lr * 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
@@ -376,20 +311,20 @@ def rate(recipe, step):
 
 
 def images(recipe):
-    """Returns two views int8[STEPS, B, S, S, 3] of the same noise, in each a fifth of it anew.
+    """Returns two views int8[STEPS, B, S, S, 3] of the same noise; each redraws a fifth of it.
 
-    Noise of two levels, so that the file is small.
+    The noise has two levels, which keeps the file small.
     """
     shape = (STEPS, recipe.batch, recipe.pixels, recipe.pixels, 3)
-    noise, *anew = [2 * torch.randint(2, shape, dtype=torch.int8) - 1 for _ in range(3)]
-    return [torch.where(torch.rand(shape) < 0.2, other, noise) for other in anew]
+    noise, *redrawn = [2 * torch.randint(2, shape, dtype=torch.int8) - 1 for _ in range(3)]
+    return [torch.where(torch.rand(shape) < 0.2, other, noise) for other in redrawn]
 
 
 def train(recipe):
-    """Returns {name: array} of a recipe's start, images and five steps."""
+    """Returns {name: array}: the initial state, the images and the results of five steps."""
     torch.manual_seed(0)
     model, (one, two) = MECHANISMS[recipe.mechanism](recipe), images(recipe)
-    # The start is drawn in float32, so that the file may hold it so.
+    # Weights are drawn in float32, so float32 in the file is exact.
     start = {f"start/{k}": v.numpy().copy() for k, v in model.encoder_q.state_dict().items()}
     start["start/queue"] = model.queue.numpy().copy()
 
@@ -425,7 +360,7 @@ def train(recipe):
 
 
 def main():
-    torch.set_num_threads(1)  # layers this small only wait for each other
+    torch.set_num_threads(1)  # these layers are too small for several threads
     out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
     for name, recipe in RECIPES.items():
         np.savez_compressed(out / f"{name}.npz", **train(recipe))

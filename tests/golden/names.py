@@ -1,4 +1,4 @@
-"""torch's names and axes of a ResNet of basic blocks and its head, as Flax's."""
+"""Converts the golden files' arrays from torch's names and axes to Flax's."""
 
 import re
 
@@ -12,7 +12,7 @@ _MODULES = {
     "fc.0": ("head", "hidden_layer"),
     "fc.2": ("head", "output"),
 }
-_OF_A_BLOCK = {
+_BLOCK_LAYERS = {
     "conv1": "Conv_0",
     "bn1": "GroupedBatchNorm_0",
     "conv2": "Conv_1",
@@ -23,7 +23,7 @@ _OF_A_BLOCK = {
 
 
 def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
-    """Returns nested (params, batch_stats) of arrays by torch's names, float64.
+    """Returns nested (params, batch_stats), float64, from arrays under torch's names.
 
     Convolutions [O, I, kh, kw] become [kh, kw, I, O], linear weights [O, I] become [I, O].
     """
@@ -46,4 +46,4 @@ def _path(module: str) -> tuple[str, ...]:
     if block is None:
         return _MODULES[module]
     stage, number, inner = block.groups()
-    return "backbone", f"stage{stage}_block{int(number) + 1}", _OF_A_BLOCK[inner]
+    return "backbone", f"stage{stage}_block{int(number) + 1}", _BLOCK_LAYERS[inner]

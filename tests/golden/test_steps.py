@@ -1,4 +1,4 @@
-"""Five steps of each recipe against an independent implementation in torch, in float64."""
+"""Compares five float64 steps of each recipe with an independent implementation in torch."""
 
 import functools
 import importlib.util
@@ -27,13 +27,13 @@ from tests.golden.names import to_flax
 
 HERE = pathlib.Path(__file__).parent
 RTOL = 1e-11  # of an array's largest value
-STEPS, IMAGES = 5, 80  # IMAGES: slots of a bank
+STEPS, IMAGES = 5, 80  # as in generate.py; a bank has IMAGES slots
 
 Tree = dict
 
 
 def v1() -> tuple[ConfigDict, int]:
-    """Returns the config as it is shipped, made small, and the steps of an epoch."""
+    """Returns the shipped config, shrunk, and the steps per epoch."""
     c = shrink(imagenet.get_config("v1"), batch=64)
     c.epochs, c.queue_size = 5, 3 * 64
     return c, 1
@@ -60,7 +60,7 @@ def end_to_end() -> tuple[ConfigDict, int]:
 
 def simclr() -> tuple[ConfigDict, int]:
     c = shrink(cifar10.get_config("simclr"), batch=32)
-    c.epochs, c.bn_groups = 3, 8  # as all others here; the config has one group
+    c.epochs, c.bn_groups = 3, 8  # as in all other recipes; the shipped config has one group
     return c, 2
 
 
@@ -79,7 +79,7 @@ def bank_nce() -> tuple[ConfigDict, int]:
 def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     c.model.name, c.model.width, c.model.dim = "resnet10", 1 / 32, 8
     c.data.image_size = 16
-    c.batch_size = c.lr_batch = batch  # at the recipe's rate: it is for this batch here
+    c.batch_size = c.lr_batch = batch  # lr is then the recipe's, unscaled
     c.dtype = "float64"
     return c
 
@@ -94,16 +94,17 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 
 def part(name: str, prefix: str) -> tuple[Tree, Tree]:
-    """Returns (params, batch_stats) of the arrays below this prefix."""
+    """Returns (params, batch_stats) from the arrays whose names start with `prefix`."""
     arrays = {k.removeprefix(prefix): v for k, v in golden(name).items() if k.startswith(prefix)}
     return to_flax({k: v for k, v in arrays.items() if k != "queue"})
 
 
 def entries(queue: np.ndarray, config: ConfigDict, z: float = 0.0) -> Any:
-    """Returns the ring [K // N, N, D] of torch's queue [K, D], or its bank, () where there is none.
+    """Returns torch's queue [K, D] or bank as our dictionary's state; () without a dictionary.
 
-    Both views' keys enter at once: there one view's after the other's, here an image's keys side
-    by side. Nothing else sees their order.
+    A queue becomes the ring [K // N, N, D]. A symmetric step adds the keys of both views: torch
+    stores one view after the other, the ring stores the keys of an image side by side. Only this
+    function depends on their order.
     """
     if config.dictionary == "memory_bank":
         return _slots(queue, config, z)
@@ -115,14 +116,14 @@ def entries(queue: np.ndarray, config: ConfigDict, z: float = 0.0) -> Any:
 
 
 def _slots(bank: np.ndarray, config: ConfigDict, z: float) -> np.ndarray | Bank:
-    """Returns torch's bank [N, D], filled up to a multiple of the batch, with Z where there is."""
+    """Returns torch's bank [N, D] padded to a multiple of the batch; with NCE also its Z."""
     rows = -(-len(bank) // config.batch_size) * config.batch_size
     features = np.concatenate([bank, np.ones((rows - len(bank), bank.shape[1]))])
     return features if config.bank.loss == "info_nce" else Bank(features, np.float64(z))
 
 
 def five_steps(name: str, devices: int) -> dict[str, Tree]:
-    """Returns what the step leaves behind, by the names that `expected` has."""
+    """Returns the state and metrics after five steps, with the keys of `expected`."""
     config, epoch_steps = CONFIGS[name]()
     layout = make_layout(jax.devices()[:devices])
     encoder = make_encoder(config)
@@ -143,15 +144,15 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
     state = jax.device_put(state, state_shardings(state, dictionary, layout))
     step = jax.jit(
         make_train_step(config, encoder, optimizer, dictionary, layout),
-        compiler_options={"xla_backend_optimization_level": 0},  # most of the time is compiling
+        compiler_options={"xla_backend_optimization_level": 0},  # compilation dominates the time
     )
 
     metrics = []
-    nobody = np.zeros((STEPS, config.batch_size), np.int64)  # whose images: only a bank asks
+    no_indices = np.zeros((STEPS, config.batch_size), np.int64)  # only a bank reads them
     for *views, indices in zip(
         golden(name)["views/one"],
         golden(name)["views/two"],
-        golden(name).get("indices", nobody),
+        golden(name).get("indices", no_indices),
         strict=True,
     ):
         views = tuple(v.astype(np.float64) for v in views)
@@ -170,6 +171,7 @@ def five_steps(name: str, devices: int) -> dict[str, Tree]:
 
 
 def expected(name: str) -> dict[str, Tree]:
+    """Returns torch's state and metrics after five steps."""
     arrays = golden(name)
     params, batch_stats = part(name, "query/")
     key_params, key_batch_stats = part(name, "key/")
@@ -206,41 +208,41 @@ def difference(got: np.ndarray, want: np.ndarray) -> float:
         ("bank", 8),
         ("bank_nce", 8),
         ("v2", 1),
-        pytest.param("v1", 1, marks=pytest.mark.slow),  # as the others, and each is compiled anew
+        pytest.param("v1", 1, marks=pytest.mark.slow),  # one more compilation each
         pytest.param("cifar_symmetric", 1, marks=pytest.mark.slow),
     ],
 )
-def test_five_steps_are_torchs(name, devices, monkeypatch):
-    assert_torchs(name, devices, monkeypatch)
+def test_five_steps_match_torch(name, devices, monkeypatch):
+    assert_steps_match(name, devices, monkeypatch)
 
 
-def test_five_steps_in_the_way_of_gpus_are_torchs(monkeypatch):
+def test_five_steps_with_the_gpu_implementation_match_torch(monkeypatch):
     monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
     text = jax.jit(platforms.materialized).lower(jnp.zeros(1)).as_text()
     assert "optimization_barrier" in text
-    assert_torchs("v1", 1, monkeypatch)
+    assert_steps_match("v1", 1, monkeypatch)
 
 
-def assert_torchs(name, devices, monkeypatch):
-    drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # torch's draws, since they are random
+def assert_steps_match(name, devices, monkeypatch):
+    drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # replaces random draws by torch's
     for function in ("draw_others", "draw_noise"):
         monkeypatch.setattr(memory_bank, function, lambda _, batch: jnp.asarray(drawn)[batch.step])
     with jax.enable_x64(True):
         got = five_steps(name, devices)
-    apart = jax.tree.map(difference, got, expected(name))
-    largest = {kind: max(jax.tree.leaves(tree), default=0.0) for kind, tree in apart.items()}
+    differences = jax.tree.map(difference, got, expected(name))
+    largest = {kind: max(jax.tree.leaves(tree), default=0.0) for kind, tree in differences.items()}
     print(name, devices, {kind: f"{value:.1e}" for kind, value in largest.items()})
     assert max(largest.values()) < RTOL, largest
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-def test_the_files_are_what_the_script_writes(tmp_path):
+def test_the_script_reproduces_the_golden_files(tmp_path):
     command = [sys.executable, "-m", "tests.golden.generate", str(tmp_path)]
     subprocess.run(command, cwd=HERE.parents[1], check=True)
     for name in CONFIGS:
-        with np.load(tmp_path / f"{name}.npz") as anew:
-            assert set(anew) == set(golden(name))
+        with np.load(tmp_path / f"{name}.npz") as written:
+            assert set(written) == set(golden(name))
             for key, array in golden(name).items():
-                assert anew[key].dtype == array.dtype
+                assert written[key].dtype == array.dtype
                 bound = 1e-9 * np.abs(array).max()
-                np.testing.assert_allclose(anew[key], array, rtol=0, atol=bound, err_msg=key)
+                np.testing.assert_allclose(written[key], array, rtol=0, atol=bound, err_msg=key)

@@ -1,10 +1,17 @@
-"""MoCo v2 on scikit-learn's handwritten digits, coloured, on varied backgrounds.
+"""MoCo v2 on scikit-learn's handwritten digits, coloured, on varied backgrounds: a first run.
 
-Made for a first run: everything is embedded, and two CPU cores need four minutes. No paper's
-recipe: small batches make many steps, the short queue holds the keys of 8 steps, as the CIFAR-10
-demo's does, and views of 16x16 pixels are enough for digits that were 8x8.
+Paper: none for this recipe; the method is MoCo v2 (Chen et al. 2020, arXiv 2003.04297). Small
+batches give many steps. The short queue holds the keys of 8 steps, as in the reference's CIFAR-10
+demo. Views of 16x16 pixels are enough for digits that were 8x8. Nothing is downloaded.
 
-Command: bash launch/local.sh --config=configs/digits.py
+Reported: nothing.
+Measured: kNN top-1 72.42 % on 1,200 test images, one seed, recipe tuned on the same images
+(untrained network 23.75 %, raw pixels 42.75 %). Other processors and versions end between 70.25 %
+and 73.92 %; see benchmarks/results/digits.md.
+Wall time: 4:20 on 2 cores of an AMD EPYC.
+
+Command:
+  bash launch/local.sh --config=configs/digits.py
 """
 
 from moco_jax import config
@@ -22,15 +29,25 @@ def get_config():
     c.model.name = "resnet10"
     c.model.stem = "small"
     c.model.width = 0.25
+    c.model.head = "mlp"
+    c.model.hidden = 0  # 128, the number of features
+    c.model.dim = 128
 
+    c.dictionary = "queue"
+    c.key_encoder = "momentum"
     c.momentum = 0.99
     c.temperature = 0.2
     c.queue_size = 512
+    c.symmetric = False
+    c.bn_groups = 8
+    c.shuffle_bn = True
 
     c.lr = 0.03
     c.lr_batch = 64
+    c.lr_schedule = "cosine"
     c.lr_update = "step"
     c.warmup_epochs = 1
+    c.sgd_momentum = 0.9
     c.weight_decay = 5e-4
 
     c.data.source = "digits"
@@ -38,7 +55,11 @@ def get_config():
     c.data.eval_resize = 16
     c.data.mean = (0.5, 0.5, 0.5)
     c.data.std = (0.25, 0.25, 0.25)
+
     c.knn.every_epochs = 6
+    c.knn.features = "backbone"
+    c.knn.k = 200
+    c.knn.temperature = 0.1
 
     crop, _, jitter, grayscale = recipes.cifar(min_scale=0.5)
     # No flip: a mirrored digit is another sign. Any hue: colour says nothing about a digit.

@@ -5,7 +5,63 @@ import importlib.util
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax import variants
 from moco_jax.pretraining import validation
+
+EXPERIMENTS = [
+    ("digits",),
+    *[
+        ("cifar10", variant)
+        for variant in (
+            *("asymmetric", "symmetric", "end_to_end", "simclr"),
+            *("memory_bank", "instdisc"),
+        )
+    ],
+    *[("imagenet", v) for v in ("v1", "v2", "end_to_end", "memory_bank", "instdisc")],
+    ("folder", "/images"),
+]
+
+# Defaults that differ from every shipped recipe.
+OTHER_DEFAULTS = {
+    "epochs": 7.0,
+    "batch_size": 7,
+    "model.name": "other",
+    "model.stem": "other",
+    "model.width": 7.0,
+    "model.head": "other",
+    "model.dim": 7,
+    "dictionary": "other",
+    "key_encoder": "other",
+    "momentum": 0.7,
+    "temperature": 0.7,
+    "queue_size": 7,
+    "symmetric": True,
+    "bn_groups": 7,
+    "shuffle_bn": False,
+    "lr": 0.7,
+    "lr_batch": 7,
+    "lr_schedule": "other",
+    "lr_update": "other",
+    "warmup_epochs": 7.0,
+    "sgd_momentum": 0.7,
+    "weight_decay": 0.7,
+    "data.source": "other",
+    "data.image_size": 7,
+    "data.eval_resize": 7,
+    "data.mean": (0.7,),
+    "data.std": (0.7,),
+    "views": (),
+}
+# Defaults of keys that only some recipes use: (key, value that uses them), the other defaults.
+OTHER_CONDITIONAL_DEFAULTS = {
+    ("dictionary", "memory_bank"): {
+        "bank.negatives": 7,
+        "bank.momentum": 0.7,
+        "bank.loss": "other",
+    },
+    ("lr_schedule", "step"): {"lr_drops": (0.7,)},
+    ("model.head", "mlp"): {"model.hidden": 7},
+}
 
 
 def get(repository, name: str, *argument):
@@ -15,26 +71,55 @@ def get(repository, name: str, *argument):
     return module.get_config(*argument)
 
 
-@pytest.mark.parametrize(
-    "which",
-    [
-        ("digits",),
-        ("cifar10",),
-        ("cifar10", "symmetric"),
-        ("cifar10", "end_to_end"),
-        ("cifar10", "simclr"),
-        ("imagenet",),
-        ("imagenet", "v1"),
-        ("imagenet", "end_to_end"),
-        ("folder", "/images"),
-    ],
-)
-@pytest.mark.parametrize("devices", [1, 8])
-def test_each_is_valid(repository, which, devices):
-    validation.check(get(repository, *which), devices)
+def change_defaults(monkeypatch, module, function: str, changes: dict) -> None:
+    """Makes a function that returns a base config return it with other values."""
+    original = getattr(module, function)
+
+    def changed():
+        config = original()
+        config.update_from_flattened_dict(changes)
+        return config
+
+    monkeypatch.setattr(module, function, changed)
 
 
-def test_v2_is_the_papers(repository):
+@pytest.mark.parametrize("which", EXPERIMENTS)
+def test_config_is_valid(repository, which):
+    for devices in (1, 8):
+        validation.check(get(repository, *which), devices)
+
+
+@pytest.mark.parametrize("which", EXPERIMENTS)
+def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
+    expected = config_lib.flatten(get(repository, *which))
+    changes = dict(OTHER_DEFAULTS)
+    for (key, value), others in OTHER_CONDITIONAL_DEFAULTS.items():
+        if expected[key] == value:
+            changes |= others
+    change_defaults(monkeypatch, config_lib, "base", changes)
+    assert config_lib.flatten(get(repository, *which)) == expected
+
+
+def test_variant_sets_nested_keys_tuples_and_placeholders():
+    config = config_lib.base()
+    config.name = "file"
+    crop = {"op": "random_resized_crop", "scale": (0.5, 1.0), "ratio": (1.0, 1.0)}
+    changes = {"data.image_size": 32, "views": ((crop,),), "epochs": None, "steps": 5}
+    variants.apply(config, {"small": changes}, "small")
+    assert config.name == "file_small"
+    assert (config.data.image_size, config.epochs, config.steps) == (32, None, 5)
+    assert config.views == ((crop,),)
+
+
+def test_unknown_variant_is_named():
+    config = config_lib.base()
+    config.name = "file"
+    with pytest.raises(ValueError) as error:
+        variants.apply(config, {"a": {}, "b": {}}, "c")
+    assert str(error.value) == "configs/file.py:c is unknown; known: a, b"
+
+
+def test_v2_matches_the_paper(repository):
     flat = config_lib.flatten(get(repository, "imagenet"))
     expected = {
         "epochs": 200,
@@ -63,7 +148,7 @@ def test_v2_is_the_papers(repository):
     assert ops == ["random_resized_crop", "color_jitter", "grayscale", "blur", "flip"]
 
 
-def test_v1_differs_as_the_papers_do(repository):
+def test_v1_differs_from_v2_as_the_papers_do(repository):
     v1, v2 = (config_lib.flatten(get(repository, "imagenet", v)) for v in ("v1", "v2"))
     changed = {key: v1[key] for key in v1 if v1[key] != v2[key] and key != "views"}
     assert changed == {
@@ -72,10 +157,11 @@ def test_v1_differs_as_the_papers_do(repository):
         "temperature": 0.07,
         "lr_schedule": "step",
     }
+    assert v1["lr_drops"] == [0.6, 0.8]
     assert [op["op"] for op in v1["views"][0]][1:] == ["grayscale", "color_jitter", "flip"]
 
 
-def test_cifar_is_the_demos(repository):
+def test_cifar_matches_the_demo(repository):
     flat = config_lib.flatten(get(repository, "cifar10"))
     expected = {
         "epochs": 200,

@@ -1,4 +1,4 @@
-"""The shipped experiment, and the rules of its config."""
+"""The shipped experiment, and the checks of its config."""
 
 import pytest
 
@@ -6,10 +6,10 @@ from moco_jax import config as pretraining
 from moco_jax import main
 from moco_jax.segmentation import config
 from tests.segmentation.scenes import tiny_config
-from tests.test_configs import get
+from tests.test_configs import change_defaults, get
 
 
-def test_the_shipped_one_is_the_papers(repository):
+def test_shipped_config_is_valid_and_states_the_recipe(repository):
     shipped = get(repository, "voc_segmentation")
     shipped.data.path = "VOCdevkit/VOC2012"
     for devices in (1, 8):
@@ -37,6 +37,33 @@ def test_the_shipped_one_is_the_papers(repository):
     assert {key: flat[key] for key in expected} == expected
 
 
+def test_recipe_does_not_follow_the_defaults(repository, monkeypatch):
+    expected = pretraining.flatten(get(repository, "voc_segmentation"))
+    others = {
+        "epochs": 7.0,
+        "batch_size": 7,
+        "bn_groups": 7,
+        "classes": 7,
+        "head.width": 7,
+        "head.dilation": 7,
+        "lr": 0.7,
+        "lr_batch": 7,
+        "lr_schedule": "other",
+        "lr_update": "other",
+        "lr_drops": (0.7,),
+        "warmup_epochs": 7.0,
+        "sgd_momentum": 0.7,
+        "weight_decay": 0.7,
+        "data.train_split": "other",
+        "data.test_split": "other",
+        "data.image_size": 7,
+        "data.scale": (0.7,),
+        "data.flip": 0.7,
+    }
+    change_defaults(monkeypatch, config, "base", others)
+    assert pretraining.flatten(get(repository, "voc_segmentation")) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -53,13 +80,13 @@ def test_the_shipped_one_is_the_papers(repository):
         ({"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
     ],
 )
-def test_each_problem_says_what_was_got_and_what_is_allowed(changes, message):
+def test_error_names_the_value_and_what_is_allowed(changes, message):
     with pytest.raises(ValueError) as error:
         config.check(tiny_config("VOC2012", "runs/x", **changes), 8)
     assert message in str(error.value)
 
 
-def test_unknown_keys_are_those_of_the_task():
+def test_key_of_another_task_is_unknown():
     changed = tiny_config("VOC2012", "runs/x")
     with changed.unlocked():
         changed.mixup = 0.1

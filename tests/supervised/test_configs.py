@@ -1,38 +1,72 @@
-"""The shipped supervised experiments, the rules of their configs, and where they begin."""
+"""The shipped supervised experiments, the checks of their configs, and the start of a run."""
 
 import numpy as np
 import pytest
 
 from moco_jax import config as pretraining
 from moco_jax import main
+from moco_jax.supervised import config as bases
 from moco_jax.supervised import start, validation
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
-from tests.test_configs import get
+from tests.test_configs import change_defaults, get
 from tests.tiny import tiny_config
 
-
-@pytest.mark.parametrize(
-    "which",
-    [
-        *[("imagenet_linear", v) for v in ("v1", "v2")],
-        *[(f"{data}_linear",) for data in ("cifar10", "digits")],
-        ("folder_linear", "/images"),
-        *[
-            (f"{data}_finetune", v)
-            for data in ("imagenet", "cifar10", "digits")
-            for v in ("full", "10percent", "1percent")
-        ],
-        *[("transfer", v) for v in ("cifar10", "cifar100", "flowers", "pets")],
+EXPERIMENTS = [
+    *[("imagenet_linear", v) for v in ("v1", "v2")],
+    *[(f"{data}_linear",) for data in ("cifar10", "digits")],
+    ("folder_linear", "/images"),
+    *[
+        (f"{data}_finetune", v)
+        for data in ("imagenet", "cifar10", "digits")
+        for v in ("full", "10percent", "1percent")
     ],
-)
-def test_each_is_valid(repository, which):
+    *[("transfer", v) for v in ("cifar10", "cifar100", "flowers", "pets")],
+]
+
+# Defaults that differ from every shipped recipe.
+OTHER_DEFAULTS = {
+    "epochs": 7.0,
+    "batch_size": 7,
+    "lr_batch": 7,
+    "lr_schedule": "other",
+    "lr_update": "other",
+    "warmup_epochs": 7.0,
+    "sgd_momentum": 0.7,
+    "weight_decay": 0.7,
+    "data.source": "other",
+    "view": (),
+}
+OTHER_DEFAULTS_OF_TASK = {
+    "linear": {"lr": (0.7,), "lr_drops": (0.7,)},
+    "finetune": {
+        "lr": 0.7,
+        "head_lr": 0.7,
+        "bn_groups": 7,
+        "label_smoothing": 0.7,
+        "mixup": 0.7,
+        "cutmix": 0.7,
+        "ema": 0.7,
+    },
+}
+
+
+@pytest.mark.parametrize("which", EXPERIMENTS)
+def test_config_is_valid(repository, which):
     for devices in (1, 8):
         config = get(repository, *which)
         validation.check(config, devices)
     assert config.task in main.TASKS
 
 
-def test_the_linear_protocol_is_the_references(repository):
+@pytest.mark.parametrize("which", EXPERIMENTS)
+def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
+    expected = get(repository, *which)
+    changes = OTHER_DEFAULTS | OTHER_DEFAULTS_OF_TASK[expected.task]
+    change_defaults(monkeypatch, bases, expected.task, changes)
+    assert pretraining.flatten(get(repository, *which)) == pretraining.flatten(expected)
+
+
+def test_linear_protocol_matches_the_reference(repository):
     for variant in ("v1", "v2"):
         flat = pretraining.flatten(get(repository, "imagenet_linear", variant))
         expected = {
@@ -83,13 +117,13 @@ def test_the_linear_protocol_is_the_references(repository):
         ("finetune", {"view": ({"op": "flip"},)}, "view: the first op must be"),
     ],
 )
-def test_each_problem_says_what_was_got_and_what_is_allowed(task, changes, message):
+def test_error_names_the_value_and_what_is_allowed(task, changes, message):
     with pytest.raises(ValueError) as error:
         validation.check(task_config(task, "runs/x", **changes), 8)
     assert message in str(error.value)
 
 
-def test_unknown_keys_are_those_of_the_task():
+def test_key_of_another_task_is_unknown():
     config = task_config("linear", "runs/x")
     with config.unlocked():
         config.mixup = 0.1
@@ -97,7 +131,7 @@ def test_unknown_keys_are_those_of_the_task():
         validation.check(config, 1)
 
 
-def test_the_encoder_tells_how_images_are_prepared(tmp_path):
+def test_image_preparation_comes_from_the_encoder(tmp_path):
     path = write_encoder(tmp_path / "tiny.safetensors")
     begun = start.begin(task_config("linear", path))
     assert begun.config.data.image_size == begun.config.data.eval_resize == 8
@@ -114,7 +148,7 @@ def test_the_encoder_tells_how_images_are_prepared(tmp_path):
         start.begin(task_config("linear", path, data__image_size=16, data__eval_resize=8))
 
 
-def test_a_random_encoder_has_the_architecture_and_follows_the_seed(tmp_path):
+def test_random_encoder_has_the_same_architecture_and_depends_on_the_seed(tmp_path):
     path = write_encoder(tmp_path / "tiny.safetensors")
     first, same, other = (
         start.begin(task_config("linear", path, from_scratch=True, seed=seed)).params["stem_conv"]
@@ -133,7 +167,7 @@ def test_a_random_encoder_has_the_architecture_and_follows_the_seed(tmp_path):
     assert "random weights of a resnet10" in start.begin(own).notes[0]
 
 
-def test_an_encoder_is_computed_as_the_task_says_not_as_it_was_pretrained():
+def test_remat_dtype_and_groups_come_from_the_task():
     origin = tiny_config(remat=True, dtype="bfloat16")
     backbone = start._backbone(task_config("finetune", "", bn_groups=2), origin)
     assert (backbone.remat, backbone.dtype, backbone.bn_groups) == (False, "float32", 2)

@@ -1,1 +1,1 @@
-"""Devices, processes and platforms: meshes, clusters and code that depends on the accelerator."""
+"""Devices and processes: the mesh, multi-process set-up, asynchronous dispatch, platform code."""

@@ -1,4 +1,4 @@
-"""Several processes as one: who belongs together, and how a process joins and leaves."""
+"""Runs of several processes: finds them, joins them, and ends a failed process without hanging."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from jax.experimental import multihost_utils
 
 from moco_jax.parallel import roll_call
 
-_DEAD_AFTER = 30  # seconds without a sign of life; the others end then instead of waiting for ever
-_LEAVE_WITHIN = 60  # seconds that a process which has finished waits for the others
+_HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat; then the other processes exit
+_SHUTDOWN_TIMEOUT = 60  # seconds that a finished process waits for the others
 
 
 class WrongFlags(ValueError):
-    """What names the cluster is not whole."""
+    """--coordinator, --processes and --process are incomplete or out of range."""
 
 
 @contextlib.contextmanager
@@ -32,62 +32,64 @@ def joined(
     process: int | None = None,
     timeout: int = 300,
 ) -> Iterator[None]:
-    """Runs the block as one of several processes, where there are several; before JAX is used.
+    """Joins this process to the others of the run, if there are any, and runs the block.
 
-    On Cloud TPU, under SLURM and under Open MPI they are found without being named, and in a
-    Kubernetes job by `jax[k8s]`. A block that ends with an exception ends the whole process at
-    once, with its exit code: a process that waited for the others, which wait for it in the middle
-    of a step, would hang with them.
+    Must be entered before JAX is used. Without arguments the processes are detected on Cloud TPU,
+    under SLURM, under Open MPI and, with `jax[k8s]`, in a Kubernetes job.
+
+    If the block raises, this process exits at once, with the exit code of the exception. The other
+    processes wait for it in the middle of a step; if it waited for them to shut down, all would
+    hang.
 
     Args:
-      coordinator: host:port of process 0, reachable from all.
+      coordinator: host:port of process 0, reachable from all processes.
       processes: number of processes.
-      process: the number of this one.
-      timeout: seconds to wait for all to come.
+      process: number of this process, from 0.
+      timeout: seconds to wait until all processes have joined.
 
     Raises:
-      WrongFlags: if only some of the three are given.
-      Missing: if not all processes come in time.
+      WrongFlags: if only some of the first three arguments are given, or one is out of range.
+      Missing: if not all processes join in time.
     """
     if coordinator is None and processes is None and process is None:
-        found = _find(timeout)
+        found = _detected(timeout)
     else:
         found = _checked(coordinator, processes, process)
     if found is None or found[1] == 1:
         yield
         return
     roll_call.meet(*found, timeout)
-    # It would catch SIGTERM, which is ours to act on.
+    # JAX's preemption service would catch SIGTERM, which the training loop handles.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         *found,
         local_device_ids=_local_devices(),
         cluster_detection_method="deactivate",
         initialization_timeout=timeout,
-        heartbeat_timeout_seconds=_DEAD_AFTER,
-        shutdown_timeout_seconds=_LEAVE_WITHIN,
+        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
     )
     try:
         yield
     except BaseException as error:
-        _leave(error)
+        _exit(error)
     jax.distributed.shutdown()
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that prints and writes logs."""
+    """Returns whether this is process 0, which alone prints and writes logs."""
     return jax.process_index() == 0
 
 
 def on_first(work: Callable[[], Any]) -> Any:
-    """Returns on all processes what `work` returns on process 0, where alone it is called.
+    """Calls `work` on process 0 only, and returns its result on all processes.
 
     Args:
-      work: returns what JSON can hold.
+      work: returns a value that JSON can encode.
 
     Raises:
       Exception: on process 0, what `work` raises.
-      ValueError: on the others, that it did.
+      ValueError: on the other processes, if `work` raised; with its message.
     """
     if jax.process_count() == 1:
         return work()
@@ -107,37 +109,41 @@ def on_first(work: Callable[[], Any]) -> Any:
 
 
 def check_all(what: str, check: Callable[[], str]) -> None:
-    """Calls `check` on all processes, each of which returns what is wrong, or "".
+    """Raises on all processes if a check fails on any of them.
+
+    Args:
+      what: what is checked; begins the error message.
+      check: called on every process; returns the problem there, or "".
 
     Raises:
-      ValueError: on all processes, if something is wrong on any; names the processes.
+      ValueError: on a process with a problem, the problem; on the others, which processes have one.
     """
     problem = check()
     wrong = _gather(bool(problem))
     if problem:
-        of = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
-        raise ValueError(f"{what} {problem}{of}")
+        where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
+        raise ValueError(f"{what} {problem}{where}")
     if wrong.any():
         numbers = ", ".join(str(number) for number in np.flatnonzero(wrong))
-        raise ValueError(f"{what}: process {numbers} tells what is wrong")
+        raise ValueError(f"{what}: see the error message of process {numbers}")
 
 
 def check_alike(what: str, value: str) -> None:
-    """Raises a ValueError on all processes unless the value is the same on all."""
-    ours = zlib.crc32(value.encode())
-    first = int(np.ravel(_gather(ours))[0])
-    check_all(f"the {what}", lambda: "" if ours == first else "differs from process 0's")
+    """Raises a ValueError on all processes unless all have the same `value`."""
+    own = zlib.crc32(value.encode())
+    first = int(np.ravel(_gather(own))[0])
+    check_all(f"the {what}", lambda: "" if own == first else "differs from process 0's")
 
 
 def _gather(value: int) -> np.ndarray:
-    """Returns int64[processes], each process's value."""
+    """Returns the values of all processes, int64[processes]."""
     if jax.process_count() == 1:
         return np.asarray([value])
     return multihost_utils.process_allgather(np.asarray(value, np.uint32)).reshape(-1)
 
 
 def _send_to_all(message: Any) -> Any:
-    """Returns process 0's message, which must be JSON, on all processes."""
+    """Returns process 0's message on all processes; JSON must be able to encode it."""
     text = np.frombuffer(json.dumps(message).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text), np.int32)))
     padded = np.resize(text, length)
@@ -147,23 +153,32 @@ def _send_to_all(message: Any) -> Any:
 def _checked(
     coordinator: str | None, processes: int | None, process: int | None
 ) -> tuple[str, int, int]:
-    """Returns what was given on the command line, if it is whole."""
-    if coordinator is not None and processes is not None and process is not None:
-        if re.fullmatch(r".+:\d+", coordinator) and process in range(processes):
-            return coordinator, processes, process
-    raise WrongFlags(
-        "--coordinator=HOST:PORT, --processes=N and --process=I (0 to N-1) belong together; "
-        f"got {coordinator}, {processes}, {process}"
-    )
+    """Returns the three flags of the command line if they are complete and in range."""
+    if coordinator is None or processes is None or process is None:
+        flags = {"coordinator": coordinator, "processes": processes, "process": process}
+        given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        raise WrongFlags(
+            "--coordinator, --processes and --process must be given together; "
+            f"got {' '.join(given)}"
+        )
+    if not re.fullmatch(r".+:\d+", coordinator):
+        raise WrongFlags(f"--coordinator must be HOST:PORT; got --coordinator={coordinator}")
+    if process not in range(processes):
+        raise WrongFlags(
+            "--processes must be at least 1, and --process from 0 to --processes - 1; "
+            f"got --processes={processes} --process={process}"
+        )
+    return coordinator, processes, process
 
 
-def _find(timeout: int) -> tuple[str, int, int] | None:
-    """Returns coordinator, number of processes and this one's number, None where it is alone."""
+def _detected(timeout: int) -> tuple[str, int, int] | None:
+    """Returns coordinator, number of processes and number of this one; None if it is alone."""
     environment = os.environ.keys()
     in_kubernetes = "KUBERNETES_SERVICE_HOST" in environment
     if in_kubernetes and not environment & {"JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"}:
-        return None  # a pod of its own, such as a notebook's
-    # JAX tells what it finds to nobody but its own start-up, which does not name the missing.
+        return None  # a single pod, such as a notebook
+    # Private API: jax.distributed.initialize() detects the same, but its error does not name the
+    # missing processes, and the roll call needs the address first.
     from jax._src.clusters import ClusterEnv
 
     address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
@@ -180,28 +195,28 @@ def _find(timeout: int) -> tuple[str, int, int] | None:
 
 
 def _local_devices() -> list[int] | None:
-    """Returns the one GPU of this task, where several tasks of a machine see all its GPUs."""
+    """Returns the GPU of this task if several tasks of a machine all see its GPUs, else None."""
     rank = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    apart = (visible[0] and len(visible) == 1) or "SLURM_GPUS_PER_TASK" in os.environ
-    if rank is None or apart or _tasks_here() == 1:
+    bound = (visible[0] and len(visible) == 1) or "SLURM_GPUS_PER_TASK" in os.environ
+    if rank is None or bound or _tasks_here() == 1:
         return None
     return [int(rank)]
 
 
 def _tasks_here() -> int:
-    """Returns how many tasks the launcher runs on this machine."""
+    """Returns the number of tasks that the launcher runs on this machine."""
     if "OMPI_COMM_WORLD_LOCAL_SIZE" in os.environ:
         return int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
-    counts = []  # of SLURM, such as 2(x3),1: two on each of three machines, one on the next
+    counts = []  # SLURM writes 2(x3),1 for two tasks on each of three machines and one on the next
     for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         count, _, times = part.rstrip(")").partition("(x")
         counts += [int(count)] * int(times or 1)
     return counts[min(int(os.environ.get("SLURM_NODEID", 0)), len(counts) - 1)]
 
 
-def _leave(error: BaseException) -> None:
-    """Ends the process as Python would, but without waiting for the other processes."""
+def _exit(error: BaseException) -> None:
+    """Exits with Python's message and exit code, but without waiting for the other processes."""
     code = 1
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,4 +1,4 @@
-"""The devices as a mesh, and where arrays lie on it."""
+"""The device mesh, and how arrays are split over it."""
 
 import dataclasses
 import functools
@@ -12,28 +12,30 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
 
-_SMALL = 2**14  # elements; below, a parameter costs less memory than it would cost to gather
+_SMALL = 2**14  # elements; to gather a smaller parameter costs more than to replicate it
 
 
 @functools.cache
 def _cpu_options() -> dict[str, str] | None:
-    """Returns what makes XLA compile convolutions by Eigen for CPUs; None where it is unknown.
+    """Returns the options by which XLA computes a CPU's convolutions with Eigen; None if unknown.
 
-    By YNN, which jaxlib 0.10 chooses by itself, a step took 2.5 times as long.
+    With YNN, the default of jaxlib 0.10, a step takes 2.5 times as long.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     try:
         jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except Exception:  # which one depends on jaxlib's version
+    except Exception:  # its type depends on the version of jaxlib
         return None
     return options
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays lie: batch and dictionary split over all devices, the rest on each whole.
+    """How arrays are split over the devices.
 
-    With an `fsdp` axis of more than one device, large parameters are split over it.
+    Batches and dictionaries are split over all devices. Parameters are replicated; if the `fsdp`
+    axis has more than one device, large parameters are split over that axis. "Layout" means this
+    class everywhere in the package.
 
     Attributes:
       mesh: axes `data` and `fsdp` over all devices in use.
@@ -47,7 +49,10 @@ class Layout:
         return self.mesh.size
 
     def jit(self, function: Callable, **options) -> Any:
-        """Returns `jax.jit` of what runs an encoder on these devices, compiled at its fastest."""
+        """Returns `jax.jit(function, **options)`, with compiler options that suit convolutions.
+
+        Use it for every function that runs an encoder.
+        """
         if self.mesh.devices.flat[0].platform == "cpu":
             options["compiler_options"] = _cpu_options()
         return jax.jit(function, **options)
@@ -61,7 +66,7 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, AXES))
 
     def parameter(self, shape: Sequence[int]) -> NamedSharding:
-        """Returns the sharding of a parameter: its largest axis that divides, over `fsdp`."""
+        """Returns the sharding of a parameter: its largest divisible axis is split over `fsdp`."""
         shards = self.mesh.shape["fsdp"]
         axes = [axis for axis, length in enumerate(shape) if length % shards == 0]
         if shards == 1 or not axes or np.prod(shape) < _SMALL:
@@ -70,37 +75,40 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
     def replicate(self, x: Any) -> Any:
-        """Returns x, inside jit, whole on every device."""
+        """Returns x replicated on all devices; for use inside jit."""
         return jax.lax.with_sharding_constraint(x, self.replicated)
 
     def shard(self, x: Any, axis: int = 0) -> Any:
-        """Returns x, inside jit, split along `axis`."""
+        """Returns x split along `axis` over all devices; for use inside jit."""
         return jax.lax.with_sharding_constraint(x, self.sharded(axis))
 
     def rows(self, batch_size: int) -> np.ndarray:
-        """Returns which of a batch's B rows lie on this process's devices, int[b], ascending."""
+        """Returns the rows of a batch [B, ...] on this process's devices, int[b], ascending."""
         slices = self.sharded().addressable_devices_indices_map((batch_size,)).values()
         return np.unique([np.arange(batch_size)[index] for index in slices])
 
     def put_batch(self, batch: Any) -> Any:
-        """Returns host arrays [b, ...], this process's `rows`, as global device arrays [B, ...].
+        """Returns global device arrays [B, ...], split over B, of this process's `rows`.
 
-        They are split over B; the copy is asynchronous.
+        The copy is asynchronous.
+
+        Args:
+          batch: host arrays [b, ...], the `rows` of this process.
         """
         sharding = self.sharded()
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def describe(self, params: Any) -> str:
-        """Returns how many parameters are trained on how many devices, for people."""
+        """Returns a line for the log: number of parameters, devices and processes."""
         count = sum(x.size for x in jax.tree.leaves(params))
         parameters = f"{count / 1e6:.1f} M" if count >= 50_000 else str(count)
         processes = jax.process_count()
-        several = f" of {processes} processes" if processes > 1 else ""
+        processes_part = f" of {processes} processes" if processes > 1 else ""
         kind = self.mesh.devices.flat[0].device_kind
-        return f"{parameters} parameters; {self.devices} x {kind}{several}"
+        return f"{parameters} parameters; {self.devices} x {kind}{processes_part}"
 
     def put(self, arrays: Any, sharding: NamedSharding) -> Any:
-        """Returns host arrays, which every process holds whole and alike, as device arrays."""
+        """Returns device arrays of host arrays that every process holds in full."""
         return jax.tree.map(
             lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]),
             arrays,
@@ -108,21 +116,21 @@ class Layout:
 
 
 def make_layout(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1) -> Layout:
-    """Returns the layout over these `jax.Device`s (default: all), of all processes.
+    """Returns the layout over devices.
 
     Args:
-      devices: in use.
-      data: length of the mesh's first axis; -1: as many as there are.
+      devices: `jax.Device`s; default: all devices of all processes.
+      data: length of the mesh's first axis; -1: the number of devices divided by `fsdp`.
       fsdp: length of its second axis, neighbouring devices, over which parameters are split.
 
     Raises:
-      ValueError: if the axes don't multiply to the number of devices.
+      ValueError: if data * fsdp is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     problem = mesh_problem(data, fsdp, len(devices))
     if problem:
         raise ValueError(problem)
-    # Explicit axes, make_mesh's default now, don't carry a Linen conv net's backward pass.
+    # With explicit axes, the default of make_mesh, the backward pass of a Linen conv net fails.
     mesh = jax.make_mesh(
         (len(devices) // fsdp, fsdp), AXES, devices=devices, axis_types=(AxisType.Auto,) * 2
     )
@@ -130,9 +138,12 @@ def make_layout(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: i
 
 
 def mesh_problem(data: int, fsdp: int, devices: int) -> str | None:
-    """Returns what is wrong with a mesh of these axes over so many devices, None where nothing."""
+    """Returns the problem of a mesh of these axes over this number of devices, None without one."""
     if fsdp < 1 or devices % fsdp:
-        return f"mesh.fsdp={fsdp} must divide the {devices} devices"
+        return f"mesh.fsdp={fsdp} must divide the number of devices, {devices}"
     if data not in (-1, devices // fsdp):
-        return f"mesh.data={data} must be -1 or {devices // fsdp}: {devices} devices, fsdp={fsdp}"
+        return (
+            f"mesh.data={data} must be -1 or {devices // fsdp} "
+            f"({devices} devices / mesh.fsdp={fsdp})"
+        )
     return None

@@ -11,24 +11,24 @@ from moco_jax.parallel.platforms import by_platform
 
 
 def global_norm(tree: Any, layout: Layout) -> jax.Array:
-    """Returns the L2 norm f32[] over all arrays of a tree laid out as parameters are.
+    """Returns the L2 norm f32[] over all arrays of a tree that is split as parameters are.
 
-    For GPUs the arrays that lie whole on each are joined first: a ResNet has 161 of them, and a
-    kernel for each would take longer to start than to run. TPUs fuse each array's sum with what
-    makes the array.
+    On GPUs the replicated arrays are concatenated first: a ResNet has 161 of them, and a kernel for
+    each takes longer to start than to run. TPUs fuse the sum over an array with the computation of
+    that array.
     """
-    split, whole = [], []
+    split, replicated = [], []
     for x in jax.tree.leaves(tree):
-        (whole if layout.parameter(x.shape).is_fully_replicated else split).append(x)
+        (replicated if layout.parameter(x.shape).is_fully_replicated else split).append(x)
     norms = [optax.tree.norm(x) for x in split]
-    if whole:
-        norms.append(by_platform(*whole, default=_apart, gpu=_joined))
+    if replicated:
+        norms.append(by_platform(*replicated, default=_separate, gpu=_concatenated))
     return optax.tree.norm(norms)
 
 
-def _apart(*arrays: jax.Array) -> jax.Array:
+def _separate(*arrays: jax.Array) -> jax.Array:
     return optax.tree.norm(list(arrays))
 
 
-def _joined(*arrays: jax.Array) -> jax.Array:
+def _concatenated(*arrays: jax.Array) -> jax.Array:
     return jnp.linalg.norm(jnp.concatenate([x.ravel() for x in arrays]))

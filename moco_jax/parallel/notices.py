@@ -1,7 +1,8 @@
-"""What one process knows and all must act on at the same step: carried by the step itself.
+"""Numbers of one process that all processes must read at the same step, such as a stop signal.
 
-Each process puts its numbers on its own devices, and the step reduces them over all, so that every
-process reads the same numbers from the metrics of the same step. No message is sent besides.
+Each process puts its numbers on its own devices, and the train step reduces them over all devices.
+Every process then reads the same numbers from the metrics of the same step; no other message is
+sent.
 """
 
 import jax
@@ -10,39 +11,39 @@ import numpy as np
 
 from moco_jax.parallel.mesh import Layout
 
-_WORST, _COUNT = 0, 1
+_STOP, _BAD_IMAGES = 0, 1  # columns
 
 
 class Notices:
-    """This process's numbers on its devices; copied again only when they change."""
+    """Puts this process's numbers on its devices; copies them only when they change."""
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self._shown: tuple[tuple[int, int], jax.Array] | None = None
+        self._last: tuple[tuple[int, int], jax.Array] | None = None
 
     def put(self, *, stop: int, bad_images: int) -> jax.Array:
-        """Returns i32[devices, 2].
+        """Returns the notices of all processes, i32[devices, 2], split over the devices.
 
         Args:
-          stop: the number of the signal by which this process was asked to stop, 0 for none.
-          bad_images: that this process has found.
+          stop: number of the signal that asked this process to stop; 0: none.
+          bad_images: number of unreadable images that this process has found.
         """
         numbers = (stop, bad_images)
-        if self._shown is None or self._shown[0] != numbers:
-            mine = np.zeros((len(self._layout.rows(self._layout.devices)), 2), np.int32)
-            mine[0] = numbers  # on one device of this process, so that sums are right
-            self._shown = numbers, self._layout.put_batch(mine)
-        return self._shown[1]
+        if self._last is None or self._last[0] != numbers:
+            own = np.zeros((len(self._layout.rows(self._layout.devices)), 2), np.int32)
+            own[0] = numbers  # on one device only, so that a sum over devices counts them once
+            self._last = numbers, self._layout.put_batch(own)
+        return self._last[1]
 
 
 def abstract(layout: Layout) -> jax.ShapeDtypeStruct:
-    """Returns shape, dtype and sharding of what `Notices.put` gives."""
+    """Returns the shape, dtype and sharding of the result of `Notices.put`."""
     return jax.ShapeDtypeStruct((layout.devices, 2), jnp.int32, sharding=layout.sharded())
 
 
 def combined(notices: jax.Array) -> dict[str, jax.Array]:
-    """Returns, inside jit, all processes' numbers as one: f32[] each."""
+    """Returns the largest `stop` and the sum of `bad_images`, f32[] each; for use inside jit."""
     return {
-        "stop": notices[:, _WORST].max().astype(jnp.float32),
-        "bad_images": notices[:, _COUNT].sum().astype(jnp.float32),
+        "stop": notices[:, _STOP].max().astype(jnp.float32),
+        "bad_images": notices[:, _BAD_IMAGES].sum().astype(jnp.float32),
     }

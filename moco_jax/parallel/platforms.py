@@ -1,7 +1,7 @@
-"""Computations that are written apart for CPUs, GPUs and TPUs, each where it pays.
+"""Applies different implementations of a computation on CPUs, GPUs and TPUs.
 
-`jax.lax.platform_dependent` does the same, but leaves a conditional in a program for one platform
-until the compiler has seen that only one branch is taken; this leaves nothing.
+`jax.lax.platform_dependent` does the same, but it leaves a conditional in the program until the
+compiler removes the branches of other platforms. `by_platform` lowers one implementation only.
 """
 
 import functools
@@ -13,7 +13,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-_NAMES = {"cpu": "cpu", "tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}
+_NAMES = {"cpu": "cpu", "tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}  # JAX's platform -> argument
 
 _primitive = Primitive("by_platform")
 _primitive.multiple_results = True
@@ -26,18 +26,18 @@ def by_platform(
     gpu: Callable[..., Any] | None = None,
     tpu: Callable[..., Any] | None = None,
 ) -> Any:
-    """Returns a function of arrays, in a program for each platform the one that is named after it.
+    """Applies the implementation for the compilation target to the arrays; returns its result.
 
-    It belongs inside `jax.jit`: outside, every call compiles anew. It has no gradient and can't be
-    mapped by `jax.vmap`, so it belongs inside a `jax.custom_vjp`, too, or where no gradient is
-    taken. The functions see the outside by these arrays alone; they must not close over others.
+    Use it inside `jax.jit`; outside, every call compiles again. It has no gradient and no
+    `jax.vmap` rule, so use it inside a `jax.custom_vjp` or where no gradient is taken. The
+    implementations must not close over other arrays.
 
     Args:
-      *arrays: what each function is given.
-      default: for platforms that are not named; arrays to a pytree of arrays.
-      cpu: likewise, of the same results.
+      *arrays: arguments of the implementation.
+      default: arrays -> a pytree of arrays; for platforms without an implementation of their own.
+      cpu: likewise, for CPUs; must return the same shapes and dtypes as `default`.
       gpu: likewise, for CUDA and ROCm.
-      tpu: likewise.
+      tpu: likewise, for TPUs.
     """
     results = jax.eval_shape(default, *arrays)
     leaves, tree = jax.tree.flatten(results)
@@ -48,11 +48,11 @@ def by_platform(
 
 
 def materialized(arrays: Any) -> Any:
-    """Returns a pytree of arrays, which a GPU reads from memory where it is used.
+    """Returns a pytree of arrays that, on a GPU, is written to memory and read where it is used.
 
-    XLA computes what is cheap again in every kernel that uses it, from more arrays than one, or
-    keeps a mask besides; on a GPU, whose kernels are bound by memory, both cost more than they
-    save. TPUs fuse a convolution with what follows it, which this would keep them from.
+    Otherwise XLA computes a cheap value again in every kernel that uses it, from several arrays, or
+    stores a mask. GPU kernels are bound by memory, so both cost more than they save. On a TPU it
+    has no effect: it would prevent the fusion of a convolution with the operations that follow.
     """
     leaves, tree = jax.tree.flatten(arrays)
     leaves = by_platform(

@@ -15,25 +15,25 @@ def tree():
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-@pytest.mark.parametrize("way", [norms._apart, norms._joined])
-def test_the_norm_is_that_of_all_values(tree, fsdp, way, monkeypatch):
-    monkeypatch.setattr(norms, "by_platform", lambda *x, **_: by_platform(*x, default=way))
+@pytest.mark.parametrize("norm", [norms._separate, norms._concatenated])
+def test_the_norm_is_that_of_all_values(tree, fsdp, norm, monkeypatch):
+    monkeypatch.setattr(norms, "by_platform", lambda *x, **_: by_platform(*x, default=norm))
     layout = make_layout(jax.devices()[:4], fsdp=fsdp)
     got = jax.jit(lambda tree: norms.global_norm(tree, layout))(tree)
     values = np.concatenate([np.ravel(x) for x in tree.values()])
     np.testing.assert_allclose(got, np.linalg.norm(values), rtol=1e-6)
 
 
-def test_all_arrays_may_be_split(tree):
+def test_a_tree_without_replicated_arrays(tree):
     layout = make_layout(jax.devices()[:4], fsdp=4)
     large = {"large": tree["(128, 256)"]}
     got = jax.jit(lambda tree: norms.global_norm(tree, layout))(large)
     np.testing.assert_allclose(got, np.linalg.norm(large["large"]), rtol=1e-6)
 
 
-def test_arrays_that_are_split_are_not_joined(tree):
+def test_gpus_concatenate_only_replicated_arrays(tree):
     layout = make_layout(jax.devices()[:4], fsdp=4)
     traced = jax.jit(lambda tree: norms.global_norm(tree, layout)).trace(tree)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    (joined,) = [line for line in text.splitlines() if "concatenate" in line]
-    assert "tensor<22xf32>" in joined  # 3 * 5 and 7
+    (concatenated,) = [line for line in text.splitlines() if "concatenate" in line]
+    assert "tensor<22xf32>" in concatenated  # 3 * 5 and 7

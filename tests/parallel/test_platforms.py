@@ -13,21 +13,21 @@ def _choose(x):
 
 
 @pytest.mark.parametrize("function", [_choose, jax.jit(_choose)])
-def test_here_the_function_for_cpus_is_computed(function):
+def test_a_cpu_computes_the_cpu_function(function):
     got = function(jnp.arange(3.0))
     np.testing.assert_array_equal(got["a"], jnp.arange(3.0))
     np.testing.assert_array_equal(got["b"], jnp.cos(jnp.arange(3.0)))
 
 
 @pytest.mark.parametrize("platform, found", [("cpu", "cosine"), ("tpu", "sine"), ("cuda", "sine")])
-def test_a_program_holds_its_platforms_function_alone(platform, found):
+def test_a_program_contains_only_the_function_for_its_platform(platform, found):
     text = jax.jit(_choose).trace(jnp.arange(3.0)).lower(lowering_platforms=(platform,)).as_text()
     assert {word for word in ("sine", "cosine") if f"stablehlo.{word}" in text} == {found}
     assert "case" not in text and "if" not in text
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "rocm"])
-def test_only_gpus_are_kept_from_computing_anew(platform):
+def test_only_gpus_get_an_optimization_barrier(platform):
     traced = jax.jit(lambda x: materialized((x + 1, x * 2))).trace(jnp.arange(3.0))
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("optimization_barrier" in text) == (platform in ("cuda", "rocm"))

@@ -13,7 +13,8 @@ Variants, papers and reported linear top-1 on ImageNet:
 The numbers of v1 and v2 are from facebookresearch/moco. Those of the banks are from a third
 party's notes on the MoCo paper, not checked against it.
 
-Measured: not run here. Only the compiled step was studied (benchmarks/results/step.md).
+Measured: not run here. Only the compiled step was studied
+(benchmarks/results/compiled_step.md).
 Wall time: not measured. Reported for 200 epochs of v1 or v2: 53 h on 8 V100.
 
 bn_groups=8 reproduces the batch norm of the reference's 8 GPUs, 32 images each, on any number of

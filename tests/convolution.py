@@ -1,10 +1,10 @@
-"""A convolution and a batch norm in plain NumPy, for comparisons."""
+"""A convolution and a batch norm in NumPy, as references for tests."""
 
 import numpy as np
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, dilation: int = 1) -> np.ndarray:
-    """Returns [H, W, O] of x [H, W, I] and a kernel [k, k, I, O], stride 1, the size kept."""
+    """Returns [H, W, O] of x [H, W, I] and a kernel [k, k, I, O], stride 1, padded to keep H, W."""
     size, pad = kernel.shape[0], dilation * (kernel.shape[0] // 2)
     padded = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
     height, width, _ = x.shape

@@ -1,4 +1,4 @@
-"""Batch normalisation over groups of the batch, however many devices hold it."""
+"""Batch normalisation over groups of the batch, independent of the number of devices."""
 
 from typing import Any
 
@@ -13,22 +13,23 @@ from moco_jax.parallel.platforms import materialized
 class GroupedBatchNorm(nn.Module):
     """Normalises each of `groups` contiguous parts of the batch by its own statistics.
 
-    The paper's batch norm sees the images of one GPU (MoCo, sec. 3.3). Here that is a property of
-    the model, not of the machine: `groups=8` computes on one device what eight GPUs compute.
-    `groups=1` is synchronised batch norm.
+    The paper's batch norm uses the images of one GPU (MoCo, sec. 3.3). Here the groups are a
+    property of the model, not of the machine: `groups=8` computes on one device what eight GPUs
+    compute. `groups=1` is synchronised batch norm.
 
-    Statistics and running averages are float32. As in torch, the running variance takes the
-    unbiased estimate (Flax's own BatchNorm takes the biased one). The running averages are the
-    mean over groups, a departure from torch, which keeps those of the first GPU only.
+    Statistics and running averages are float32. As in torch, the running variance averages the
+    unbiased estimates (Flax's own BatchNorm uses the biased ones). The running averages are means
+    over the groups, a departure from torch, which keeps those of the first GPU only.
 
     Attributes:
-      groups: G, the number of parts; must divide the batch B.
+      groups: G, number of parts; must divide the batch size B.
       use_running_average: whether to normalise by the running averages (evaluation).
       momentum: fraction of the running average that is kept (.9 is torch's .1).
       epsilon: added to the variance.
       dtype: dtype of the result.
       scale_init: initialiser of the scale.
-      rectify: whether to apply a ReLU to the result; both gradients are then taken as one.
+      rectify: whether to apply a ReLU to the result; one backward pass then computes both
+        gradients.
     """
 
     groups: int = 1
@@ -59,7 +60,7 @@ class GroupedBatchNorm(nn.Module):
             grouped, scale, bias, self.epsilon, jnp.dtype(self.dtype), self.rectify
         )
         if not self.is_initializing():
-            # No gradient: `_normalize` has none for its statistics.
+            # `_normalize` has no gradient for the statistics.
             mean, var = jax.lax.stop_gradient((mean, var))
             count = _count(grouped)
             mean_avg.value = self._running(mean_avg.value, mean)
@@ -68,7 +69,7 @@ class GroupedBatchNorm(nn.Module):
 
     def _split(self, x: jax.Array) -> jax.Array:
         if x.shape[0] % self.groups:
-            raise ValueError(f"a batch of {x.shape[0]} does not divide into {self.groups} groups")
+            raise ValueError(f"bn_groups={self.groups} must divide the batch of {x.shape[0]}")
         return x.reshape(self.groups, x.shape[0] // self.groups, *x.shape[1:])
 
     def _running(self, average: jax.Array, new: jax.Array) -> jax.Array:
@@ -80,13 +81,13 @@ def _normalize_plain(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns x [G, B / G, ..., C] normalised, and the mean and the biased variance [G, C].
 
-    Each direction is two passes over memory, the fewest that there can be: sums, then results. The
-    gradient is written out, since of the one that JAX derives XLA makes more passes for GPUs, and
-    it would round the sum's two parts to bfloat16 apart.
+    The forward and the backward pass each read x twice, the minimum: once for the sums, once for
+    the result. The gradient is written out for two reasons. For the gradient that JAX derives, XLA
+    makes more passes on GPUs, and it rounds the two terms of a sum to bfloat16 separately.
     """
     wide, axes = _wide(x), _inner_axes(x)
     mean = wide.mean(axis=axes)
-    # Both sums in one pass over x; the squares' mean minus the mean's square can round below 0.
+    # Both sums take one pass over x. The difference can round to below 0.
     var = jnp.maximum(jnp.square(wide).mean(axis=axes) - jnp.square(mean), 0.0)
     y = _scaled(wide, *_fold(mean, var, scale, bias, epsilon)).astype(dtype)
     return jax.nn.relu(y) if rectify else y, mean, var
@@ -107,7 +108,7 @@ def _normalize_backward(epsilon, dtype, rectify, saved, gradients):
         x, by_y = materialized((x, by_y))
 
     def load(x, by_y):
-        """Returns x and the gradient before the ReLU, whose mask follows from x."""
+        """Returns x in float32 and the gradient before the ReLU, whose mask is computed from x."""
         wide = _wide(x)
         by_y = by_y.astype(wide.dtype)
         if rectify:
@@ -123,15 +124,15 @@ def _normalize_backward(epsilon, dtype, rectify, saved, gradients):
         wide, masked = load(x, by_y)
     else:
         sums = materialized(sums)
-    # With n = (x - mean) / std the gradient by x is scale / std * (g - mean(g) - n * mean(g * n)),
-    # here as factors of g and x and a rest.
+    # With n = (x - mean) / std, the gradient by x is scale / std * (g - mean(g) - n * mean(g * n)).
+    # Here it is a sum of three terms: a factor times g, a factor times x, and an offset.
     by_bias = sums[0]
     rstd = jax.lax.rsqrt(var + epsilon)
     by_scale = (sums[1] - mean * sums[0]) * rstd
-    of_g = rstd * scale[None]
-    of_x = -of_g * rstd * by_scale / count
-    rest = -of_g * by_bias / count - of_x * mean
-    by_x = masked * _each(of_g, x) + wide * _each(of_x, x) + _each(rest, x)
+    g_factor = rstd * scale[None]
+    x_factor = -g_factor * rstd * by_scale / count
+    offset = -g_factor * by_bias / count - x_factor * mean
+    by_x = masked * _broadcast(g_factor, x) + wide * _broadcast(x_factor, x) + _broadcast(offset, x)
     by_scale, by_bias = (by.sum(axis=0).astype(scale.dtype) for by in (by_scale, by_bias))
     return by_x.astype(x.dtype), by_scale, by_bias
 
@@ -140,17 +141,17 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _fold(mean, var, scale, bias, epsilon) -> tuple[jax.Array, jax.Array]:
-    """Returns the statistics as factor and offset [G, C]: one multiply and one add an element."""
+    """Returns factor and offset [G, C], so that x * factor + offset is the normalised x."""
     factor = jax.lax.rsqrt(var + epsilon) * scale[None]
     return factor, bias[None] - mean * factor
 
 
 def _scaled(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
-    return x * _each(factor, x) + _each(offset, x)
+    return x * _broadcast(factor, x) + _broadcast(offset, x)
 
 
-def _each(values: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns values [G, C], to be broadcast over x [G, B / G, ..., C]."""
+def _broadcast(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns values [G, C] in a shape that broadcasts over x [G, B / G, ..., C]."""
     return values.reshape(values.shape[0], *(1,) * (x.ndim - 2), values.shape[-1])
 
 
@@ -163,5 +164,5 @@ def _inner_axes(x: jax.Array) -> tuple[int, ...]:
 
 
 def _count(x: jax.Array) -> int:
-    """Returns the number of values behind each of the statistics of x [G, B / G, ..., C]."""
+    """Returns the number of values in each statistic of x [G, B / G, ..., C]."""
     return x.size // (x.shape[0] * x.shape[-1])

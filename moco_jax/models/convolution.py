@@ -1,15 +1,15 @@
-"""Convolutions of ResNets, where XLA's own are slow: on CPUs.
+"""Faster convolutions for ResNets on CPUs.
 
-GPUs and TPUs compile `jax.lax.conv_general_dilated` and its gradients, untouched. For CPUs
+On GPUs and TPUs, XLA compiles `jax.lax.conv_general_dilated` and its gradients unchanged. On CPUs:
 
-- large 3x3 convolutions of stride 1, and their gradients by the input, are Winograd's F(2x2, 3x3)
-  (Lavin and Gray 2016, arXiv 1509.09308): 2.25 times fewer multiplications, in float32 with
-  rounding of 1e-6 of the largest value;
-- 1x1 convolutions are matrix products, forwards and backwards;
-- the gradient by the input of a 3x3 convolution of stride 2 is computed apart for even and odd rows
-  and columns, instead of over an input three quarters of which is zeros.
+- Large 3x3 convolutions of stride 1 and their gradients by the input use Winograd's F(2x2, 3x3)
+  (Lavin and Gray 2016, arXiv 1509.09308). It takes 2.25 times fewer multiplications; in float32,
+  the rounding error is 1e-6 of the largest value.
+- 1x1 convolutions and their gradients are matrix products.
+- The gradient by the input of a 3x3 convolution of stride 2 is computed separately for even and odd
+  rows and columns. XLA computes it from a padded array in which three of four values are zero.
 
-Speeds are in benchmarks/RESULTS.md.
+benchmarks/RESULTS.md has the measured speeds.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from moco_jax.parallel.platforms import by_platform
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
-# Multiplications of a convolution from which on Winograd's transforms pay for their compile time,
-# and channels from which on they pay at all.
+# Winograd is used from this number of multiplications on, where it is worth its compile time, and
+# from this number of channels on, where it is faster.
 _LARGE = 2**29
 _WIDE = 64
 
@@ -36,7 +36,10 @@ _lax_only = contextvars.ContextVar("lax_only", default=False)
 
 @contextlib.contextmanager
 def lax_only() -> Iterator[None]:
-    """Leaves all convolutions traced in it to lax: a CPU's program is then an accelerator's."""
+    """Makes all convolutions that are traced in the block those of lax.
+
+    A program for CPUs then has the operations of a program for accelerators.
+    """
     token = _lax_only.set(True)
     try:
         yield
@@ -53,8 +56,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Returns `lax.conv_general_dilated` of lhs [B, H, W, C] and rhs [k, k, C, F]; for `nn.Conv`.
 
-    What is written out here has gradients of first order in reverse mode; convolutions other than
-    the above are lax's own.
+    The implementations of this file have first-order gradients in reverse mode only. All other
+    convolutions call lax.
     """
     kernel, stride = rhs.shape[0], window_strides[0]
     own = (
@@ -64,7 +67,7 @@ def conv_general_dilated(
         and all(tuple(pad) == (kernel // 2, kernel // 2) for pad in padding)
         and set(kwargs.get("rhs_dilation") or (1,)) == {1}
         and kwargs.get("feature_group_count", 1) == 1
-        and lhs.dtype in (jnp.float32, jnp.float64)  # XLA's bfloat16 products are slow on CPUs
+        and lhs.dtype in (jnp.float32, jnp.float64)  # bfloat16 products are slow on CPUs
         and not _lax_only.get()
     )
     if own:
@@ -97,24 +100,24 @@ def _forward(x: jax.Array, w: jax.Array, stride: int) -> Callable[..., jax.Array
     """Returns the forward function (x, w) -> y for a CPU."""
     if w.shape[0] == 1:
         return functools.partial(_pointwise, stride=stride)
-    if stride == 1 and _pays(x, w):
+    if stride == 1 and _winograd_pays(x, w):
         return _winograd
     return functools.partial(_lax_conv, stride=stride)
 
 
 def _backward(x: jax.Array, w: jax.Array, stride: int) -> tuple[Callable[..., Any], ...]:
-    """Returns the gradients' functions (g, x, w) -> [...] by x and by w for a CPU."""
+    """Returns the gradient functions (g, x, w) -> gradient, by x and by w, for a CPU."""
     if w.shape[0] == 1:
         by_w = functools.partial(_pointwise_by_w, stride=stride)
         return functools.partial(_pointwise_by_x, stride=stride), by_w
     if stride == 2:
         return _strided_by_x, _lax_by_w(stride)
-    if _pays(x, w):
+    if _winograd_pays(x, w):
         return _winograd_by_x, _lax_by_w(stride)
     return _lax_by_x(stride), _lax_by_w(stride)
 
 
-def _pays(x: jax.Array, w: jax.Array) -> bool:
+def _winograd_pays(x: jax.Array, w: jax.Array) -> bool:
     return min(w.shape[2:]) >= _WIDE and x.size * w.size // w.shape[2] >= _LARGE
 
 
@@ -134,7 +137,7 @@ def _lax_by_w(stride: int):
 
 
 def _times(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Returns x [..., C] times w [C, F], as one product of two matrices."""
+    """Returns x [..., C] times w [C, F], computed as one product of two matrices."""
     return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
 
 
@@ -157,8 +160,8 @@ def _pointwise_by_w(g, x, w, stride):
     return (x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1]))[None, None]
 
 
-# Taps of a 3-wide kernel of stride 2 that reach input 2m (even) and 2m + 1 (odd), as (which tap,
-# of which output after m).
+# Taps of a 3-wide kernel of stride 2 that read input 2m (first) and 2m + 1 (second): pairs (tap,
+# index of the output minus m).
 _TAPS = (((1, 0),), ((2, 0), (0, 1)))
 
 
@@ -180,21 +183,24 @@ def _strided_by_x(g, x, w):
 
 
 def _interleave(parts: Sequence[Any]) -> jax.Array:
-    """Returns [B, 2H, 2W, C] of 4 [B, H, W, C]: even rows' even and odd columns, then odd rows'."""
+    """Returns [B, 2H, 2W, C] of four parts [B, H, W, C].
+
+    The parts are (even rows, even columns), (even, odd), (odd, even) and (odd, odd).
+    """
     rows = [jnp.stack(parts[i : i + 2], axis=3) for i in (0, 2)]
     batch, height, width, _, channels = rows[0].shape
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
-# Of Lavin and Gray, sec. 4.1: the kernel's transform. Those of the input and the output, B and A,
-# are sums and differences, written out below.
+# Transform of the kernel (Lavin and Gray, sec. 4.1). The transforms of the input and the output are
+# `_transform_input` and `_transform_output`.
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
 def _winograd(x: jax.Array, w: jax.Array) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with w [3, 3, C, F], padded by 1: [B, H, W, F].
 
-    Tiles of 2x2 results, each from 4x4 inputs: 16 products over all tiles instead of 36.
+    Each tile of 2x2 results takes 4x4 inputs and 16 products instead of 36.
     """
     height, width = x.shape[1:3]
     even_height, even_width = height + height % 2, width + width % 2
@@ -203,11 +209,11 @@ def _winograd(x: jax.Array, w: jax.Array) -> jax.Array:
         [padded[:, i : i + even_height - 1 : 2, j : j + even_width - 1 : 2] for j in range(4)]
         for i in range(4)
     ]
-    tiles = _columns(_into, _rows(_into, tiles))
+    tiles = _columns(_transform_input, _rows(_transform_input, tiles))
     transform = jnp.asarray(_G, w.dtype)
     kernel = jnp.einsum("ai,bj,ijcf->abcf", transform, transform, w)
     products = [[_times(tiles[i][j], kernel[i, j]) for j in range(4)] for i in range(4)]
-    (a, b), (c, d) = _columns(_out_of, _rows(_out_of, products))
+    (a, b), (c, d) = _columns(_transform_output, _rows(_transform_output, products))
     return _interleave((a, b, c, d))[:, :height, :width]
 
 
@@ -215,11 +221,11 @@ def _winograd_by_x(g, x, w):
     return _winograd(g, w[::-1, ::-1].swapaxes(2, 3))
 
 
-def _into(a, b, c, d):
+def _transform_input(a, b, c, d):
     return a - c, b + c, c - b, b - d
 
 
-def _out_of(a, b, c, d):
+def _transform_output(a, b, c, d):
     return a + b + c, b - c - d
 
 

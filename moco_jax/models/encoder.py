@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import ResNet, resnet
 
+# Output name -> method of Encoder.
+FEATURES = {"backbone": "features", "head": "projection"}
+
 
 class Encoder(nn.Module):
     """Maps images to L2-normalised keys or queries (MoCo, sec. 3.3).
@@ -34,15 +37,15 @@ class Encoder(nn.Module):
 
 def _normalize(x: jax.Array) -> jax.Array:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    # The square root is taken of what is bounded below: at 0 its gradient would be infinite.
+    # The maximum bounds the gradient of the square root, which is infinite at 0.
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def make_encoder(config) -> Encoder:
-    """Returns the encoder of a whole config (`model`, `bn_groups`, `dtype`, `remat`).
+    """Returns the encoder of a config; reads its `model`, `bn_groups`, `dtype` and `remat`.
 
     Raises:
-      ValueError: for an unknown architecture or head.
+      ValueError: for an unknown backbone or head.
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
     if model.head not in HEADS:

@@ -1,4 +1,4 @@
-"""Projection heads, with torch's default initialisation as the reference has it."""
+"""Projection heads, initialised as in the reference: by torch's default."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def torch_linear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, *, fan_in: int):
-    """Returns uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default for weight and bias."""
+    """Returns samples of uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default initialiser."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -18,7 +18,7 @@ class LinearHead(nn.Module):
     """MoCo v1's head: one linear layer. Maps f32[B, F] to f32[B, dim]."""
 
     dim: int
-    hidden: int = 0  # unused here: every head is made with the same arguments
+    hidden: int = 0  # not used; all heads take the same arguments
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -31,7 +31,7 @@ class MLPHead(nn.Module):
 
     Attributes:
       dim: length of the result.
-      hidden: length of the hidden layer; 0 takes the length of the input, as the reference does.
+      hidden: length of the hidden layer; 0: the length of the input, as in the reference.
     """
 
     dim: int
@@ -49,4 +49,5 @@ def _linear(x: jax.Array, features: int, dtype, name: str) -> jax.Array:
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
 
 
+# The values of `config.model.head`; a new head is registered here.
 HEADS = {"linear": LinearHead, "mlp": MLPHead}

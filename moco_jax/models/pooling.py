@@ -1,4 +1,4 @@
-"""The max-pooling of a ResNet's stem."""
+"""Max-pooling of the ResNet stem."""
 
 import flax.linen as nn
 import jax
@@ -9,14 +9,15 @@ from moco_jax.parallel.platforms import by_platform
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """Returns x [B, H, W, C] pooled by 3x3 windows at stride 2, padded by 1: [B, H/2, W/2, C].
+    """Returns the maxima of 3x3 windows at stride 2 and padding 1: [B, ceil(H/2), ceil(W/2), C].
 
-    Halves are rounded up.
+    XLA's gradient scatters on GPUs, where the order of the sums is then not deterministic, and
+    uses one thread on CPUs. There, the forward pass stores a byte for each window, the place of its
+    (first) maximum. The gradient of a pixel is gathered from the windows that contain it. TPUs have
+    an instruction for the gradient.
 
-    For the gradient XLA scatters on GPUs, where sums then come in any order, and on CPUs runs on
-    one thread. There, a byte for each window is kept that says where its maximum is, the first one
-    if there are several, and each image's pixel asks the windows that it is in. TPUs have an
-    instruction for it.
+    Args:
+      x: [B, H, W, C].
     """
     return _lax_max_pool(x)
 
@@ -45,27 +46,27 @@ max_pool.defvjp(_forward, _backward)
 
 
 def _with_places(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the maxima [B, h, w, C] and uint8 of that shape, 3 * row + column in the window."""
+    """Returns the maxima and their places in the window, 3 * row + column, uint8[B, h, w, C]."""
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     height, width = ((size + 1) // 2 for size in x.shape[1:3])
     y, places = padded[:, : 2 * height - 1 : 2, : 2 * width - 1 : 2], jnp.uint8(0)
     for place in range(1, 9):
         i, j = divmod(place, 3)
         other = padded[:, i : i + 2 * height - 1 : 2, j : j + 2 * width - 1 : 2]
-        # Which one is larger is asked of both here: compared with a result, it might be computed
-        # anew in another way, and be none of the two.
+        # Compare the two candidates, not a candidate with the maximum: XLA may compute a value
+        # twice with different rounding, and the maximum would equal neither.
         places = jnp.where((other > y) | jnp.isnan(other), jnp.uint8(place), places)
         y = jnp.maximum(y, other)
     return y, places
 
 
 def _gathered(x: jax.Array, places: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Returns the gradient by x: of each window that has its maximum there."""
+    """Returns the gradient by x: each pixel sums the windows that have their maximum there."""
     height, width = x.shape[1:3]
-    places, gradient = _twice(places), _twice(gradient)
+    places, gradient = _repeated(places), _repeated(gradient)
     rows, columns = jnp.arange(height)[None, :, None, None], jnp.arange(width)[None, None, :, None]
     total = jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
-    # Row r is row 1 or 2 of window r // 2 and, if it is odd, row 0 of the one after that.
+    # Row r is row 1 or 2 of window r // 2 and, if r is odd, row 0 of the next window.
     for down in (0, 1):
         for across in (0, 1):
             here = (slice(None), slice(down, down + height), slice(across, across + width))
@@ -75,7 +76,7 @@ def _gathered(x: jax.Array, places: jax.Array, gradient: jax.Array) -> jax.Array
     return total.astype(x.dtype)
 
 
-def _twice(windows: jax.Array) -> jax.Array:
-    """Returns [B, 2 * h + 2, 2 * w + 2, C] of [B, h, w, C], each window twice, and zeros."""
+def _repeated(windows: jax.Array) -> jax.Array:
+    """Returns windows [B, h, w, C], padded by zeros at the end and repeated: [B, 2h+2, 2w+2, C]."""
     padded = jnp.pad(windows, ((0, 0), (0, 1), (0, 1), (0, 0)))
     return padded.repeat(2, axis=1).repeat(2, axis=2)

@@ -1,4 +1,4 @@
-"""The rectifier, with a gradient that reads its result."""
+"""ReLU whose gradient reads the result instead of the input."""
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,8 @@ from moco_jax.parallel.platforms import materialized
 def relu(x: jax.Array) -> jax.Array:
     """Returns max(x, 0).
 
-    `jax.nn.relu` asks its input for the gradient's mask. In a residual network the input is a sum
-    that is nowhere else needed, while the result lies in memory, for the convolution that follows.
+    `jax.nn.relu` computes the mask of its gradient from the input. In a residual network nothing
+    else needs that input, a sum; the result is in memory anyway, for the convolution that follows.
     """
     return jnp.maximum(x, 0)
 

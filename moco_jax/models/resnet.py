@@ -1,4 +1,4 @@
-"""Residual networks, initialised and padded as the reference's (torchvision's) are."""
+"""Residual networks, initialised and padded as in torchvision, which the reference uses."""
 
 import functools
 from collections.abc import Callable
@@ -41,7 +41,10 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with the stride in the 3x3, as torchvision has it (ResNet v1.5)."""
+    """1x1, 3x3 and 1x1 convolutions, the stride in the 3x3 (torchvision's ResNet v1.5).
+
+    Maps [B, H, W, C] to [B, H/s, W/s, 4 * filters].
+    """
 
     filters: int
     strides: int
@@ -66,7 +69,7 @@ class Bottleneck(nn.Module):
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
-    """Returns x [B, H, W, C], projected where the block changes its shape."""
+    """Returns x [B, H, W, C], projected if the block changes its shape."""
     if block.strides == 1 and x.shape[-1] == features:
         return x
     x = block.conv(features, 1, block.strides, name="shortcut_conv")(x)
@@ -74,22 +77,24 @@ def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> ja
 
 
 class ResNet(nn.Module):
-    """A ResNet without its classifier: images to pooled features.
+    """A ResNet without its classifier. Maps images [B, H, W, 3] to pooled features f32[B, F].
 
     Attributes:
       stage_sizes: blocks in each stage.
       block: `BasicBlock` or `Bottleneck`.
-      stem: 'imagenet' (7x7 stride 2 and max-pooling) or 'small' (3x3 stride 1, no pooling), the
-        reference's network for 32x32 images.
-      width: multiplies every layer's channels (R50w2x: 2).
+      stem: 'imagenet' (7x7 at stride 2, then max-pooling) or 'small' (3x3 at stride 1, no pooling),
+        the reference's network for 32x32 images.
+      width: multiplies the channels of every layer (R50w2x: 2).
       groups: groups of the 3x3 convolution (ResNeXt).
-      base_width: channels a group has in the first stage (ResNeXt, wide ResNets), times `width`.
-      bn_groups: G of GroupedBatchNorm.
-      dilated: the last stage keeps the resolution of the one before, and its 3x3 convolutions have
-        dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The weights are those
-        of the ordinary network. torchvision's dilates all but the first of them.
-      dtype: dtype of the computation; parameters and statistics stay float32.
-      remat: whether the gradient computes each block's inside again instead of keeping it.
+      base_width: channels per group in the first stage (ResNeXt, wide ResNets), before `width`
+        multiplies them.
+      bn_groups: groups of GroupedBatchNorm.
+      dilated: whether the last stage keeps the resolution of the stage before and its 3x3
+        convolutions have dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The
+        parameters are the same. torchvision does not dilate the first of these convolutions.
+      dtype: dtype of the computation; parameters and statistics are float32.
+      remat: whether the backward pass computes the activations inside each block again instead of
+        storing them.
     """
 
     stage_sizes: tuple[int, ...]
@@ -113,7 +118,7 @@ class ResNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels of the image between neighbours of the last map."""
+        """Image pixels between neighbouring positions of the last stage's maps."""
         stem = 4 if self.stem == "imagenet" else 1
         return stem * 2 ** (len(self.stage_sizes) - 1 - self.dilated)
 
@@ -124,7 +129,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def maps(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns the last stage's maps [B, ceil(H / stride), ceil(W / stride), F]."""
+        """Returns the last stage's feature maps [B, ceil(H / stride), ceil(W / stride), F]."""
         conv = functools.partial(padded_conv, dtype=self.dtype)
         norm = functools.partial(
             GroupedBatchNorm,
@@ -160,7 +165,7 @@ class ResNet(nn.Module):
 def padded_conv(
     features: int, kernel: int, strides: int = 1, dilation: int = 1, **kwargs
 ) -> nn.Conv:
-    """Returns a convolution padded as torch pads: by half of what it spans on both sides."""
+    """Returns a convolution padded as in torch: on both sides by half the dilated kernel."""
     pad = dilation * (kernel // 2)
     return nn.Conv(
         features,
@@ -175,8 +180,9 @@ def padded_conv(
     )
 
 
-_ARCHITECTURES: dict[str, dict[str, Any]] = {
-    # resnet10 has one block a stage: for small images, first runs and tests.
+# The values of `config.model.name`, with attributes of `ResNet`; a new ResNet is registered here.
+BACKBONES: dict[str, dict[str, Any]] = {
+    # One block per stage, for small images, first runs and tests.
     "resnet10": dict(stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "resnet18": dict(stage_sizes=(2, 2, 2, 2), block=BasicBlock),
     "resnet34": dict(stage_sizes=(3, 4, 6, 3), block=BasicBlock),
@@ -186,15 +192,15 @@ _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnext50_32x4d": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, groups=32, base_width=4),
     "resnext101_32x8d": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, groups=32, base_width=8),
     "resnext101_64x4d": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, groups=64, base_width=4),
-    # torchvision's: wide in the 3x3 convolutions only (R50w2x, width=2, is so in every layer).
+    # torchvision's networks: only the 3x3 convolutions are wide (R50w2x, width=2: every layer).
     "wide_resnet50_2": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, base_width=128),
     "wide_resnet101_2": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, base_width=128),
 }
-NAMES = tuple(_ARCHITECTURES)
+NAMES = tuple(BACKBONES)
 
 
 def resnet(name: str, **options) -> ResNet:
-    """Returns the ResNet of this name.
+    """Returns the backbone of a name.
 
     Args:
       name: one of `NAMES`.
@@ -203,6 +209,6 @@ def resnet(name: str, **options) -> ResNet:
     Raises:
       ValueError: for an unknown name.
     """
-    if name not in _ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(NAMES)}")
-    return ResNet(**_ARCHITECTURES[name], **options)
+    if name not in BACKBONES:
+        raise ValueError(f"unknown model.name {name!r}; known: {', '.join(NAMES)}")
+    return ResNet(**BACKBONES[name], **options)

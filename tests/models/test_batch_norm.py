@@ -40,13 +40,13 @@ def test_evaluation_uses_the_running_averages(x):
     np.testing.assert_allclose(y, 2 * (x - 3) / np.sqrt(4 + 1e-5) + 1, atol=1e-5)
 
 
-def test_a_batch_that_does_not_divide_is_refused(x):
-    with pytest.raises(ValueError, match="batch of 8 does not divide into 3 groups"):
+def test_groups_that_do_not_divide_the_batch_raise(x):
+    with pytest.raises(ValueError, match="bn_groups=3 must divide the batch of 8"):
         GroupedBatchNorm(groups=3).init(jax.random.key(0), x)
 
 
 @pytest.mark.parametrize("rectify", [False, True])
-def test_gradients_are_those_that_jax_derives(x, rectify):
+def test_gradients_equal_those_that_jax_derives(x, rectify):
     params = {
         "scale": np.linspace(0.5, 2, 5, dtype=np.float32),
         "bias": np.linspace(-1, 1, 5, dtype=np.float32),
@@ -74,7 +74,7 @@ def test_gradients_are_those_that_jax_derives(x, rectify):
         np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_a_relu_is_part_of_the_evaluation_too(x):
+def test_evaluation_applies_the_relu(x):
     variables = GroupedBatchNorm().init(jax.random.key(0), x)
     plain, rectified = (
         GroupedBatchNorm(use_running_average=True, rectify=rectify).apply(variables, x - 3)
@@ -85,7 +85,7 @@ def test_a_relu_is_part_of_the_evaluation_too(x):
 
 @pytest.mark.parametrize("rectify", [False, True])
 def test_bfloat16_is_rounded_once(x, rectify):
-    """The gradient in bfloat16 is that of the same values in float32, to half its last bit."""
+    """The bfloat16 gradient equals that of the same values in float32, to half its last bit."""
     norms = [GroupedBatchNorm(2, dtype=d, rectify=rectify) for d in (jnp.bfloat16, jnp.float32)]
     variables = norms[0].init(jax.random.key(0), x)
     by_y = jnp.sin(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape).astype(jnp.bfloat16)

@@ -6,7 +6,7 @@ from jax import lax
 
 from moco_jax.models import convolution
 
-# (height, kernel, stride, channels in and out): each way, at even and odd sizes; large ones too.
+# (height, kernel, stride, channels in and out): each implementation, at even and odd sizes.
 CASES = [
     (8, 1, 1, 4, 6),
     (8, 1, 2, 4, 6),
@@ -41,13 +41,13 @@ def _problem(height, kernel, stride, channels, features):
 
 
 def _with_gradients(conv, x, w, stride):
-    """Returns result and gradients for an arbitrary cotangent."""
+    """Returns the result and the gradients for an arbitrary cotangent."""
     y, backward = jax.vjp(lambda x, w: conv(x, w, stride), x, w)
     return y, *backward(jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_result_and_gradients_are_those_of_lax(case):
+def test_result_and_gradients_equal_those_of_lax(case):
     problem = _problem(*case)
     for own, expected in zip(
         _with_gradients(_own, *problem), _with_gradients(_lax, *problem), strict=True
@@ -56,7 +56,7 @@ def test_result_and_gradients_are_those_of_lax(case):
 
 
 @pytest.mark.parametrize("height", [8, 7])
-def test_winograd_is_the_convolution(height, monkeypatch):
+def test_winograd_equals_the_convolution_of_lax(height, monkeypatch):
     monkeypatch.setattr(convolution, "_LARGE", 0)
     problem = _problem(height, 3, 1, 64, 80)
     text = jax.jit(_own, static_argnums=2).lower(*problem).as_text()
@@ -69,7 +69,7 @@ def test_winograd_is_the_convolution(height, monkeypatch):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("case", CASES)
-def test_accelerators_compile_the_convolutions_of_lax(platform, case, monkeypatch):
+def test_accelerators_have_the_operations_of_lax(platform, case, monkeypatch):
     monkeypatch.setattr(convolution, "_LARGE", 0)
     monkeypatch.setattr(convolution, "_WIDE", 0)
     x, w, stride = _problem(*case)
@@ -83,7 +83,7 @@ def test_accelerators_compile_the_convolutions_of_lax(platform, case, monkeypatc
     assert operations(_own) == operations(_lax)
 
 
-def test_a_cpus_program_can_have_the_convolutions_of_lax():
+def test_lax_only_keeps_the_convolutions_of_lax_on_a_cpu():
     x, w, _ = _problem(8, 1, 1, 4, 6)
     assert "convolution(" not in jax.jit(lambda x, w: _own(x, w, 1)).lower(x, w).as_text()
     with convolution.lax_only():

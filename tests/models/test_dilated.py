@@ -1,4 +1,4 @@
-"""A dilated ResNet: the same weights, the last stage at twice the resolution."""
+"""A dilated ResNet: the same parameters, the last stage at twice the resolution."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def shapes(net: ResNet):
 
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
-def test_the_weights_are_those_of_the_ordinary_network(block, stem):
+def test_the_parameters_are_those_of_the_network_without_dilation(block, stem):
     assert shapes(network(block, stem=stem, dilated=True)) == shapes(network(block, stem=stem))
 
 
@@ -28,7 +28,7 @@ def test_the_weights_are_those_of_the_ordinary_network(block, stem):
     ("stem", "dilated", "stride", "side"),
     [("imagenet", False, 32, 17), ("imagenet", True, 16, 33), ("small", True, 4, 129)],
 )
-def test_maps_have_the_stride_that_is_told(stem, dilated, stride, side):
+def test_maps_have_the_stride_of_the_network(stem, dilated, stride, side):
     net = network(BasicBlock, stem=stem, dilated=dilated)
     images = jax.ShapeDtypeStruct((2, 513, 513, 3), jnp.float32)
     apply = lambda v, x: net.apply(v, x, train=False, method="maps")  # noqa: E731
@@ -58,11 +58,11 @@ def _norm(params, stats, number):
 
 
 @pytest.mark.parametrize(("block", "plain"), [(BasicBlock, _basic), (Bottleneck, _bottleneck)])
-def test_the_last_stage_is_what_numpy_gives(block, plain):
+def test_the_last_stage_equals_numpys(block, plain):
     net = network(block, stem="small", dilated=True)
     images = jax.random.normal(jax.random.key(1), (1, 16, 20, 3))
 
-    # Statistics and scales as of a network that was trained.
+    # Statistics and scales that differ from the initial ones, as after training.
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
         lambda x: rng.normal(0.2, 0.2, x.shape).astype(np.float32) ** (1 + (x.ndim == 1)),

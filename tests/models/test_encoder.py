@@ -16,7 +16,7 @@ def count(module, *args, **kwargs) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(init["params"]))
 
 
-# torchvision's published parameter counts, less the classifier's (features + 1) x 1000.
+# torchvision's published parameter counts minus the classifier's (features + 1) x 1000.
 @pytest.mark.parametrize(
     ("name", "parameters", "features"),
     [
@@ -32,31 +32,31 @@ def count(module, *args, **kwargs) -> int:
         ("wide_resnet101_2", 126_886_696 - 2_049_000, 2048),
     ],
 )
-def test_sizes_are_torchvisions(name, parameters, features):
+def test_parameter_counts_are_torchvisions(name, parameters, features):
     model = resnet(name)
     assert count(model, jnp.zeros((1, 64, 64, 3)), train=True) == parameters
     assert model.features == features
 
 
-def test_width_widens_every_layer():
-    # The R50w2x of the paper's table: 94 M parameters (Kolesnikov et al. 2019: 93 M).
+def test_width_multiplies_the_channels_of_every_layer():
+    # The paper's table gives R50w2x 94 M parameters (Kolesnikov et al. 2019: 93 M).
     wide = resnet("resnet50", width=2)
     assert wide.features == 4096
     assert round(count(wide, jnp.zeros((1, 64, 64, 3)), train=True) / 1e6) in (93, 94)
 
 
-def test_unknown_names_list_the_known():
-    with pytest.raises(ValueError, match="unknown model 'resnet5'; known: resnet10, resnet18"):
+def test_an_unknown_name_raises_and_lists_the_known():
+    with pytest.raises(ValueError, match="unknown model.name 'resnet5'; known: resnet10, resnet18"):
         resnet("resnet5")
 
 
-def test_convolutions_start_kaiming_fan_out():
+def test_convolutions_are_initialised_kaiming_fan_out():
     variables = resnet("resnet18").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=True)
     kernel = variables["params"]["stage4_block2"]["Conv_1"]["kernel"]
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
 
 
-def test_heads_start_as_torchs_linear():
+def test_heads_are_initialised_as_torchs_linear():
     params = MLPHead(dim=128).init(jax.random.key(0), jnp.zeros((1, 512)))["params"]
     assert params["hidden_layer"]["kernel"].shape == (512, 512)
     for layer in ("hidden_layer", "output"):
@@ -66,8 +66,8 @@ def test_heads_start_as_torchs_linear():
             assert float(leaf.std()) == pytest.approx(bound / math.sqrt(3), rel=0.15)
 
 
-def test_strided_convolutions_pad_as_torch():
-    """torch's 3x3 stride 2 sees rows -1, 0, 1 first; padding 'SAME' would see rows 0, 1, 2."""
+def test_strided_convolutions_pad_as_in_torch():
+    """torch's first 3x3 window at stride 2 has rows -1, 0, 1; padding 'SAME' gives rows 0, 1, 2."""
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     y = padded_conv(1, 3, 2).apply({"params": {"kernel": jnp.ones((3, 3, 1, 1))}}, x)
     np.testing.assert_array_equal(y[0, :, :, 0], [[10, 24], [51, 90]])

@@ -17,19 +17,19 @@ def _gradient(function, x):
 
 
 @pytest.mark.parametrize("height, width", [(8, 6), (7, 6), (8, 5), (1, 2)])
-def test_pooling_and_its_gradient_are_those_of_lax(height, width):
+def test_pooling_and_its_gradient_equal_those_of_lax(height, width):
     x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
     np.testing.assert_array_equal(max_pool(x), _lax(x))
     np.testing.assert_allclose(_gradient(max_pool, x), _gradient(_lax, x), atol=1e-6)
 
 
-def test_of_equal_largest_values_the_first_has_the_gradient():
+def test_the_first_of_equal_maxima_gets_the_gradient():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, :2].set(1.0)
     np.testing.assert_array_equal(_gradient(max_pool, x), _gradient(_lax, x))
 
 
-def test_the_gradient_does_not_depend_on_how_the_image_came_about():
-    # Compiled as one, both sides of a comparison may be computed anew, and differently rounded.
+def test_the_gradient_is_correct_when_fused_with_the_layer_before():
+    # In one program, XLA may compute both sides of a comparison again, with different rounding.
     w = jax.random.normal(jax.random.key(1), (3, 3, 3, 3))
 
     def pooled(pool, x):
@@ -46,7 +46,7 @@ def test_the_gradient_does_not_depend_on_how_the_image_came_about():
     np.testing.assert_allclose(own, expected, atol=1e-5)
 
 
-def test_what_is_no_number_is_not_lost():
+def test_nans_are_kept():
     x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0].set(jnp.nan)
     y, backward = jax.vjp(max_pool, x)
     assert jnp.isnan(y[0, 0, 0, 0]) and jnp.isnan(max_pool(x)[0, 0, 0, 0])

@@ -5,7 +5,7 @@ import numpy as np
 from moco_jax.models.relu import relu
 
 
-def test_relu_and_its_gradient_are_those_of_jax():
+def test_relu_and_its_gradient_equal_those_of_jax():
     x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0])
     results = []
     for function in (relu, jax.nn.relu):

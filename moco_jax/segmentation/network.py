@@ -1,4 +1,4 @@
-"""The network of the paper's VOC segmentation: an FCN on a dilated ResNet, output stride 16."""
+"""The FCN of MoCo's VOC segmentation: a dilated ResNet with output stride 16 and a head."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from moco_jax.models.resnet import ResNet, padded_conv
 
 
 class Classifier(nn.Module):
-    """Two dilated 3x3 convolutions with batch norm and ReLU, and a 1x1 convolution to the classes.
+    """Two dilated 3x3 convolutions with batch norm and ReLU, then a 1x1 convolution to C classes.
 
     Attributes:
       classes: C.
       width: channels of the 3x3 convolutions.
-      dilation: of them.
+      dilation: of the 3x3 convolutions.
       bn_groups: G of GroupedBatchNorm.
-      dtype: of the 3x3 convolutions; the last one and the scores are float32.
+      dtype: of the 3x3 convolutions; the 1x1 convolution and the scores are float32.
     """
 
     classes: int
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns scores f32[B, h, w, C] of maps [B, h, w, F]."""
+        """Returns scores f32[B, h, w, C] for feature maps [B, h, w, F]."""
         for i in (1, 2):
             x = padded_conv(
                 self.width, 3, dilation=self.dilation, dtype=self.dtype, name=f"conv{i}"
@@ -43,35 +43,40 @@ class Classifier(nn.Module):
                 name=f"norm{i}",
             )(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # N(0, .01) as the reference's linear classifier; the paper doesn't tell.
+        # N(0, 0.01), as in the reference's linear classifier; the paper does not specify it.
         init = nn.initializers.normal(0.01)
         return nn.Conv(self.classes, (1, 1), kernel_init=init, name="output")(x)
 
 
 class FCN(nn.Module):
-    """Images to scores of each pixel (MoCo, appendix, VOC segmentation).
+    """Scores the classes of each pixel (MoCo, appendix, VOC segmentation).
 
     Attributes:
-      backbone: dilated.
-      classifier: of its maps.
+      backbone: dilated ResNet.
+      classifier: head on its feature maps.
     """
 
     backbone: ResNet
     classifier: Classifier
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Returns scores f32[B, H, W, C] of images [B, H, W, 3]."""
+        """Returns scores f32[B, H, W, C] for images [B, H, W, 3]."""
         scores = self.classifier(self.backbone.maps(images, train=train), train=train)
         _, height, width, _ = images.shape
         return upsample(scores, (height, width), self.backbone.stride)
 
 
 def upsample(scores: jax.Array, size: tuple[int, int], stride: int) -> jax.Array:
-    """Returns [B, h, w, C] resized to [B, H, W, C], bilinear.
+    """Returns scores [B, h, w, C] resized bilinearly to [B, H, W, C].
 
-    Column i of the maps looks at pixel i x stride, as convolutions padded on both sides do, so that
-    is where it is put (at 513 pixels and stride 16 this is `align_corners=True`). Beyond the last
-    one its own values hold.
+    Convolutions padded on both sides centre map column i on pixel i x stride, so column i is placed
+    there. With 513 pixels and stride 16 this equals `align_corners=True`. Pixels beyond the last
+    column get its values.
+
+    Args:
+      scores: [B, h, w, C].
+      size: (H, W).
+      stride: image pixels per map column.
     """
     down, across = (
         jnp.asarray(_weights(n, out, stride), scores.dtype)
@@ -82,13 +87,13 @@ def upsample(scores: jax.Array, size: tuple[int, int], stride: int) -> jax.Array
 
 
 def _weights(length: int, out: int, stride: int) -> np.ndarray:
-    """Returns f64[out, length], rows that sum to 1."""
+    """Returns interpolation weights f64[out, length]; each row sums to 1."""
     at = np.minimum(np.arange(out) / stride, length - 1)
     return np.maximum(1 - np.abs(at[:, None] - np.arange(length)), 0)
 
 
 def make_fcn(config: Any, backbone: ResNet) -> FCN:
-    """Returns the network of a whole config (`classes`, `head`, `bn_groups`, `dtype`)."""
+    """Returns the network for a config's `classes`, `head`, `bn_groups` and `dtype`."""
     return FCN(
         backbone.clone(dilated=True),
         Classifier(

@@ -1,4 +1,4 @@
-"""mIoU and pixel accuracy on a whole set of scenes, every pixel counted once."""
+"""Computes mIoU and pixel accuracy over all scenes of a set."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ from moco_jax.segmentation.voc import IGNORED
 
 
 class Scores(NamedTuple):
-    """What is read off a confusion matrix.
+    """Scores from a confusion matrix, in percent.
 
     Attributes:
-      miou: percent, the mean over the classes that occur.
-      accuracy: percent of the pixels.
-      ious: f64[C], percent; NaN for a class that does not occur.
+      miou: mean IoU of the classes that occur.
+      accuracy: of the pixels.
+      ious: f64[C], IoU per class; NaN for a class that does not occur.
     """
 
     miou: float
@@ -30,27 +30,29 @@ class Scores(NamedTuple):
 
 
 def scores(confusion: np.ndarray) -> Scores:
-    """Returns the scores of a confusion matrix int[C, C], rows the truth, columns the guess."""
-    right, truth, guessed = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    if not truth.any():
-        return Scores(np.nan, np.nan, np.full(len(truth), np.nan))
-    union = truth + guessed - right
-    ious = np.where(truth > 0, 100 * right / np.maximum(union, 1), np.nan)
-    return Scores(float(np.nanmean(ious)), float(100 * right.sum() / truth.sum()), ious)
+    """Returns the scores of a confusion matrix int[C, C]: rows are labels, columns predictions."""
+    right, labelled, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    if not labelled.any():
+        return Scores(np.nan, np.nan, np.full(len(labelled), np.nan))
+    union = labelled + predicted - right
+    ious = np.where(labelled > 0, 100 * right / np.maximum(union, 1), np.nan)
+    return Scores(float(np.nanmean(ious)), float(100 * right.sum() / labelled.sum()), ious)
 
 
-def confusion(guesses: jax.Array, masks: jax.Array, counted: jax.Array, classes: int) -> jax.Array:
-    """Returns i32[C, C], how many pixels of each class (rows) are taken for each (columns).
+def confusion(
+    predictions: jax.Array, masks: jax.Array, counted: jax.Array, classes: int
+) -> jax.Array:
+    """Returns the confusion matrix i32[C, C]: pixels by label (row) and prediction (column).
 
     Args:
-      guesses: i32[B, H, W].
+      predictions: i32[B, H, W].
       masks: uint8[B, H, W]; 255 is not counted.
-      counted: bool[B], false for images that are not.
+      counted: bool[B], false for images that are not counted.
       classes: C.
     """
     valid = (masks != IGNORED) & counted[:, None, None]
-    # A last bin takes what does not count. Counts are whole numbers, so they are exact.
-    pairs = jnp.where(valid, masks.astype(jnp.int32) * classes + guesses, classes**2)
+    # A last bin takes the pixels that are not counted.
+    pairs = jnp.where(valid, masks.astype(jnp.int32) * classes + predictions, classes**2)
     count = jax.vmap(lambda x: jnp.bincount(x.ravel(), length=classes**2 + 1))
     return count(pairs)[:, :-1].sum(axis=0).reshape(classes, classes).astype(jnp.int32)
 
@@ -58,28 +60,28 @@ def confusion(guesses: jax.Array, masks: jax.Array, counted: jax.Array, classes:
 def make_confusion(
     data: SceneData, network: FCN, view: Callable, batch_size: int, layout: Layout
 ) -> Callable[[dict[str, Any]], np.ndarray]:
-    """Returns a function: `params` and `batch_stats` -> the set's confusion matrix i64[C, C].
+    """Returns a function from `params` and `batch_stats` to the set's confusion matrix i64[C, C].
 
-    Each image is looked at whole and at its own size. They lie on canvases of the largest one's
-    size, filled with the mean (a departure from an image alone, at whose border a convolution
-    deep in the network sees zeros; DeepLab does the same), so that one program serves all sizes.
+    It predicts whole images at their own sizes. The canvases have the largest image's size, so one
+    program serves all sizes. Their padding is the mean pixel. This departs from an image without a
+    canvas, where convolutions deep in the network see zeros at the border; DeepLab pads likewise.
 
     Args:
       data: the scenes.
-      network: of the state.
-      view: (uint8[B, H, W, 3], sizes) -> images.
-      batch_size: B; divides by the devices.
-      layout: where arrays lie.
+      network: predicts the scores.
+      view: (uint8[B, H, W, 3], sizes) -> normalized images.
+      batch_size: B, a multiple of the number of devices.
+      layout: the devices and shardings.
     """
     classes = network.classifier.classes
 
     @layout.jit
     def count(variables, batch, real):
         images = layout.shard(view(*data.images({}, batch)))
-        found: Any = network.apply(layout.replicate(variables), images, train=False)
-        # The last batch is filled up with images that were counted already.
+        scores: Any = network.apply(layout.replicate(variables), images, train=False)
+        # The last batch is padded with an image that is counted elsewhere.
         counted = (jnp.arange(batch_size) < real) & data.readable(batch)
-        return layout.replicate(confusion(found.argmax(axis=-1), batch["masks"], counted, classes))
+        return layout.replicate(confusion(scores.argmax(axis=-1), batch["masks"], counted, classes))
 
     def dispatched(variables: dict[str, Any]) -> Iterator[jax.Array]:
         plan = in_order(np.arange(len(data), dtype=np.int32), batch_size)
@@ -87,10 +89,10 @@ def make_confusion(
             real = np.int32(min(batch_size, len(data) - i * batch_size))
             yield count(variables, batch, real)
 
-    def whole(variables: dict[str, Any]) -> np.ndarray:
+    def count_all(variables: dict[str, Any]) -> np.ndarray:
         total = np.zeros((classes, classes), np.int64)
         for counts in map(jax.device_get, pipelined(dispatched(variables))):
             total += counts
         return total
 
-    return whole
+    return count_all

@@ -1,7 +1,7 @@
-"""Scenes decoded by host threads as the steps need them: a batch is its images and masks.
+"""Streams batches of images and masks that host threads decode on demand.
 
-Scenes that can't be read stop the run: in a set that people have painted pixel by pixel they are
-to be mended, not passed over.
+An unreadable scene stops the run. Masks are made by hand, so such a file must be repaired, not
+skipped.
 """
 
 from collections.abc import Generator
@@ -15,17 +15,17 @@ from moco_jax.data.loading.order import Plan
 from moco_jax.parallel.mesh import Layout
 from moco_jax.segmentation.voc import IGNORED, BadScene, Scenes
 
-_AHEAD = 2  # batches on the devices, or on their way, that no step has asked for yet
+_AHEAD = 2  # batches copied to the devices in advance
 
 
 class SceneData:
-    """Scenes read and decoded by Grain's threads, onto canvases of the largest one's size.
+    """Scenes that Grain's threads decode onto canvases of the largest scene's size.
 
     Attributes:
-      labels: None; there is one for each pixel.
+      labels: None; labels are per pixel, in the masks.
       source_indices: i64[N].
-      arrays: nothing.
-      bad: unreadable scenes, of which there is never one.
+      arrays: {}; batches contain all data.
+      bad: 0; an unreadable scene raises an error.
       canvas: height and width of the canvases in pixels.
     """
 
@@ -42,7 +42,7 @@ class SceneData:
         return len(self._scenes)
 
     def describe(self, batch_size: int) -> str:
-        """Returns what it is."""
+        """Returns a one-line summary."""
         height, width = self.canvas
         return (
             f"{self._scenes.name}: {len(self)} images with masks, up to {width}x{height}, "
@@ -50,12 +50,18 @@ class SceneData:
         )
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
-        """Yields `images` uint8[B, H, W, 3], `masks` uint8[B, H, W], `sizes`, `indices` of a step.
+        """Yields `images` uint8[B, H, W, 3], `masks` uint8[B, H, W], `sizes`, `indices` per step.
 
-        Decoding and copying to the devices run in threads of their own, which end with the
-        generator.
+        Decoding and copying to the devices run in threads, which end with the generator.
+
+        Args:
+          plan: indices of the scenes of each step.
+          start: first step to yield.
+
+        Raises:
+          BadScene: if a scene can't be read.
         """
-        import grain  # here, since other tasks have no need of it
+        import grain  # slow import that other tasks do not need
 
         if start >= len(plan):
             return
@@ -65,7 +71,7 @@ class SceneData:
             step, row = divmod(int(task), len(rows))
             return self._on_canvas(int(plan[step][rows[row]]))
 
-        # A task's number says all, so a run resumes by starting at another one.
+        # A task is just a number, so a resumed run starts at another number.
         tasks = grain.MapDataset.range(start * len(rows), len(plan) * len(rows)).map(read)
         ahead = len(rows) + 2 * self._threads
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
@@ -74,11 +80,11 @@ class SceneData:
         yield from grain.experimental.ThreadPrefetchIterDataset(copied, prefetch_buffer_size=_AHEAD)
 
     def _on_canvas(self, index: int) -> dict[str, np.ndarray]:
-        """Returns a scene in the top left corner of its canvas."""
+        """Returns a scene in the top left corner of a canvas."""
         image, mask = self._scenes.read(index)
         height, width = size = self._scenes.sizes[index]
         if image.shape[:2] != tuple(size) or mask.shape != tuple(size):
-            raise BadScene(f"{self._scenes.images[index]} changed its size during the run")
+            raise BadScene(f"{self._scenes.images[index]} or its mask changed size during the run")
         canvas = np.zeros((*self.canvas, 3), np.uint8)
         canvas[:height, :width] = image
         labels = np.full(self.canvas, IGNORED, np.uint8)
@@ -91,13 +97,13 @@ class SceneData:
         }
 
     def images(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
+        """Returns, inside jit, canvases uint8[B, H, W, 3] and the images' sizes i32[B, 2]."""
         return batch["images"], batch["sizes"]
 
     def indices(self, batch: Any) -> jax.Array:
-        """Returns i32[B]: which of the data set's images these are."""
+        """Returns i32[B], the images' indices in the data set."""
         return batch["indices"]
 
     def readable(self, batch: Any) -> jax.Array:
-        """Returns bool[B], all true."""
+        """Returns bool[B], all true: an unreadable scene raises an error."""
         return jnp.ones(batch["indices"].shape, bool)

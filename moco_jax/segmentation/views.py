@@ -1,7 +1,7 @@
-"""What the network sees of a scene: an image and its mask, cut and padded alike.
+"""Crops and normalizes scenes; an image and its mask get the same crop and padding.
 
-Pure functions for the accelerator, as in `moco_jax/data/augment/views.py`. Outside an image the
-pixels are 0 after normalisation, which is the mean, and the mask is ignored.
+The functions are pure and run on the accelerator, as in `moco_jax/data/augment/views.py`. Padding
+is 0 after normalization, the mean pixel, and is ignored in the mask.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,17 @@ from moco_jax.segmentation.voc import IGNORED
 
 
 def random_windows(key: jax.Array, sizes: jax.Array, out: int, scale: Sequence[float]) -> jax.Array:
-    """Returns windows f32[B, 4] (top, left, height, width in source pixels), square.
+    """Returns random square windows f32[B, 4]: top, left, height, width in source pixels.
 
-    Resized to `out`, a window shows its image at a scale uniform in `scale`. It lies uniformly
-    within the image, or on an axis on which the scaled image is smaller than `out`, the image
-    lies uniformly within the window.
+    A window resized to `out` shows its image at a scale drawn uniformly from `scale`. Its place is
+    uniform within the image. On an axis where the scaled image is smaller than `out`, the image's
+    place is uniform within the window instead.
+
+    Args:
+      key: random key.
+      sizes: [B, 2], height and width of the images.
+      out: S, side of the resized window in pixels.
+      scale: lowest and highest scale.
     """
     scale_key, place_key = jax.random.split(key)
     low, high = scale
@@ -36,18 +42,18 @@ def random_windows(key: jax.Array, sizes: jax.Array, out: int, scale: Sequence[f
 def cut(
     images: jax.Array, masks: jax.Array, sizes: jax.Array, windows: jax.Array, out: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cuts windows out of images and masks, and resizes them: bilinear, and to the nearest.
+    """Crops images (bilinear) and masks (nearest) to windows, resized to `out` pixels.
 
     Args:
       images: uint8[B, H, W, 3].
       masks: uint8[B, H, W].
-      sizes: i32[B, 2], of the images on their canvases.
-      windows: f32[B, 4].
+      sizes: i32[B, 2], height and width of the images on their canvases.
+      windows: f32[B, 4], as from `random_windows`.
       out: S, side of the results in pixels.
 
     Returns:
-      uint8[B, S, S, 3]; uint8[B, S, S], 255 outside of the images; bool[B, S, S], whether a pixel
-      is of the image.
+      Crops uint8[B, S, S, 3], masks uint8[B, S, S] with 255 outside the image, and bool[B, S, S],
+      true inside the image.
     """
     planes = crop_resize(images, windows, out, bounds=image_bounds(sizes))
     rows, row_inside = _nearest(windows[:, 0::2], sizes[:, 0], out)
@@ -58,11 +64,11 @@ def cut(
 
 
 def _nearest(window: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array, jax.Array]:
-    """Returns i32[B, S], the source pixels under the result's centres, and whether they exist.
+    """Returns the source pixel i32[B, S] at each output pixel's centre, and whether it exists.
 
     Args:
-      window: f32[B, 2], start and length of an axis.
-      length: i32[B], pixels of the image on it.
+      window: f32[B, 2], start and length on an axis.
+      length: i32[B], pixels of the image on the axis.
       out: S.
     """
     centers = window[:, :1] + (jnp.arange(out)[None] + 0.5) * (window[:, 1:] / out)
@@ -72,13 +78,12 @@ def _nearest(window: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array,
 
 
 def training_view(config: ConfigDict):
-    """Makes the function that draws a crop of each scene.
+    """Returns a function that draws one random crop of each scene.
+
+    It maps (key, images, masks, sizes) to (dtype[B, S, S, 3], uint8[B, S, S]).
 
     Args:
-      config: the whole config: `data` and `dtype`.
-
-    Returns:
-      A function of (key, images, masks, sizes) that returns dtype[B, S, S, 3] and uint8[B, S, S].
+      config: the whole config; reads `data` and `dtype`.
     """
     data, dtype = config.data, jnp.dtype(config.dtype)
 
@@ -86,7 +91,7 @@ def training_view(config: ConfigDict):
         window_key, flip_key = jax.random.split(key)
         windows = random_windows(window_key, sizes, data.image_size, data.scale)
         images, labels, inside = cut(images, masks, sizes, windows, data.image_size)
-        images = _filled(images, inside, data.mean, data.std, dtype)
+        images = _normalized(images, inside, data.mean, data.std, dtype)
         flipped = jax.random.bernoulli(flip_key, data.flip, (images.shape[0], 1, 1))
         images = jnp.where(flipped[..., None], images[:, :, ::-1], images)
         return images, jnp.where(flipped, labels[:, :, ::-1], labels)
@@ -95,10 +100,12 @@ def training_view(config: ConfigDict):
 
 
 def evaluation_view(config: ConfigDict):
-    """Makes the function that normalises whole images, at their own sizes.
+    """Returns a function that normalizes whole images at their own sizes.
 
-    Returns:
-      A function of (images, sizes) that returns dtype[B, H, W, 3].
+    It maps (images, sizes) to dtype[B, H, W, 3].
+
+    Args:
+      config: the whole config; reads `data` and `dtype`.
     """
     data, dtype = config.data, jnp.dtype(config.dtype)
 
@@ -107,18 +114,18 @@ def evaluation_view(config: ConfigDict):
         rows = jnp.arange(height)[None] < sizes[:, :1]
         columns = jnp.arange(width)[None] < sizes[:, 1:]
         inside = rows[:, :, None] & columns[:, None, :]
-        return _filled(images, inside, data.mean, data.std, dtype)
+        return _normalized(images, inside, data.mean, data.std, dtype)
 
     return view
 
 
-def _filled(
+def _normalized(
     images: jax.Array,
     inside: jax.Array,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: DTypeLike,
 ) -> jax.Array:
-    """Returns the images normalised, and 0 outside of them."""
-    normal = normalize(images, mean, std, dtype)
-    return jnp.where(inside[..., None], normal, jnp.zeros((), dtype))
+    """Returns the normalized images, 0 outside of them."""
+    normalized = normalize(images, mean, std, dtype)
+    return jnp.where(inside[..., None], normalized, jnp.zeros((), dtype))

@@ -1,8 +1,8 @@
-"""Images with a class for every pixel, in the folders of PASCAL VOC.
+"""Reads images with a label per pixel (scenes) from folders like PASCAL VOC's.
 
 JPEGImages/<name>.jpg                    or .jpeg, .png
-SegmentationClass/<name>.png             a palette or grey PNG, read as indices; 255: ignored
-ImageSets/Segmentation/<split>.txt       a name a line
+SegmentationClass/<name>.png             a palette or grey PNG of labels; 255 is ignored
+ImageSets/Segmentation/<split>.txt       one name per line
 """
 
 import dataclasses
@@ -16,25 +16,25 @@ from PIL import Image
 
 from moco_jax.data.loading.decode import BadImage, decode
 
-IGNORED = 255  # label of pixels that are neither trained on nor counted
+IGNORED = 255  # label of pixels that training and scores ignore
 
 _ENDINGS = (".jpg", ".jpeg", ".png")
-_SHOWN = 3  # names in an error
+_MOST_LISTED = 3
 
 
 class BadScene(ValueError):
-    """An image and its mask that can't be used; the message names the file."""
+    """An image or mask is unusable; the message names the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Images and their masks by index, in files.
+    """Image and mask files, by index.
 
     Attributes:
-      name: what they are, for messages.
-      images: paths [N].
-      masks: paths [N].
-      sizes: heights and widths, i32[N, 2].
+      name: folder and split, for messages.
+      images: N paths.
+      masks: N paths.
+      sizes: i32[N, 2], height and width in pixels.
       classes: C; labels are 0..C - 1 and 255.
     """
 
@@ -51,7 +51,7 @@ class Scenes:
         """Returns an image uint8[h, w, 3] and its mask uint8[h, w]; safe to call from threads.
 
         Raises:
-          BadScene: if one can't be read, or a label is beyond the classes.
+          BadScene: if a file can't be read or a label is not allowed.
         """
         path, height_width = self.images[index], self.sizes[index]
         try:
@@ -59,53 +59,54 @@ class Scenes:
         except (BadImage, OSError) as error:
             raise BadScene(f"{path}: {error}") from error
         mask = _read_mask(self.masks[index])
-        strange = np.setdiff1d(mask, [*range(self.classes), IGNORED])
-        if strange.size:
+        wrong = np.setdiff1d(mask, [*range(self.classes), IGNORED])
+        if wrong.size:
             raise BadScene(
-                f"{self.masks[index]}: label {strange[0]} is beyond classes={self.classes}; "
-                f"allowed: 0 to {self.classes - 1}, and {IGNORED} for what is ignored"
+                f"{self.masks[index]} has label {wrong[0]}; allowed for classes={self.classes}: 0 "
+                f"to {self.classes - 1}, and {IGNORED} for ignored pixels"
             )
         return image, mask
 
 
 def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -> Scenes:
-    """Returns the scenes of a split, the header of every file looked at.
+    """Returns the scenes of a split; reads the header of every file.
 
     Args:
-      path: the folder that holds `JPEGImages` and the others.
+      path: folder that contains `JPEGImages`, the masks and `ImageSets`; ~ is the home folder.
       split: name of a list, without `.txt`.
-      masks: name of the folder of the masks.
+      masks: name of the masks' folder.
       classes: C.
-      threads: that read headers.
+      threads: number of threads that read headers.
 
     Raises:
-      FileNotFoundError: if a folder, the list, an image or a mask isn't there.
-      BadScene: if an image's size is not its mask's, or one of them is no image.
+      FileNotFoundError: if a folder, the list, an image or a mask is missing.
+      BadScene: if a file can't be read or a mask's size differs from its image's.
       ValueError: if the list is empty.
     """
     root = pathlib.Path(path).expanduser()
     names = _listed(root, split)
     images = _found(root / "JPEGImages", names, _ENDINGS)
-    masks_ = _found(root / masks, names, (".png",))
+    mask_files = _found(root / masks, names, (".png",))
     with ThreadPoolExecutor(threads) as pool:
-        sizes = list(pool.map(_common_size, images, masks_))
-    return Scenes(f"{root}, {split}", images, masks_, np.asarray(sizes, np.int32), classes)
+        sizes = list(pool.map(_common_size, images, mask_files))
+    return Scenes(f"{root}, {split}", images, mask_files, np.asarray(sizes, np.int32), classes)
 
 
 def _listed(root: pathlib.Path, split: str) -> list[str]:
-    """Returns the names of a split."""
+    """Returns the names in a split's list."""
     folder = root / "ImageSets" / "Segmentation"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no {folder}; data.path must be a folder like VOCdevkit/VOC2012, got {root}"
+            f"{folder} does not exist; data.path must be a folder like VOCdevkit/VOC2012, got "
+            f"{root}"
         )
     file = folder / f"{split}.txt"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"there is no list {file}; {folder} has: {known}")
+        raise FileNotFoundError(f"the list {file} does not exist; {folder} has: {known}")
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"the list {file} names no image")
+        raise ValueError(f"the list {file} is empty; it must have one name per line")
     return names
 
 
@@ -113,28 +114,29 @@ def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> li
     """Returns the file of each name.
 
     Raises:
-      FileNotFoundError: with the first few that are missing.
+      FileNotFoundError: names the first missing files.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    # Listed once: to ask a file system for each of 10,000 files takes long where it is remote.
-    there = {f.name: f for f in folder.iterdir()}
-    found = {n: there[n + e] for e in reversed(endings) for n in names if n + e in there}
+        raise FileNotFoundError(f"the folder {folder} does not exist")
+    # One listing is faster than a lookup per name (10,000) on a remote file system.
+    files = {f.name: f for f in folder.iterdir()}
+    found = {n: files[n + e] for e in reversed(endings) for n in names if n + e in files}
     missing = [name for name in names if name not in found]
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of the {len(names)} names of the list have no file in {folder} "
-            f"({', '.join(endings)}): {', '.join(missing[:_SHOWN])}"
+            f"{len(missing)} of the {len(names)} names in the list have no file in {folder} "
+            f"({', '.join(endings)}): {', '.join(missing[:_MOST_LISTED])}"
         )
     return [found[name] for name in names]
 
 
 def _common_size(image: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
-    """Returns height and width, read from the headers."""
-    size, others = _size(image), _size(mask)
-    if size != others:
+    """Returns the height and width in both headers."""
+    size, mask_size = _size(image), _size(mask)
+    if size != mask_size:
         raise BadScene(
-            f"{mask} is {others[1]}x{others[0]}, but its image {image} is {size[1]}x{size[0]}"
+            f"{mask} is {mask_size[1]}x{mask_size[0]}, but its image {image} is "
+            f"{size[1]}x{size[0]}; the sizes must be equal"
         )
     return size
 
@@ -148,12 +150,12 @@ def _size(path: pathlib.Path) -> tuple[int, int]:
 
 
 def _read_mask(path: pathlib.Path) -> np.ndarray:
-    """Returns uint8[h, w]: the indices of a palette, or the levels of a grey image."""
+    """Returns labels uint8[h, w]: palette indices or grey levels."""
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             mask, mode = np.asarray(image), image.mode
     except OSError as error:
         raise BadScene(f"{path} can't be read as a mask: {error}") from error
     if mode not in ("P", "L"):
-        raise BadScene(f"{path} is an image of mode {mode}; a mask must be a palette or grey PNG")
+        raise BadScene(f"{path} has image mode {mode}; a mask must be a palette or grey PNG")
     return mask

@@ -1,4 +1,4 @@
-"""Generated scenes of coloured shapes in VOC's folders, and runs small enough for seconds."""
+"""Writes scenes of coloured shapes in VOC's folders, and defines runs that take seconds."""
 
 import pathlib
 
@@ -13,21 +13,21 @@ CLASSES = len(COLORS)
 
 
 def scene(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an image uint8[h, w, 3] and its mask uint8[h, w]: boxes and discs, edges ignored."""
+    """Returns an image uint8[h, w, 3] and mask uint8[h, w] of boxes and discs; edges are 255."""
     y, x = np.mgrid[:height, :width]
     mask = np.zeros((height, width), np.uint8)
     for _ in range(2):
         label, radius = rng.integers(1, CLASSES), rng.uniform(6, 12)
         down, across = np.abs(y - rng.uniform(0, height)), np.abs(x - rng.uniform(0, width))
-        apart = np.hypot(down, across) if rng.random() < 0.5 else np.maximum(down, across)
-        mask[apart < radius + 1] = 255
-        mask[apart < radius] = label
+        distance = np.hypot(down, across) if rng.random() < 0.5 else np.maximum(down, across)
+        mask[distance < radius + 1] = 255
+        mask[distance < radius] = label
     image = np.asarray(COLORS)[np.where(mask == 255, 0, mask)]
     return np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8), mask
 
 
 def write(root: pathlib.Path, name: str, image: np.ndarray, mask: np.ndarray) -> None:
-    """Writes one scene; the mask as a palette PNG."""
+    """Writes one scene, with the mask as a palette PNG."""
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(root / "JPEGImages" / f"{name}.png")
@@ -42,7 +42,7 @@ def write_list(root: pathlib.Path, split: str, names: list[str]) -> None:
 
 
 def make(root: pathlib.Path, train: int = 32, val: int = 11, seed: int = 0) -> pathlib.Path:
-    """Writes scenes of 32 to 40 pixels a side; returns the folder."""
+    """Writes scenes with sides of 32 to 40 pixels; returns the folder."""
     rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         names = [f"{split}_{i:03}" for i in range(count)]
@@ -53,7 +53,7 @@ def make(root: pathlib.Path, train: int = 32, val: int = 11, seed: int = 0) -> p
 
 
 def tiny_config(path, encoder="", **changes) -> ConfigDict:
-    """Returns a run of 4 steps, 4 an epoch; `changes` by key, `data__path=x` for nested."""
+    """Returns a run of 4 steps, one epoch; `data__path=x` changes a nested key."""
     c = base.base()
     c.update_from_flattened_dict(
         {

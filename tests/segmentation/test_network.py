@@ -1,4 +1,4 @@
-"""The head of the FCN, its upsampling and its loss, against NumPy."""
+"""Compares the FCN's head, upsampling and loss with NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from moco_jax.segmentation.step import loss
 from tests.convolution import convolve, normalized
 
 
-def test_the_classifier_is_what_numpy_gives():
+def test_the_classifier_matches_numpy():
     head = Classifier(classes=3, width=4, dilation=2)
     maps = jax.random.normal(jax.random.key(1), (1, 7, 6, 5))
     shapes = jax.eval_shape(lambda x: head.init(jax.random.key(0), x, train=False), maps)
@@ -30,7 +30,7 @@ def test_the_classifier_is_what_numpy_gives():
 @pytest.mark.parametrize(("length", "out", "stride"), [(3, 33, 16), (2, 30, 16), (4, 4, 1)])
 def test_upsampling_puts_column_i_at_pixel_i_times_the_stride(length, out, stride):
     scores = np.random.default_rng(0).normal(size=(1, length, 1, 1)).astype(np.float32)
-    # np.interp holds the last value beyond it, as is meant here.
+    # np.interp also extends the last value.
     line = np.interp(np.arange(out), np.arange(length) * stride, scores[0, :, 0, 0])
     down = upsample(jnp.asarray(scores), (out, 5), stride)
     np.testing.assert_allclose(down[0, :, :, 0], np.tile(line[:, None], 5), rtol=1e-5)
@@ -38,7 +38,7 @@ def test_upsampling_puts_column_i_at_pixel_i_times_the_stride(length, out, strid
     np.testing.assert_allclose(across[0, :, :, 0], np.tile(line, (5, 1)), rtol=1e-5)
 
 
-def test_the_loss_is_the_mean_over_the_pixels_that_count():
+def test_the_loss_is_the_mean_over_counted_pixels():
     scores = np.log(np.float32([[[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.8], [0.1, 0.9]]]]))
     masks = np.uint8([[[0, 255], [1, 0]]])
     mean, accuracy = loss(jnp.asarray(scores), jnp.asarray(masks))

@@ -1,4 +1,4 @@
-"""Segmentation runs: what they learn, tell, resume and refuse."""
+"""Runs segmentation: learning, logging, resuming and errors."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def losses(folder) -> list[float]:
 
 @pytest.fixture(scope="module")
 def whole(voc, encoder, tmp_path_factory):
-    """A whole run on one device: its folder and what it reached."""
+    """A complete run on one device: its folder and its scores."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, segment(tiny_config(voc, encoder), folder, devices=ONE)
 
 
-def test_a_run_tells_its_scores(whole):
+def test_a_run_logs_its_scores(whole):
     folder, reached = whole
     assert len(losses(folder)) == 4
     last = lines(folder)[-1]
@@ -60,7 +60,7 @@ def test_a_run_tells_its_scores(whole):
     assert 0 < reached.miou < reached.accuracy < 100
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(whole, voc, encoder, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_bit_for_bit(whole, voc, encoder, tmp_path, monkeypatch):
     write = MetricsLog.write
 
     def interrupt(self, step, scalars):
@@ -83,7 +83,7 @@ def test_results_do_not_depend_on_the_number_of_devices(whole, voc, encoder, tmp
     assert reached.miou == pytest.approx(whole[1].miou, abs=0.5)
 
 
-def test_the_backbone_begins_as_it_was_read(voc, encoder):
+def test_the_backbone_starts_with_the_encoders_weights(voc, encoder):
     config = tiny_config(voc, encoder)
     begun = segmentation.start.begin(config, segmentation._prepare)
     run = segmentation.build(begun, make_layout(ONE))
@@ -95,7 +95,7 @@ def test_the_backbone_begins_as_it_was_read(voc, encoder):
     assert state.params["classifier"]["output"]["kernel"].shape == (1, 1, 16, scenes.CLASSES)
 
 
-def test_the_gain_over_the_baseline_is_told(voc, encoder, tmp_path, capsys):
+def test_the_gain_over_the_baseline_is_printed(voc, encoder, tmp_path, capsys):
     config = tiny_config(voc, encoder, baseline=True, steps=1)
     reached = segment(config, tmp_path, devices=ONE)
     scratch = lines(tmp_path / "from_scratch")[-1]["miou"]
@@ -105,11 +105,13 @@ def test_the_gain_over_the_baseline_is_told(voc, encoder, tmp_path, capsys):
     assert f"gain          {reached.miou - scratch:+6.2f} points" in printed
 
 
-def test_what_can_not_be_trained_on_is_refused(whole, voc, encoder, tmp_path):
+def test_errors_of_data_and_checkpoints(whole, voc, encoder, tmp_path):
     few = tiny_config(voc, encoder, batch_size=64)
     with pytest.raises(ValueError, match="'train' has 32 images, fewer than batch_size=64"):
         segment(few, tmp_path / "few", devices=ONE)
-    with pytest.raises(FileNotFoundError, match="no list .*train_aug.txt; .* has: train, val"):
+    with pytest.raises(
+        FileNotFoundError, match="list .*train_aug.txt does not exist; .* has: train, val"
+    ):
         segment(
             tiny_config(voc, encoder, data__train_split="train_aug"), tmp_path / "a", devices=ONE
         )
@@ -128,7 +130,7 @@ def test_what_can_not_be_trained_on_is_refused(whole, voc, encoder, tmp_path):
 @pytest.mark.slow
 def test_shapes_are_learned(voc, encoder, tmp_path):
     reached = segment(tiny_config(voc, encoder, steps=60), tmp_path, devices=ONE)
-    # To call everything background is the best that can be done without looking.
+    # Predicting background everywhere is the best guess without the image.
     _, counts = np.unique(
         np.concatenate([mask.ravel() for mask in _masks(voc)]), return_counts=True
     )

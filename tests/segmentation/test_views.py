@@ -1,4 +1,4 @@
-"""Crops of images with their masks: both show the same."""
+"""Tests that crops of an image and its mask agree."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ SIZE = 24
 
 @pytest.fixture(scope="module")
 def batch():
-    """16 noiseless scenes of different sizes on canvases of 40 x 44: colours are the labels."""
+    """16 noiseless scenes of different sizes on canvases of 40 x 44; the label sets the colour."""
     rng = np.random.default_rng(0)
     images = np.zeros((16, 40, 44, 3), np.uint8)
     masks = np.full((16, 40, 44), 255, np.uint8)
@@ -46,7 +46,7 @@ def nearest_color(images):
 def test_the_mask_follows_its_image(batch, scale, flip):
     images, masks = draw(batch, data__scale=scale, data__flip=flip)
     inside = masks != 255
-    # Between two colours a blend may be nearest to a third, so there only most pixels agree.
+    # A blend of two colours may be nearest to a third, so not all pixels agree.
     assert 0.2 < inside.mean() <= 1
     agree = (nearest_color(images) == masks)[inside].mean()
     assert agree > 0.8
@@ -64,7 +64,7 @@ def test_flips_mirror_both(batch):
     assert 0 < sum(kinds) < 16
 
 
-def test_at_scale_1_a_crop_is_a_part_of_the_image(batch):
+def test_a_crop_at_scale_1_copies_the_pixels(batch):
     images, masks, sizes = batch
     windows = np.tile(np.float32([3, 5, SIZE, SIZE]), (16, 1))
     cut = jax.jit(lambda *a: views.cut(*a, SIZE))
@@ -75,7 +75,7 @@ def test_at_scale_1_a_crop_is_a_part_of_the_image(batch):
     np.testing.assert_array_equal(found[inside], expected[inside])
 
 
-def test_resizing_is_pillows(batch):
+def test_resizing_matches_pillow(batch):
     images, masks, sizes = batch
     windows = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.float32)
     cut = jax.jit(lambda *a: views.cut(*a, SIZE))
@@ -89,7 +89,7 @@ def test_resizing_is_pillows(batch):
         assert np.abs(found[i] - expected).max() <= 1
 
 
-def test_windows_have_the_scales_and_lie_where_they_may():
+def test_windows_have_valid_scales_and_places():
     sizes = np.tile(np.int32([[100, 10]]), (4000, 1))
     draw = lambda key: views.random_windows(key, sizes, 20, (0.5, 2.0))  # noqa: E731
     top, left, height, width = np.asarray(jax.jit(draw)(jax.random.key(0))).T
@@ -97,13 +97,13 @@ def test_windows_have_the_scales_and_lie_where_they_may():
     scale = 20 / height
     assert scale.min() >= 0.5 and scale.max() <= 2.0
     np.testing.assert_allclose(np.histogram(scale, 3, (0.5, 2.0))[0], 4000 / 3, rtol=0.1)
-    # Down the image is larger than any window, across never: it lies within the window.
+    # The image is higher than every window, and narrower than every window.
     assert (top >= 0).all() and (top + height <= 100.001).all()
     assert (left <= 0).all() and (left + width >= 9.999).all()
     assert np.std(top) > 10 and np.std(left) > 2
 
 
-def test_evaluation_shows_whole_images_and_the_mean_beside_them(batch):
+def test_evaluation_shows_whole_images_with_mean_padding(batch):
     images, masks, sizes = batch
     view = views.evaluation_view(config(data__mean=(0.5,) * 3, data__std=(0.25,) * 3))
     found = np.asarray(jax.jit(view)(images, sizes))

@@ -1,4 +1,4 @@
-"""Scenes in VOC's folders: what is read, and what is refused by name."""
+"""Reads scenes from VOC's folders; errors name the file."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def opened(root, split="train", classes=scenes.CLASSES):
 
 @pytest.fixture
 def root(tmp_path):
-    """Three scenes, of which `c` is a JPEG; two in the list."""
+    """Three scenes, with `c` as a JPEG; the list has two of them."""
     rng = np.random.default_rng(0)
     for name, size in (("a", (20, 30)), ("b", (24, 16)), ("c", (8, 9))):
         scenes.write(tmp_path, name, *scenes.scene(rng, *size))
@@ -27,7 +27,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_a_scene_is_its_image_and_the_indices_of_its_palette(root):
+def test_a_scene_has_the_image_and_the_palette_indices(root):
     found = opened(root)
     assert len(found) == 2 and found.sizes.tolist() == [[8, 9], [20, 30]]
     image, mask = found.read(1)
@@ -38,7 +38,7 @@ def test_a_scene_is_its_image_and_the_indices_of_its_palette(root):
     assert image.shape == (8, 9, 3) and mask.shape == (8, 9)
 
 
-def test_canvases_hold_the_largest_and_pad_the_masks(root):
+def test_canvases_have_the_largest_size_and_pad_the_masks(root):
     data = SceneData(opened(root), 2, make_layout())
     plan = [np.array([0, 1, 1, 0, 0, 1, 1, 0], np.int32), np.ones(8, np.int32)]
     first, second = data.batches(plan)
@@ -53,42 +53,44 @@ def test_canvases_hold_the_largest_and_pad_the_masks(root):
     np.testing.assert_array_equal(resumed["masks"], second["masks"])
 
 
-def test_what_is_not_there_is_named(root, tmp_path):
+def test_error_names_what_is_missing(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a folder like VOCdevkit/VOC2012, got .*x"):
         opened(tmp_path / "x")
-    with pytest.raises(FileNotFoundError, match="no list .*val.txt; .* has: train"):
+    with pytest.raises(FileNotFoundError, match="list .*val.txt does not exist; .* has: train"):
         opened(root, "val")
     scenes.write_list(root, "none", [])
-    with pytest.raises(ValueError, match="none.txt names no image"):
+    with pytest.raises(ValueError, match="none.txt is empty"):
         opened(root, "none")
     (root / "SegmentationClass/a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the 2 names .*SegmentationClass .*: a$"):
         opened(root)
-    with pytest.raises(FileNotFoundError, match="there is no folder .*Aug"):
+    with pytest.raises(FileNotFoundError, match="folder .*Aug does not exist"):
         open_scenes(str(root), "train", "Aug", 4, 1)
 
 
-def test_a_mask_of_another_size_is_named(root):
+def test_error_names_a_mask_of_another_size(root):
     Image.new("P", (30, 21)).save(root / "SegmentationClass/a.png")
     with pytest.raises(BadScene, match=r"a.png is 30x21, but its image .*a.png is 30x20"):
         opened(root)
 
 
-def test_labels_beyond_the_classes_are_named(root):
+def test_error_names_a_label_beyond_the_classes(root):
     mask = np.zeros((20, 30), np.uint8)
     mask[3, 4] = 7
     scenes.write(root, "a", np.zeros((20, 30, 3), np.uint8), mask)
-    with pytest.raises(BadScene, match=r"SegmentationClass/a.png: label 7 .*allowed: 0 to 3, and"):
+    with pytest.raises(
+        BadScene, match=r"SegmentationClass/a.png has label 7; allowed for classes=4: 0 to 3, and"
+    ):
         opened(root).read(1)
-    # Wherever the threads meet it.
+    # The error also leaves the threads.
     data = SceneData(opened(root), 2, make_layout())
-    with pytest.raises(BadScene, match="label 7 is beyond classes=4"):
+    with pytest.raises(BadScene, match="has label 7; allowed for classes=4"):
         list(data.batches([np.ones(8, np.int32)]))
 
 
-def test_colours_in_place_of_indices_and_damaged_files_are_named(root):
+def test_error_names_a_colour_mask_or_a_damaged_file(root):
     Image.new("RGB", (30, 20)).save(root / "SegmentationClass/a.png")
-    with pytest.raises(BadScene, match="a.png is an image of mode RGB; a mask must be a palette"):
+    with pytest.raises(BadScene, match="a.png has image mode RGB; a mask must be a palette"):
         opened(root).read(1)
     whole = (root / "JPEGImages/a.png").read_bytes()
     (root / "JPEGImages/a.png").write_bytes(whole[: len(whole) // 2])

@@ -1,28 +1,28 @@
-# What the scripts share: --help, --dry-run, and errors in one message; sourced by each of them.
-# Sets $root, the folder of the checkout. The bash 3.2 of macOS is enough.
+# Functions for --help, --dry-run and error messages. All scripts source this file.
+# Sets $root, the folder of the checkout. Works with the bash 3.2 of macOS.
 
-# shellcheck disable=SC2034 # root and arguments are for the scripts
+# shellcheck disable=SC2034 # root and arguments are used by the scripts
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dry_run=
 
-# usage SCRIPT: prints the comment at its top.
+# usage SCRIPT: prints the comment at the top of the script.
 usage() {
   awk 'NR == 1 || /^#SBATCH/ { next } !/^#/ { exit } { sub(/^# ?/, ""); print }' "$1"
 }
 
-# fail MESSAGE: ends with 2, the code of a problem that starting again does not mend.
+# fail MESSAGE: exits with 2: the same command would fail again.
 fail() {
   echo "error: $1" >&2
   exit 2
 }
 
-# need PROGRAM ADVICE: fails if it is not there; a dry run goes without.
+# need PROGRAM ADVICE: fails if the program is not installed; a dry run does not need it.
 need() {
   [ -n "$dry_run" ] || command -v "$1" >/dev/null || fail "$1 is not on PATH; $2"
 }
 
-# take_flags SCRIPT ARGUMENT...: obeys --help and --dry-run wherever they stand before a --; the
-# others are left in $arguments.
+# take_flags SCRIPT ARGUMENT...: handles --help and --dry-run anywhere before a --, and puts the
+# other arguments into $arguments.
 take_flags() {
   local script=$1
   shift
@@ -38,19 +38,19 @@ take_flags() {
   [ $# -eq 0 ] || arguments+=("$@")
 }
 
-# quoted WORD...: prints the words as one line that a shell reads as these very words.
+# quoted WORD...: prints the words quoted, so that a shell reads the same words.
 quoted() {
   local line
   printf -v line '%q ' "$@"
   printf '%s\n' "${line% }"
 }
 
-# run COMMAND...: runs it; a dry run prints it.
+# run COMMAND...: runs the command; a dry run prints it.
 run() {
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi
 }
 
-# become COMMAND...: the same for a script's last command, in the script's place: signals reach it.
+# become COMMAND...: like run, but replaces the script, so that signals reach the command.
 become() {
   if [ -n "$dry_run" ]; then quoted "$@"; else exec "$@"; fi
 }

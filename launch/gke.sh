@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
-# Pretrains on nodes of a GKE cluster, TPU or GPU, as a JobSet: fills in launch/gke.yaml and hands it
-# to kubectl.
+# Runs an experiment as a JobSet on TPU or GPU nodes of a GKE cluster: fills in launch/gke.yaml and
+# passes it to kubectl.
 #
 # usage: bash launch/gke.sh --name=NAME --image=IMAGE (--bucket=B | --claim=C) NODES [OPTION ...] -- --config=configs/imagenet.py ...
 #
-#   --name=NAME             of the run; the default workdir is runs/NAME on the shared folder
-#   --image=IMAGE           built from launch/Dockerfile, in a registry that the cluster reads:
+#   --name=NAME             name of the run; the default workdir is runs/NAME in the shared folder
+#   --image=IMAGE           image built from launch/Dockerfile, in a registry that the cluster can read:
 #                             docker build --file launch/Dockerfile --build-arg PLATFORM=tpu --tag IMAGE .
 #                             docker push IMAGE
-#   --bucket=B              a bucket that all pods share, by the Cloud Storage FUSE driver; or
-#   --claim=C               a persistent volume claim for many nodes at once, such as Filestore's
-#   NODES                   TPU: --tpu=tpu-v5-lite-podslice --topology=4x4 --chips=4 (a node)
-#                           GPU: --gpu=nvidia-h100-80gb --chips=8 (a node) --hosts=2
-#   --spot                  on spot nodes
-#   --service-account=NAME  of Kubernetes, which may read and write the bucket; default "default"
-#   --restarts=10           how often a run that crashed is started again
-#   --dry-run               prints the manifest, and asks no cluster
+#   --bucket=B              bucket that all pods mount with the Cloud Storage FUSE driver; or
+#   --claim=C               persistent volume claim that many nodes can mount, such as Filestore's
+#   NODES                   TPU: --tpu=tpu-v5-lite-podslice --topology=4x4 --chips=4 (per node)
+#                           GPU: --gpu=nvidia-h100-80gb --chips=8 (per node) --hosts=2
+#   --spot                  uses spot nodes
+#   --service-account=NAME  Kubernetes account that may read and write the bucket; default "default"
+#   --restarts=10           how often a crashed run is started again
+#   --dry-run               prints the manifest and does not contact the cluster
 #
-# What all pods share is mounted as /moco_jax/shared, so images may be read from it:
+# The bucket or claim is mounted at /moco_jax/shared, so images can be read from it:
 # --config.data.path=shared/imagenet.tar. The cluster needs JobSet (https://jobset.sigs.k8s.io) and,
-# for a bucket, the Cloud Storage FUSE driver; a bucket with a hierarchical namespace renames
-# finished checkpoints in one step.
+# for a bucket, the Cloud Storage FUSE driver. A bucket with a hierarchical namespace renames finished
+# checkpoints in one step.
 #
-# A pod that is told to end (SIGTERM) saves and exits with 75: it is started again, and this counts
-# as no failure. The code 2, a problem that the message names, ends the run. To go on after that,
-# delete the JobSet and call this again: the run continues from its workdir.
+# A pod that receives SIGTERM saves its state and exits with 75. It is started again, and this does
+# not count as a failure. Exit code 2, an error that the message explains, ends the run. To continue
+# after that, delete the JobSet and call this script again: the run continues from its workdir.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
@@ -43,8 +43,8 @@ main() {
   fi
   manifest | kubectl create --filename=-
   local first=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0
-  echo "follow it by: kubectl logs --follow --tail=-1 --selector=$first --container=moco-jax"
-  echo "end it by:    kubectl delete jobset $name"
+  echo "follow it with: kubectl logs --follow --tail=-1 --selector=$first --container=moco-jax"
+  echo "end it with:    kubectl delete jobset $name"
 }
 
 parse() {
@@ -65,7 +65,7 @@ parse() {
       --service-account=*) account=${1#*=} ;;
       --restarts=*) restarts=${1#*=} ;;
       --) command=("${@:2}"); break ;;
-      *) fail "unknown option $1 (the arguments of the run stand behind --; --help lists the options)" ;;
+      *) fail "unknown option $1; --help lists the options; put the arguments of the run after --" ;;
     esac
     shift
   done
@@ -73,35 +73,35 @@ parse() {
 
 check() {
   need kubectl "install it: https://kubernetes.io/docs/tasks/tools"
-  # A pod's host name is NAME-run-0-0-xxxxx, and 63 letters at most.
+  # The host name of a pod is NAME-run-0-0-xxxxx, at most 63 characters.
   [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
-    fail "give the run a name of up to 40 small letters, digits and dashes: --name=NAME; got '$name'"
+    fail "give the run a name of up to 40 lower-case letters, digits and dashes: --name=NAME; got '$name'"
   [ -n "$image" ] || fail "give the image: --image=IMAGE"
-  [ -n "$bucket$claim" ] || fail "give what all pods share: --bucket=BUCKET or --claim=CLAIM"
+  [ -n "$bucket$claim" ] || fail "give the storage that all pods share: --bucket=BUCKET or --claim=CLAIM"
   [ -z "$bucket" ] || [ -z "$claim" ] || fail "give one of --bucket and --claim, not both"
-  [[ $bucket != */* ]] || fail "--bucket=$bucket: a bucket only; name a folder of it by --workdir"
+  [[ $bucket != */* ]] || fail "--bucket=$bucket must be a bucket without a folder; give the folder with --workdir"
   [ -n "$tpu$gpu" ] || fail "give the nodes: --tpu=... --topology=... --chips=..., or --gpu=... --chips=... --hosts=..."
   [ -z "$tpu" ] || [ -z "$gpu" ] || fail "give one of --tpu and --gpu, not both"
   [[ $chips =~ ^[1-9][0-9]*$ ]] || fail "give the chips or GPUs of a node, such as --chips=4; got '$chips'"
-  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts is no number"
+  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts must be a whole number"
   if [ -n "$tpu" ]; then count_hosts; fi
   [[ $hosts =~ ^[1-9][0-9]*$ ]] || fail "give the number of nodes: --hosts=2; got '$hosts'"
   [ ${#command[@]} -gt 0 ] ||
-    fail "give the run's arguments behind --, such as: -- --config=configs/imagenet.py"
-  [[ ${command[*]} != *$'\n'* ]] || fail "an argument with a line break can't be handed on"
+    fail "give the arguments of the run after --, such as: -- --config=configs/imagenet.py"
+  [[ ${command[*]} != *$'\n'* ]] || fail "an argument of the run must not contain a line break"
 }
 
-# A topology such as 4x4 tells the chips of a slice.
+# Computes the number of hosts from a topology such as 4x4, which has 16 chips.
 count_hosts() {
   [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "give the topology, such as --topology=4x4; got '$topology'"
   local all=$((${topology//x/*}))
-  [ $((all % chips)) -eq 0 ] || fail "--topology=$topology has $all chips, no multiple of --chips=$chips"
+  [ $((all % chips)) -eq 0 ] || fail "--topology=$topology has $all chips, which is not a multiple of --chips=$chips"
   [ -z "$hosts" ] || [ "$hosts" -eq $((all / chips)) ] ||
     fail "--topology=$topology and --chips=$chips make $((all / chips)) nodes, not --hosts=$hosts"
   hosts=$((all / chips))
 }
 
-# Adds a workdir on the shared folder, unless the arguments name one.
+# Adds a workdir in the shared folder unless the arguments contain one.
 find_workdir() {
   local word
   for word in "${command[@]}"; do
@@ -110,9 +110,9 @@ find_workdir() {
   command+=("--workdir=shared/runs/$name")
 }
 
-# TPU pods find each other by themselves; GPU pods are told where the first one is.
+# TPU pods find each other. GPU pods need the address of the first one.
 find_cluster() {
-  # A node that replaces one taken away may be long in coming; the pods on the others wait for it.
+  # A replacement for a preempted node may take long; the pods on the other nodes wait for it.
   cluster=(--join_timeout=1800)
   if [ -n "$gpu" ] && [ "$hosts" -gt 1 ]; then
     cluster+=("--coordinator=$name-run-0-0.$name:55527" "--processes=$hosts" "--process=\$(JOB_COMPLETION_INDEX)")
@@ -136,7 +136,7 @@ manifest() {
   done < <(sed '1,/^apiVersion/{/^#/d}' "$root/launch/gke.yaml")
 }
 
-# fill LINE: prints it with its placeholder filled in, if it has one.
+# fill LINE: prints the line with its placeholder filled in, if it has one.
 fill() {
   local value
   if [[ ! $1 =~ @([A-Z_]+)@ ]]; then
@@ -159,7 +159,7 @@ fill() {
   printf '%s\n' "${1%%@*}$value${1##*@}"
 }
 
-# Prints the run's arguments as YAML strings. Kubernetes replaces $(NAME) in them and reads $$ as $.
+# Prints the arguments of the run as YAML strings. Kubernetes replaces $(NAME) and reads $$ as $.
 strings() {
   local word separator='' quote='"'
   for word in "${command[@]//\$/\$\$}" ${cluster[@]+"${cluster[@]}"}; do

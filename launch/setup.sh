@@ -1,6 +1,6 @@
-# Makes .venv with the right jax for this machine; sourced by the other scripts after commands.sh.
-# Sets $python. A second call finds everything in place and starts at once.
-# usage: . launch/setup.sh EXTRA     EXTRA: an extra of setup.py to install as well (test), or ""
+# Creates .venv with the jax for this machine, unless it exists. Sets $python and $platform. Other
+# scripts source this file after commands.sh.
+# usage: . launch/setup.sh EXTRA     EXTRA: an additional extra of setup.py, such as test, or ""
 
 extra=$1
 
@@ -12,11 +12,11 @@ find_python() {
       return
     fi
   done
-  echo "error: Python 3.11 or newer is needed; name one by PYTHON=/path/to/python3" >&2
+  echo "error: found no Python 3.11 or newer; install it, or set PYTHON=/path/to/python3" >&2
   return 1
 }
 
-# The accelerator's jax: MOCO_JAX_PLATFORM (cpu, cuda13, tpu) says it, else the machine is asked.
+# Prints the platform: $MOCO_JAX_PLATFORM (cpu, cuda13, tpu) if set, or else what this machine has.
 find_platform() {
   if [ -n "${MOCO_JAX_PLATFORM:-}" ]; then
     echo "$MOCO_JAX_PLATFORM"
@@ -40,7 +40,7 @@ esac
 python=$root/.venv/bin/python
 wanted="$extras $(cksum <"$root/setup.py")"
 if ! { [ -x "$python" ] && grep -qsxF "$wanted" "$root/.venv/installed"; }; then
-  echo "setting up .venv for $platform (once; a minute or so)" >&2
+  echo "setting up .venv for $platform (once, about a minute)" >&2
   system_python=$(find_python) || exit 2
   [ -x "$python" ] || run "$system_python" -m venv "$root/.venv" || exit 1
   run "$python" -m pip install --quiet --disable-pip-version-check --editable "$root${extras:+[$extras]}" || exit 1

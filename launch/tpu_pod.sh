@@ -1,39 +1,40 @@
 #!/usr/bin/env bash
-# Pretrains on a Cloud TPU slice of one host or many: asks for the slice and waits until it is there,
-# or takes the one of that name; copies this checkout to its hosts and installs it; starts the
-# command on all of them; shows the output of the first; brings the workdir back.
+# Runs an experiment on a Cloud TPU slice of one or more hosts. Creates the slice and waits until it is
+# active, or uses the existing one of that name; copies this checkout to its hosts and installs it;
+# starts the command on all hosts; shows the output of the first host; copies the workdir back.
 #
 # usage: bash launch/tpu_pod.sh --name=NAME --project=PROJECT --zone=ZONE [OPTION ...] -- --config=configs/imagenet.py ...
 #
-#   --name=NAME               of the slice; it is kept and used again until --delete
-#   --project=, --zone=       where; default $CLOUDSDK_CORE_PROJECT and $CLOUDSDK_COMPUTE_ZONE
-#   --accelerator-type=TYPE   such as v5litepod-16, v6e-64 or v4-32; needed for a new slice
-#   --runtime-version=IMAGE   of its hosts; default the one for JAX on that type
-#   --create=FLAG             one more flag for gcloud's queued-resources create, such as
+#   --name=NAME               name of the slice; the slice is kept and reused until --delete
+#   --project=, --zone=       place; default $CLOUDSDK_CORE_PROJECT and $CLOUDSDK_COMPUTE_ZONE
+#   --accelerator-type=TYPE   such as v5litepod-16, v6e-64 or v4-32; required for a new slice
+#   --runtime-version=IMAGE   image of the hosts; default the one for JAX on that type
+#   --create=FLAG             additional flag for gcloud's queued-resources create, such as
 #                             --create=--reserved; may be repeated
-#   --spot                    a cheaper slice that may be taken away at any time. It is then deleted,
-#                             asked for again, and the same command goes on from its checkpoint
-#   --restarts=10             how often that is done before giving up
-#   --bucket=gs://B[/FOLDER]  shared by all hosts: mounted there as shared/, with runs/ on it
-#   --nfs=SERVER:/FOLDER      the same from NFS, such as a Filestore share
+#   --spot                    uses a cheaper slice that may be preempted at any time. The script then
+#                             deletes it, creates a new one and continues from the checkpoint
+#   --restarts=10             maximum number of new slices
+#   --bucket=gs://B[/FOLDER]  bucket that all hosts mount as shared/; runs/ is in it
+#   --nfs=SERVER:/FOLDER      the same with NFS, such as a Filestore share
 #   --delete                  deletes the slice at the end; without a command, deletes it now
-#   --stop                    lets a running command save and stop (SIGTERM), and does nothing else
-#   --poll=30                 seconds between two looks at the slice
-#   --dry-run                 prints the commands for a new slice, and runs none
+#   --stop                    sends SIGTERM to a running command, which saves and stops; nothing else
+#   --poll=30                 seconds between two checks of the slice
+#   --dry-run                 prints the commands for a new slice and does not run them
 #
-# The workdir. Every host writes its part of a checkpoint, and reads all of it when it goes on. So a
-# slice of several hosts, and any --spot slice, whose disks go with it, needs a folder that all hosts
-# share: --bucket or --nfs. The default workdir runs/<config name> is then on it, and stays on it
-# afterwards. The slice's service account must be allowed to read and write the bucket; one with a
-# hierarchical namespace renames finished checkpoints in one step. Images may lie there as well:
-# --config.data.path=shared/imagenet.tar. An absolute --workdir is taken for a shared folder of your
-# own. Without a shared folder the workdir is on the host's disk, and is copied here at the end.
+# The workdir. Every host writes its part of a checkpoint and reads all parts when it resumes. So a
+# slice of several hosts needs a folder that all hosts share: --bucket or --nfs. A --spot slice needs
+# one too because its disks are deleted with it. The default workdir runs/<config name> is then in the
+# shared folder and stays there. The service account of the slice must be allowed to read and write
+# the bucket. A bucket with a hierarchical namespace renames finished checkpoints in one step. Images
+# can be in the shared folder too: --config.data.path=shared/imagenet.tar. An absolute --workdir must
+# be a folder that all hosts share. Without a shared folder the workdir is on the host's disk and is
+# copied to this machine at the end.
 #
-# The run does not depend on this machine: after Ctrl-C or a lost connection it goes on, and the same
-# command shows it again.
+# The run does not depend on this machine: it continues after Ctrl-C or a lost connection, and the
+# same command shows its output again.
 #
-# exit codes: that of the run: 0 done; 75 stopped with its state saved, start the same command again;
-# 2 a problem that the message names, the run's or this script's; anything else a crash.
+# exit codes: those of the run: 0 done; 75 stopped with the state saved, start the same command again;
+# 2 an error of the run or of this script that the message explains; anything else a crash.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 
@@ -50,7 +51,7 @@ main() {
     exit
   fi
   if [ ${#command[@]} -gt 0 ]; then
-    trap 'say "the run goes on; the same command shows it again, --stop saves and stops it"; exit 130' INT
+    trap 'say "the run continues; the same command shows it again, --stop saves and stops it"; exit 130' INT
     until_done
     [ "$code" -ne 255 ] || exit "$code"
     bring_back
@@ -78,27 +79,27 @@ parse() {
       --stop) stop=1 ;;
       --poll=*) poll=${1#*=} ;;
       --) command=("${@:2}"); break ;;
-      --bucket=* | --nfs=*) fail "$1: give --bucket=gs://BUCKET or --nfs=SERVER:/FOLDER" ;;
-      *) fail "unknown option $1 (the arguments of the run stand behind --; --help lists the options)" ;;
+      --bucket=* | --nfs=*) fail "$1 is not valid; give --bucket=gs://BUCKET or --nfs=SERVER:/FOLDER" ;;
+      *) fail "unknown option $1; --help lists the options; put the arguments of the run after --" ;;
     esac
     shift
   done
 }
 
-# Everything that can be known to be wrong before time and money are spent.
+# Checks everything that can be checked before the run costs time and money.
 check() {
   need gcloud "install the Google Cloud CLI: https://cloud.google.com/sdk/docs/install"
   [ -n "$name" ] || fail "give the slice a name: --name=NAME"
   [ -n "$project" ] || fail "give the project: --project=PROJECT"
   [ -n "$zone" ] || fail "give the zone: --zone=ZONE"
-  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts is no number"
-  [[ $poll =~ ^[0-9]+$ ]] || fail "--poll=$poll is no number of seconds"
+  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts must be a whole number"
+  [[ $poll =~ ^[0-9]+$ ]] || fail "--poll=$poll must be a whole number of seconds"
   [ ${#command[@]} -gt 0 ] || [ -n "$delete$stop" ] ||
-    fail "give the run's arguments behind --, such as: -- --config=configs/imagenet.py"
+    fail "give the arguments of the run after --, such as: -- --config=configs/imagenet.py"
   find_workdir
   [ -n "$shared" ] || [[ $workdir == /* ]] || check_own_disk
   [ -z "$shared" ] || [[ $workdir =~ ^(/|(runs|shared)(/|$)) ]] ||
-    fail "--workdir=$workdir is not on the shared folder; runs/... and shared/... are"
+    fail "--workdir=$workdir is not in the shared folder; give runs/..., shared/... or an absolute path"
 }
 
 # Sets $workdir from the run's arguments.
@@ -112,26 +113,26 @@ find_workdir() {
   done
 }
 
-# Every type has 8 chips or cores a host at most, so that a larger number means several hosts.
+# Every type has at most 8 chips or cores a host, so a larger number means several hosts.
 check_own_disk() {
-  [ -z "$spot" ] || fail "a spot slice's disks go with it; give --bucket=gs://... or --nfs=..."
+  [ -z "$spot" ] || fail "the disks of a spot slice are deleted with it; give --bucket=gs://... or --nfs=..."
   [[ ! $type =~ -([0-9]+)$ ]] || [ "${BASH_REMATCH[1]}" -le 8 ] ||
     fail "the hosts of $type must share the workdir; give --bucket=gs://... or --nfs=..."
 }
 
-# Runs the command, on one slice after another if need be; sets $code.
+# Runs the command, with --spot on one slice after another; sets $code.
 until_done() {
   local left=$restarts
   until attempt; do
-    [ "$left" -gt 0 ] || fail "$why once more; gave up after $restarts restarts"
+    [ "$left" -gt 0 ] || fail "$why; gave up after $restarts restarts (--restarts)"
     left=$((left - 1))
-    say "$why; asking for a new slice ($left restarts left)"
+    say "$why; creating a new slice ($left restarts left)"
     delete_slice
   done
 }
 
-# Sets $code. Returns 1, with $why, if the command is to go on on a new slice. Here and in what it
-# calls each failure is handled where it may occur: bash's set -e does not reach them.
+# Runs the command on one slice and sets $code. Returns 1 and sets $why if the command must continue on
+# a new slice. bash's set -e does not apply here, so each failure is handled where it may occur.
 attempt() {
   code=0 stopped=''
   acquire || return 1
@@ -139,33 +140,34 @@ attempt() {
   [ "$code" -ne 0 ] || follow
   [ -n "$spot" ] && [ -z "$stopped" ] || return 0
   case $code in
-    0 | 2) return 0 ;; # with 2 the same command would only fail again
+    0 | 2) return 0 ;; # after 2 the same command would fail again
     75) why="the run saved its state and asked to be started again"; return 1 ;;
-    *) ! lost ;; # hosts that go one after another look like a crash at first
+    *) ! lost ;; # a preemption looks like a crash at first, because hosts stop one after another
   esac
 }
 
-# Sets $found if the slice is there already. Returns 1 if a spot slice can't be had as it is.
+# Waits until the slice is active, and creates it if it does not exist. Sets $found if it exists.
+# Returns 1 if a spot slice must be replaced.
 acquire() {
   found=''
-  look || fail "can't ask for the state of $name; see gcloud's message above"
+  look || fail "cannot read the state of $name; see gcloud's message above"
   if [ "$state" = ABSENT ]; then
-    [ -n "$type" ] || fail "there is no slice $name yet; to ask for it, give --accelerator-type=TYPE"
-    create_slice || fail "the slice can't be asked for; see gcloud's message above"
+    [ -n "$type" ] || fail "there is no slice $name; to create it, give --accelerator-type=TYPE"
+    create_slice || fail "cannot create the slice; see gcloud's message above"
     look || true
   else
     found=1
-    say "$name is there already: $state"
+    say "$name exists: $state"
   fi
   while [ "$state" != ACTIVE ]; do
     case $state in
       FAILED | SUSPENDING | SUSPENDED | DELETING)
         why="the slice is $state"
         [ -z "$spot" ] || return 1
-        fail "$name is $state; --delete removes it, 'gcloud compute tpus queued-resources describe $name --project=$project --zone=$zone' tells why"
+        fail "$name is $state; --delete removes it, 'gcloud compute tpus queued-resources describe $name --project=$project --zone=$zone' prints the reason"
         ;;
     esac
-    say "$name is $state; looking again in $poll s"
+    say "$name is $state; checking again in $poll s"
     sleep "$poll"
     look || true
   done
@@ -191,8 +193,8 @@ delete_slice() {
   imagined=ABSENT
 }
 
-# Sets $state to that of the queued resource, or ABSENT; a dry run imagines what it would be.
-# Returns 1, with $state as it was, if there is no answer.
+# Sets $state to the state of the queued resource, or ABSENT; a dry run assumes the expected state.
+# Returns 1 and leaves $state unchanged if gcloud fails.
 imagined=ABSENT state=UNKNOWN
 look() {
   local answer problem
@@ -212,7 +214,7 @@ look() {
   rm "$problem"
 }
 
-# Refuses several hosts without a shared workdir, where the type did not tell their number.
+# Refuses several hosts without a shared workdir if no type was given from which to know their number.
 count_hosts() {
   local hosts
   [ -z "$type" ] && [ -z "$shared" ] && [[ $workdir != /* ]] || return 0
@@ -221,7 +223,7 @@ count_hosts() {
     fail "the $hosts hosts of $name must share the workdir; give --bucket=gs://... or --nfs=..."
 }
 
-# Starts the command on all hosts, unless it is running already.
+# Starts the command on all hosts unless it is already running.
 start() {
   if ! { [ -n "$found" ] && on 0 "test -f moco_jax/launch/tpu_worker.sh && $worker running"; }; then
     install || return
@@ -238,8 +240,8 @@ install() {
     on all "mkdir -p moco_jax && $unpack && $worker prepare${shared:+ $(quoted "$shared")}"
 }
 
-# Shows the first host's output until the run ends; sets $code, and $stopped if --stop ended it.
-# ssh's own code is 255.
+# Shows the output of the first host until the run ends; sets $code, and $stopped if --stop ended it.
+# ssh itself exits with 255.
 follow() {
   local tries
   for tries in 1 2 3 4 5 6 7 8 9 10; do
@@ -250,14 +252,14 @@ follow() {
       return
     fi
     ! lost || return
-    say "the connection broke; following again in $poll s ($tries)"
+    say "the connection broke; reconnecting in $poll s ($tries)"
     sleep "$poll"
   done
-  say "no connection to the first host; the run may go on. The same command tries again"
+  say "no connection to the first host; the run may still be running. The same command tries again"
 }
 
-# The first host often fails only because another one did. A problem that has a name comes before
-# a request to be started again, and that before a crash.
+# Sets $code from the exit codes of all hosts, because the first host often fails only after another
+# one did. Code 2 takes precedence over 75, and 75 over a crash.
 ask_all() {
   local answers codes
   answers=$(on all "$worker finish 60") || true
@@ -272,7 +274,7 @@ ask_all() {
   [ "$code" -eq 0 ] || say "the run ended with code $code (all hosts:$codes)"
 }
 
-# Returns 0 once a spot slice is no longer active; it takes a while until that shows.
+# Returns 0 if a spot slice is no longer active. Checks several times: the state changes with a delay.
 lost() {
   local _
   [ -n "$spot" ] || return 1
@@ -298,7 +300,7 @@ bring_back() {
   fi
 }
 
-# on WORKER COMMAND: runs it on this host of the slice, or on all.
+# on WORKER COMMAND: runs the command on one host of the slice, or on all.
 worker="bash moco_jax/launch/tpu_worker.sh"
 on() {
   tpus tpu-vm ssh "$name" --worker="$1" --quiet --command="$2"

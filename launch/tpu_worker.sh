@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh calls on each host of a TPU slice, over ssh. The run is detached from the
-# connection that starts it: gcloud repeats a command whose connection broke, and that must neither
+# launch/tpu_pod.sh calls this script over ssh on each host of a TPU slice. The run is detached from the
+# connection that starts it, because gcloud repeats a command whose connection broke. This must neither
 # end the run nor start it twice.
 # usage: bash launch/tpu_worker.sh COMMAND, one of
-#   prepare [gs://BUCKET[/FOLDER] | SERVER:/FOLDER]   installs; mounts what all hosts share at shared/
-#   start ARGUMENT...   starts python -m moco_jax.main ARGUMENT..., unless it is running already
-#   running             exits with 0 if it is
-#   follow              prints its output until it ends, and exits with its code
-#   finish SECONDS      waits that long for its end, ends it if need be, prints "exit CODE"
-#   stop SECONDS        lets it save and end, by SIGTERM; prints "exit CODE" and "stopped"
+#   prepare [gs://BUCKET[/FOLDER] | SERVER:/FOLDER]   installs; mounts the shared folder at shared/
+#   start ARGUMENT...   starts python -m moco_jax.main ARGUMENT..., unless it is already running
+#   running             exits with 0 if the run is running
+#   follow              prints the output of the run until it ends, and exits with its code
+#   finish SECONDS      waits that long for the end of the run, then kills it; prints "exit CODE"
+#   stop SECONDS        sends SIGTERM, so that the run saves and ends; prints "exit CODE" and "stopped"
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
-state=$HOME/.moco_jax_run # files: command, holder and main (process ids), log, code, stopped
+state=$HOME/.moco_jax_run # files: command, holder and main (process ids), log, code, stopped, shared
 shared=$root/shared
 
 main() {
@@ -34,7 +34,7 @@ prepare() {
   . "$root/launch/setup.sh" ""
 }
 
-# Some TPU images bring Python 3.10, which is too old.
+# Some TPU images have Python 3.10, which is too old.
 have_python() {
   python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && return
   PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
@@ -43,7 +43,7 @@ have_python() {
   export PYTHON
 }
 
-# A run goes to runs/ by default, so that is put on the shared folder too.
+# The default workdir is in runs/, so runs/ is placed in the shared folder too.
 mount_shared() {
   mkdir -p "$shared"
   if mountpoint -q "$shared"; then
@@ -56,11 +56,11 @@ mount_shared() {
   esac
   echo "$1" >"$state/shared"
   mkdir -p "$shared/runs"
-  [ -L "$root/runs" ] || ln -s shared/runs "$root/runs" # fails on a folder: its runs would be hidden
+  [ -L "$root/runs" ] || ln -s shared/runs "$root/runs" # fails if runs/ is a folder: a link would hide its runs
 }
 
-# Without a limit gcsfuse renames no folder, and a checkpoint is complete once its folder is renamed.
-# Nothing is cached about files: each host must see at once what another one wrote.
+# Without --rename-dir-limit gcsfuse cannot rename a folder, and a rename completes a checkpoint.
+# Metadata is not cached, so that each host sees at once what another host writes.
 mount_bucket() {
   local bucket=${1%%/*} folder=${1#*/}
   [ "$folder" != "$1" ] || folder=
@@ -81,10 +81,10 @@ install_gcsfuse() {
 mount_nfs() {
   command -v mount.nfs >/dev/null || install_package nfs-common
   sudo mount -t nfs "$1" "$shared"
-  [ -w "$shared" ] || sudo chmod 1777 "$shared" # a new share belongs to root
+  [ -w "$shared" ] || sudo chmod 1777 "$shared" # a new NFS share belongs to root
 }
 
-# A fresh machine's own updates hold the lock for a while.
+# The automatic updates of a new machine hold the lock for a while.
 install_package() {
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq update
   sudo apt-get -o DPkg::Lock::Timeout=600 -qq install -y "$1" >/dev/null
@@ -95,7 +95,7 @@ start() {
   command=$(quoted "$@")
   if running; then
     [ "$(cat "$state/command")" = "$command" ] ||
-      fail "another command is running here: $(cat "$state/command") (--stop saves and stops it)"
+      fail "another command is running here: $(cat "$state/command"); --stop saves and stops it"
     return
   fi
   . "$root/launch/setup.sh" ""
@@ -120,14 +120,14 @@ running() {
 }
 
 follow() {
-  [ -s "$state/holder" ] || fail "nothing was started here"
+  [ -s "$state/holder" ] || fail "no run was started on this host"
   while running; do sleep 0.1; done &
   tail --lines=200 --follow --sleep-interval=0.1 --pid=$! "$state/log" # ends after that loop
   code
   exit "$code"
 }
 
-# Sets $code; a run without one was killed together with what would have noted it.
+# Sets $code; without a file the run was killed together with the process that writes the file.
 code() {
   code=137
   [ ! -s "$state/code" ] || code=$(cat "$state/code")
@@ -150,7 +150,7 @@ finish() {
 }
 
 stop() {
-  running || fail "nothing is running here"
+  running || fail "no run is running on this host"
   touch "$state/stopped"
   kill -TERM "$(cat "$state/main")"
   finish "$1"

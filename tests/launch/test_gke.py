@@ -73,7 +73,7 @@ def test_a_tpu_slice_with_a_bucket(manifest):
     assert arguments(m) == [*own, "--join_timeout=1800"]
 
 
-def test_gpu_nodes_with_a_claim_are_told_where_the_first_is(manifest):
+def test_gpu_pods_get_the_address_of_the_first_pod(manifest):
     m = manifest("--claim=filestore", *GPU, "--spot", "--restarts=3", *RUN, "--workdir", "w")
     assert pod(m)["nodeSelector"] == {
         "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
@@ -96,7 +96,7 @@ def test_gpu_nodes_with_a_claim_are_told_where_the_first_is(manifest):
     ]
 
 
-def test_codes_of_the_run_and_what_becomes_of_it(manifest):
+def test_exit_codes_decide_about_restarts(manifest):
     m = manifest("--bucket=mine", *TPU, *RUN)
     assert job(m)["backoffLimit"] == 0  # a crash ends the job, and the set is started again
     assert m["spec"]["failurePolicy"]["rules"] == [
@@ -146,22 +146,25 @@ def test_kubectl_gets_the_manifest_of_the_dry_run(run, tmp_path, checkout):
         (RUN, "give the run a name"),
         (("--name=My_Run", *RUN), "got 'My_Run'"),
         (("--name=x", *RUN), "give the image"),
-        ((*HEAD, *TPU, *RUN), "give what all pods share"),
+        ((*HEAD, *TPU, *RUN), "give the storage that all pods share"),
         ((*HEAD, *TPU, "--bucket=a", "--claim=b", *RUN), "give one of --bucket and --claim"),
-        ((*HEAD, *TPU, "--bucket=a/b", *RUN), "a bucket only"),
+        ((*HEAD, *TPU, "--bucket=a/b", *RUN), "must be a bucket without a folder"),
         ((*HEAD, "--bucket=a", *RUN), "give the nodes"),
         ((*HEAD, "--bucket=a", *TPU, *GPU, *RUN), "give one of --tpu and --gpu"),
         ((*HEAD, "--bucket=a", "--tpu=t", "--topology=4x4", *RUN), "give the chips"),
         ((*HEAD, "--bucket=a", "--tpu=t", "--chips=4", *RUN), "give the topology"),
-        ((*HEAD, "--bucket=a", *TPU[:2], "--chips=5", *RUN), "16 chips, no multiple of --chips=5"),
+        (
+            (*HEAD, "--bucket=a", *TPU[:2], "--chips=5", *RUN),
+            "16 chips, which is not a multiple of --chips=5",
+        ),
         ((*HEAD, "--bucket=a", *TPU, "--hosts=3", *RUN), "make 4 nodes, not --hosts=3"),
         ((*HEAD, "--bucket=a", *GPU[:2], *RUN), "give the number of nodes"),
-        ((*HEAD, "--bucket=a", *TPU), "give the run's arguments behind --"),
+        ((*HEAD, "--bucket=a", *TPU), "give the arguments of the run after --"),
         ((*HEAD, "--bucket=a", *TPU, "--", "a\nb"), "line break"),
         ((*HEAD, "--bukcet=a", *TPU, *RUN), "unknown option --bukcet=a"),
     ],
 )
-def test_what_is_missing_is_named(run, options, message):
+def test_error_names_the_wrong_option(run, options, message):
     done = run("gke.sh", "--dry-run", *options)
     assert done.returncode == 2 and message in done.stderr and done.stdout == ""
 
@@ -175,7 +178,7 @@ def test_kubectl_is_missing(run, tmp_path):
     assert done.returncode == 2 and "kubectl is not on PATH; install it" in done.stderr
 
 
-def test_the_template_is_yaml_as_it_stands(repository):
-    """So that editors read it; all its placeholders are strings or numbers to be."""
+def test_the_template_is_valid_yaml(repository):
+    """Editors can read it: every placeholder is a string or a number."""
     text = (repository / "launch" / "gke.yaml").read_text()
     assert yaml.safe_load(re.sub(r"@[A-Z_]+@", "1", text))["kind"] == "JobSet"

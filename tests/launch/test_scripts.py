@@ -83,12 +83,12 @@ def test_the_dry_run_of_a_slurm_job(run, checkout, monkeypatch):
         *("srun", "--kill-on-bad-exit=0", "--wait=300", "--cpus-per-task=7"),
         *(str(checkout / ".venv" / "bin" / "python"), "-m", "moco_jax.main", *WORDS),
     ]
-    assert then.endswith("75, its state saved: scontrol requeue $SLURM_JOB_ID")
+    assert then.endswith("75, its state is saved: scontrol requeue $SLURM_JOB_ID")
 
 
 def test_a_slurm_job_is_not_run_by_bash(run):
     done = run("slurm.sbatch", "--config=x")
-    assert done.returncode == 2 and "this is a job: sbatch launch/slurm.sbatch" in done.stderr
+    assert done.returncode == 2 and "submit it: sbatch launch/slurm.sbatch" in done.stderr
 
 
 def test_a_slurm_job_without_slurm(run, checkout, tmp_path):

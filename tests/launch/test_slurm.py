@@ -122,7 +122,7 @@ def test_arguments_and_processors_reach_each_task(submit):
 )
 def test_gpus_of_a_task(submit, options, seen):
     """None is all that it sees; by itself JAX takes that of the task's number, seen or not."""
-    print_them = "from moco_jax import cluster; print(cluster._local_devices())"
+    print_them = "from moco_jax.parallel import cluster; print(cluster._local_devices())"
     python = f"{PYTHON} -c '{print_them}' | sed \"s/^/$SLURM_PROCID of $CUDA_VISIBLE_DEVICES: /\""
     job = submit(python, *options)
     assert job.ended() == ("COMPLETED", "0:0", 0), job.log()
@@ -134,7 +134,7 @@ def test_the_code_75_puts_the_job_back_into_the_queue(submit, tmp_path):
     ending = "sleep $SLURM_PROCID; echo saved $SLURM_PROCID; exit 75"
     job = submit(TWICE.format(folder=tmp_path, ending=ending), "--ntasks-per-node=2")
     assert job.ended() == ("COMPLETED", "0:0", 1), job.log()
-    for line in ("saved 0", "saved 1", f"saved; job {job.number} goes back into the queue"):
+    for line in ("saved 0", "saved 1", f"saved; requeueing job {job.number}"):
         assert job.log().splitlines().count(line) == 1
     assert job.log().count("start on 2 tasks") == 4  # appended to, and not written anew
 
@@ -173,4 +173,4 @@ def test_a_job_submitted_from_elsewhere_says_so(cluster, repository, tmp_path):
     )
     [log] = tmp_path.glob("moco_jax-*.log")
     assert done.returncode == 2
-    assert log.read_text().startswith("error: submit the job from the checkout's folder")
+    assert log.read_text().startswith("error: submit the job in the folder of the checkout")

@@ -129,7 +129,7 @@ def test_a_new_slice_of_two_hosts(tpu):
     done = tpu.run(*options, "--create=--network=my net", "--", *ARGUMENTS)
     assert done.returncode == 0, done.stderr
     assert "host0 at start" in done.stdout and "host1" not in done.stdout
-    for name in ("PROVISIONING; looking again", "the workdir is in gs://bucket/a/b/runs"):
+    for name in ("PROVISIONING; checking again", "the workdir is in gs://bucket/a/b/runs"):
         assert name in done.stderr
     assert tpu.did() == ["create", *ONE_RUN]  # and no delete
     assert tpu.calls()[1] == [
@@ -150,7 +150,7 @@ def test_a_new_slice_of_two_hosts(tpu):
     assert "--rename-dir-limit=" in mounts[0]
 
 
-def test_the_slice_of_that_name_is_used_again_and_the_workdir_brought_back(tpu):
+def test_an_existing_slice_is_reused_and_the_workdir_copied_back(tpu):
     tpu.has(states="ACTIVE")
     (tpu.folder / "host0").mkdir()
     for runs in ("1", "1\n2"):
@@ -162,7 +162,7 @@ def test_the_slice_of_that_name_is_used_again_and_the_workdir_brought_back(tpu):
     assert tpu.did()[-1] == "scp"
 
 
-def test_a_workdir_of_another_name_is_brought_back_to_that_name(tpu):
+def test_a_workdir_of_another_name_is_copied_back_to_that_name(tpu):
     tpu.main("mkdir -p my/own; echo 1 >my/own/metrics.jsonl")
     done = tpu.run(*NEW, *RUN, "--workdir", "my/own")
     assert done.returncode == 0, done.stderr
@@ -177,7 +177,7 @@ def test_an_absolute_workdir_stays_where_it_is(tpu):
 
 
 @pytest.mark.parametrize("code", [0, 134])
-def test_the_slice_is_deleted_only_when_told_and_after_all_else(tpu, code):
+def test_the_slice_is_deleted_last_and_only_with_delete(tpu, code):
     tpu.has(ends=str(code))
     assert tpu.run(*NEW, "--delete", *RUN).returncode == code
     assert tpu.did() == ["create", *ONE_RUN, "scp", "delete"]
@@ -190,38 +190,38 @@ def test_delete_alone(tpu):
     assert tpu.did() == ["delete"]
 
 
-def test_a_slice_whose_workdir_could_not_be_brought_back_is_kept(tpu):
+def test_the_slice_is_kept_if_copying_the_workdir_back_fails(tpu):
     tpu.main("rm -r runs")
     assert tpu.run(*NEW, "--delete", *RUN).returncode != 0
     assert tpu.did()[-1] == "scp"
 
 
-def test_a_preempted_slice_is_asked_for_again(tpu):
-    """The first slice goes while the run is on; the second can't be had; the third does it."""
+def test_a_preempted_slice_is_replaced(tpu):
+    """The first slice is preempted, the second fails to start, the third finishes the run."""
     tpu.has(coming="ACTIVE\n\nPROVISIONING\nFAILED\n\nACTIVE", ends="134 SUSPENDED\n0")
     done = tpu.run(*SPOT, *RUN)
     assert done.returncode == 0, done.stderr
     again = ["delete", "create"]
     assert tpu.did() == ["create", *ONE_RUN, *again, *again, *ONE_RUN]
     assert all("--spot" in call for call in tpu.calls() if call[3] == "create")
-    assert "the slice is SUSPENDED; asking for a new slice (9 restarts left)" in done.stderr
-    assert "the slice is FAILED; asking for a new slice (8 restarts left)" in done.stderr
+    assert "the slice is SUSPENDED; creating a new slice (9 restarts left)" in done.stderr
+    assert "the slice is FAILED; creating a new slice (8 restarts left)" in done.stderr
 
 
-def test_a_slice_whose_connection_broke_as_it_went_is_asked_for_again(tpu):
+def test_a_slice_preempted_during_a_broken_connection_is_replaced(tpu):
     tpu.has(coming="ACTIVE\nSUSPENDING\n\nACTIVE", ends="0", broken="\n")
     assert tpu.run(*SPOT, *RUN).returncode == 0
     assert tpu.did() == ["create", *ONE_RUN[:-1], "delete", "create", *ONE_RUN]
 
 
-def test_a_spot_slice_found_suspended_is_asked_for_again(tpu):
+def test_a_suspended_spot_slice_is_replaced(tpu):
     tpu.has(states="SUSPENDED", ends="0")
     assert tpu.run(*SPOT, *RUN).returncode == 0
     assert tpu.did() == ["delete", "create", *ONE_RUN]
 
 
 @pytest.mark.parametrize("ends", ["75", "134 75"])
-def test_a_run_that_asks_to_be_started_again(tpu, ends):
+def test_code_75_restarts_the_run_on_a_new_slice(tpu, ends):
     tpu.has(coming="ACTIVE\n\nACTIVE", ends=f"{ends}\n0", hosts="2")
     done = tpu.run(*SPOT, *RUN)
     assert done.returncode == 0, done.stderr
@@ -238,7 +238,7 @@ def test_restarts_have_a_limit(tpu):
 @pytest.mark.parametrize(
     ("options", "end"), [(SPOT, "2 SUSPENDED"), (SPOT, "134"), (NEW, "75"), (NEW, "134 SUSPENDED")]
 )
-def test_other_ends_are_no_reason_to_start_again(tpu, options, end):
+def test_other_exit_codes_do_not_restart(tpu, options, end):
     tpu.has(ends=f"{end}\n0")
     done = tpu.run(*options, *RUN)
     assert done.returncode == int(end.split()[0]), done.stderr
@@ -246,28 +246,28 @@ def test_other_ends_are_no_reason_to_start_again(tpu, options, end):
     assert tpu.starts() == 1 and "delete" not in tpu.did()
 
 
-def test_the_problem_of_one_host_comes_before_the_crash_of_another(tpu):
+def test_code_2_takes_precedence_over_a_crash(tpu):
     tpu.has(hosts="2", ends="134 2\n0 0")
     assert tpu.run(*SPOT, *RUN).returncode == 2 and tpu.starts() == 1
 
 
-def test_a_crash_of_another_host_is_told(tpu):
+def test_the_exit_code_of_another_host_is_reported(tpu):
     tpu.has(hosts="2", ends="0 7")
     done = tpu.run(*SPOT, *RUN)
     assert done.returncode == 7 and "all hosts: 0 7" in done.stderr
 
 
-def test_a_broken_connection_is_taken_up_again(tpu):
+def test_a_broken_connection_is_restored(tpu):
     tpu.has(broken="\n", ends="0")
     done = tpu.run(*NEW, *RUN)
     assert done.returncode == 0 and "the connection broke" in done.stderr
     assert tpu.starts() == 1 and tpu.did().count("ssh follow") == 2
 
 
-def test_nothing_is_deleted_where_the_run_may_still_be_on(tpu):
+def test_nothing_is_deleted_while_the_run_may_be_running(tpu):
     tpu.has(broken="\n" * 10, ends="0")
     done = tpu.run(*NEW, "--delete", *RUN)
-    assert done.returncode == 255 and "the run may go on" in done.stderr
+    assert done.returncode == 255 and "the run may still be running" in done.stderr
     assert tpu.did() == ["create", *ONE_RUN[:3], *["ssh follow"] * 10]
 
 
@@ -319,7 +319,7 @@ def test_a_host_that_hangs_is_ended(tpu):
         ("SUSPENDED", "pod is SUSPENDED; --delete removes it"),
     ],
 )
-def test_a_slice_that_cant_be_had(tpu, states, message):
+def test_an_unusable_slice_is_an_error(tpu, states, message):
     tpu.has(states=states)
     done = tpu.run(*NEW, *RUN)
     assert done.returncode == 2 and message in done.stderr
@@ -338,18 +338,21 @@ def test_the_hosts_of_a_slice_that_is_there_are_counted(tpu):
         (RUN, "give the slice a name: --name=NAME"),
         (("--name=pod", *RUN), "give the project: --project=PROJECT"),
         (("--name=pod", "--project=mine", *RUN), "give the zone: --zone=ZONE"),
-        (WHERE, "give the run's arguments behind --"),
-        ((*WHERE, "--"), "give the run's arguments behind --"),
+        (WHERE, "give the arguments of the run after --"),
+        ((*WHERE, "--"), "give the arguments of the run after --"),
         ((*WHERE, *RUN), "give --accelerator-type=TYPE"),
         ((*WHERE, "--config=x"), "unknown option --config=x"),
-        ((*WHERE, "--bucket=bucket", *RUN), "--bucket=bucket: give --bucket=gs://BUCKET"),
-        ((*NEW, "--restarts=x", *RUN), "--restarts=x is no number"),
-        ((*NEW, "--spot", *RUN), "a spot slice's disks go with it"),
+        (
+            (*WHERE, "--bucket=bucket", *RUN),
+            "--bucket=bucket is not valid; give --bucket=gs://BUCKET",
+        ),
+        ((*NEW, "--restarts=x", *RUN), "--restarts=x must be a whole number"),
+        ((*NEW, "--spot", *RUN), "the disks of a spot slice are deleted"),
         ((*WHERE, "--accelerator-type=v4-32", *RUN), "the hosts of v4-32 must share the workdir"),
-        ((*SPOT, *RUN, "--workdir=mine"), "--workdir=mine is not on the shared folder"),
+        ((*SPOT, *RUN, "--workdir=mine"), "--workdir=mine is not in the shared folder"),
     ],
 )
-def test_what_is_missing_is_named(tpu, arguments, message):
+def test_error_names_the_wrong_option(tpu, arguments, message):
     done = tpu.run(*arguments)
     assert done.returncode == 2 and message in done.stderr
     assert done.stderr.startswith("error: ") and tpu.starts() == 0

@@ -1,1 +1,1 @@
-"""Weights of other projects, in and out: `python -m moco_jax.convert`."""
+"""Converts weights from and to other projects: `python -m moco_jax.convert`."""

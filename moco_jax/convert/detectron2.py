@@ -1,4 +1,4 @@
-"""What Detectron2's config must say of a converted backbone."""
+"""Detectron2's config for a converted backbone."""
 
 import re
 
@@ -10,13 +10,14 @@ _DEPTHS = (18, 34, 50, 101, 152)
 
 
 def settings(config: ConfigDict) -> list[str]:
-    """Returns the lines of Detectron2's config that differ from its default.
+    """Returns the lines of Detectron2's config that differ from its defaults.
 
-    Its own default backbones are Caffe's: BGR, pixels not scaled, the stride in the first 1x1
-    convolution. Ours are torchvision's: RGB, and mean and std of our pixels in 0..1 times 255.
+    Detectron2's default backbones are Caffe's: BGR, unscaled pixels, the stride in the first 1x1
+    convolution. Our backbones are torchvision's: RGB, the stride in the 3x3 convolution. Our mean
+    and std are for pixels in 0..1, so they are multiplied by 255.
 
     Raises:
-      ValueError: if its ResNet can't be that network; says why.
+      ValueError: if Detectron2's ResNet can't express the network.
     """
     model = config.model
     network = resnet(model.name, width=model.width)
@@ -28,7 +29,7 @@ def settings(config: ConfigDict) -> list[str]:
         )
     if network.block is BasicBlock and model.width != 1:
         raise ValueError(
-            f"Detectron2's ResNet of depth {depth} has width 1 only, got model.width={model.width}"
+            f"Detectron2's ResNet of depth {depth} must have model.width=1, got {model.width}"
         )
     stem = network.features // 8 // network.block.expansion
     lines = {

@@ -1,4 +1,4 @@
-"""Files of arrays, read without executing anything in them, and written whole or not at all."""
+"""Reads and writes files of arrays; runs no code from a file and leaves no half-written file."""
 
 import contextlib
 import importlib
@@ -15,86 +15,86 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-_OF_TORCH = (b"PK", b"\x80")  # a zip archive; a pickle, from before torch 1.6
+_TORCH_STARTS = (b"PK", b"\x80")  # a zip archive; before torch 1.6, a pickle
 INSTALL = "pip install 'moco-jax[convert]'"
 
 
-def torch() -> Any:
+def import_torch() -> Any:
     """Returns the module torch.
 
     Raises:
-      ModuleNotFoundError: if it is not installed; says how it is.
+      ModuleNotFoundError: if it is not installed; names the command that installs it.
     """
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"torch's files need torch (not safetensors): {INSTALL}"
+            f"torch files need torch; install it with {INSTALL}, or use safetensors"
         ) from error
 
 
 def read(path: pathlib.Path) -> Any:
-    """Returns what a file of torch's or a safetensors file holds, tensors as numpy arrays.
+    """Returns the content of a torch or safetensors file, with tensors as numpy arrays.
 
-    Of torch's files only containers, numbers, strings and tensors are read, so no code runs.
+    From torch files it reads containers, numbers, strings and tensors only, so no code runs.
     Floating-point arrays become float32.
 
     Raises:
-      ValueError: if it is neither, or holds more than that.
-      ModuleNotFoundError: if torch is needed and not there.
+      ValueError: if the file is of another kind, is damaged, or contains other objects.
+      ModuleNotFoundError: if the file needs torch and torch is not installed.
     """
     with open(path, "rb") as file:
         start = file.read(9)
-    if path.suffix == ".safetensors" or start[8:] == b"{":  # after the length of a JSON header
+    if path.suffix == ".safetensors" or start[8:] == b"{":  # a JSON header after its length
         try:
-            return _in_numpy(safetensors.numpy.load_file(path))
+            return _to_numpy(safetensors.numpy.load_file(path))
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
-    if not start.startswith(_OF_TORCH):
-        raise ValueError(f"{path} is neither a safetensors file nor one of torch's")
-    module = torch()
+    if not start.startswith(_TORCH_STARTS):
+        raise ValueError(f"{path} is neither a safetensors file nor a torch file")
+    torch = import_torch()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickles than torch's, which then fail
-            return _in_numpy(module.load(path, map_location="cpu", weights_only=True))
+            warnings.simplefilter("ignore")  # other pickles warn, then fail below
+            return _to_numpy(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+)", str(error))
         raise ValueError(
-            f"{path} is not a file of torch's with arrays alone, and what else it asks for is not "
-            f"executed{f': {asked[1]}' if asked else ''}; save a state_dict(), not a module"
+            f"{path} contains more than arrays, and code in a file is not executed"
+            f"{f': {refused[1]}' if refused else ''}; save a state_dict(), not a module"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is a damaged file of torch's, or none: {error}") from error
+        raise ValueError(f"{path} is damaged, or not a torch file: {error}") from error
 
 
 def write_torch(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a nested dict for `torch.load`, numpy arrays as tensors."""
-    module = torch()
+    """Writes a nested dict for `torch.load`, with numpy arrays as tensors."""
+    torch = import_torch()
 
     def tensors(value):
         if isinstance(value, dict):
             return {key: tensors(inner) for key, inner in value.items()}
-        return module.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
-    module.save(tensors(content), path)
+    torch.save(tensors(content), path)
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays for torch's libraries, some of which ask for this metadata."""
+    """Writes arrays with the metadata that some torch libraries need."""
     safetensors.numpy.save_file(arrays, path, metadata={"format": "pt"})
 
 
 def check_fresh(out: pathlib.Path) -> None:
-    """Raises a ValueError if something is there already, or nothing can be put there."""
+    """Raises a ValueError if `out` exists or its parent folder does not."""
     if out.exists() or out.is_symlink():
-        raise ValueError(f"{out} exists already; remove it, or give another --out")
+        raise ValueError(f"{out} already exists; remove it or change --out")
     if not out.parent.is_dir():
-        raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
+        raise ValueError(f"the folder of --out={out} does not exist; create it or change --out")
 
 
 @contextlib.contextmanager
-def unfinished(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields another name to write to, a file or a folder, which becomes `out` if all goes well."""
+def atomic_output(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary path for a file or folder; renames it to `out` on success."""
     temporary = out.with_name(f".incomplete-{os.getpid()}-{out.name}")
     try:
         yield temporary
@@ -106,12 +106,12 @@ def unfinished(out: pathlib.Path) -> Iterator[pathlib.Path]:
             temporary.unlink()
 
 
-def _in_numpy(value: Any) -> Any:
-    """Returns nested containers with numpy arrays, float32 if floating, in place of tensors."""
+def _to_numpy(value: Any) -> Any:
+    """Returns the nested containers with numpy arrays for tensors, float32 for floats."""
     if isinstance(value, dict):
-        return {key: _in_numpy(inner) for key, inner in value.items()}
+        return {key: _to_numpy(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_in_numpy(inner) for inner in value]
+        return [_to_numpy(inner) for inner in value]
     if isinstance(value, np.ndarray):
         return value if value.dtype.kind in "iub" else value.astype(np.float32)
     if hasattr(value, "is_floating_point"):

@@ -1,4 +1,4 @@
-"""Hugging Face's ResNet: the config beside its weights, and what it can't express."""
+"""The config.json of Hugging Face's ResNet."""
 
 import json
 import pathlib
@@ -13,34 +13,34 @@ _FIXED = {
     "model_type": "resnet",
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
-    "downsample_in_bottleneck": False,  # ours and torchvision's stride is in the 3x3
+    "downsample_in_bottleneck": False,  # the stride is in the 3x3 convolution, as in torchvision
 }
-_DEFAULTS = _FIXED | {"model_type": None}  # a config may leave out what is the library's default
+_DEFAULTS = _FIXED | {"model_type": None}  # the library's, for keys that the file omits
 
 
-def check(file: pathlib.Path) -> None:
-    """Raises a ValueError if the config beside the weights is of a network that we don't have."""
+def check_config(file: pathlib.Path) -> None:
+    """Raises a ValueError if the config.json is missing or describes an unsupported network."""
     try:
-        about = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"Hugging Face's weights need their config beside them; {file} can't be read: {error}"
+            f"Hugging Face's weights need their config.json; {file} can't be read: {error}"
         ) from error
-    given = {key: about.get(key, _DEFAULTS[key]) for key in _FIXED}
+    given = {key: content.get(key, _DEFAULTS[key]) for key in _FIXED}
     wrong = [
         f"{key}={given[key]!r} (allowed: {value!r})"
         for key, value in _FIXED.items()
         if given[key] != value
     ]
     if wrong:
-        raise ValueError(f"{file} is of a network that is not read: {', '.join(wrong)}")
+        raise ValueError(f"{file} describes an unsupported network: {', '.join(wrong)}")
 
 
-def config_of(config: ConfigDict) -> dict[str, Any]:
+def make_config(config: ConfigDict) -> dict[str, Any]:
     """Returns the content of config.json for `AutoModel.from_pretrained`.
 
     Raises:
-      ValueError: if Hugging Face's ResNet can't be that network; says why.
+      ValueError: if Hugging Face's ResNet can't express the network.
     """
     model = config.model
     network = resnet(model.name, width=model.width)
@@ -48,10 +48,11 @@ def config_of(config: ConfigDict) -> dict[str, Any]:
     if model.stem != "imagenet":
         problems.append(f"stem {model.stem!r} (it has 7x7/2 and max-pooling only)")
     if (network.groups, network.base_width) != (1, 64):
-        problems.append(f"{model.name} (it has no groups, and no wider 3x3 convolutions)")
+        problems.append(f"{model.name} (it has no groups and no wider 3x3 convolutions)")
     if problems:
         raise ValueError(
-            f"Hugging Face's ResNet can't express {' and '.join(problems)}; allowed: --to=timm"
+            f"Hugging Face's ResNet can't express {' and '.join(problems)}; use --to=moco_jax, or "
+            "--to=timm for width 1"
         )
     sizes = [network.features // 2**stage for stage in (3, 2, 1, 0)]
     return _FIXED | {

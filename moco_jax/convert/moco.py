@@ -1,17 +1,18 @@
-"""The reference's pretraining checkpoint (MoCo v1 and v2), whole: a run that can go on.
+"""Converts the reference's pretraining checkpoint (MoCo v1 and v2) to a workdir that resumes it.
 
-What is carried: both encoders with their running statistics, the queue in the order of its keys'
-ages, SGD's momentum buffers and the step. What can't be:
+The workdir gets both encoders with their running statistics, the queue in the order of its keys'
+ages, SGD's momentum buffers and the step. It can't get:
 
-- the order of the images and all random numbers: they follow from our seed and the step;
-- the schedule: the checkpoint holds no recipe, so the config tells it. Its weight decay and SGD's
-  momentum are compared;
-- shuffling by random permutations: ours is a transpose between the batch-norm groups;
-- other GPUs' running statistics: the checkpoint has those of the first alone, ours are then a mean.
+- The order of the images and all random numbers: they follow from our seed and the step.
+- The schedule: the checkpoint contains no recipe, so the config defines it. The checkpoint's weight
+  decay and SGD momentum are compared with the config's.
+- The shuffling by random permutations: ours is a transpose between the batch-norm groups.
+- The running statistics of all GPUs: the checkpoint has the first GPU's only; our further steps
+  average them over the groups.
 
-The queue's keys lie there as columns, in the order in which they came, from `queue_ptr` on the
-oldest. Our ring's row of a step follows from the step, so the ring is turned until the oldest keys
-lie in the row that is written next.
+The reference stores keys as columns in order of arrival; the oldest is at `queue_ptr`. The step
+determines which row of our ring is written next, so the ring is rotated until the oldest keys are
+in that row.
 """
 
 import pathlib
@@ -23,30 +24,30 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
-from moco_jax.contrastive.dictionaries import make_dictionary
-from moco_jax.contrastive.train_step import TrainState, abstract_state, state_shardings
+from moco_jax.contrastive.dictionaries.queue import keys_per_step
+from moco_jax.contrastive.state import TrainState
 from moco_jax.convert import variables
-from moco_jax.convert.names import COUNTER, LAYOUTS
-from moco_jax.models.encoder import make_encoder
+from moco_jax.convert.names import COUNTER, NAMINGS
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
+from moco_jax.pretraining.method import make_method
+from moco_jax.pretraining.pretrain import checkpoint_kind
 from moco_jax.training import workdir
-from moco_jax.training.checkpoints import PRETRAIN, Checkpoints
-from moco_jax.training.optimizers import make_optimizer, make_schedule
+from moco_jax.training.checkpoints import Checkpoints
+from moco_jax.training.flat_config import flatten
 
 QUERY, KEY = "encoder_q.", "encoder_k."
 _BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint of the reference holds.
+    """The content of a checkpoint of the reference.
 
     Attributes:
       source: its path, for messages.
-      epoch: epochs done; 0 if it does not tell.
+      epoch: epochs done; 0 if the checkpoint does not contain it.
       arrays: by name, without DistributedDataParallel's `module.`.
-      optimizer: the state dict of torch's SGD; {} if it is not there.
+      optimizer: the state dict of torch's SGD; {} if the checkpoint has none.
     """
 
     source: str
@@ -55,38 +56,40 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Any]
 
     @property
-    def besides(self) -> list[str]:
-        """What it holds besides the query encoder."""
+    def other_parts(self) -> list[str]:
+        """The parts of the checkpoint besides the query encoder."""
         parts = {
             "the key encoder": any(name.startswith(KEY) for name in self.arrays),
             "the queue": "queue" in self.arrays,
             "the optimizer": bool(self.optimizer),
         }
-        return [part for part, there in parts.items() if there]
+        return [part for part, present in parts.items() if present]
 
 
 def encoder(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of one of the encoders, without its prefix."""
+    """Returns the arrays of one encoder (`QUERY` or `KEY`), their names without the prefix."""
     return {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
 
 
 def write_workdir(
     checkpoint: Checkpoint, config: ConfigDict, out: pathlib.Path, images: int | None
 ) -> list[str]:
-    """Writes a workdir that pretraining goes on from; returns what is to be told.
+    """Writes a workdir that resumes pretraining; returns lines to print.
 
     Args:
       checkpoint: of the reference.
-      config: of the run that goes on.
+      config: of the resumed run.
       out: the workdir.
-      images: in the training set. None takes the step from the checkpoint's own count of batches,
+      images: number of training images. None takes the step from the checkpoint's batch counter,
         which is right for the same images and batch size.
 
     Raises:
-      ValueError: if something is missing in the checkpoint, or is not as the config has it.
+      ValueError: if the checkpoint lacks something or does not match the config.
     """
     if config.dictionary != "queue":
-        raise ValueError(f"the reference has dictionary='queue', --config {config.dictionary!r}")
+        raise ValueError(
+            f"--to=workdir needs dictionary='queue' in --config, got {config.dictionary!r}"
+        )
     devices = config.mesh.fsdp * max(config.mesh.data, 1)
     validation.check(config, devices)
     layout = make_layout(jax.devices()[:1])
@@ -94,61 +97,64 @@ def write_workdir(
     state = _state(checkpoint, config, layout, step)
     with workdir.opened(out) as folder:
         workdir.record(folder, config, step)
-        recipe = config_lib.flatten(config)
+        recipe = flatten(config)
         keep = config.keep_checkpoints
-        with Checkpoints(folder / "checkpoints", keep, recipe, PRETRAIN) as checkpoints:
+        with Checkpoints(
+            folder / "checkpoints", keep, recipe, checkpoint_kind(config)
+        ) as checkpoints:
             if images is not None:
                 checkpoints.note_images(images)
             checkpoints.save(step, state)
             checkpoints.wait()
-    told = f"step {step}, epoch {checkpoint.epoch} of {step / checkpoint.epoch:g} steps each"
-    return [told, *_other_recipe(checkpoint, config)]
+    per_epoch = step / checkpoint.epoch
+    line = f"step {step}: {checkpoint.epoch} epochs of {per_epoch:g} steps each"
+    return [line, *_recipe_differences(checkpoint, config)]
 
 
 def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int:
-    """Returns the step at which our run goes on."""
+    """Returns the number of steps done, at which our run resumes."""
     if checkpoint.epoch < 1:
-        raise ValueError(f"{checkpoint.source} does not tell its epoch")
+        raise ValueError(f"{checkpoint.source} contains no epoch, which --to=workdir needs")
     if images is not None:
         return checkpoint.epoch * max(1, images // config.batch_size)
     counter = f"{QUERY}bn1.{COUNTER}"
-    needed = _needed(checkpoint, counter, "queue", "queue_ptr")
-    step, queue, pointer = int(needed[0]), needed[1], int(np.ravel(needed[2])[0])
+    count, queue, pointer = _required(checkpoint, counter, "queue", "queue_ptr")
+    step, pointer = int(count), int(np.ravel(pointer)[0])
     if step < 1 or step * config.batch_size % queue.shape[1] != pointer:
         raise ValueError(
-            f"{checkpoint.source} did {step} steps, but {pointer} is not where "
-            f"batch_size={config.batch_size} would have left its queue of {queue.shape[1]} keys: "
-            "it had another batch size. Give that one, or go on with this one and tell the number "
-            "of images, from which the steps of an epoch follow: --training_images=1281167"
+            f"{checkpoint.source} was not trained with batch_size={config.batch_size}: its "
+            f"{step} steps left queue_ptr={pointer} in a queue of {queue.shape[1]} keys. Set "
+            "batch_size to the checkpoint's, or keep this one and give the number of training "
+            "images (1281167 for ImageNet) as --training_images to compute the step"
         )
     return step
 
 
-def _needed(checkpoint: Checkpoint, *names: str) -> list[np.ndarray]:
+def _required(checkpoint: Checkpoint, *names: str) -> list[np.ndarray]:
+    """Returns arrays by name, or raises a ValueError with the names that are missing."""
     missing = [name for name in names if name not in checkpoint.arrays]
     if missing:
         raise ValueError(
-            f"{checkpoint.source} lacks {variables.listed(missing)}, without which pretraining "
-            "can't go on; --to=moco_jax takes its encoder alone"
+            f"{checkpoint.source} lacks {variables.listed(missing)}, which --to=workdir needs; "
+            "--to=moco_jax converts the query encoder alone"
         )
     return [checkpoint.arrays[name] for name in names]
 
 
 def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int) -> TrainState:
-    """Returns the state, on the device."""
-    names, source = LAYOUTS["torchvision"], checkpoint.source
+    """Returns the training state on the device of `layout`."""
+    naming, source = NAMINGS["torchvision"], checkpoint.source
     shapes = variables.template(config, head=True)
-    _needed(checkpoint, f"{KEY}conv1.weight")
-    query = variables.to_ours(encoder(checkpoint.arrays, QUERY), names, config, shapes, source)
-    key = variables.to_ours(encoder(checkpoint.arrays, KEY), names, config, shapes, source)
+    _required(checkpoint, f"{KEY}conv1.weight")
+    query = variables.to_flax(encoder(checkpoint.arrays, QUERY), naming, config, shapes, source)
+    key = variables.to_flax(encoder(checkpoint.arrays, KEY), naming, config, shapes, source)
     trained = {path: shape for path, shape in shapes.items() if path[0] == "params"}
-    trace = variables.to_ours(_momentum(checkpoint), names, config, trained, f"{source}: optimizer")
-    module = make_encoder(config)
-    # Only the structure of the optimizer's state counts here, not the length of an epoch.
-    optimizer = make_optimizer(config, make_schedule(config, 1))
-    dictionary = make_dictionary(config, layout, 0)  # a queue: no image has a slot
-    target = abstract_state(config, module, optimizer, dictionary, layout)
-    opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target.opt_state)
+    trace = variables.to_flax(
+        _momentum_buffers(checkpoint), naming, config, trained, f"{source}: optimizer"
+    )
+    method = make_method(config, layout, 0)  # the state does not depend on the number of images
+    opt_state = method.abstract_state().opt_state
+    opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), opt_state)
     state = TrainState(
         step=jnp.asarray(step, jnp.int32),
         params=query["params"],
@@ -160,33 +166,34 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
         ),
         dictionary=_ring(checkpoint, config, step),
     )
-    return jax.device_put(state, state_shardings(state, dictionary, layout))
+    return jax.device_put(state, method.state_shardings(state))
 
 
 def _ring(checkpoint: Checkpoint, config: ConfigDict, step: int) -> np.ndarray:
-    """Returns the ring [K // N, N, D] in which the next step replaces the oldest keys."""
-    queue, pointer = _needed(checkpoint, "queue", "queue_ptr")
-    size, per_step = config.queue_size, config_lib.keys_per_step(config)
+    """Returns the ring [K // N, N, D], rotated so that the next step replaces the oldest keys."""
+    queue, pointer = _required(checkpoint, "queue", "queue_ptr")
+    size, per_step = config.queue_size, keys_per_step(config)
     if queue.shape != (config.model.dim, size):
         raise ValueError(
-            f"the queue of {checkpoint.source} holds {queue.shape[-1]} keys of {len(queue)} "
-            f"numbers; the config has queue_size={size} and model.dim={config.model.dim}"
+            f"the queue of {checkpoint.source} has {queue.shape[-1]} keys of {len(queue)} numbers, "
+            f"but --config has queue_size={size} and model.dim={config.model.dim}; they must match"
         )
     oldest_first = np.roll(queue.T, -int(np.ravel(pointer)[0]), axis=0)
     rows = oldest_first.reshape(size // per_step, per_step, -1)
     return np.roll(rows, step % len(rows), axis=0).astype(jnp.dtype(config.queue_dtype))
 
 
-def _momentum(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Returns SGD's buffer of each of the query encoder's parameters, by its name.
+def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """Returns SGD's momentum buffers of the query encoder, by parameter name.
 
-    The optimizer's own names of parameters are numbers (memory addresses, in files of old torch),
-    listed in the order of the model's parameters, the key encoder's among them.
+    The optimizer identifies parameters by numbers (by memory addresses in files of old torch). It
+    lists them in the order of the model's parameters, including the key encoder's.
     """
     groups = checkpoint.optimizer.get("param_groups")
     if not groups:
         raise ValueError(
-            f"{checkpoint.source} lacks the optimizer; --to=moco_jax takes its encoder"
+            f"{checkpoint.source} lacks the optimizer, which --to=workdir needs; --to=moco_jax "
+            "converts the query encoder alone"
         )
     names = [
         name
@@ -196,25 +203,25 @@ def _momentum(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     numbers = [number for group in groups for number in group["params"]]
     if len(names) != len(numbers):
         raise ValueError(
-            f"the optimizer of {checkpoint.source} has {len(numbers)} parameters, the encoders "
-            f"{len(names)}"
+            f"the optimizer of {checkpoint.source} has {len(numbers)} parameters, but its encoders "
+            f"have {len(names)}"
         )
     states = checkpoint.optimizer["state"]
     buffers = {
         name: states.get(number, {}).get("momentum_buffer")
         for name, number in zip(names, numbers, strict=True)
     }
-    own = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-    return encoder(own, QUERY)
+    present = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+    return encoder(present, QUERY)
 
 
-def _other_recipe(checkpoint: Checkpoint, config: ConfigDict) -> list[str]:
-    """Returns what of the recipe the checkpoint tells otherwise than the config."""
+def _recipe_differences(checkpoint: Checkpoint, config: ConfigDict) -> list[str]:
+    """Returns a line for each SGD setting in which the checkpoint and the config differ."""
     group = checkpoint.optimizer["param_groups"][0]
-    ours = {"momentum": "sgd_momentum", "weight_decay": "weight_decay"}
+    keys = {"momentum": "sgd_momentum", "weight_decay": "weight_decay"}
     return [
-        f"note: the checkpoint was trained with {theirs} {group[theirs]}, and --config has "
+        f"note: the checkpoint was trained with {setting}={group[setting]}, but --config has "
         f"{key}={config[key]}"
-        for theirs, key in ours.items()
-        if theirs in group and group[theirs] != config[key]
+        for setting, key in keys.items()
+        if setting in group and group[setting] != config[key]
     ]

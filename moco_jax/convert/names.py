@@ -1,7 +1,7 @@
-"""What other projects call the modules of an encoder.
+"""Other projects' names for the modules of an encoder.
 
-Every layout is one function from our module to theirs, so the same table reads and writes. A layout
-of another family of networks is another function in `LAYOUTS`, chosen by its name.
+A naming is one function from our module to the project's, so reading and writing use the same
+table. To support another project, add its naming to `NAMINGS`.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 Path = tuple[str, ...]
 
-# Our arrays of a module, by torch's names for them.
+# Our leaf names to torch's.
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -18,24 +18,24 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-COUNTER = "num_batches_tracked"  # of torch's batch norm, which has no meaning in evaluation
+COUNTER = "num_batches_tracked"  # in torch's batch norm; evaluation does not use it
 
-# The head's layers in the reference's `fc`, a linear layer (v1) or a sequence with a ReLU (v2).
+# The head's layers in the reference's `fc`: a linear layer (v1) or a sequence with a ReLU (v2).
 _HEADS = {
     "linear": {"output": "fc"},
     "mlp": {"hidden_layer": "fc.0", "output": "fc.2"},
 }
 
 
-class Layout(NamedTuple):
-    """How a project names its arrays.
+class Naming(NamedTuple):
+    """How a project names the arrays of a ResNet.
 
     Attributes:
-      title: for messages.
-      backbone: (part, block, layer) -> their module. `part` is 0 for the stem, else the stage's
-        number; `layer` is what the stem or the block calls the layer.
-      classifier: their module that maps features to classes, which no encoder has.
-      counts_batches: whether batch norms have torch's counter.
+      title: the project's networks, for messages.
+      backbone: (stage, block, layer) -> the project's module. Stage and block count from 1; stage 0
+        is the stem. `layer` is our name of the layer in the stem or block.
+      classifier: the project's module from features to classes; our encoders have none.
+      counts_batches: whether the batch norms have torch's counter.
     """
 
     title: str
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     counts_batches: bool = True
 
     def name(self, module: Path) -> str:
-        """Returns their name of our module, such as ("backbone", "stage1_block1", "Conv_0")."""
+        """Returns the project's name of a module like ("backbone", "stage1_block1", "Conv_0")."""
         _, part, *layer = module
         block = re.fullmatch(r"stage(\d+)_block(\d+)", part)
         if block is None:
@@ -53,14 +53,14 @@ class Layout(NamedTuple):
 
 
 def head_module(head: str, layer: str) -> str:
-    """Returns the reference's name of a layer of the head of this `model.head`.
+    """Returns the reference's name of a layer in the head of this `model.head`.
 
     Raises:
       ValueError: if the reference has no such head.
     """
     if head not in _HEADS:
         raise ValueError(
-            f"the layout of MoCo v1 and v2 has no head {head!r}; allowed: {', '.join(_HEADS)}"
+            f"MoCo v1 and v2 have no head like model.head={head!r}; allowed: {', '.join(_HEADS)}"
         )
     return _HEADS[head][layer]
 
@@ -111,8 +111,8 @@ def _detectron2(stage: int, block: int, layer: str) -> str:
     return f"res{stage + 1}.{block - 1}.{inner}" if stage else f"stem.{inner}"
 
 
-LAYOUTS = {
-    "torchvision": Layout("a ResNet of torchvision or timm", _torchvision),
-    "huggingface": Layout("a ResNet of Hugging Face", _huggingface, classifier="classifier.1"),
-    "detectron2": Layout("a backbone of Detectron2", _detectron2, counts_batches=False),
+NAMINGS = {
+    "torchvision": Naming("a ResNet of torchvision or timm", _torchvision),
+    "huggingface": Naming("a ResNet of Hugging Face", _huggingface, classifier="classifier.1"),
+    "detectron2": Naming("a backbone of Detectron2", _detectron2, counts_batches=False),
 }

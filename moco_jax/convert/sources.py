@@ -1,4 +1,4 @@
-"""What a path holds: which project's weights, and of which network."""
+"""Reads weights; detects the project from the arrays' names and the network from their shapes."""
 
 import pathlib
 import re
@@ -9,30 +9,30 @@ import safetensors
 from ml_collections import ConfigDict
 
 from moco_jax.convert import files, huggingface, moco, network, variables
-from moco_jax.convert.names import LAYOUTS, Layout
+from moco_jax.convert.names import NAMINGS, Naming
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
 
-READ = (
-    "a MoCo v1 or v2 checkpoint, a ResNet of torchvision, timm or Hugging Face, or what moco_jax "
-    "wrote"
+ALLOWED = (
+    "a MoCo v1 or v2 checkpoint, a ResNet of torchvision, timm or Hugging Face, a workdir or an "
+    "encoder file of moco_jax"
 )
 
-# What is known, and not read: by a name that only it has.
-_REFUSED = {
+# Known but unsupported, each with a pattern that only its names match.
+_UNSUPPORTED = {
     "a detection model": r"(^|\.)(rpn|roi_heads|proposal_generator|bottom_up|fpn|body)\.",
     "a MoCo v3 checkpoint": r"(^|\.)(base_encoder|momentum_encoder)\.",
     "a vision transformer": r"(^|\.)(patch_embed|patch_embeddings|cls_token|class_token)(\.|$)",
     "a ResNet-D of timm, whose stem has three convolutions": r"^conv1\.0\.weight$",
     "the encoder of the CIFAR-10 demo, whose layers have numbers": r"^encoder_[qk]\.net\.",
 }
-# What is read, likewise.
-_READ = {
+# Supported, likewise.
+_FORMATS = {
     "moco": r"^encoder_q\.",
     "huggingface": r"^embedder\.embedder\.convolution\.weight$",
     "torchvision": r"^conv1\.weight$",
 }
-_WRAPPERS = ("module.", "resnet.")  # of DataParallel, and of Hugging Face's classifiers
+_WRAPPERS = ("module.", "resnet.")  # of DataParallel and of Hugging Face's classifiers
 
 
 class Source(NamedTuple):
@@ -40,9 +40,9 @@ class Source(NamedTuple):
 
     Attributes:
       pretrained: the encoder.
-      title: what it was recognised as.
-      left_out: what its file holds besides.
-      checkpoint: the whole of it, where it is a pretraining checkpoint of the reference.
+      title: the recognised kind of weights.
+      left_out: the parts of the file that are not in `pretrained`.
+      checkpoint: the whole file, if it is a pretraining checkpoint of the reference.
     """
 
     pretrained: Pretrained
@@ -52,42 +52,43 @@ class Source(NamedTuple):
 
 
 def read(path: pathlib.Path, config: ConfigDict | None = None) -> Source:
-    """Returns what is at a path.
+    """Returns the encoder at a path.
 
     Args:
-      path: a file, a workdir, or a folder of Hugging Face's or timm's.
-      config: of the experiment, for what another project trained on images that are not prepared
-        as ImageNet's are, or to go on with pretraining.
+      path: a file, a workdir, or a folder of Hugging Face or timm.
+      config: the experiment of another project's weights. It is needed to resume pretraining, and
+        if their images are not prepared as for ImageNet.
 
     Raises:
-      FileNotFoundError: if there is nothing.
-      ValueError: if it is something else, damaged, or not of the config's network; it says what was
-        found and what is allowed.
-      ModuleNotFoundError: if torch is needed.
+      FileNotFoundError: if the path does not exist.
+      ValueError: if the weights are unsupported, damaged, or do not match the config's model.
+      ModuleNotFoundError: if the file needs torch and torch is not installed.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}: no such file or folder")
+        raise FileNotFoundError(
+            f"{path} does not exist; --source must be a file, a workdir or a folder"
+        )
     if path.is_dir():
         weights = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
         present = [file for file in weights if file.is_file()]
         if not present:
-            return _ours(path, config)
+            return _read_moco_jax(path, config)
         path = present[0]
-    elif _is_ours(path):
-        return _ours(path, config)
+    elif _is_moco_jax(path):
+        return _read_moco_jax(path, config)
     content = files.read(path)
     arrays = _state_dict(content, path)
-    layout = _recognise(arrays, path)
-    if layout == "moco":
-        return _moco(content, arrays, path, config)
-    if layout == "huggingface":
-        huggingface.check(path.with_name("config.json"))
+    kind = _format_of(arrays, path)
+    if kind == "moco":
+        return _read_moco(content, arrays, path, config)
+    if kind == "huggingface":
+        huggingface.check_config(path.with_name("config.json"))
     else:
         _check_not_linear(content, path)
-    return _plain(arrays, LAYOUTS[layout], path, config)
+    return _read_backbone(arrays, NAMINGS[kind], path, config)
 
 
-def _is_ours(path: pathlib.Path) -> bool:
+def _is_moco_jax(path: pathlib.Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="numpy") as opened:
             return (opened.metadata() or {}).get("format") == pretrained.FORMAT
@@ -95,25 +96,27 @@ def _is_ours(path: pathlib.Path) -> bool:
         return False
 
 
-def _ours(path: pathlib.Path, config: ConfigDict | None) -> Source:
+def _read_moco_jax(path: pathlib.Path, config: ConfigDict | None) -> Source:
     if config is not None:
-        raise ValueError(f"{path} has a config of its own; --config is for weights of others")
+        raise ValueError(
+            f"{path} contains its own config; --config is for weights of other projects"
+        )
     return Source(pretrained.read(path), "an encoder of moco_jax", [])
 
 
 def _state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file, which may lie in it beside a checkpoint's other things."""
+    """Returns the named arrays of a file, without the other parts of a checkpoint."""
     found = content
     for key in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not any(isinstance(x, np.ndarray) for x in found.values()):
         keys = variables.listed(map(str, found)) if isinstance(found, dict) else ""
-        kind = f"a dict with {keys or 'nothing in it'}" if isinstance(found, dict) else _kind(found)
-        raise ValueError(f"{path} holds no state dict, but {kind}; allowed: {READ}")
+        kind = f"a dict with {keys or 'no keys'}" if isinstance(found, dict) else _kind(found)
+        raise ValueError(f"{path} contains no state dict but {kind}; allowed: {ALLOWED}")
     odd = [str(name) for name, array in found.items() if not isinstance(array, np.ndarray)]
     if odd:
-        raise ValueError(f"{path} holds things that are no arrays: {variables.listed(odd)}")
+        raise ValueError(f"{path} contains values that are not arrays: {variables.listed(odd)}")
     for wrapper in _WRAPPERS:
         found = {str(name).removeprefix(wrapper): array for name, array in found.items()}
     return found
@@ -123,66 +126,68 @@ def _kind(content: Any) -> str:
     return "a tensor" if isinstance(content, np.ndarray) else f"a {type(content).__name__}"
 
 
-def _recognise(arrays: dict[str, np.ndarray], path: pathlib.Path) -> str:
-    """Returns the name of the layout."""
+def _format_of(arrays: dict[str, np.ndarray], path: pathlib.Path) -> str:
+    """Returns the key in `_FORMATS` that the arrays' names match."""
 
     def has(pattern: str) -> bool:
         return any(re.search(pattern, name) for name in arrays)
 
-    for title, pattern in _REFUSED.items():
+    for title, pattern in _UNSUPPORTED.items():
         if has(pattern):
-            raise ValueError(f"{path} is {title}, which is not read; allowed: {READ}")
-    for layout, pattern in _READ.items():
+            raise ValueError(f"{path} is {title}, which is not supported; allowed: {ALLOWED}")
+    for kind, pattern in _FORMATS.items():
         if has(pattern):
-            return layout
+            return kind
     raise ValueError(
-        f"{path} is none that is known: it has {variables.listed(arrays)}; allowed: {READ}"
+        f"{path} has an unknown format with {variables.listed(arrays)}; allowed: {ALLOWED}"
     )
 
 
 def _check_not_linear(content: dict[str, Any], path: pathlib.Path) -> None:
-    """Raises a ValueError for a checkpoint of linear classification: only `fc` is trained in it."""
+    """Raises a ValueError for a checkpoint of linear classification, which trains only `fc`."""
     optimizer = content.get("optimizer")
     groups = optimizer.get("param_groups", []) if isinstance(optimizer, dict) else []
     if sum(len(group["params"]) for group in groups) == 2:
         raise ValueError(
-            f"{path} is a checkpoint of linear classification (its optimizer has a classifier's "
-            "two arrays alone); give the pretraining checkpoint that it was made from"
+            f"{path} is a checkpoint of linear classification (its optimizer has only a "
+            "classifier's two arrays); set --source to its pretraining checkpoint"
         )
 
 
-def _moco(
+def _read_moco(
     content: dict[str, Any], arrays: dict[str, np.ndarray], path: pathlib.Path, config: Any
 ) -> Source:
-    layout, own = LAYOUTS["torchvision"], moco.encoder(arrays, moco.QUERY)
-    head = network.head(own)
+    naming, query = NAMINGS["torchvision"], moco.encoder(arrays, moco.QUERY)
+    head = network.head(query)
     if not head:
-        raise ValueError(f"{path} has no head of v1 or v2 at {moco.QUERY}fc: it is no MoCo's")
-    config = network.config_of(_stem(path), network.backbone(own, layout, str(path)) | head, config)
+        raise ValueError(f"{path} is not a MoCo v1 or v2 checkpoint: it has no head {moco.QUERY}fc")
+    model = network.backbone(query, naming, str(path)) | head
+    config = network.config_of(_experiment_name(path), model, config)
     shapes = variables.template(config, head=True)
-    found = variables.to_ours(own, layout, config, shapes, str(path))
+    found = variables.to_flax(query, naming, config, shapes, str(path))
     epoch = int(content.get("epoch") or 0)
     title = "a pretraining checkpoint of MoCo v1 or v2" + (f", epoch {epoch}" if epoch else "")
-    whole = moco.Checkpoint(str(path), epoch, arrays, content.get("optimizer") or {})
-    return Source(Pretrained(config, found, f"{path} ({title})"), title, whole.besides, whole)
+    checkpoint = moco.Checkpoint(str(path), epoch, arrays, content.get("optimizer") or {})
+    encoder = Pretrained(config, found, f"{path} ({title})")
+    return Source(encoder, title, checkpoint.other_parts, checkpoint)
 
 
-def _plain(
-    arrays: dict[str, np.ndarray], layout: Layout, path: pathlib.Path, config: ConfigDict | None
+def _read_backbone(
+    arrays: dict[str, np.ndarray], naming: Naming, path: pathlib.Path, config: ConfigDict | None
 ) -> Source:
-    classifier = [f"{layout.classifier}.{leaf}" for leaf in ("weight", "bias")]
+    classifier = [f"{naming.classifier}.{leaf}" for leaf in ("weight", "bias")]
     left_out = [
         f"the classifier of {len(arrays[n])} classes" for n in classifier[:1] if n in arrays
     ]
     arrays = {name: array for name, array in arrays.items() if name not in classifier}
-    model = network.backbone(arrays, layout, str(path))
-    config = network.config_of(_stem(path), model, config)
+    model = network.backbone(arrays, naming, str(path))
+    config = network.config_of(_experiment_name(path), model, config)
     shapes = variables.template(config, head=False)
-    found = variables.to_ours(arrays, layout, config, shapes, str(path))
-    return Source(Pretrained(config, found, f"{path} ({layout.title})"), layout.title, left_out)
+    found = variables.to_flax(arrays, naming, config, shapes, str(path))
+    return Source(Pretrained(config, found, f"{path} ({naming.title})"), naming.title, left_out)
 
 
-def _stem(path: pathlib.Path) -> str:
-    """Returns a name for an experiment that has none: the file's, or its folder's."""
+def _experiment_name(path: pathlib.Path) -> str:
+    """Returns the file's name, or its folder's if the file has a library's usual name."""
     stem = path.parent.name if path.stem in ("model", "pytorch_model") else path.name.split(".")[0]
     return re.sub(r"\W+", "_", stem).strip("_") or "imported"

@@ -1,4 +1,4 @@
-"""Where weights go: one function a project, chosen by name."""
+"""Writes an encoder in the formats of `TARGETS`, one function per format."""
 
 import json
 import pathlib
@@ -9,19 +9,19 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from moco_jax.convert import detectron2, files, huggingface, moco, variables
-from moco_jax.convert.names import LAYOUTS
+from moco_jax.convert.names import NAMINGS
 from moco_jax.convert.sources import Source
 from moco_jax.encoders import pretrained
 from moco_jax.models.resnet import resnet
 
 
 class Target(NamedTuple):
-    """A project's form of an encoder.
+    """A format for an encoder.
 
     Attributes:
-      write: (source, out, number of training images or None) -> lines to be told.
-      suffixes: of its file; () where it is a folder.
-      keeps_head: whether the head goes with the backbone.
+      write: (source, out, number of training images or None) -> lines to print.
+      suffixes: allowed endings of the file's name; () for a folder.
+      keeps_head: whether the format contains the head.
     """
 
     write: Callable[[Source, pathlib.Path, int | None], list[str]]
@@ -30,26 +30,26 @@ class Target(NamedTuple):
 
 
 def write(source: Source, to: str, out: pathlib.Path, images: int | None = None) -> list[str]:
-    """Writes an encoder, whole or not at all; returns what is to be told, how it is loaded.
+    """Writes an encoder and returns lines that say how to load it; an error leaves no file.
 
     Args:
       source: the encoder.
       to: one of `TARGETS`.
-      out: file or folder, not there yet.
-      images: in the training set, to go on with pretraining; see `moco.write_workdir`.
+      out: file or folder, which must not exist.
+      images: number of training images, to resume pretraining; see `moco.write_workdir`.
 
     Raises:
-      ValueError: if the target can't express the network, `out` exists or has another suffix.
-      ModuleNotFoundError: if torch is needed.
+      ValueError: if the format can't express the network, or `out` exists or has a wrong suffix.
+      ModuleNotFoundError: if the format needs torch and torch is not installed.
     """
     check(to, out)
     return TARGETS[to].write(source, out, images)
 
 
 def check(to: str, out: pathlib.Path) -> None:
-    """Raises a ValueError for an unknown target, or an `out` that it can't be written to."""
+    """Raises a ValueError for an unknown target or an invalid `out`."""
     if to not in TARGETS:
-        raise ValueError(f"--to={to} is unknown; known: {', '.join(TARGETS)}")
+        raise ValueError(f"unknown --to={to}; allowed: {', '.join(TARGETS)}")
     suffixes = TARGETS[to].suffixes
     if suffixes and not out.name.endswith(suffixes):
         raise ValueError(f"--out={out} must end in {' or '.join(suffixes)} for --to={to}")
@@ -57,7 +57,7 @@ def check(to: str, out: pathlib.Path) -> None:
 
 
 def left_out(source: Source, to: str) -> list[str]:
-    """Returns what of a source does not go into a target."""
+    """Returns the parts of a source that a target does not contain."""
     if to == "workdir":
         return []
     head = source.pretrained.has_head and not TARGETS[to].keeps_head
@@ -65,7 +65,7 @@ def left_out(source: Source, to: str) -> list[str]:
 
 
 def _moco_jax(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
-    with files.unfinished(out) as temporary:
+    with files.atomic_output(out) as temporary:
         pretrained.write(temporary, source.pretrained)
     return []
 
@@ -74,18 +74,22 @@ def _workdir(source: Source, out: pathlib.Path, images: int | None) -> list[str]
     config = source.pretrained.config
     if source.checkpoint is None:
         raise ValueError(
-            f"pretraining goes on from a pretraining checkpoint of MoCo v1 or v2 alone; "
+            "--to=workdir needs a pretraining checkpoint of MoCo v1 or v2; "
             f"{source.pretrained.source} is {source.title}"
         )
-    with files.unfinished(out) as temporary:
-        told = moco.write_workdir(source.checkpoint, config, temporary, images)
-    return [*told, "go on with", f"  python -m moco_jax.main --config=... --workdir={out}"]
+    with files.atomic_output(out) as temporary:
+        lines = moco.write_workdir(source.checkpoint, config, temporary, images)
+    return [
+        *lines,
+        "resume pretraining with",
+        f"  python -m moco_jax.main --config=... --workdir={out}",
+    ]
 
 
 def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     _check_width(config, "torchvision")
-    with files.unfinished(out) as temporary:
+    with files.atomic_output(out) as temporary:
         files.write_torch(temporary, _arrays(source, "torchvision"))
     name, blocks = config.model.name, resnet(config.model.name)
     built = f"torchvision.models.{name}()"
@@ -96,7 +100,7 @@ def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[
         "load it with",
         "  import torch, torchvision",
         f"  model = {built}",
-        "  model.fc = torch.nn.Identity()  # in place of the classifier",
+        "  model.fc = torch.nn.Identity()  # replaces the classifier",
         *_small_stem(config),
         f'  model.load_state_dict(torch.load("{out}", weights_only=True))',
     ]
@@ -105,7 +109,7 @@ def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[
 def _timm(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
     _check_width(config, "timm")
-    with files.unfinished(out) as temporary:
+    with files.atomic_output(out) as temporary:
         files.write_safetensors(temporary, _arrays(source, "torchvision"))
     name, stages = config.model.name, resnet(config.model.name).stage_sizes
     built = f'timm.create_model("{name}", num_classes=0)'
@@ -121,10 +125,10 @@ def _timm(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
 
 
 def _huggingface(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
-    about = huggingface.config_of(source.pretrained.config)
-    with files.unfinished(out) as temporary:
+    content = huggingface.make_config(source.pretrained.config)
+    with files.atomic_output(out) as temporary:
         temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         files.write_safetensors(temporary / "model.safetensors", _arrays(source, "huggingface"))
     return [
         "load it with",
@@ -138,13 +142,13 @@ def _detectron2(source: Source, out: pathlib.Path, images: int | None) -> list[s
     content = {
         "model": _arrays(source, "detectron2"),
         "__author__": "moco_jax",
-        "matching_heuristics": True,  # its names lack the place in the detector
+        "matching_heuristics": True,  # Detectron2 finds the backbone in the detector
     }
-    with files.unfinished(out) as temporary:
+    with files.atomic_output(out) as temporary:
         with open(temporary, "wb") as file:
             pickle.dump(content, file)
     return [
-        "Detectron2's config must say",
+        "set in Detectron2's config",
         f"  MODEL.WEIGHTS: {out}",
         *(f"  {line}" for line in settings),
         "the reference fine-tunes with MODEL.RESNETS.NORM: SyncBN and MODEL.BACKBONE.FREEZE_AT: 0",
@@ -153,13 +157,13 @@ def _detectron2(source: Source, out: pathlib.Path, images: int | None) -> list[s
 
 def _moco(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     config = source.pretrained.config
-    _check_width(config, "the reference (torchvision)")
-    arrays = variables.to_theirs(source.pretrained.variables, LAYOUTS["torchvision"], config)
+    _check_width(config, "the reference")
+    arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
     state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
-    with files.unfinished(out) as temporary:
+    with files.atomic_output(out) as temporary:
         files.write_torch(temporary, {"arch": config.model.name, "state_dict": state})
     return [
-        "it holds the query encoder alone: for the reference's linear classification, as",
+        "it contains the query encoder only; run the reference's linear classification with",
         f"  python main_lincls.py -a {config.model.name} --pretrained {out} ...",
     ]
 
@@ -175,23 +179,23 @@ TARGETS = {
 }
 
 
-def _arrays(source: Source, layout: str):
-    """Returns the backbone's arrays by another project's names."""
+def _arrays(source: Source, naming: str):
+    """Returns the backbone's arrays under the names of a key in `NAMINGS`."""
     found = source.pretrained
     backbone = {kind: {"backbone": tree["backbone"]} for kind, tree in found.variables.items()}
-    return variables.to_theirs(backbone, LAYOUTS[layout], found.config)
+    return variables.to_torch(backbone, NAMINGS[naming], found.config)
 
 
-def _check_width(config: ConfigDict, whose: str) -> None:
+def _check_width(config: ConfigDict, project: str) -> None:
     if config.model.width != 1:
         raise ValueError(
-            f"a ResNet of {whose} can't be {config.model.width:g} times as wide in every layer; "
-            "allowed: --to=huggingface, --to=moco_jax, or model.width=1"
+            f"a ResNet of {project} must have model.width=1, got {config.model.width:g}; use "
+            "--to=huggingface or --to=moco_jax"
         )
 
 
 def _small_stem(config: ConfigDict) -> list[str]:
-    """Returns the lines that give torch's network the stem for small images."""
+    """Returns the lines that replace a torch network's stem by the one for small images."""
     if config.model.stem == "imagenet":
         return []
     return [

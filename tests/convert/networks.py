@@ -1,6 +1,6 @@
-"""Encoders of ours with nothing at its initial value, and networks of other libraries likewise.
+"""Encoders of moco_jax and of other libraries in which no array has its initial value.
 
-Those libraries are no part of the tests' packages: pip install 'moco-jax[convert-test]'.
+The libraries are not in the extra `test`: pip install 'moco-jax[convert-test]'.
 """
 
 import importlib
@@ -19,15 +19,15 @@ from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.encoder import Encoder
 from tests.tiny import tiny_config
 
-_LIBRARY = []  # torch frees the names that it defines with it
+_OPERATORS = []  # torch removes the operators when their library object is freed
 
 
 def library(name: str):
-    """Returns a library, or skips what needs it."""
+    """Returns a library, or skips the test if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if name in ("torchvision", "timm") and not _LIBRARY and not _torchvision_fits():
+            if name in ("torchvision", "timm") and not _OPERATORS and not _torchvision_fits():
                 _define_operators(importlib.import_module("torch"))
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -35,33 +35,34 @@ def library(name: str):
 
 
 def _torchvision_fits() -> bool:
-    """Returns whether torchvision lies beside the torch that it was built for.
+    """Returns whether torchvision was built for the installed torch.
 
-    Versions don't tell; and tried in this process, what failed could not be tried again.
+    Version numbers do not show it. A failed import can't be repeated in this process, so another
+    one tries it.
     """
     done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
     return done.returncode == 0
 
 
 def _define_operators(torch):
-    """Defines what torchvision asks for at its import and has only beside its own torch."""
+    """Defines the operators that torchvision's import needs and only its own torch provides."""
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-    _LIBRARY.append(library)
+    _OPERATORS.append(library)
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Returns an array as its name asks: variances and scales near 1, others near 0."""
+    """Returns a random array: near 1 for variances and scales, near 0 for others."""
     if "var" in name or "scale" in name:
         return rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    if len(shape) > 1:  # fan-in is unknown here, and of no matter
+    if len(shape) > 1:  # roughly 1 / sqrt(fan-in)
         return (rng.normal(size=shape) / np.sqrt(np.prod(shape) / max(shape))).astype(np.float32)
     return rng.normal(0, 0.1, shape).astype(np.float32)
 
 
 def encoder(*, head: bool = True, **model) -> Pretrained:
-    """Returns an encoder of `tiny_config` with other values of its `model`."""
+    """Returns an encoder of `tiny_config` with changes to its `model`."""
     config = tiny_config(**{f"model__{key}": value for key, value in model.items()})
     rng = np.random.default_rng(0)
     shapes = template(config, head=head)
@@ -74,7 +75,7 @@ def source(**model) -> Source:
 
 
 def randomise(module, seed: int = 0):
-    """Draws what a torch module has anew, batch norms too; returns it in evaluation mode."""
+    """Redraws all arrays of a torch module, batch norms too; returns it in evaluation mode."""
     torch = library("torch")
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
@@ -98,7 +99,7 @@ def features(found: Pretrained, images: np.ndarray) -> np.ndarray:
 
 
 def projection(found: Pretrained, images: np.ndarray) -> np.ndarray:
-    """Returns unit vectors."""
+    """Returns the head's outputs, unit vectors."""
     return _apply(found, Encoder.projection, images)
 
 
@@ -111,7 +112,7 @@ def _apply(found: Pretrained, method, images: np.ndarray) -> np.ndarray:
 
 
 def in_torch(module, images: np.ndarray) -> np.ndarray:
-    """Returns what a torch module makes of the same images, one row each."""
+    """Returns a torch module's outputs for the same images, one row per image."""
     torch = library("torch")
     with torch.no_grad():
         out = module(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
@@ -119,7 +120,7 @@ def in_torch(module, images: np.ndarray) -> np.ndarray:
 
 
 def assert_close(got: np.ndarray, want: np.ndarray) -> None:
-    """Compares up to 1e-4 of the largest value."""
+    """Compares with a tolerance of 1e-4 of the largest value."""
     assert got.shape == want.shape
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
 

@@ -1,11 +1,11 @@
-"""The reference's checkpoints (MoCo v1 and v2), made by torch in the layout that is published.
+"""Makes checkpoints of the reference (MoCo v1 and v2) with torch, in the published format.
 
-The encoders are torchvision's ResNets whose `fc` is the head; `queue` holds keys as columns.
+The encoders are torchvision's ResNets with the head as `fc`; the columns of `queue` are keys.
 """
 
 from tests.convert.networks import library, randomise
 
-BATCH, KEYS, DIM = 32, 128, 16  # of tests.tiny's config
+BATCH, KEYS, DIM = 32, 128, 16  # as in tests.tiny
 
 
 def encoder(head: str, seed: int = 0):
@@ -20,7 +20,7 @@ def encoder(head: str, seed: int = 0):
 
 
 def moco(head: str = "mlp"):
-    """Returns a module with the names and the order of the reference's, not yet trained."""
+    """Returns an untrained module whose arrays have the reference's names and order."""
     torch = library("torch")
 
     class MoCo(torch.nn.Module):
@@ -37,7 +37,7 @@ def moco(head: str = "mlp"):
 
 
 def checkpoint(model, *, epochs: int, epoch_steps: int) -> dict:
-    """Returns what the reference saves of it, its counters set as so many steps leave them."""
+    """Returns the reference's checkpoint, with the counters of `epochs * epoch_steps` steps."""
     torch = library("torch")
     optimizer = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
     x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))

@@ -1,4 +1,4 @@
-"""The command line: it tells what it found and did, and its errors are one message."""
+"""The command prints what it recognised and wrote, and reports errors in one message."""
 
 import functools
 
@@ -15,15 +15,16 @@ def run(repository, tmp_path):
     return functools.partial(run_command, repository, "moco_jax.convert")
 
 
-def test_it_tells_what_it_recognised_and_wrote(run, tmp_path):
+def test_prints_what_it_recognised_and_wrote(run, tmp_path):
     source, out = tmp_path / "in.safetensors", tmp_path / "out"
     done = run(f"--source={source}", "--to=huggingface", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"{source}: an encoder of moco_jax",
-        "  resnet18 of width 0.125, imagenet stem, 0.18 M parameters; mlp head to 64-16, 0.01 M",
+        "  resnet18, width 0.125, imagenet stem, 0.18 M parameters; "
+        "mlp head 64-16, 0.01 M parameters",
         "  left out: the head",
-        f"{out}: written (huggingface)",
+        f"wrote {out} (huggingface)",
         "load it with",
         "  import transformers",
         f'  model = transformers.AutoModel.from_pretrained("{out}")',
@@ -39,18 +40,18 @@ def test_it_tells_what_it_recognised_and_wrote(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --source, --to and --out"),
-        (["--source=IN", "--to=timm", "--out=IN"], "in.safetensors exists already"),
-        (["--source=no.pth", "--to=moco_jax", "--out=OUT.safetensors"], "there is no no.pth"),
-        (["--source=IN", "--to=jax", "--out=OUT"], "--to=jax is unknown; known: moco_jax"),
+        ([], "--source, --to and --out must be given"),
+        (["--source=IN", "--to=timm", "--out=IN"], "in.safetensors already exists"),
+        (["--source=no.pth", "--to=moco_jax", "--out=OUT.safetensors"], "no.pth does not exist"),
+        (["--source=IN", "--to=jax", "--out=OUT"], "unknown --to=jax; allowed: moco_jax"),
         (["--source=IN", "--to=workdir", "--out=OUT"], "--to=workdir needs the experiment"),
         (
             ["--source=IN", "--to=huggingface", "--out=OUT", "--config=configs/digits.py"],
-            "has a config of its own",
+            "contains its own config",
         ),
         (
             ["--source=IN", "--to=huggingface", "--out=OUT", "--training_images=9"],
-            "--training_images is for --to=workdir, got --to=huggingface",
+            "--training_images is for --to=workdir only, got --to=huggingface",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""The reference's checkpoints: its encoder comes in and goes out, and its run goes on here."""
+"""Reads and writes the reference's checkpoints, and resumes its run."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from tests.convert.networks import (
 from tests.convert.networks import source as ours
 from tests.tiny import tiny_config, tiny_sources
 
-EPOCHS, EPOCH_STEPS = 3, 3  # 9 steps: the ring of 4 rows has turned, and its next row is 1
+EPOCHS, EPOCH_STEPS = 3, 3  # 9 steps fill the ring of 4 rows; its next row is 1
 
 
 def kernel(weight) -> np.ndarray:
@@ -32,7 +32,7 @@ def config(**changes):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The path of a checkpoint, the model, and what was saved."""
+    """The path of a checkpoint, its model and its content."""
     torch, path = library("torch"), tmp_path_factory.mktemp("moco") / "checkpoint_0002.pth.tar"
     model = reference.moco()
     content = reference.checkpoint(model, epochs=EPOCHS, epoch_steps=EPOCH_STEPS)
@@ -42,14 +42,14 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(saved, tmp_path_factory):
-    """A workdir made of it, and what was told."""
+    """A workdir made from the checkpoint, and the lines to print."""
     folder = tmp_path_factory.mktemp("run") / "workdir"
-    told = targets.write(sources.read(saved[0], config()), "workdir", folder)
-    return folder, told
+    lines = targets.write(sources.read(saved[0], config()), "workdir", folder)
+    return folder, lines
 
 
 @pytest.mark.parametrize("head", ["mlp", "linear"])
-def test_its_encoder_comes_in_and_goes_out(head, tmp_path):
+def test_the_encoder_is_read_and_written(head, tmp_path):
     torch = library("torch")
     model = reference.moco(head)
     content = reference.checkpoint(model, epochs=1, epoch_steps=2)
@@ -81,29 +81,31 @@ def test_its_encoder_comes_in_and_goes_out(head, tmp_path):
     )
 
 
-def test_the_linear_script_reads_what_goes_out(tmp_path):
-    """It takes what follows `module.encoder_q.`, less `fc`, and wants nothing but `fc` to lack."""
+def test_the_references_linear_script_loads_the_written_file(tmp_path):
+    """The script loads `module.encoder_q.*` without `fc` and requires that only `fc` is missing."""
     torch, torchvision = library("torch"), library("torchvision")
     targets.write(ours(name="resnet18", stem="imagenet", width=1.0), "moco", tmp_path / "v.pth.tar")
     state = torch.load(tmp_path / "v.pth.tar", weights_only=True)["state_dict"]
     prefix = "module.encoder_q."
-    own = {k.removeprefix(prefix): x for k, x in state.items() if not k.startswith(f"{prefix}fc")}
-    assert len(own) < len(state) and all(name.startswith(prefix) for name in state)
-    result = torchvision.models.resnet18().load_state_dict(own, strict=False)
+    loaded = {
+        k.removeprefix(prefix): x for k, x in state.items() if not k.startswith(f"{prefix}fc")
+    }
+    assert len(loaded) < len(state) and all(name.startswith(prefix) for name in state)
+    result = torchvision.models.resnet18().load_state_dict(loaded, strict=False)
     assert set(result.missing_keys) == {"fc.weight", "fc.bias"} and not result.unexpected_keys
 
 
-def test_a_run_goes_on_with_all_that_the_checkpoint_holds(saved, run, capsys):
+def test_a_run_resumes_with_everything_in_the_checkpoint(saved, run, capsys):
     _, model, content = saved
-    folder, told = run
+    folder, lines = run
     steps = EPOCHS * EPOCH_STEPS
-    assert told[0] == "step 9, epoch 3 of 3 steps each"
+    assert lines[0] == "step 9: 3 epochs of 3 steps each"
     state = pretrain.pretrain(
         config(steps=steps), folder, devices=jax.devices()[:2], sources=tiny_sources()
     )
-    told_there = capsys.readouterr()
-    assert "already at step 9" in told_there.out
-    assert "the checkpoint saw" not in told_there.err  # it does not tell how many images
+    printed = capsys.readouterr()
+    assert "already at step 9" in printed.out
+    assert "the checkpoint saw" not in printed.err  # it does not contain the number of images
     assert int(state.step) == steps == int(optax.tree.get(state.opt_state, "count"))
 
     for got, encoder in ((state.params, model.encoder_q), (state.key_params, model.encoder_k)):
@@ -132,17 +134,17 @@ def test_a_run_goes_on_with_all_that_the_checkpoint_holds(saved, run, capsys):
     np.testing.assert_array_equal(state.dictionary[1], queue[32:64])  # the oldest
     np.testing.assert_array_equal(state.dictionary[2], queue[64:96])
     np.testing.assert_array_equal(state.dictionary[3], queue[96:])
-    np.testing.assert_array_equal(state.dictionary[0], queue[:32])  # the latest
+    np.testing.assert_array_equal(state.dictionary[0], queue[:32])  # the newest
 
 
 def test_another_batch_size_needs_the_number_of_images(saved, tmp_path):
     smaller = config(batch_size=16, lr_batch=16, bn_groups=8)
     read = sources.read(saved[0], smaller)
-    with pytest.raises(ValueError, match="9 steps, but 32 is not where batch_size=16"):
+    with pytest.raises(ValueError, match="with batch_size=16: its 9 steps left queue_ptr=32"):
         targets.write(read, "workdir", tmp_path / "w")
     assert not any(tmp_path.iterdir())
-    told = targets.write(read, "workdir", tmp_path / "w", images=96)
-    assert told[0] == "step 18, epoch 3 of 6 steps each"
+    lines = targets.write(read, "workdir", tmp_path / "w", images=96)
+    assert lines[0] == "step 18: 3 epochs of 6 steps each"
     smaller.steps = 18
     state = pretrain.pretrain(
         smaller,
@@ -150,13 +152,13 @@ def test_another_batch_size_needs_the_number_of_images(saved, tmp_path):
         devices=jax.devices()[:1],
         sources=tiny_sources(),
     )
-    queue = np.roll(saved[1].queue.numpy().T, -32, axis=0)  # the oldest first
+    queue = np.roll(saved[1].queue.numpy().T, -32, axis=0)  # oldest first
     ring = np.roll(np.asarray(state.dictionary), -(18 % 8), axis=0)
     np.testing.assert_array_equal(ring.reshape(128, -1), queue)
 
 
 @pytest.mark.slow
-def test_the_next_steps_learn(run, capsys):
+def test_the_resumed_run_takes_a_step(run, capsys):
     state = pretrain.pretrain(config(), run[0], devices=jax.devices()[:1], sources=tiny_sources())
     assert int(state.step) == 10
     assert "resumed at step 9" in capsys.readouterr().out
@@ -165,10 +167,10 @@ def test_the_next_steps_learn(run, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"queue_size": 256}, "holds 128 keys of 16 numbers; the config has queue_size=256"),
+        ({"queue_size": 256}, "has 128 keys of 16 numbers, but --config has queue_size=256"),
         ({"model__head": "linear"}, "model.head: 'mlp' in the weights, 'linear' in the config"),
         ({"model__width": 2.0}, "model.width: 1.0 in the weights, 2.0 in the config"),
-        ({"dictionary": "in_batch"}, "--config 'in_batch'"),
+        ({"dictionary": "in_batch"}, "needs dictionary='queue' in --config, got 'in_batch'"),
         ({"bn_groups": 5}, "must divide by bn_groups=5"),
     ],
 )
@@ -181,13 +183,13 @@ def test_another_config_is_refused(saved, tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
-        ("module.queue", "lacks queue, queue_ptr, without which"),
-        ("module.encoder_k.", "lacks encoder_k.conv1.weight, without which"),
+        ("module.queue", "lacks queue, queue_ptr, which --to=workdir needs"),
+        ("module.encoder_k.", "lacks encoder_k.conv1.weight, which --to=workdir needs"),
         ("optimizer", "lacks the optimizer"),
-        ("epoch", "does not tell its epoch"),
+        ("epoch", "contains no epoch"),
     ],
 )
-def test_what_a_run_needs_is_named(saved, tmp_path, drop, message):
+def test_error_names_the_missing_part(saved, tmp_path, drop, message):
     content = {k: x for k, x in saved[2].items() if k != drop}
     content["state_dict"] = {
         k: x for k, x in content["state_dict"].items() if not k.startswith(drop)
@@ -198,15 +200,15 @@ def test_what_a_run_needs_is_named(saved, tmp_path, drop, message):
         targets.write(read, "workdir", tmp_path / "w")
 
 
-def test_another_recipe_is_told(saved, tmp_path):
+def test_recipe_differences_are_printed(saved, tmp_path):
     read = sources.read(saved[0], config(weight_decay=5e-4))
-    told = targets.write(read, "workdir", tmp_path / "w")
+    lines = targets.write(read, "workdir", tmp_path / "w")
     assert any(
-        "trained with weight_decay 0.0001, and --config has weight_decay=0.0005" in x for x in told
+        "trained with weight_decay=0.0001, but --config has weight_decay=0.0005" in x for x in lines
     )
 
 
-def test_checkpoints_of_the_wrong_kind_are_named(saved, tmp_path):
+def test_error_names_the_wrong_kind_of_checkpoint(saved, tmp_path):
     torch = library("torch")
     path = tmp_path / "v.pth.tar"
     network = reference.encoder("linear")
@@ -223,10 +225,10 @@ def test_checkpoints_of_the_wrong_kind_are_named(saved, tmp_path):
     supervised = torch.optim.SGD(network.parameters(), 0.1).state_dict()
     found = read(content | {"optimizer": supervised})
     assert found.left_out == ["the classifier of 16 classes"]
-    with pytest.raises(ValueError, match="from a pretraining checkpoint of MoCo v1 or v2 alone"):
+    with pytest.raises(ValueError, match="needs a pretraining checkpoint of MoCo v1 or v2; "):
         targets.write(found, "workdir", tmp_path / "w")
     v3 = {f"module.base_encoder.{name}": x for name, x in network.state_dict().items()}
-    with pytest.raises(ValueError, match="a MoCo v3 checkpoint, which is not read; allowed: a Mo"):
+    with pytest.raises(ValueError, match="a MoCo v3 checkpoint, which is not supported; allowed"):
         read({"epoch": 1, "state_dict": v3})
-    with pytest.raises(ValueError, match="holds no state dict, but a dict with epoch"):
+    with pytest.raises(ValueError, match="contains no state dict but a dict with epoch"):
         read({"epoch": 1})

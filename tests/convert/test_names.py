@@ -1,9 +1,9 @@
-"""The names of a ResNet-50's arrays, against lists written out from those projects' modules."""
+"""Compares a ResNet-50's names with lists written out from the projects' own modules."""
 
 import pytest
 
-from moco_jax.convert.names import LAYOUTS
-from moco_jax.convert.variables import to_theirs
+from moco_jax.convert.names import NAMINGS
+from moco_jax.convert.variables import to_torch
 from tests.convert.networks import encoder
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -11,7 +11,7 @@ BLOCKS = (3, 4, 6, 3)
 
 
 def detectron2() -> set[str]:
-    """BasicStem with conv1; res2 to res5 of BottleneckBlocks, each convolution with its norm."""
+    """Names in BasicStem (conv1) and in the BottleneckBlocks of res2 to res5, with their norms."""
     convolutions = ["stem.conv1"]
     for stage, blocks in zip((2, 3, 4, 5), BLOCKS, strict=True):
         for block in range(blocks):
@@ -46,12 +46,12 @@ def huggingface() -> set[str]:
 
 
 @pytest.mark.parametrize("expected", [detectron2, torchvision, huggingface])
-def test_the_names_are_theirs(expected):
+def test_names_are_the_projects(expected):
     found = encoder(head=False, name="resnet50", stem="imagenet", width=1 / 16)
-    layout = LAYOUTS[expected.__name__]
-    arrays = to_theirs(found.variables, layout, found.config)
+    naming = NAMINGS[expected.__name__]
+    arrays = to_torch(found.variables, naming, found.config)
     counters = {name for name in arrays if name.endswith("num_batches_tracked")}
     assert set(arrays) - counters == expected()
-    # 53 batch norms, each with torch's counter where there is one.
-    assert len(counters) == (53 if layout.counts_batches else 0)
+    # Each of the 53 batch norms has torch's counter, except in Detectron2.
+    assert len(counters) == (53 if naming.counts_batches else 0)
     assert len(expected()) == 53 * 5

@@ -1,4 +1,4 @@
-"""What is not read is named, with what is allowed; of safetensors alone, which need no torch."""
+"""Errors name what is wrong with a file; safetensors only, which need no torch."""
 
 import json
 
@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from moco_jax.convert import sources
-from moco_jax.convert.names import LAYOUTS
-from moco_jax.convert.variables import to_theirs
+from moco_jax.convert.names import NAMINGS
+from moco_jax.convert.variables import to_torch
 from tests.convert.networks import encoder
 from tests.tiny import tiny_config
 
@@ -17,9 +17,9 @@ WEIGHT = np.ones((4, 4), np.float32)
 
 @pytest.fixture(scope="module")
 def arrays():
-    """A narrow ResNet-10 by torchvision's names."""
+    """A narrow ResNet-10 under torchvision's names."""
     found = encoder(head=False)
-    return to_theirs(found.variables, LAYOUTS["torchvision"], found.config)
+    return to_torch(found.variables, NAMINGS["torchvision"], found.config)
 
 
 @pytest.fixture
@@ -37,29 +37,36 @@ def read(tmp_path):
         ("backbone.bottom_up.res2.0.conv1.weight", "is a detection model"),
         ("rpn.head.conv.weight", "is a detection model"),
         ("module.momentum_encoder.conv1.weight", "is a MoCo v3 checkpoint"),
-        ("blocks.0.attn.qkv.weight", "has blocks.0.attn.qkv.weight; allowed: a MoCo v1"),
+        (
+            "blocks.0.attn.qkv.weight",
+            "unknown format with blocks.0.attn.qkv.weight; allowed: a MoCo v1",
+        ),
         ("cls_token", "is a vision transformer"),
         ("vit.embeddings.patch_embeddings.projection.weight", "is a vision transformer"),
         ("conv1.0.weight", "is a ResNet-D of timm"),
         ("encoder_q.net.0.weight", "is the encoder of the CIFAR-10 demo"),
     ],
 )
-def test_what_is_known_and_not_read_is_named(read, name, message):
+def test_error_names_the_unsupported_format(read, name, message):
     with pytest.raises(ValueError, match=message):
         read({name: WEIGHT})
 
 
-def test_missing_and_left_over_arrays_are_named(read, arrays):
+def test_error_names_missing_and_unexpected_arrays(read, arrays):
     assert read(arrays).pretrained.config.model.name == "resnet10"
     less = {name: x for name, x in arrays.items() if name != "layer2.0.bn1.running_var"}
-    with pytest.raises(ValueError, match="is no resnet10 .*: lacks layer2.0.bn1.running_var$"):
+    with pytest.raises(
+        ValueError, match="does not match resnet10: missing layer2.0.bn1.running_var$"
+    ):
         read(less)
-    with pytest.raises(ValueError, match="has layer1.0.attention.weight left over"):
+    with pytest.raises(ValueError, match="unexpected layer1.0.attention.weight"):
         read(arrays | {"layer1.0.attention.weight": WEIGHT})
     other = np.ones((3, 8, 3, 3), np.float32)
-    with pytest.raises(ValueError, match=r"layer1.0.conv1.weight is \(3, 8, 3, 3\) and should be"):
+    with pytest.raises(
+        ValueError, match=r"layer1.0.conv1.weight has shape \(3, 8, 3, 3\), expected"
+    ):
         read(arrays | {"layer1.0.conv1.weight": other})
-    with pytest.raises(ValueError, match="is no ResNet of four stages"):
+    with pytest.raises(ValueError, match="is not a ResNet of four stages"):
         read({name: x for name, x in arrays.items() if not name.startswith("layer4")})
     with pytest.raises(ValueError, match="5x5 on 1 channels; allowed: 7x7 or 3x3 on 3"):
         read(arrays | {"conv1.weight": np.ones((8, 1, 5, 5), np.float32)})
@@ -78,16 +85,16 @@ def test_parallel_wrappers_are_stripped(read, arrays):
     assert found.pretrained.config.model.name == "resnet10"
 
 
-def test_a_config_is_taken_over_or_refused(read, arrays):
-    own = tiny_config(data__image_size=16, data__eval_resize=16)
-    assert read(arrays, own).pretrained.config.data.image_size == 16
+def test_a_config_is_used_or_refused(read, arrays):
+    given = tiny_config(data__image_size=16, data__eval_resize=16)
+    assert read(arrays, given).pretrained.config.data.image_size == 16
     with pytest.raises(ValueError, match="model.name: 'resnet10' in the weights, 'resnet18' in"):
         read(arrays, tiny_config(model__name="resnet18"))
     assert read(arrays).pretrained.config.data.image_size == 224
 
 
 def test_other_files_are_refused(read, tmp_path, arrays):
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+    with pytest.raises(FileNotFoundError, match="absent does not exist"):
         sources.read(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no checkpoint; allowed: a workdir"):
         sources.read(tmp_path)
@@ -95,11 +102,11 @@ def test_other_files_are_refused(read, tmp_path, arrays):
     with pytest.raises(ValueError, match="damaged safetensors"):
         sources.read(tmp_path / "cut.safetensors")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(ValueError, match="neither a safetensors file nor one of torch's"):
+    with pytest.raises(ValueError, match="neither a safetensors file nor a torch file"):
         sources.read(tmp_path / "text.pth")
     found = encoder(head=False, stem="imagenet")
-    names = to_theirs(found.variables, LAYOUTS["huggingface"], found.config)
-    with pytest.raises(ValueError, match="need their config beside them"):
+    names = to_torch(found.variables, NAMINGS["huggingface"], found.config)
+    with pytest.raises(ValueError, match="need their config.json"):
         read(names)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "regnet"}))
     with pytest.raises(ValueError, match="model_type='regnet' .allowed: 'resnet'"):

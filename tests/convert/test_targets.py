@@ -1,4 +1,4 @@
-"""What goes out without torch: files that come back bit for bit, and what can't go out."""
+"""Writes and rereads weights without torch, bit for bit; errors name what is not possible."""
 
 import json
 import pathlib
@@ -30,8 +30,8 @@ def without_torch(monkeypatch):
 )
 def test_round_trips_are_exact(without_torch, tmp_path, to, out, model):
     given = source(**model)
-    told = targets.write(given, to, tmp_path / out)
-    assert told[0] == "load it with" and str(tmp_path / out) in told[-1]
+    lines = targets.write(given, to, tmp_path / out)
+    assert lines[0] == "load it with" and str(tmp_path / out) in lines[-1]
     found = sources.read(tmp_path / out).pretrained
     backbone = {kind: {"backbone": t["backbone"]} for kind, t in given.pretrained.variables.items()}
     assert_same(found.variables, backbone)
@@ -40,7 +40,7 @@ def test_round_trips_are_exact(without_torch, tmp_path, to, out, model):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_ours_keeps_the_head_and_the_config(tmp_path):
+def test_moco_jax_files_keep_the_head_and_the_config(tmp_path):
     given = source()
     assert targets.write(given, "moco_jax", tmp_path / "a.safetensors") == []
     for found in (
@@ -51,8 +51,8 @@ def test_ours_keeps_the_head_and_the_config(tmp_path):
         assert flatten(found.config) == flatten(given.pretrained.config)
 
 
-def test_detectron2s_file_holds_numpy_arrays_alone(without_torch, tmp_path):
-    told = targets.write(
+def test_detectron2_files_contain_numpy_arrays_only(without_torch, tmp_path):
+    printed = targets.write(
         source(name="resnet50", stem="imagenet", width=0.125), "detectron2", tmp_path / "a.pkl"
     )
     content = pickle.loads((tmp_path / "a.pkl").read_bytes())
@@ -61,7 +61,7 @@ def test_detectron2s_file_holds_numpy_arrays_alone(without_torch, tmp_path):
     assert {type(x) for x in content["model"].values()} == {np.ndarray}
     assert {x.dtype for x in content["model"].values()} == {np.dtype(np.float32)}
     assert content["model"]["res3.0.conv2.weight"].shape == (16, 16, 3, 3)
-    lines = [line.strip() for line in told]
+    lines = [line.strip() for line in printed]
     for line in (
         "MODEL.RESNETS.DEPTH: 50",
         "MODEL.RESNETS.STRIDE_IN_1X1: False",
@@ -75,13 +75,13 @@ def test_detectron2s_file_holds_numpy_arrays_alone(without_torch, tmp_path):
         assert line in lines
 
 
-def test_detectron2_builds_wide_and_grouped_blocks(tmp_path):
+def test_detectron2_settings_of_wide_and_grouped_blocks(tmp_path):
     for name, per_group, groups in (("wide_resnet50_2", 128, 1), ("resnext50_32x4d", 4, 32)):
-        told = targets.write(
+        lines = targets.write(
             source(name=name, stem="imagenet", width=1.0), "detectron2", tmp_path / f"{name}.pkl"
         )
-        assert f"  MODEL.RESNETS.WIDTH_PER_GROUP: {per_group}" in told
-        assert f"  MODEL.RESNETS.NUM_GROUPS: {groups}" in told
+        assert f"  MODEL.RESNETS.WIDTH_PER_GROUP: {per_group}" in lines
+        assert f"  MODEL.RESNETS.NUM_GROUPS: {groups}" in lines
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_detectron2_builds_wide_and_grouped_blocks(tmp_path):
             dict(name="resnext50_32x4d", stem="imagenet", width=0.25),
             "can't express resnext50_32x4d .it has no groups",
         ),
-        ("timm", "a.safetensors", {}, "timm can't be 0.125 times as wide"),
-        ("torchvision", "a.pth", {}, "torchvision can't be 0.125 times as wide"),
-        ("moco", "a.pth.tar", {}, "can't be 0.125 times as wide"),
+        ("timm", "a.safetensors", {}, "timm must have model.width=1, got 0.125"),
+        ("torchvision", "a.pth", {}, "torchvision must have model.width=1, got 0.125"),
+        ("moco", "a.pth.tar", {}, "reference must have model.width=1, got 0.125"),
         ("detectron2", "a.pkl", {}, "can't express resnet10 with stem 'small'; allowed: depths 18"),
         (
             "detectron2",
             "a.pkl",
             dict(name="resnet18", stem="imagenet", width=0.25),
-            "depth 18 has width 1 only",
+            "depth 18 must have model.width=1, got 0.25",
         ),
         ("workdir", "a", {}, "made for a test is an encoder"),
-        ("onnx", "a", {}, "--to=onnx is unknown; known: moco_jax, workdir, torchvision"),
+        ("onnx", "a", {}, "unknown --to=onnx; allowed: moco_jax, workdir, torchvision"),
         ("timm", "a.pth", {}, "must end in .safetensors for --to=timm"),
-        ("moco_jax", "no/a.safetensors", {}, "there is no folder"),
+        ("moco_jax", "no/a.safetensors", {}, "the folder of --out=.*a.safetensors does not exist"),
     ],
 )
-def test_what_a_target_can_not_be_is_said(tmp_path, to, out, model, message):
+def test_error_says_what_a_target_can_not_express(tmp_path, to, out, model, message):
     with pytest.raises(ValueError, match=message):
         targets.write(source(**model), to, tmp_path / out)
     assert not any(tmp_path.iterdir())
@@ -120,14 +120,14 @@ def test_nothing_is_overwritten(tmp_path):
     for to, name in (("moco_jax", "a.safetensors"), ("huggingface", "a")):
         out = tmp_path / name
         out.mkdir() if to == "huggingface" else out.write_text("mine")
-        with pytest.raises(ValueError, match=r"exists already; remove it, or give another --out"):
+        with pytest.raises(ValueError, match=r"already exists; remove it or change --out"):
             targets.write(source(name="resnet18", stem="imagenet"), to, out)
     assert (tmp_path / "a.safetensors").read_text() == "mine" and not any(
         (tmp_path / "a").iterdir()
     )
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def fail(path, *_):
         pathlib.Path(path).write_text("half")
         raise OSError("no space left")
@@ -138,7 +138,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not any(tmp_path.iterdir())
 
 
-def test_without_torch_its_files_are_refused_with_the_command(without_torch, tmp_path):
+def test_error_without_torch_says_how_to_install_it(without_torch, tmp_path):
     message = r"pip install 'moco-jax\[convert\]'"
     with pytest.raises(ModuleNotFoundError, match=message):
         targets.write(source(width=1.0), "torchvision", tmp_path / "a.pth")
@@ -148,11 +148,11 @@ def test_without_torch_its_files_are_refused_with_the_command(without_torch, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["b.pth"]
 
 
-def test_hugging_faces_config_is_that_of_its_resnet_50(tmp_path):
+def test_config_json_is_hugging_faces_own_for_resnet_50(tmp_path):
     targets.write(
         source(name="resnet50", stem="imagenet", width=1.0), "huggingface", tmp_path / "a"
     )
-    about = json.loads((tmp_path / "a" / "config.json").read_text())
-    assert about["embedding_size"] == 64 and about["hidden_sizes"] == [256, 512, 1024, 2048]
-    assert about["depths"] == [3, 4, 6, 3] and about["layer_type"] == "bottleneck"
-    assert about["downsample_in_bottleneck"] is about["downsample_in_first_stage"] is False
+    content = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert content["embedding_size"] == 64 and content["hidden_sizes"] == [256, 512, 1024, 2048]
+    assert content["depths"] == [3, 4, 6, 3] and content["layer_type"] == "bottleneck"
+    assert content["downsample_in_bottleneck"] is content["downsample_in_first_stage"] is False

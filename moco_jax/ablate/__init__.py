@@ -1,1 +1,1 @@
-"""The paper's ablations as one command: `python -m moco_jax.ablate`."""
+"""Runs the paper's ablations: `python -m moco_jax.ablate`."""

@@ -1,4 +1,4 @@
-"""The runs of a study, one after the other, each in a workdir of its own; what is done stays."""
+"""Runs the variants of a study in sequence, each in its own workdir; keeps finished runs."""
 
 import dataclasses
 import json
@@ -16,25 +16,27 @@ from moco_jax.data.sources.opening import Sources
 from moco_jax.pretraining import pretrain, validation
 from moco_jax.training import loop
 from moco_jax.training.checkpoints import differences
+from moco_jax.training.flat_config import flatten
 
 _RESULT, _CONFIG = "result.json", "study.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one run came to, the numbers of its end.
+    """The numbers at the end of a run; None if not measured.
 
     Attributes:
       label: of the variant.
       seed: of the run.
-      knn_top1: percent, or None without held-out labels.
-      accuracy: pretext accuracy in percent.
+      knn_top1: percent; None without held-out labels.
+      accuracy: pretext accuracy of the last step, percent.
       loss: of the last step.
-      chance: the loss of guessing.
-      key_cosine: of the oldest keys to today's, None where no key outlives a step.
-      seconds: of all steps, by the median speed.
-      megabytes: that the step takes on a device.
-      failure: why the run ended early; "" if it did not.
+      chance: loss of a random guess.
+      key_cosine: mean cosine of the oldest keys to the current encoder's; None if no key is older
+        than a step.
+      seconds: time of all steps, from the median step.
+      megabytes: device memory of the step.
+      failure: why training failed; "" if it did not.
     """
 
     label: str
@@ -50,7 +52,7 @@ class Result:
 
 
 def workdir(folder: pathlib.Path, label: str, seed: int) -> pathlib.Path:
-    """Returns where a run of the study lies."""
+    """Returns the workdir of a run of the study."""
     return folder / label / f"seed_{seed}"
 
 
@@ -61,23 +63,23 @@ def run_all(
     devices: Sequence[Any],
     sources: Sources | None = None,
 ) -> list[Result]:
-    """Returns the results of all runs, those that are not there yet run now, seed by seed.
+    """Returns the results of all runs, seed by seed; runs those that have no result yet.
 
     Args:
-      variants: of the knob.
-      seeds: each variant runs with each.
+      variants: of the study.
+      seeds: each variant runs with each seed.
       folder: of the study.
       devices: `jax.Device`s.
-      sources: images; default those that the configs name.
+      sources: images; default the configs' sources.
 
     Raises:
-      ValueError: a config is wrong (before anything runs), or the folder holds other runs.
-      loop.Interrupted: what is done stays, and the same call goes on.
+      ValueError: if a config is wrong (before any run), or the folder contains other runs.
+      loop.Interrupted: after SIGINT or SIGTERM; the same call resumes.
     """
     planned = [(v.label, _seeded(v.config, seed)) for seed in seeds for v in variants]
     check(planned, len(devices))
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give another --out")
+        raise ValueError(f"--out={folder} is not a folder; change --out")
     results = []
     for number, (label, config) in enumerate(planned, start=1):
         path = workdir(folder, label, config.seed)
@@ -87,7 +89,7 @@ def run_all(
 
 
 def check(planned: Sequence[tuple[str, ConfigDict]], devices: int) -> None:
-    """Raises a ValueError with the label of the first of these configs that is wrong."""
+    """Raises a ValueError with the label of the first invalid config."""
     for label, config in planned:
         try:
             validation.check(config, devices)
@@ -104,21 +106,21 @@ def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
 def _run(
     label: str, config: ConfigDict, path: pathlib.Path, devices: Any, sources: Sources | None
 ) -> Result:
-    """Returns the result of a run, from its folder if it ended before."""
+    """Returns the result of a run; reads it from the folder if the run is finished."""
     _check_same(config, path)
     if (path / _RESULT).exists():
         return Result(**_read(path / _RESULT))
     try:
         pretrain.pretrain(config, path, devices=devices, sources=sources)
         result = summary(label, config.seed, path / "metrics.jsonl")
-    except loop.NotFinite as error:  # a result too: the setting does not train
+    except loop.NotFinite as error:  # also a result: this value does not train
         result = Result(label, config.seed, failure=str(error).partition(".")[0])
     write(path / _RESULT, dataclasses.asdict(result))
     return result
 
 
 def write(file: pathlib.Path, content: Any) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON atomically."""
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(temporary, file)
@@ -128,29 +130,29 @@ def _read(file: pathlib.Path) -> Any:
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} can't be read: {error}; remove it to run anew") from error
+        raise ValueError(f"{file} can't be read: {error}; remove it to repeat the run") from error
 
 
 def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
-    """Notes the config of a run that begins, or raises a ValueError if it began with another."""
-    file, now = path / _CONFIG, json.loads(json.dumps(config_lib.flatten(config)))
-    begun = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
+    """Records a new run's config; raises a ValueError if the run began with another config."""
+    file, now = path / _CONFIG, json.loads(json.dumps(flatten(config)))
+    started = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
     changed = {}
-    if begun and file.exists():
-        # A key that came later has the value that it stands for in every older run.
-        base = json.loads(json.dumps(config_lib.flatten(config_lib.base())))
+    if started and file.exists():
+        # Runs older than a key of the config used that key's default.
+        base = json.loads(json.dumps(flatten(config_lib.base())))
         changed = differences(base | _read(file), now)
     if changed:
-        told = ", ".join(
-            f"{key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items()
+        listed = ", ".join(f"{key}: {old!r}, now {new!r}" for key, (old, new) in changed.items())
+        raise ValueError(
+            f"{path} contains a run with another config ({listed}); change --out or the config"
         )
-        raise ValueError(f"{path} holds a run with another config ({told}); give another --out")
     path.mkdir(parents=True, exist_ok=True)
     write(file, now)
 
 
 def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
-    """Returns the result that a finished run's `metrics.jsonl` tells."""
+    """Returns the result of a finished run from its `metrics.jsonl`."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
     last = steps[-1]
@@ -171,6 +173,6 @@ def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
 
 
 def oldest_cosine(line: dict[str, float]) -> float | None:
-    """Returns the cosine of the oldest keys to today's, if a line of the metrics tells it."""
+    """Returns the cosine of the oldest keys in a line of the metrics, or None."""
     ages = {int(key.rpartition("_")[2]): x for key, x in line.items() if key.startswith("key_")}
     return ages[max(ages)] if ages else None

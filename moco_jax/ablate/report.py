@@ -1,4 +1,4 @@
-"""A study's results as a table and as a plot."""
+"""Formats a study's results as a table and a plot."""
 
 import json
 import pathlib
@@ -10,27 +10,27 @@ from moco_jax.training.metrics import duration
 
 _COLUMNS = (
     "kNN top-1, %",
-    "pretext, %",
-    "loss less chance",
+    "pretext accuracy, %",
+    "loss - chance loss",
     "oldest keys' cosine",
-    "time of the steps",
-    "MB a device",
+    "time of all steps",
+    "memory per device, MB",
 )
 
 
 def table(knob: str, results: Sequence[Result]) -> str:
-    """Returns a Markdown table, a row a variant: means, and the spread where there are seeds."""
+    """Returns a Markdown table with one row per variant: mean ± standard deviation over seeds."""
     head = (knob, "runs", *_COLUMNS)
     lines = [_row(head), _row(["---"] * len(head))]
     for label, runs in _by_label(results).items():
         ended = [run for run in runs if not run.failure]
         cells = [
-            _spread([run.knn_top1 for run in ended], 2),
-            _spread([run.accuracy for run in ended], 1),
-            _spread([_less_chance(run) for run in ended], 2),
-            _spread([run.key_cosine for run in ended], 3),
+            _mean([run.knn_top1 for run in ended], 2),
+            _mean([run.accuracy for run in ended], 1),
+            _mean([_above_chance(run) for run in ended], 2),
+            _mean([run.key_cosine for run in ended], 3),
             duration(statistics.median(run.seconds or 0 for run in ended)) if ended else "-",
-            _spread([run.megabytes for run in ended][:1], 0),
+            _mean([run.megabytes for run in ended][:1], 0),
         ]
         count = str(len(ended))
         failed = [run for run in runs if run.failure]
@@ -47,7 +47,7 @@ def _by_label(results: Iterable[Result]) -> dict[str, list[Result]]:
     return grouped
 
 
-def _less_chance(run: Result) -> float | None:
+def _above_chance(run: Result) -> float | None:
     return None if run.loss is None or run.chance is None else run.loss - run.chance
 
 
@@ -55,8 +55,8 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(values: Sequence[float | None], digits: int) -> str:
-    """Returns 'mean +- standard deviation' of what is known."""
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    """Returns 'mean ± standard deviation' of the values that are not None."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -65,10 +65,12 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 
 
 def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathlib.Path) -> None:
-    """Draws kNN against the knob, and kNN, pretext accuracy and drift against steps, if any ran.
+    """Plots kNN by variant, and kNN, pretext accuracy and drift by step.
+
+    It writes no plot if all runs failed.
 
     Raises:
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
     """
     import matplotlib
 
@@ -81,10 +83,10 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
     figure, (left, *curves) = plt.subplots(1, 4, figsize=(15, 3.2), layout="constrained")
     for position, (label, runs) in enumerate(grouped.items()):
         color = f"C{position}"
-        reached = [run.knn_top1 for run in runs if run.knn_top1 is not None]
-        left.plot([position] * len(reached), reached, "o", color=color, alpha=0.5)
-        if reached:
-            left.plot(position, statistics.mean(reached), "_", color=color, ms=24)
+        finals = [run.knn_top1 for run in runs if run.knn_top1 is not None]
+        left.plot([position] * len(finals), finals, "o", color=color, alpha=0.5)
+        if finals:
+            left.plot(position, statistics.mean(finals), "_", color=color, ms=24)
         for number, run in enumerate(runs):
             lines = _lines(workdir(folder, label, run.seed) / "metrics.jsonl")
             for axes, measured in zip(curves, _MEASURED.values(), strict=True):
@@ -94,7 +96,7 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
                 )
                 axes.plot(steps, heights, color=color, label=None if number else label, lw=1)
     left.set_xticks(range(len(grouped)), [label.replace("_", "\n") for label in grouped])
-    left.set(xlabel=knob, title="kNN top-1 at the end, %")
+    left.set(xlabel=knob, title="final kNN top-1, %")
     for axes, title in zip(curves, _MEASURED, strict=True):
         axes.set(xlabel="step", title=title)
     curves[0].legend(fontsize="small")
@@ -106,9 +108,9 @@ def _lines(path: pathlib.Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# What a line of the metrics tells, None where it doesn't.
+# Curve titles to values in a line of the metrics; None if the line has none.
 _MEASURED: dict[str, Callable[[dict[str, float]], float | None]] = {
     "kNN top-1, %": lambda line: line.get("knn_top1"),
     "pretext accuracy, %": lambda line: line.get("accuracy"),
-    "oldest keys' cosine to today's": oldest_cosine,
+    "oldest keys' cosine": oldest_cosine,
 }

@@ -1,4 +1,4 @@
-"""The studies, by name: which runs a knob of the paper makes of one config."""
+"""The studies by name; each derives variants of a config that differ in one knob of the paper."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,16 +6,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.config import keys_per_step
+from moco_jax.contrastive.dictionaries.queue import keys_per_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A setting of the knob.
+    """A config with one value of the knob.
 
     Attributes:
-      label: how tables name it.
-      config: that of its runs.
+      label: name in tables and folders.
+      config: of its runs.
     """
 
     label: str
@@ -24,11 +24,11 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A knob.
+    """A knob and its variants.
 
     Attributes:
-      knob: what is turned, for tables and axes.
-      variants: (config, values) -> the variants; values as text, () for the study's own.
+      knob: title of the knob in tables and axes.
+      variants: (config, values) -> variants. Values are text; () uses the study's default values.
     """
 
     knob: str
@@ -36,47 +36,50 @@ class Study:
 
 
 def _change(config: ConfigDict, **changes: Any) -> ConfigDict:
-    """Returns a copy with these keys changed, `bank__loss=` for nested ones."""
+    """Returns a copy with changed keys; `bank__loss=` changes a nested key."""
     changed = config.copy_and_resolve_references()
     changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return changed
 
 
 def _numbers(key: str, kind: type, default: Callable[[ConfigDict], Sequence[Any]]):
-    """Returns the variants function of a key with numbers as values."""
+    """Returns the function of `Study.variants` for a config key with numbers as values."""
 
     def variants(config: ConfigDict, values: Sequence[str]) -> list[Variant]:
         try:
             chosen = [kind(value) for value in values] or list(default(config))
         except ValueError:
             what = "whole numbers" if kind is int else "numbers"
-            raise ValueError(f"values {','.join(values)} of {key} must be {what}") from None
+            raise ValueError(f"--values of {key} must be {what}, got {','.join(values)}") from None
         return [Variant(str(value), _change(config, **{key: value})) for value in chosen]
 
     return variants
 
 
 def _named(make: Callable[[ConfigDict], dict[str, dict[str, Any]]]):
-    """Returns the variants function of named settings, of which `values` choose some."""
+    """Returns the function of `Study.variants` for settings with names; `values` selects names."""
 
     def variants(config: ConfigDict, values: Sequence[str]) -> list[Variant]:
         known = make(config)
         unknown = [value for value in values if value not in known]
         if unknown:
-            raise ValueError(f"unknown value {unknown[0]!r}; known: {', '.join(known)}")
+            raise ValueError(f"unknown --values={unknown[0]}; allowed: {', '.join(known)}")
         return [Variant(name, _change(config, **known[name])) for name in values or known]
 
     return variants
 
 
 def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """MoCo, fig. 2 and 3: where keys come from, as many negatives as the queue has keys.
+    """Returns the mechanisms of MoCo, fig. 2 and 3, with K negatives each.
 
-    All have the same batches, steps and rate, NCE too, and the end-to-end mechanism has what
-    its batch has.
+    All have the same batches, steps and learning rate, NCE too. The end-to-end mechanism has only
+    its batch's negatives.
     """
     if config.symmetric or len(config.views) != 2:
-        raise ValueError("study 'dictionary' compares one direction: symmetric=False, two views")
+        raise ValueError(
+            "--study=dictionary needs symmetric=False and two views; got "
+            f"symmetric={config.symmetric}, {len(config.views)} views"
+        )
     bank = dict(
         dictionary="memory_bank",
         key_encoder="none",
@@ -92,11 +95,11 @@ def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def _shuffling(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """MoCo, sec. A.9, for the config's own mechanism; and one group for the whole batch."""
+    """Returns shuffling on and off (MoCo, sec. A.9), and one group for the whole batch."""
     if config.bn_groups == 1 or config.key_encoder == "none":
         raise ValueError(
-            "study 'shuffle_bn' needs keys to shuffle between batch-norm groups; got bn_groups="
-            f"{config.bn_groups}, key_encoder={config.key_encoder!r}"
+            "--study=shuffle_bn needs bn_groups above 1 and a key encoder; got "
+            f"bn_groups={config.bn_groups}, key_encoder={config.key_encoder!r}"
         )
     return {
         "shuffled": dict(shuffle_bn=True),
@@ -106,7 +109,7 @@ def _shuffling(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def _queue_sizes(config: ConfigDict) -> list[int]:
-    """MoCo, fig. 3: from one step's keys to four times the config's, each four times the last."""
+    """Returns queue sizes (MoCo, fig. 3): one step's keys, then times 4, up to 4x the config's."""
     sizes, size = [], keys_per_step(config)
     while size <= 4 * config.queue_size:
         sizes.append(size)
@@ -115,13 +118,13 @@ def _queue_sizes(config: ConfigDict) -> list[int]:
 
 
 STUDIES = {
-    # MoCo, sec. 4.1, with 0: no momentum at all, which the paper says fails.
+    # MoCo, sec. 4.1; the paper says that 0, no momentum, fails.
     "momentum": Study(
         "momentum m", _numbers("momentum", float, lambda config: (0.0, 0.9, 0.99, 0.999, 0.9999))
     ),
     "dictionary": Study("mechanism", _named(_mechanisms)),
-    "shuffle_bn": Study("shuffling batch norm", _named(_shuffling)),
-    "queue_size": Study("keys in the queue, K", _numbers("queue_size", int, _queue_sizes)),
+    "shuffle_bn": Study("shuffled batch norm", _named(_shuffling)),
+    "queue_size": Study("queue size K", _numbers("queue_size", int, _queue_sizes)),
     "temperature": Study(
         "temperature T", _numbers("temperature", float, lambda config: (0.07, 0.1, 0.2, 0.5))
     ),
@@ -138,22 +141,24 @@ def variants(study: str, config: ConfigDict, values: Sequence[str] = ()) -> list
 
     Args:
       study: one of `STUDIES`.
-      config: that the study starts from.
-      values: of the knob, as text; () for the study's own.
+      config: base of all variants.
+      values: of the knob, as text; () uses the study's default values.
 
     Raises:
-      ValueError: an unknown study or value, or a config that the study can't turn the knob of.
+      ValueError: for an unknown study or value, or a config that the study can't vary.
     """
     if study not in STUDIES:
-        raise ValueError(f"unknown study {study!r}; known: {', '.join(STUDIES)}")
+        raise ValueError(f"unknown --study={study}; allowed: {', '.join(STUDIES)}")
     if config.get("task") != "pretrain":
-        raise ValueError(f"studies are of task='pretrain', got {config.get('task')!r}")
+        raise ValueError(
+            f"an ablation needs task='pretrain' in --config, got {config.get('task')!r}"
+        )
     needed = {"momentum": ("key_encoder", "momentum"), "queue_size": ("dictionary", "queue")}
     key, value = needed.get(study, ("task", "pretrain"))
     if config[key] != value:
-        raise ValueError(f"study {study!r} needs {key}={value!r}, got {config[key]!r}")
+        raise ValueError(f"--study={study} needs {key}={value!r}, got {config[key]!r}")
     found = STUDIES[study].variants(config, values)
     labels = [variant.label for variant in found]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"a value is given twice: {', '.join(labels)}")
+        raise ValueError(f"--values has a value twice: {', '.join(labels)}")
     return found

@@ -1,4 +1,4 @@
-"""The ablations' grid, its resumption, table and plot."""
+"""Tests the variants, the grid of runs, resuming, the table and the plot."""
 
 import json
 import pathlib
@@ -15,14 +15,14 @@ from moco_jax.training import loop
 from tests.tiny import tiny_config, tiny_sources
 
 
-def test_every_study_has_valid_variants_of_the_demo():
+def test_every_study_has_valid_variants_of_the_cifar10_config():
     for study in STUDIES:
         found = variants(study, cifar10.get_config())
         assert len({v.label for v in found}) == len(found) >= 2, study
         grid.check([(v.label, v.config) for v in found], devices=1)
 
 
-def test_variants_turn_the_knob_and_nothing_else():
+def test_variants_change_only_the_knob():
     config = cifar10.get_config()
     assert [v.config.momentum for v in variants("momentum", config, ["0", ".5"])] == [0, 0.5]
     assert [v.label for v in variants("queue_size", config)] == ["512", "2048", "8192"]
@@ -36,34 +36,39 @@ def test_variants_turn_the_knob_and_nothing_else():
 @pytest.mark.parametrize(
     ("study", "changes", "values", "message"),
     [
-        ("depth", {}, [], "unknown study 'depth'; known: momentum, dictionary"),
-        ("head", {}, ["deep"], "unknown value 'deep'; known: linear, mlp"),
-        ("temperature", {}, ["warm"], "values warm of temperature must be numbers"),
-        ("dictionary", {"symmetric": True}, [], "compares one direction"),
+        ("depth", {}, [], "unknown --study=depth; allowed: momentum, dictionary"),
+        ("head", {}, ["deep"], "unknown --values=deep; allowed: linear, mlp"),
+        ("temperature", {}, ["warm"], "--values of temperature must be numbers, got warm"),
+        (
+            "dictionary",
+            {"symmetric": True},
+            [],
+            "needs symmetric=False and two views; got symmetric=True",
+        ),
         ("queue_size", {"dictionary": "in_batch"}, [], "needs dictionary='queue', got 'in_batch'"),
         ("momentum", {"key_encoder": "shared"}, [], "needs key_encoder='momentum', got 'shared'"),
-        ("shuffle_bn", {"bn_groups": 1}, [], "needs keys to shuffle .* got bn_groups=1"),
-        ("temperature", {}, ["0.1", "0.10"], "a value is given twice: 0.1, 0.1"),
-        ("queue_size", {}, ["1e3"], "values 1e3 of queue_size must be whole numbers"),
+        ("shuffle_bn", {"bn_groups": 1}, [], "needs bn_groups above 1 .* got bn_groups=1"),
+        ("temperature", {}, ["0.1", "0.10"], "--values has a value twice: 0.1, 0.1"),
+        ("queue_size", {}, ["1e3"], "--values of queue_size must be whole numbers, got 1e3"),
     ],
 )
-def test_what_a_study_cannot_do_is_said(study, changes, values, message):
+def test_error_says_what_a_study_needs(study, changes, values, message):
     with pytest.raises(ValueError, match=message):
         variants(study, tiny_config(**changes), values)
 
 
-def test_a_wrong_setting_is_told_before_anything_runs(tmp_path):
-    settings = variants("queue_size", tiny_config(), ["128", "100"])
+def test_an_invalid_variant_fails_before_any_run(tmp_path):
+    chosen = variants("queue_size", tiny_config(), ["128", "100"])
     with pytest.raises(
         ValueError, match="100: (?s:.*)queue_size=100 must be a multiple of the 32 keys"
     ):
-        grid.run_all(settings, [0], tmp_path, jax.devices()[:1], tiny_sources())
+        grid.run_all(chosen, [0], tmp_path, jax.devices()[:1], tiny_sources())
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
+def test_runs_resume_and_end_in_a_table(tmp_path, monkeypatch):
     config = tiny_config(steps=3, drift=True)
-    settings = variants("momentum", config, ["0.5", "0.0"])
+    chosen = variants("momentum", config, ["0.5", "0.0"])
     done, real = [], pretrain.pretrain
 
     def counted(config, folder, **kwargs):
@@ -77,7 +82,7 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "pretrain", counted)
 
     def run():
-        return grid.run_all(settings, [7], tmp_path, jax.devices()[:1], tiny_sources())
+        return grid.run_all(chosen, [7], tmp_path, jax.devices()[:1], tiny_sources())
 
     with pytest.raises(loop.Interrupted):
         run()
@@ -93,29 +98,29 @@ def test_runs_go_on_where_they_were_and_end_in_a_table(tmp_path, monkeypatch):
     )
     assert trained.megabytes and trained.seconds
     assert failed == Result("0.0", 7, failure="step 2: loss=nan")
-    assert run() == results and len(done) == 3  # all from their files
+    assert run() == results and len(done) == 3  # all read from files
 
     table = report.table("momentum m", results)
     assert "| 0.0 | 0, 1 failed (step 2: loss=nan) | - |" in table
     report.plot("momentum m", results, tmp_path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
-    # A folder of before a key was there goes on: the key has its base's value in it.
+    # A folder from before a config key existed resumes; the key has its default there.
     config = tmp_path / "0.5" / "seed_7" / "study.json"
     older = json.loads(config.read_text())
     del older["remat"]
     config.write_text(json.dumps(older))
     assert run() == results
 
-    settings[0].config.lr = 0.5
-    with pytest.raises(ValueError, match=r"another config \(lr: 0.03 there, 0.5 now\)"):
+    chosen[0].config.lr = 0.5
+    with pytest.raises(ValueError, match=r"another config \(lr: 0.03, now 0.5\)"):
         run()
 
 
-def test_a_run_that_never_began_can_begin_with_another_config(tmp_path):
+def test_a_run_that_never_started_accepts_another_config(tmp_path):
     def run(**changes):
-        settings = variants("head", tiny_config(steps=1, **changes), ["mlp"])
-        grid.run_all(settings, [0], tmp_path, jax.devices()[:1])
+        chosen = variants("head", tiny_config(steps=1, **changes), ["mlp"])
+        grid.run_all(chosen, [0], tmp_path, jax.devices()[:1])
 
     for path in ("/nowhere", "/neither"):
         with pytest.raises(FileNotFoundError, match=path):
@@ -123,22 +128,24 @@ def test_a_run_that_never_began_can_begin_with_another_config(tmp_path):
     (tmp_path / "mlp" / "seed_0" / "result.json").write_text("")
     with pytest.raises(ValueError, match="another config"):
         run(data__source="images", data__path="/nowhere")
-    with pytest.raises(ValueError, match="result.json can't be read: .*; remove it to run anew"):
+    with pytest.raises(
+        ValueError, match="result.json can't be read: .*; remove it to repeat the run"
+    ):
         run(data__source="images", data__path="/neither")
 
 
-def test_the_table_tells_means_and_spread():
+def test_the_table_has_means_and_standard_deviations():
     results = [
         Result("a", seed, knn, 50.0, 2.0, 3.0, None, 60.0, 10.4)
         for seed, knn in enumerate([80.0, 82.0])
     ]
     assert report.table("knob", results).splitlines() == [
-        "| knob | runs | kNN top-1, % | pretext, % | loss less chance | oldest keys' cosine | "
-        "time of the steps | MB a device |",
+        "| knob | runs | kNN top-1, % | pretext accuracy, % | loss - chance loss | "
+        "oldest keys' cosine | time of all steps | memory per device, MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| a | 2 | 81.00 ± 1.41 | 50.0 ± 0.0 | -1.00 ± 0.00 | - | 1:00 | 10 |",
     ]
 
 
-def test_the_folder_of_a_run():
+def test_the_workdir_of_a_run():
     assert grid.workdir(pathlib.Path("out"), "0.9", 3) == pathlib.Path("out/0.9/seed_3")

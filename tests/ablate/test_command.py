@@ -1,4 +1,4 @@
-"""The command, from flags to exit codes."""
+"""Runs the command: flags, output and exit codes."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.conftest import run_command
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/digits.py"], "give a study: --study=momentum|dictionary"),
+        (["--config=configs/digits.py"], "--study must be given; allowed: momentum, dictionary"),
         (["--study=momentum", "--config=configs/digits_linear.py"], "got 'linear'"),
     ],
 )
@@ -18,7 +18,7 @@ def test_errors_are_one_clear_message(repository, arguments, message):
 
 
 @pytest.mark.slow
-def test_a_study_ends_in_a_table_and_goes_on_from_its_files(repository, tmp_path):
+def test_a_study_prints_a_table_and_reads_finished_runs(repository, tmp_path):
     arguments = ["--study=head", "--values=mlp", "--config=configs/digits.py", "--out=~/study"]
     arguments += ["--config.steps=2", "--config.model.width=0.125", "--config.knn.every_epochs=0"]
 

@@ -1,29 +1,87 @@
-"""What the commands share: the flag --config, its parsing, tables, and errors in one message."""
+"""What the commands share: the flag --config, error messages, exit codes and tables."""
 
+import contextlib
 import csv
 import itertools
 import json
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from moco_jax.parallel import cluster, roll_call
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
-FORMS = ("table", "csv", "json")  # of `tell`
+FORMATS = ("table", "csv", "json")  # of `print_rows`
+
+_ERRORS = (OSError, ValueError, ModuleNotFoundError)
+
+
+def run_main(
+    work: Callable[[], int | None],
+    *,
+    config: Literal["required", "optional", "none"] = "required",
+    join: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    errors: Sequence[type[Exception]] = (),
+    interrupted: str = "interrupted",
+) -> NoReturn:
+    """Parses the flags, runs a command and exits with its code.
+
+    An OSError, a ValueError or a ModuleNotFoundError is a problem that the user can solve: its
+    message is printed, and the exit code is 2. With --verbosity=1 the traceback is printed instead.
+
+    Args:
+      work: the command; returns the exit code, None for 0.
+      config: whether the command needs --config.
+      join: the context in which the command runs, such as `cluster.joined`.
+      errors: more exceptions that are printed as messages.
+      interrupted: the message after Ctrl-C; the exit code is 130.
+    """
+
+    def main(_) -> None:
+        quieten()
+        code = 0
+        try:
+            with join(), _messages((*_ERRORS, *errors), interrupted):
+                code = work() or 0
+        except cluster.WrongFlags as error:
+            fail(str(error))
+        except roll_call.Missing as error:
+            print(f"error: {error}", file=sys.stderr)
+            code = 1
+        if code:
+            sys.stdout.flush()
+            os._exit(code)  # a thread may be compiling, which nothing can stop
+
+    app.run(main, flags_parser=lambda argv: _parse(argv, config))
+
+
+@contextlib.contextmanager
+def _messages(errors: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
+    """Ends the process with one message if the block raises one of the errors or is interrupted."""
+    try:
+        yield
+    except errors as error:
+        if logging.level_debug():
+            raise
+        fail(f"{error}\n(--verbosity=1 prints the traceback)")
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(130)
 
 
 def config() -> ConfigDict:
-    """Returns the experiment that was asked for, with what the command line changes in it."""
-    quieten()
+    """Returns the experiment with the changes of the command line."""
     value = _CONFIG.value
     if not isinstance(value, ConfigDict):
         fail(f"{_file()}: get_config() must return a ConfigDict, got {type(value).__name__}")
-    # The length given on the command line takes the place of the config file's.
+    # A length on the command line replaces the length of the config file.
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if "steps" in given and "epochs" not in given:
         value.epochs = None
@@ -33,45 +91,41 @@ def config() -> ConfigDict:
 
 
 def has_config() -> bool:
-    """Returns whether an experiment was given."""
+    """Returns whether --config was given."""
     return bool(flags.FLAGS["config"].present)
 
 
 def quieten() -> None:
-    """Leaves only warnings of the log, unless --verbosity says otherwise."""
+    """Logs warnings only, unless --verbosity is given."""
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells each save in 30 lines
+        logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags, an error of theirs in one line; for `absl.app.run`."""
-    rest = parse_without_config(argv)
-    if not has_config():
-        fail("give an experiment, such as --config=configs/digits.py")
-    return rest
-
-
-def parse_without_config(argv: list[str]) -> list[str]:
-    """Parses the flags of a command to which an experiment need not be given."""
+def _parse(argv: list[str], config: str) -> list[str]:
+    """Returns the arguments that are not flags; ends the process with a message on an error."""
     try:
         rest = flags.FLAGS(argv)
         path = pathlib.Path(_file().partition(":")[0]) if has_config() else None
         if path and not path.is_file():
-            fail(f"there is no config file {path}")
+            fail(f"--config={_file()}: there is no config file {path}")
         if len(rest) > 1:
             fail(f"unexpected arguments: {' '.join(rest[1:])}")
-        return rest
     except flags.Error as error:
-        # ml_collections puts a config file's whole traceback into the message.
+        # ml_collections puts the whole traceback of a config file into the message.
         head, _, trace = str(error).partition("Traceback (most recent call last):")
         fail(" ".join([head.strip(), *trace.strip().splitlines()[-1:]]))
-    except Exception as error:  # whatever a config file may raise
+    except Exception as error:  # a config file may raise anything
         message = str(error.args[0] if error.args else error)
         # ml_collections lists every field of the config between the key and its suggestion.
         message = re.sub(
             r"Other fields present:.*?(?=Did you mean|$)", "", message, flags=re.DOTALL
         )
         fail(f"{type(error).__name__} in {' '.join(argv[1:])}: {message}")
+    if config == "required" and not has_config():
+        fail("--config must be given, such as --config=configs/digits.py")
+    if config == "none" and has_config():
+        fail(f"--config={_file()}: this command takes no config")
+    return rest
 
 
 def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[Any]:
@@ -86,8 +140,8 @@ def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[
     return values
 
 
-def tell(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
-    """Prints rows as they come: as an aligned `table`, as `csv`, or a line of `json` each.
+def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
+    """Prints rows as an aligned `table`, as `csv`, or as one line of `json` each.
 
     Floating-point numbers are rounded to 4 places.
     """

@@ -1,18 +1,18 @@
-"""Features of images, their nearest neighbours and near-duplicates.
+"""Encodes images; finds their nearest neighbours and near-duplicates.
 
     python -m moco_jax.embed --encoder=runs/cifar10 --images=FOLDER --out=features.npz
     python -m moco_jax.embed --encoder=runs/cifar10 --features=features.npz --query=a.jpg
     python -m moco_jax.embed --features=features.npz --duplicates=0.95
 
-Images that can't be read are named and left out. What is found goes to the standard output, what
-is said about it to the standard error.
+Images that can't be read are named and left out. Results go to the standard output, messages to the
+standard error.
 """
 
 import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from moco_jax import command_line
@@ -20,9 +20,9 @@ from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.encoders.embedding import duplicates, embed, neighbours
-from moco_jax.encoders.feature_file import Features
-from moco_jax.encoders.features import FEATURES
+from moco_jax.encoders.feature_file import FeatureRows, Features
 from moco_jax.encoders.image_encoder import ImageEncoder
+from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
 
@@ -30,24 +30,28 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safeten
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder, a tar, an .npz, digits or tfds:<name>; default: what the encoder was trained on.",
+    "A folder, a tar, an .npz, digits or tfds:<name>; default: the encoder's training images.",
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Of the images, where they have splits.")
-_FEATURES = flags.DEFINE_string("features", None, "Made before by --out; nothing is encoded.")
-_OUT = flags.DEFINE_string("out", None, "Writes the features: .npz or .parquet.")
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether --out may exist.")
-_OUTPUT = flags.DEFINE_enum("output", "backbone", list(FEATURES), "Which features.")
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Images at once.", lower_bound=1)
-_QUERY = flags.DEFINE_multi_string("query", [], "An image whose neighbours are told; repeatable.")
-_NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "So many for each query.", lower_bound=1)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of the images, if they have splits.")
+_FEATURES = flags.DEFINE_string(
+    "features", None, "File that --out wrote; it is read instead of encoding."
+)
+_OUT = flags.DEFINE_string("out", None, "File for the features: .npz or .parquet.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Overwrite --out if it exists.")
+_OUTPUT = flags.DEFINE_enum(
+    "output", "backbone", list(FEATURES), "Features of the backbone, or unit vectors of the head."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images that are encoded at once.", lower_bound=1)
+_QUERY = flags.DEFINE_multi_string("query", [], "Image whose neighbours are printed; repeatable.")
+_NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "Neighbours of each query.", lower_bound=1)
 _DUPLICATES = flags.DEFINE_float(
-    "duplicates", None, "Tells all pairs of at least this cosine.", lower_bound=-1, upper_bound=1
+    "duplicates", None, "Prints all pairs with at least this cosine.", lower_bound=-1, upper_bound=1
 )
-_FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMS, "Of what is told.")
+_FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMATS, "Of the printed rows.")
 
 
 def _run() -> None:
-    """Does what the flags ask for."""
+    """Encodes or reads features; writes them, or searches them."""
     searched = bool(_QUERY.value) or _DUPLICATES.value is not None
     _check_flags(searched)
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
@@ -67,29 +71,33 @@ def _run() -> None:
             return
         found, indices = feature_file.collect(parts, source, about)
         if out:
-            parts = [(found.features, indices)]
+            parts = [FeatureRows(found.features, indices)]
             _write(out, parts, source, about)
     if _DUPLICATES.value is not None:
-        _tell(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
+        _print(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
     else:
         assert read is not None
-        _tell_neighbours(read, found, layout)
+        _print_neighbours(read, found, layout)
 
 
 def _check_flags(searched: bool) -> None:
-    """Raises a ValueError for flags that don't go together."""
+    """Raises a ValueError for flags that are missing or contradict each other."""
     if not _ENCODER.value and (_QUERY.value or not _FEATURES.value):
-        raise ValueError("give an encoder, such as --encoder=runs/cifar10")
+        raise ValueError("--encoder must be given, such as --encoder=runs/cifar10")
     if _FEATURES.value and (_IMAGES.value or _OUT.value):
-        raise ValueError("--features is read in place of --images and --out: give one or the other")
+        raise ValueError(
+            "--features can't be combined with --images or --out: it is read instead of encoding"
+        )
     if _QUERY.value and _DUPLICATES.value is not None:
-        raise ValueError("give one of --query and --duplicates")
+        raise ValueError("--query and --duplicates can't be combined: give one of them")
     if not searched and not _OUT.value:
-        raise ValueError("say what for: --out=features.npz, --query=a.jpg or --duplicates=0.95")
+        raise ValueError(
+            "one of --out=features.npz, --query=a.jpg and --duplicates=0.95 must be given"
+        )
 
 
 def _open(config: ConfigDict) -> Source:
-    """Returns the images asked for."""
+    """Returns the images of the flags --images and --split."""
     data = ConfigDict(config.data)
     data.train_split = _SPLIT.value if flags.FLAGS["split"].present else data.train_split
     if _IMAGES.value:
@@ -104,7 +112,7 @@ def _open(config: ConfigDict) -> Source:
 
 
 def _write(out, parts, source: Source, about: dict[str, str]) -> None:
-    """Writes on the first process; the others do their share of the encoding."""
+    """Writes on process 0; the other processes only encode."""
     if not cluster.is_first():
         for _ in parts:
             pass
@@ -116,38 +124,31 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
     print(f"{out}: features of {count} images of {source.name}{more}", file=sys.stderr)
 
 
-def _tell_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
+def _print_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
     encoder = ImageEncoder(read, found.about["output"], 32)
     if encoder.dim != found.features.shape[1]:
         raise ValueError(
-            f"the features have length {found.features.shape[1]}, but {read.source} makes "
-            f"{encoder.dim}; they were made by {found.about['encoder']}"
+            f"the features have length {found.features.shape[1]}, but features of {read.source} "
+            f"have length {encoder.dim}; {found.about['encoder']} made the file"
         )
     if found.about["encoder"] != read.source:
-        logging.warning("made by %s, the queries by %s", found.about["encoder"], read.source)
+        logging.warning(
+            "%s made the features, but %s encodes the queries",
+            found.about["encoder"],
+            read.source,
+        )
     rows = neighbours(found, encoder(_QUERY.value), _QUERY.value, _NEIGHBOURS.value, layout)
-    _tell(rows, ("query", "rank", "cosine", "image", "class"))
+    _print(rows, ("query", "rank", "cosine", "image", "class"))
 
 
-def _tell(rows, columns: Sequence[str]) -> None:
-    """Prints on the first process; the others do their share of the search."""
+def _print(rows, columns: Sequence[str]) -> None:
+    """Prints on process 0; the other processes only search."""
     if cluster.is_first():
-        command_line.tell(rows, columns, _FORMAT.value)
+        command_line.print_rows(rows, columns, _FORMAT.value)
     else:
         for _ in rows:
             pass
 
 
-def main(_) -> None:
-    command_line.quieten()
-    with cluster.joined():
-        try:
-            _run()
-        except (OSError, ValueError) as error:
-            if logging.level_debug():
-                raise
-            command_line.fail(str(error))
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse_without_config)
+    command_line.run_main(_run, config="none", join=cluster.joined)

@@ -1,30 +1,31 @@
-"""How the encoder of the keys comes about: it follows, it is trained, shared, or there is none.
+"""The key encoders by name: an EMA of the query encoder, a trained one, a shared one, or none."""
 
-Each is a class without state of its own; which one, the config says (`key_encoder`).
-"""
-
-from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
+from ml_collections import ConfigDict
 
-from moco_jax.contrastive import momentum
-
-Views = Sequence[jax.Array]
-# (params, batch_stats, views) -> (unit vectors f32[B, D] of each view, batch_stats)
-Encode = Callable[[Any, Any, Views], tuple[list[jax.Array], Any]]
+from moco_jax.contrastive.encoding import Encoders, Views, make_encoders
+from moco_jax.models.encoder import Encoder
+from moco_jax.parallel.mesh import Layout
 
 
-class Encoders(NamedTuple):
-    """What encodes a step's views: keys are shuffled for it, queries are not."""
+class FixedKeys(NamedTuple):
+    """Keys that get no gradient, and the batch statistics of their encoder.
 
-    queries: Encode
-    keys: Encode
-    momentum: float
+    Attributes:
+      keys: f32[B, D], one array for each direction of the look-up.
+      batch_stats: after encoding them.
+    """
+
+    keys: list[jax.Array]
+    batch_stats: Any
 
 
 class Encoded(NamedTuple):
-    """A step's queries and keys, one of each for every direction of the look-up."""
+    """The queries and keys of a step, one array f32[B, D] for each direction of the look-up."""
 
     queries: list[jax.Array]
     keys: list[jax.Array]
@@ -33,134 +34,169 @@ class Encoded(NamedTuple):
 
 
 class KeyEncoder(Protocol):
-    """What the train step asks of it; `state` is a TrainState, or has its parameters."""
+    """What the train step asks of a key encoder; `state` is a TrainState."""
 
-    def own(self, variables: Any) -> Any:
-        """Returns what the key encoder holds at the start, given what the query encoder holds."""
+    def init_key_params(self, variables: Any) -> Any:
+        """Returns the key encoder's variables at step 0, given those of the query encoder."""
         ...
 
-    def trained(self, params: Any, key_params: Any) -> Any:
-        """Returns the pytree of parameters that the gradient reaches."""
+    def trainable(self, params: Any, key_params: Any) -> Any:
+        """Returns the pytree of parameters that the optimizer updates."""
         ...
 
-    def prepare(self, state: Any, key_views: Views, encoders: Encoders) -> Any:
-        """Returns what is computed before the gradient, and without one."""
+    def follow(self, key_params: Any, params: Any) -> Any:
+        """Returns the key parameters of this step, before any image is encoded."""
+        ...
+
+    def encode_fixed_keys(
+        self, key_params: Any, batch_stats: Any, views: Views
+    ) -> FixedKeys | None:
+        """Returns keys that are computed outside the gradient; None if there are none."""
         ...
 
     def encode(
         self,
-        trained: Any,
-        prepared: Any,
+        trainable: Any,
+        fixed: FixedKeys | None,
         state: Any,
         query_views: Views,
         key_views: Views,
-        encoders: Encoders,
     ) -> Encoded:
         """Returns queries and keys, inside the gradient."""
         ...
 
-    def parameters(self, trained: Any, prepared: Any) -> tuple[Any, Any]:
-        """Returns the next params and key_params."""
+    def split(self, trainable: Any, key_params: Any) -> tuple[Any, Any]:
+        """Returns the params and key_params of the next state."""
         ...
 
 
+@dataclasses.dataclass(frozen=True)
 class Momentum:
-    """MoCo's: an EMA of the query encoder, through which no gradient passes (eq. 2)."""
+    """MoCo's key encoder: an EMA of the query encoder that gets no gradient (MoCo, eq. 2).
 
-    def own(self, variables):
-        return variables
-
-    def trained(self, params, key_params):
-        return params
-
-    def prepare(self, state, key_views, encoders):
-        # The EMA precedes the keys, as in the paper's algorithm 1.
-        key_params = momentum.update(state.key_params, state.params, encoders.momentum)
-        keys, batch_stats = encoders.keys(key_params, state.key_batch_stats, key_views)
-        return key_params, [jax.lax.stop_gradient(k) for k in keys], batch_stats
-
-    def encode(self, trained, prepared, state, query_views, key_views, encoders):
-        _, keys, key_batch_stats = prepared
-        queries, batch_stats = encoders.queries(trained, state.batch_stats, query_views)
-        return Encoded(queries, keys, batch_stats, key_batch_stats)
-
-    def parameters(self, trained, prepared):
-        key_params, _, _ = prepared
-        return trained, key_params
-
-
-class Trained:
-    """End-to-end: two encoders that share no parameters, both reached by the gradient (fig. 2a)."""
-
-    def own(self, variables):
-        return variables
-
-    def trained(self, params, key_params):
-        return params, key_params
-
-    def prepare(self, state, key_views, encoders):
-        return None
-
-    def encode(self, trained, prepared, state, query_views, key_views, encoders):
-        params, key_params = trained
-        queries, batch_stats = encoders.queries(params, state.batch_stats, query_views)
-        keys, key_batch_stats = encoders.keys(key_params, state.key_batch_stats, key_views)
-        return Encoded(queries, keys, batch_stats, key_batch_stats)
-
-    def parameters(self, trained, prepared):
-        return trained
-
-
-class Shared:
-    """SimCLR's: one encoder for both views (Chen et al. 2020).
-
-    Batch norm sees each view apart, where the reference's sees both together.
+    The EMA covers parameters only. Each encoder keeps its own batch statistics, as in the
+    reference.
     """
 
-    def own(self, variables):
-        return {}
+    encoders: Encoders
+    momentum: float
 
-    def trained(self, params, key_params):
+    def init_key_params(self, variables):
+        return variables
+
+    def trainable(self, params, key_params):
         return params
 
-    def prepare(self, state, key_views, encoders):
+    def follow(self, key_params, params):
+        return optax.incremental_update(params, key_params, step_size=1.0 - self.momentum)
+
+    def encode_fixed_keys(self, key_params, batch_stats, views):
+        keys, batch_stats = self.encoders.keys(key_params, batch_stats, views)
+        return FixedKeys([jax.lax.stop_gradient(k) for k in keys], batch_stats)
+
+    def encode(self, trainable, fixed, state, query_views, key_views):
+        queries, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views)
+        return Encoded(queries, fixed.keys, batch_stats, fixed.batch_stats)
+
+    def split(self, trainable, key_params):
+        return trainable, key_params
+
+
+@dataclasses.dataclass(frozen=True)
+class EndToEnd:
+    """Two encoders without common parameters, both trained by gradient (MoCo, fig. 2a)."""
+
+    encoders: Encoders
+
+    def init_key_params(self, variables):
+        return variables
+
+    def trainable(self, params, key_params):
+        return params, key_params
+
+    def follow(self, key_params, params):
+        return key_params
+
+    def encode_fixed_keys(self, key_params, batch_stats, views):
         return None
 
-    def encode(self, trained, prepared, state, query_views, key_views, encoders):
-        # Each view is encoded once, whichever directions are looked up.
-        first, batch_stats = encoders.queries(trained, state.batch_stats, query_views[:1])
-        second, batch_stats = encoders.keys(trained, batch_stats, key_views[:1])
+    def encode(self, trainable, fixed, state, query_views, key_views):
+        params, key_params = trainable
+        queries, batch_stats = self.encoders.queries(params, state.batch_stats, query_views)
+        keys, key_stats = self.encoders.keys(key_params, state.key_batch_stats, key_views)
+        return Encoded(queries, keys, batch_stats, key_stats)
+
+    def split(self, trainable, key_params):
+        return trainable
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """One encoder for both views, as in SimCLR (Chen et al. 2020).
+
+    Batch norm sees each view apart; the batch norm of the reference sees both together.
+    """
+
+    encoders: Encoders
+
+    def init_key_params(self, variables):
+        return {}
+
+    def trainable(self, params, key_params):
+        return params
+
+    def follow(self, key_params, params):
+        return key_params
+
+    def encode_fixed_keys(self, key_params, batch_stats, views):
+        return None
+
+    def encode(self, trainable, fixed, state, query_views, key_views):
+        # Each view is encoded once, in one or in both directions of the look-up.
+        first, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views[:1])
+        second, batch_stats = self.encoders.keys(trainable, batch_stats, key_views[:1])
         directions = len(query_views)
         queries, keys = (first + second)[:directions], (second + first)[:directions]
         return Encoded(queries, keys, batch_stats, {})
 
-    def parameters(self, trained, prepared):
-        return trained, {}
+    def split(self, trainable, key_params):
+        return trainable, {}
 
 
-class Absent:
-    """A memory bank's: what the dictionary takes in are the queries themselves (fig. 2b)."""
+@dataclasses.dataclass(frozen=True)
+class QueriesAsKeys:
+    """No key encoder: a memory bank stores the queries themselves (MoCo, fig. 2b)."""
 
-    def own(self, variables):
+    encoders: Encoders
+
+    def init_key_params(self, variables):
         return {}
 
-    def trained(self, params, key_params):
+    def trainable(self, params, key_params):
         return params
 
-    def prepare(self, state, key_views, encoders):
+    def follow(self, key_params, params):
+        return key_params
+
+    def encode_fixed_keys(self, key_params, batch_stats, views):
         return None
 
-    def encode(self, trained, prepared, state, query_views, key_views, encoders):
-        queries, batch_stats = encoders.queries(trained, state.batch_stats, query_views)
+    def encode(self, trainable, fixed, state, query_views, key_views):
+        queries, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views)
         return Encoded(queries, [jax.lax.stop_gradient(q) for q in queries], batch_stats, {})
 
-    def parameters(self, trained, prepared):
-        return trained, {}
+    def split(self, trainable, key_params):
+        return trainable, {}
 
 
-KEY_ENCODERS: dict[str, KeyEncoder] = {
-    "momentum": Momentum(),
-    "trained": Trained(),
-    "shared": Shared(),
-    "none": Absent(),
+KEY_ENCODERS = {
+    "momentum": lambda encoders, config: Momentum(encoders, config.momentum),
+    "trained": lambda encoders, config: EndToEnd(encoders),
+    "shared": lambda encoders, config: Shared(encoders),
+    "none": lambda encoders, config: QueriesAsKeys(encoders),
 }
+
+
+def make_key_encoder(config: ConfigDict, encoder: Encoder, layout: Layout) -> KeyEncoder:
+    """Returns the key encoder of a validated config."""
+    return KEY_ENCODERS[config.key_encoder](make_encoders(config, encoder, layout), config)

@@ -1,1 +1,1 @@
-"""Trained encoders: read them, encode images, search neighbours and classify by kNN."""
+"""Trained encoders: reads them, encodes images, searches neighbours and classifies by kNN."""

@@ -1,4 +1,4 @@
-"""Features of any images, and what is near in them."""
+"""Encodes all images of a source; finds neighbours and near-duplicates among the features."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source
-from moco_jax.encoders.feature_file import Features, Part
+from moco_jax.encoders.feature_file import FeatureRows, Features
 from moco_jax.encoders.features import make_encode, make_stream
 from moco_jax.encoders.neighbours import near_duplicates, nearest
 from moco_jax.encoders.pretrained import Pretrained
@@ -15,52 +15,59 @@ from moco_jax.parallel.mesh import Layout
 
 
 def embed(
-    read: Pretrained, source: Source, layout: Layout, *, output: str, batch_size: int
-) -> Iterator[Part]:
-    """Yields features f32[n, F] and which of the source's images they are of, i64[n].
+    pretrained: Pretrained, source: Source, layout: Layout, *, output: str, batch_size: int
+) -> Iterator[FeatureRows]:
+    """Yields the features of a source's images, one batch at a time, in order.
 
-    Images that can't be read are named in the log and left out.
+    Logs the names of images that can't be read, and leaves them out.
 
     Args:
-      read: the encoder; its config tells how images are prepared and loaded.
+      pretrained: the encoder; its config says how images are loaded and prepared.
       source: the images.
-      layout: where arrays lie.
+      layout: the devices and shardings.
       output: 'backbone' or 'head'.
-      batch_size: images encoded at once; rounded up to divide by the devices.
+      batch_size: images encoded at once; rounded up to a multiple of the devices.
 
     Raises:
-      ValueError: if the encoder has no such output, or no image can be read.
+      ValueError: if the encoder does not have this output, or no image can be read.
     """
-    if output == "head" and not read.has_head:
-        raise ValueError(f"{read.source} has no head; allowed: output='backbone'")
-    config = ConfigDict(read.config.data)
+    pretrained.check_output(output)
+    config = ConfigDict(pretrained.config.data)
     config.max_bad_fraction = 1.0
     data = loader.load(source, config, layout)
-    encode = make_encode(read.config, read.encoder, output, layout)
+    encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
     batch_size = -(-batch_size // layout.devices) * layout.devices
     stream = make_stream(data, encode, batch_size, layout)
-    variables, row = layout.put(read.variables, layout.replicated), 0
+    variables, row = layout.put(pretrained.variables, layout.replicated), 0
     for features, readable in stream(variables, np.arange(len(data))):
         indices = data.source_indices[row : row + len(features)]
         row += len(features)
-        yield features[readable], indices[readable]
+        yield FeatureRows(features[readable], indices[readable])
 
 
 def neighbours(
     features: Features, queries: np.ndarray, names: Sequence[str], k: int, layout: Layout
 ) -> Iterator[tuple[str, int, float, str, str]]:
-    """Yields (query, rank, cosine, image, class) of the k nearest of queries f32[M, F]."""
+    """Yields (query, rank, cosine, image, class) for the k nearest images of each query.
+
+    Args:
+      features: that are searched.
+      queries: f32[M, F].
+      names: [M], of the queries.
+      k: neighbours; at most N are found.
+      layout: the devices and shardings.
+    """
     k = min(k, len(features.names))
     cosines, indices = nearest(queries, features.features, k=k, layout=layout)
-    for name, line, found in zip(names, cosines, indices, strict=True):
-        for rank, (cosine, row) in enumerate(zip(line, found, strict=True), start=1):
-            yield name, rank, float(cosine), str(features.names[row]), features.label(row)
+    for name, line, rows in zip(names, cosines, indices, strict=True):
+        for rank, (cosine, row) in enumerate(zip(line, rows, strict=True), start=1):
+            yield name, rank, float(cosine), str(features.names[row]), features.class_name(row)
 
 
 def duplicates(
     features: Features, threshold: float, layout: Layout
 ) -> Iterator[tuple[float, str, str]]:
-    """Yields (cosine, image, image) of pairs of at least this cosine."""
+    """Yields (cosine, image, image) for each pair whose cosine is at least the threshold."""
     for pairs in near_duplicates(features.features, threshold, layout):
         for first, second, cosine in zip(*pairs, strict=True):
             yield float(cosine), str(features.names[first]), str(features.names[second])

@@ -1,4 +1,4 @@
-"""Features in a file, with the names of their images: .npz, or .parquet by pyarrow."""
+"""Files of features and the names of their images: .npz, or .parquet with pyarrow."""
 
 import collections
 import dataclasses
@@ -9,28 +9,38 @@ import pathlib
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moco_jax.data.sources.source import Source
 
-_COPIED = 2**22  # bytes at once, from the spool into the archive
+_COPY_BYTES = 2**22
 _FORMAT = "moco_jax.features"
 
-Part = tuple[np.ndarray, np.ndarray]  # features f32[n, F], which of the source's images i64[n]
+
+class FeatureRows(NamedTuple):
+    """Features of some images of a source.
+
+    Attributes:
+      features: f32[n, F].
+      indices: i64[n], the indices of the images in the source.
+    """
+
+    features: np.ndarray
+    indices: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Features and what they are of.
+    """Features and their images.
 
     Attributes:
       features: f32[N, F].
       names: [N], of the images.
-      labels: i32[N], or None where there are no classes.
-      class_names: by label; () where there are none.
-      about: the encoder and the output that made them.
+      labels: i32[N], or None without classes.
+      class_names: by label; () without classes.
+      about: `encoder`, the source of the encoder, and `output`, 'backbone' or 'head'.
     """
 
     features: np.ndarray
@@ -39,33 +49,39 @@ class Features:
     class_names: tuple[str, ...]
     about: dict[str, Any]
 
-    def label(self, row: int) -> str:
-        """Returns the class of an image, '' where there are none."""
+    def class_name(self, row: int) -> str:
+        """Returns the name of an image's class, '' without classes."""
         return "" if self.labels is None else self.class_names[self.labels[row]]
 
 
 def check_writable(path: pathlib.Path, overwrite: bool) -> None:
-    """Raises a ValueError, before any work, if the file would not come about."""
-    if path.suffix not in _WRITERS:
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(_WRITERS)}")
+    """Checks before any work that `write` can write the file.
+
+    Raises:
+      ValueError: for an unknown ending, a file that exists, a folder that does not exist, or a
+        .parquet file without pyarrow.
+    """
+    _check_ending(path)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists; give another name, or --overwrite")
+        raise ValueError(f"{path} exists; give another --out, or --overwrite")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"there is no folder {path.absolute().parent} to write {path.name} into")
+        raise ValueError(f"--out={path}: there is no folder {path.absolute().parent}")
     if path.suffix == ".parquet":
         _check_pyarrow()
 
 
-def write(path: pathlib.Path, parts: Iterable[Part], source: Source, about: dict[str, Any]) -> int:
-    """Writes features as they come, and returns how many there were.
+def write(
+    path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, about: dict[str, Any]
+) -> int:
+    """Writes features one part at a time; returns the number of features.
 
-    Only names and labels are held in memory. The file has another name until it is whole.
+    Only names and labels are held in memory. The file has another name until it is complete.
 
     Args:
       path: ends in .npz or .parquet.
-      parts: features, and which of the source's images they are of.
+      parts: the features.
       source: the images.
-      about: what is noted beside the features; JSON.
+      about: saved with the features as JSON.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     note = json.dumps(about | {"format": _FORMAT})
@@ -78,9 +94,9 @@ def write(path: pathlib.Path, parts: Iterable[Part], source: Source, about: dict
 
 
 def collect(
-    parts: Iterable[Part], source: Source, about: dict[str, Any]
+    parts: Iterable[FeatureRows], source: Source, about: dict[str, Any]
 ) -> tuple[Features, np.ndarray]:
-    """Returns features whole in memory, and which of the images they are of; see `write`."""
+    """Returns all features in memory, and the indices i64[N] of their images; see `write`."""
     features, indices = (np.concatenate(x) for x in zip(*parts, strict=True))
     labels = None if source.labels is None else source.labels[indices]
     names = np.array([source.names[int(i)] for i in indices])
@@ -88,24 +104,23 @@ def collect(
 
 
 def read(path: pathlib.Path) -> Features:
-    """Returns the features of a file that `write` made.
+    """Returns the features of a file that `write` wrote.
 
     Raises:
-      FileNotFoundError: if there is none.
-      ValueError: if it is something else.
+      FileNotFoundError: if the file does not exist.
+      ValueError: if it is not a file of features.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there are no features at {path}: no such file")
-    if path.suffix not in _WRITERS:
-        raise ValueError(f"{path}: unknown ending {path.suffix!r}; known: {', '.join(_WRITERS)}")
+    _check_ending(path)
     return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
 
 
-def _write_npz(path: pathlib.Path, parts: Iterable[Part], source: Source, note: str) -> int:
-    """Writes arrays `features`, `names`, `about`, and `labels` and `class_names` of classes."""
+def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, note: str) -> int:
+    """Writes arrays `features`, `names` and `about`; with classes also `labels`, `class_names`."""
     indices: list[np.ndarray] = []
     width, dtype = 0, np.dtype(np.float32)
-    # An array's length stands before it, and what can't be read is known at the end only.
+    # An .npy file begins with the length of its array, which is known after the last part.
     with tempfile.TemporaryFile(dir=path.absolute().parent) as spool:
         for features, rows in parts:
             spool.write(np.ascontiguousarray(features, dtype).data)
@@ -120,7 +135,7 @@ def _write_npz(path: pathlib.Path, parts: Iterable[Part], source: Source, note: 
             with archive.open("features.npy", "w", force_zip64=True) as file:
                 shape = {"descr": dtype.str, "fortran_order": False, "shape": (len(rows), width)}
                 np.lib.format.write_array_header_1_0(file, shape)
-                while chunk := spool.read(_COPIED):
+                while chunk := spool.read(_COPY_BYTES):
                     file.write(chunk)
             for name, array in small.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -144,8 +159,10 @@ def _read_npz(path: pathlib.Path) -> Features:
     )
 
 
-def _write_parquet(path: pathlib.Path, parts: Iterable[Part], source: Source, note: str) -> int:
-    """Writes columns `name`, `label` and `class` (null where there are none), and `features`."""
+def _write_parquet(
+    path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, note: str
+) -> int:
+    """Writes columns `name`, `label` and `class` (null without classes), and `features`."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -204,14 +221,24 @@ def _read_parquet(path: pathlib.Path) -> Features:
 def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
     about = json.loads(note)
     if about.get("format") != _FORMAT:
-        raise ValueError(f"{path} holds no features of `python -m moco_jax.embed`")
+        raise ValueError(
+            f"{path} is not a file of features; allowed: a file that "
+            "`python -m moco_jax.embed --out` wrote"
+        )
     return about
+
+
+def _check_ending(path: pathlib.Path) -> None:
+    if path.suffix not in _WRITERS:
+        raise ValueError(
+            f"{path}: the ending {path.suffix!r} is unknown; known: {', '.join(_WRITERS)}"
+        )
 
 
 def _check_pyarrow() -> None:
     if importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
-            "parquet needs pyarrow: pip install 'moco-jax[parquet]'; .npz needs nothing"
+            ".parquet files need pyarrow: pip install 'moco-jax[parquet]'; or use an .npz file"
         )
 
 

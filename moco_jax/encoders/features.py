@@ -1,8 +1,8 @@
-"""Features of a whole data set, by an encoder in evaluation mode."""
+"""Encodes data sets: the encoder is in evaluation mode, the features end on the host."""
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,29 +13,39 @@ from ml_collections import ConfigDict
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import in_order
+from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
 
-FEATURES = {"backbone": "features", "head": "projection"}  # config name -> method of Encoder
-
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
-Part = tuple[np.ndarray, np.ndarray]
+
+
+class EncodedImages(NamedTuple):
+    """Features on the host, in the order of the images.
+
+    Attributes:
+      features: f32[n, F].
+      readable: bool[n], false where another image replaces an unreadable one.
+    """
+
+    features: np.ndarray
+    readable: np.ndarray
 
 
 def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Layout) -> Encode:
-    """Returns (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], compiled.
+    """Returns (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], jitted.
 
     Args:
       config: of the encoder's run; its `data` says how images are resized, cropped, normalised.
       encoder: an `Encoder`.
-      output: one of `FEATURES`: the pooled features, or the unit vectors of the head.
-      layout: where arrays lie.
+      output: one of `FEATURES`: 'backbone', the pooled features, or 'head', unit vectors.
+      layout: the devices and shardings.
 
     Raises:
       ValueError: for an unknown output.
     """
     if output not in FEATURES:
-        raise ValueError(f"unknown output {output!r}; known: {', '.join(FEATURES)}")
+        raise ValueError(f"output={output!r} is unknown; known: {', '.join(FEATURES)}")
     data = config.data
     view = evaluation_view(
         data.image_size, data.eval_resize, data.mean, data.std, jnp.dtype(config.dtype)
@@ -50,49 +60,48 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
 
 
 def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
-    """Returns a function (variables, indices) -> iterator of features f32[b, F], readable bool[b].
+    """Returns a function (variables, indices) -> iterator of `EncodedImages`, one for each batch.
 
-    They come a batch at a time, on the host, whole on every process, in the order of the indices.
-    What stood in for an image that can't be read is marked as not readable.
+    Every process gets all features, in the order of the indices.
 
     Args:
       data: the images.
-      encode: (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], compiled.
-      batch_size: B; divides by the devices.
-      layout: where arrays lie.
+      encode: (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], jitted.
+      batch_size: B, a multiple of the devices.
+      layout: the devices and shardings.
     """
-    # Apart from `encode`, so that data sets of equal canvases share one compiled encoder.
+    # Separate from `encode`, so that data sets with the same canvas share one compiled encoder.
     fetch = jax.jit(data.images, out_shardings=layout.sharded())
     readable = jax.jit(data.readable, out_shardings=layout.replicated)
     gather = jax.jit(lambda x: x, out_shardings=layout.replicated)
 
-    def stream(variables: Any, indices: np.ndarray) -> Iterator[Part]:
+    def stream(variables: Any, indices: np.ndarray) -> Iterator[EncodedImages]:
         def encoded(batch) -> tuple[jax.Array, jax.Array]:
             return gather(encode(variables, *fetch(data.arrays, batch))), readable(batch)
 
         left = len(indices)
         with contextlib.closing(data.batches(in_order(indices, batch_size))) as batches:
             for features, marks in map(jax.device_get, pipelined(map(encoded, batches))):
-                yield features[:left], marks[:left]  # the last batch is padded
+                yield EncodedImages(features[:left], marks[:left])  # the last batch is padded
                 left -= batch_size
 
     return stream
 
 
 def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
-    """Returns a function (variables, indices) -> (features f32[n, F], readable bool[n]).
+    """Returns a function (variables, indices) -> `EncodedImages` of all indices.
 
-    It is `make_stream`, the whole at once.
+    The arguments are those of `make_stream`.
     """
     stream = make_stream(data, encode, batch_size, layout)
 
-    def extract(variables: Any, indices: np.ndarray) -> Part:
+    def extract(variables: Any, indices: np.ndarray) -> EncodedImages:
         features, marks, row = np.empty((0, 0), np.float32), np.empty(len(indices), bool), 0
         for part, readable in stream(variables, indices):
-            if not row:  # made once: joining parts at the end would take the memory twice
+            if not row:  # allocated once: to concatenate at the end takes the memory twice
                 features = np.empty((len(indices), part.shape[1]), part.dtype)
             features[row : row + len(part)], marks[row : row + len(part)] = part, readable
             row += len(part)
-        return features, marks
+        return EncodedImages(features, marks)
 
     return extract

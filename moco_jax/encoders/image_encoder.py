@@ -11,12 +11,12 @@ from PIL import Image
 
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import BadImage, decode, to_rgb
-from moco_jax.encoders import pretrained
 from moco_jax.encoders.features import make_encode
+from moco_jax.encoders.pretrained import Pretrained, read
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.pipeline import pipelined
 
-_LEAST_CANVAS = 32  # pixels
+_SMALLEST_CANVAS = 32  # pixels
 
 ImageLike = np.ndarray | bytes | str | os.PathLike | Image.Image
 
@@ -28,40 +28,39 @@ def load(
 
     Args:
       path: a run's workdir, one of its checkpoints, or an encoder's .safetensors.
-      output: 'backbone', the pooled features, which is what transfers; or 'head', the unit vectors
-        that pretraining compares.
-      batch_size: images encoded at once, over all devices of this process.
+      output: 'backbone', the pooled features, which transfer to other tasks; or 'head', the unit
+        vectors that pretraining compares.
+      batch_size: images encoded at once, on all devices of this process.
 
     Raises:
-      FileNotFoundError: if there is nothing at the path.
-      ValueError: if there is something else, or it has no such output.
+      FileNotFoundError: if the path does not exist.
+      ValueError: if the path is not an encoder, or the encoder does not have this output.
     """
-    return ImageEncoder(pretrained.read(path), output, batch_size)
+    return ImageEncoder(read(path), output, batch_size)
 
 
 class ImageEncoder:
     """Turns images into features, on all devices of this process.
 
     Attributes:
-      config: of the run that made it.
+      config: of the run that trained the encoder.
       output: 'backbone' or 'head'.
       dim: F, length of a feature.
-      source: what it was read from.
+      source: where the encoder was read from.
     """
 
-    def __init__(self, read: pretrained.Pretrained, output: str, batch_size: int):
+    def __init__(self, pretrained: Pretrained, output: str, batch_size: int):
         """Puts the parameters on the devices; see `load`."""
-        if output == "head" and not read.has_head:
-            raise ValueError(f"{read.source} has no head; allowed: output='backbone'")
+        pretrained.check_output(output)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
-        # Each of several processes may have images of its own.
+        # Only this process's devices: each process may encode its own images.
         self._layout = make_layout(jax.local_devices())
-        self.config, self.output, self.source = read.config, output, read.source
+        self.config, self.output, self.source = pretrained.config, output, pretrained.source
         self._batch_size = batch_size
-        self._encode = make_encode(read.config, read.encoder, output, self._layout)
-        self._variables = self._layout.put(read.variables, self._layout.replicated)
-        self.dim = self._length()
+        self._encode = make_encode(self.config, pretrained.encoder, output, self._layout)
+        self._variables = self._layout.put(pretrained.variables, self._layout.replicated)
+        self.dim = self._feature_length()
 
     def __repr__(self) -> str:
         model, data = self.config.model, self.config.data
@@ -71,18 +70,18 @@ class ImageEncoder:
         )
 
     def __call__(self, images: np.ndarray | Iterable[ImageLike]) -> np.ndarray:
-        """Returns the features of images of any sizes, f32[N, F], in their order.
+        """Returns the features f32[N, F] of images of any sizes, in the order of the images.
 
-        They are prepared as in evaluation: the shorter side resized, the central square taken,
-        normalised. Compiled once for each number of images up to the batch size (rounded up to a
-        power of 2) and each power of 2 that an image's longer side has.
+        Images are prepared as in evaluation: the shorter side is resized, the central square is
+        cut out and normalised. The encoder compiles once for each number of rows and each canvas;
+        both are rounded up to powers of 2.
 
         Args:
-          images: uint8[N, H, W, 3], or any number of: paths, the bytes of image files, PIL
+          images: uint8[N, H, W, 3], or an iterable of: paths, the bytes of image files, PIL
             images, uint8 arrays [H, W, 3], [H, W, 1] or [H, W].
 
         Raises:
-          ValueError: for what is no image; it says which one, and why.
+          ValueError: if an item is not an image; the message has its number and the reason.
           OSError: for a path that can't be read.
         """
         numbered = enumerate(_checked(images))
@@ -91,7 +90,7 @@ class ImageEncoder:
             rows = 0
             while some := list(itertools.islice(numbered, self._batch_size)):
                 decoded = list(pool.map(lambda item: self._decode(*item), some))
-                rows = rows or self._rows(len(decoded))  # the last batch has the length of the rest
+                rows = rows or self._rows(len(decoded))  # the last batch is padded to this too
                 yield len(decoded), self._encode_batch(decoded, rows)
 
         with ThreadPoolExecutor(loader.threads(self.config.data)) as pool:
@@ -99,9 +98,9 @@ class ImageEncoder:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _encode_batch(self, decoded: list[np.ndarray], rows: int) -> jax.Array:
-        """Returns features f32[rows, F]; what follows the images is arbitrary."""
+        """Returns features f32[rows, F]; the rows after those of the images are padding."""
         side = _power_of_two(max(max(image.shape[:2]) for image in decoded))
-        side = max(_LEAST_CANVAS, side)
+        side = max(_SMALLEST_CANVAS, side)
         canvases = np.zeros((rows, side, side, 3), np.uint8)
         sizes = np.ones((rows, 2), np.int32)
         for row, image in enumerate(decoded):
@@ -110,45 +109,52 @@ class ImageEncoder:
         return self._encode(self._variables, *self._layout.put_batch((canvases, sizes)))
 
     def _decode(self, number: int, image: ImageLike) -> np.ndarray:
-        """Returns an image as uint8[h, w, 3] that fits the config's canvas."""
+        """Returns an image as uint8[h, w, 3], at most as large as the config's canvas."""
         try:
             return decode(_contents(image), self.config.data.canvas)
         except BadImage as error:
-            what = repr(str(image)) if isinstance(image, (str, os.PathLike)) else "it"
-            raise ValueError(f"image {number}: {what} can't be read: {error}") from error
+            path = f" ({str(image)!r})" if isinstance(image, (str, os.PathLike)) else ""
+            raise ValueError(f"image {number}{path} can't be read: {error}") from error
 
     def _rows(self, images: int) -> int:
-        """Returns the rows of a batch: one image must not cost as much as hundreds."""
+        """Returns the rows of a batch. They depend on the images, so that a few images are cheap."""
         devices = self._layout.devices
         return devices * _power_of_two(-(-images // devices))
 
-    def _length(self) -> int:
-        """Returns F, from shapes alone."""
+    def _feature_length(self) -> int:
+        """Returns F without computing features."""
         images = jax.ShapeDtypeStruct((self._layout.devices, 8, 8, 3), np.uint8)
         sizes = jax.ShapeDtypeStruct((self._layout.devices, 2), np.int32)
         return jax.eval_shape(self._encode, self._variables, images, sizes).shape[1]
 
 
 def _checked(images: np.ndarray | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Yields the images, unless what was given is one image or is none."""
+    """Returns an iterator over the images.
+
+    Raises:
+      ValueError: for a single image, an array of another shape, or another type.
+    """
     if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
-        raise ValueError(f"give a list of images, got one ({type(images).__name__}): [image]")
-    shape = getattr(images, "shape", None)  # of numpy's, JAX's or torch's
-    if shape is not None and (len(shape) != 4 or shape[3] not in (1, 3)):
-        hint = "; of one image make [image]" if len(shape) in (2, 3) else ""
-        if len(shape) == 4 and shape[1] in (1, 3):
-            hint = "; move the channels last first"
         raise ValueError(
-            f"the images have the shape {tuple(shape)}; allowed: [N, H, W, 3]{hint}, or a list "
-            "of images"
+            f"images must be a list or an array, got one image ({type(images).__name__}); give "
+            "[image]"
+        )
+    shape = getattr(images, "shape", None)  # NumPy, JAX and torch arrays have it
+    if shape is not None and (len(shape) != 4 or shape[3] not in (1, 3)):
+        hint = "; for a single image give [image]" if len(shape) in (2, 3) else ""
+        if len(shape) == 4 and shape[1] in (1, 3):
+            hint = "; move the channels to the last axis"
+        raise ValueError(
+            f"images must have the shape [N, H, W, 3], or be a list of images; got {tuple(shape)}"
+            f"{hint}"
         )
     if not isinstance(images, Iterable):
-        raise ValueError(f"images must be an array or a list, got {type(images).__name__}")
+        raise ValueError(f"images must be a list or an array, got {type(images).__name__}")
     return iter(images if shape is None else np.asarray(images))
 
 
 def _contents(image: ImageLike) -> np.ndarray | bytes:
-    """Returns what `decode` understands."""
+    """Returns a pixel array or the bytes of an image file, as `decode` takes them."""
     if isinstance(image, (str, os.PathLike)):
         with open(os.path.expanduser(image), "rb") as file:
             return file.read()
@@ -168,6 +174,6 @@ def _on_host(length: int, features: jax.Array) -> np.ndarray:
     return np.asarray(features, np.float32)[:length]
 
 
-def _power_of_two(least: int) -> int:
-    """Returns the smallest power of two that is at least this."""
-    return 1 << (least - 1).bit_length()
+def _power_of_two(number: int) -> int:
+    """Returns the smallest power of two that is at least this number."""
+    return 1 << (number - 1).bit_length()

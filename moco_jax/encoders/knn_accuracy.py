@@ -1,4 +1,4 @@
-"""kNN accuracy of an encoder on disk, over all images, at many numbers of neighbours."""
+"""kNN accuracy of an encoder on all images, for several k and temperatures."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ COLUMNS = ("classified", "k", "temperature", "top1_percent")
 
 
 def measure(
-    read: Pretrained,
+    pretrained: Pretrained,
     sources: Sources,
     data: ConfigDict,
     *,
@@ -29,34 +29,37 @@ def measure(
     batch_size: int = 256,
     leave_one_out: bool = False,
 ) -> Iterator[Row]:
-    """Yields (what is classified, k, temperature, percent classified rightly).
+    """Yields (which images are classified, k, temperature, top-1 in percent).
 
     Args:
-      read: the encoder; its own config tells how images are prepared.
-      sources: labelled images to train and, if any, to test on.
-      data: how they are loaded: a whole config's `data`.
+      pretrained: the encoder; its own config says how images are prepared.
+      sources: labelled images; those of `train` are the neighbours.
+      data: how images are loaded: the `data` of a config.
       ks: numbers of neighbours.
       temperatures: of the votes.
-      layout: where arrays lie.
+      layout: the devices and shardings.
       output: 'backbone' or 'head'.
-      batch_size: images encoded at once; rounded up to divide by the devices.
-      leave_one_out: whether training images are classified by the other ones, too.
+      batch_size: images encoded at once; rounded up to a multiple of the devices.
+      leave_one_out: also classify each training image by all the others.
 
     Raises:
-      ValueError: if there are no labels, nothing to classify, or no such output.
+      ValueError: if there are no labels or no images to classify, or the encoder does not have
+        this output.
     """
     train, test = sources.train, sources.test
     if train.labels is None:
-        raise ValueError(f"{train.name} has no classes: one folder a class makes them")
+        raise ValueError(
+            f"{train.name} has no classes; allowed: a folder with one subfolder for each class, or a "
+            "data set with classes"
+        )
     if test is None and not leave_one_out:
         raise ValueError(
             f"{train.name} has no test split; allowed: a folder test/ or val/ beside train/, "
             "data.held_out above 0, or --leave_one_out"
         )
-    if output == "head" and not read.has_head:
-        raise ValueError(f"{read.source} has no head; allowed: output='backbone'")
-    encode = make_encode(read.config, read.encoder, output, layout)
-    variables = layout.put(read.variables, layout.replicated)
+    pretrained.check_output(output)
+    encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
+    variables = layout.put(pretrained.variables, layout.replicated)
     batch_size = -(-batch_size // layout.devices) * layout.devices
 
     def features(source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +67,7 @@ def measure(
         extract = make_extract(images, encode, batch_size, layout)
         found, readable = extract(variables, np.arange(len(images)))
         assert images.labels is not None
-        if readable.all():  # no copy of what may be gigabytes
+        if readable.all():  # the features may be gigabytes: avoid a copy
             return found, images.labels
         return found[readable], images.labels[readable]
 

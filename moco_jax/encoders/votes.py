@@ -7,7 +7,7 @@ import numpy as np
 from moco_jax.encoders.neighbours import nearest
 from moco_jax.parallel.mesh import Layout
 
-_CELLS = 2**22  # votes counted at once, queries x classes: 32 MB
+_VOTES_AT_ONCE = 2**22  # queries x classes: 32 MB
 
 
 def knn_top1(
@@ -20,7 +20,7 @@ def knn_top1(
     temperature: float,
     layout: Layout,
 ) -> float:
-    """Returns the percentage of queries whose neighbours vote for their class; see `knn_table`."""
+    """Returns top-1 in percent for one k and one temperature; see `knn_table`."""
     table = knn_table(
         queries,
         query_labels,
@@ -43,20 +43,20 @@ def knn_table(
     temperatures: Sequence[float],
     layout: Layout,
 ) -> np.ndarray:
-    """Returns the percentages of queries classified rightly, f64[len(ks), len(temperatures)].
+    """Returns top-1 in percent, f64[len(ks), len(temperatures)].
 
-    Each of the k nearest by cosine votes for its class with exp(cosine / temperature). Of equally
-    near ones the lower index comes first, of classes with equal votes the lower label wins. The
-    neighbours are searched once for the whole table, exactly; see `neighbours.nearest`.
+    Each of the k nearest neighbours by cosine votes for its class with exp(cosine / temperature).
+    Of equally near neighbours the one with the lower index is taken; of classes with equal votes
+    the lower label wins. One exact search serves the whole table; see `neighbours.nearest`.
 
     Args:
       queries: f32[M, F].
       query_labels: i32[M].
       bank: f32[N, F].
       bank_labels: i32[N].
-      ks: numbers of neighbours; at most N are taken.
+      ks: numbers of neighbours; at most N are used.
       temperatures: of the votes.
-      layout: where arrays lie.
+      layout: the devices and shardings.
     """
     k = min(max(ks), len(bank))
     cosines, indices = nearest(queries, bank, k=k, layout=layout)
@@ -71,17 +71,20 @@ def leave_one_out_table(
     temperatures: Sequence[float],
     layout: Layout,
 ) -> np.ndarray:
-    """Returns the percentages of rows that all the other rows classify rightly; see `knn_table`.
+    """Returns the `knn_table` of rows that are classified by all the other rows.
 
     Args:
       features: f32[N, F], N at least 2.
       labels: i32[N].
-      ks: numbers of neighbours; at most N - 1 are taken.
+      ks: numbers of neighbours; at most N - 1 are used.
       temperatures: of the votes.
-      layout: where arrays lie.
+      layout: the devices and shardings.
+
+    Raises:
+      ValueError: for fewer than 2 rows.
     """
     if len(features) < 2:
-        raise ValueError(f"to leave one out there must be 2 or more, got {len(features)}")
+        raise ValueError(f"leave-one-out needs 2 or more images, got {len(features)}")
     k = min(max(ks), len(features) - 1)
     own = np.arange(len(features), dtype=np.int32)
     cosines, indices = nearest(features, features, k=k, layout=layout, own=own, among="others")
@@ -97,14 +100,14 @@ def _table(
 ) -> np.ndarray:
     """Returns percentages f64[ks, temperatures] from cosines and labels [M, k] of neighbours."""
     classes = int(max(neighbours.max(), labels.max())) + 1
-    step = max(1, _CELLS // classes)
-    right = np.zeros((len(ks), len(temperatures)))
+    step = max(1, _VOTES_AT_ONCE // classes)
+    correct = np.zeros((len(ks), len(temperatures)))
     for start in range(0, len(labels), step):
         rows = slice(start, start + step)
         for column, temperature in enumerate(temperatures):
             votes = _votes(cosines[rows], neighbours[rows], ks, temperature, classes)
-            right[:, column] += (votes == labels[None, rows]).sum(axis=1)
-    return 100.0 * right / len(labels)
+            correct[:, column] += (votes == labels[None, rows]).sum(axis=1)
+    return 100.0 * correct / len(labels)
 
 
 def _votes(
@@ -114,14 +117,14 @@ def _votes(
     temperature: float,
     classes: int,
 ) -> np.ndarray:
-    """Returns the classes voted for, i64[ks, M]; a larger k goes on with the votes of a smaller."""
-    # Less the nearest's cosine, lest small temperatures overflow; the winner is the same.
+    """Returns the winning classes, i64[ks, M]; a larger k adds to the votes of a smaller one."""
+    # Minus the largest cosine, so that small temperatures do not overflow; the winner is the same.
     weights = np.exp((cosines.astype(np.float64) - cosines[:, :1]) / temperature)
     votes, counted = np.zeros((len(cosines), classes)), 0
     winners = np.empty((len(ks), len(cosines)), np.int64)
-    for place in np.argsort(ks):
-        k = min(int(ks[place]), cosines.shape[1])
+    for row in np.argsort(ks):
+        k = min(int(ks[row]), cosines.shape[1])
         voter = (np.arange(len(cosines))[:, None], neighbours[:, counted:k])
         np.add.at(votes, voter, weights[:, counted:k])
-        winners[place], counted = votes.argmax(axis=1), k
+        winners[row], counted = votes.argmax(axis=1), k
     return winners

@@ -81,6 +81,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Prints a text on process 0."""
+    if is_first():
+        print(text, flush=True)
+
+
 def on_first(work: Callable[[], Any]) -> Any:
     """Calls `work` on process 0 only, and returns its result on all processes.
 

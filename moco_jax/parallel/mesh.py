@@ -74,6 +74,10 @@ class Layout:
         axis = max(axes, key=lambda axis: shape[axis])
         return NamedSharding(self.mesh, PartitionSpec(*(None,) * axis, "fsdp"))
 
+    def parameters(self, tree: Any) -> Any:
+        """Returns the sharding of each array of a pytree of parameters or optimizer state."""
+        return jax.tree.map(lambda x: self.parameter(x.shape), tree)
+
     def replicate(self, x: Any) -> Any:
         """Returns x replicated on all devices; for use inside jit."""
         return jax.lax.with_sharding_constraint(x, self.replicated)

@@ -1,68 +1,59 @@
-"""How far a dictionary's keys have drifted: the argument for the momentum encoder, as a number.
+"""The drift of a dictionary's keys: how much the momentum encoder keeps old keys consistent.
 
-A queue holds keys of encoders of the past (MoCo, sec. 3.2): they are of use as far as today's key
-encoder would give the same. Here that is measured. Views follow from the seed and the step, so the
-very images and views that a key was made of are encoded again, and the two are compared.
+A queue holds keys of past encoders (MoCo, sec. 3.2). They are useful if today's key encoder would
+return the same keys. This monitor measures it: views follow from the seed and the step, so it
+encodes the same views of the same images again and compares the keys.
 """
 
 import contextlib
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from moco_jax.contrastive.dictionaries import Batch, Dictionary
-from moco_jax.contrastive.train_step import TrainState
+from moco_jax.contrastive.dictionaries import StepIndices
+from moco_jax.contrastive.state import TrainState
 from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import ShuffledOrder
-from moco_jax.parallel.mesh import Layout
+from moco_jax.pretraining.method import Method
 
 _AGES = 5  # that are measured, from the newest to the oldest
-
-# (state, views) -> keys f32[N, D], in the order in which the dictionary takes them in
-Recode = Callable[[TrainState, tuple[jax.Array, ...]], jax.Array]
 
 
 class DriftMonitor:
     """Compares keys in the dictionary with today's keys of the same views."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        data: DataSet,
-        order: ShuffledOrder,
-        dictionary: Dictionary,
-        recode: Recode,
-        layout: Layout,
-    ):
-        self._data, self._order, self._dictionary = data, order, dictionary
+    def __init__(self, method: Method, data: DataSet, order: ShuffledOrder):
+        self._data, self._order, self._dictionary = data, order, method.dictionary
         self._first = 0
-        draw = make_views(config, layout)
+        draw, recode, layout = (
+            make_views(method.config, method.layout),
+            method.recode(),
+            method.layout,
+        )
 
         @layout.jit
         def cosine(state, arrays, batch, step):
             views = draw(step, *data.images(arrays, batch))
-            old = dictionary.recall(state.dictionary, Batch(step, data.indices(batch)))
+            at = StepIndices(step, data.indices(batch))
+            old = self._dictionary.recall(state.dictionary, at)
             new = recode(state, views)
             return layout.replicate(jnp.sum(old.astype(new.dtype) * new, axis=-1).mean())
 
         self._cosine = cosine
 
     def begin(self, step: int) -> None:
-        """Tells the step from which this run goes on.
+        """Sets the step at which this run starts or resumes.
 
-        What was there before is not looked at: it may be another project's, converted, or of
-        another config.
+        Older keys are not compared: they may come from a converted checkpoint or another config.
         """
         self._first = step
 
     def measure(self, state: TrainState) -> dict[int, float]:
-        """Returns {age: mean cosine}; a key's age is the steps since the one that made it.
+        """Returns {age: mean cosine}; the age of a key is the number of steps since it was made.
 
-        A momentum encoder's newest keys, of age 0, are today's: their cosine is 1.
+        The newest keys of a momentum encoder, of age 0, are today's: their cosine is 1.
         """
         done = int(state.step)
         reach = max(0, min(self._dictionary.reach(done), done - self._first))

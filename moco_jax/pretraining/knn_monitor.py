@@ -1,4 +1,4 @@
-"""The kNN monitor of a pretraining run: does the representation tell the classes apart?"""
+"""The kNN monitor of a pretraining run: whether the features separate the classes."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ from moco_jax.encoders.features import make_encode, make_extract
 from moco_jax.encoders.votes import knn_top1
 from moco_jax.parallel.mesh import Layout
 
-_PIXELS = 32  # the side to which images are reduced where raw pixels are the features
+_LARGEST_SIDE = 32  # pixels; larger images are reduced to this before pixels are compared
 
 
 class KnnMonitor:
     """Measures kNN top-1 on held-out labelled images.
 
     Attributes:
-      train: neighbours come from here.
-      test: classified are these.
+      train: the images that are neighbours.
+      test: the images that are classified.
     """
 
     def __init__(
@@ -29,19 +29,19 @@ class KnnMonitor:
     ):
         self._config, self._layout = config, layout
         self.train, self.test = train, test
-        self._bank = subset(len(train), config.knn.bank, config.seed)
-        self._queries = subset(len(test), config.knn.queries, config.seed)
+        self._bank_indices = subset(len(train), config.knn.bank, config.seed)
+        self._query_indices = subset(len(test), config.knn.queries, config.seed)
         encode = make_encode(config, encoder, config.knn.features, layout)
-        self._encode = self._extractors(encode)
+        self._extract_features = self._extractors(encode)
 
     def top1(self, params, batch_stats) -> float:
-        """Returns percent for the encoder with these parameters."""
-        return self._measure(self._encode, {"params": params, "batch_stats": batch_stats})
+        """Returns top-1 in percent of the encoder with these parameters."""
+        return self._measure(self._extract_features, {"params": params, "batch_stats": batch_stats})
 
     def pixels_top1(self) -> float:
-        """Returns percent for raw pixels, reduced to 32x32 where images are larger."""
+        """Returns top-1 in percent of raw pixels; larger images are reduced to 32x32."""
         data = self._config.data
-        side = min(_PIXELS, data.image_size)
+        side = min(_LARGEST_SIDE, data.image_size)
         view = evaluation_view(
             side, round(side * data.eval_resize / data.image_size), data.mean, data.std
         )
@@ -54,6 +54,7 @@ class KnnMonitor:
         return self._measure(self._extractors(pixels), {})
 
     def _extractors(self, encode: Callable) -> tuple[Callable, Callable]:
+        """Returns the functions that encode images of `train` and of `test`."""
         size = self._config.batch_size
         return (
             make_extract(self.train, encode, size, self._layout),
@@ -63,13 +64,13 @@ class KnnMonitor:
     def _measure(self, extractors: tuple[Callable, Callable], variables: dict) -> float:
         assert self.train.labels is not None and self.test.labels is not None
         extract_bank, extract_queries = extractors
-        bank, readable = extract_bank(variables, self._bank)
-        queries, asked = extract_queries(variables, self._queries)
+        bank, bank_readable = extract_bank(variables, self._bank_indices)
+        queries, query_readable = extract_queries(variables, self._query_indices)
         return knn_top1(
-            queries[asked],
-            self.test.labels[self._queries[asked]],
-            bank[readable],
-            self.train.labels[self._bank[readable]],
+            queries[query_readable],
+            self.test.labels[self._query_indices[query_readable]],
+            bank[bank_readable],
+            self.train.labels[self._bank_indices[bank_readable]],
             k=self._config.knn.k,
             temperature=self._config.knn.temperature,
             layout=self._layout,

@@ -1,4 +1,4 @@
-"""Pretraining: the run that a config describes, and what is told of it."""
+"""The pretraining task: what it runs, logs and prints."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -7,15 +7,41 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from moco_jax.contrastive.dictionaries import negatives
-from moco_jax.contrastive.train_step import TrainState
-from moco_jax.data.sources.opening import Sources
+from moco_jax import config as config_lib
+from moco_jax.contrastive.state import TrainState
+from moco_jax.data.sources.source import Sources
+from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
-from moco_jax.pretraining.run import Run, build
-from moco_jax.training import checkpoints, loop
+from moco_jax.pretraining.run import PretrainRun, build
+from moco_jax.training import loop
+from moco_jax.training.checkpoints import Kind
 from moco_jax.training.optimizers import peak_lr
 from moco_jax.training.task import Scalars, Task
+
+_STRUCTURE = (
+    "model.",
+    "queue_",
+    "dictionary",
+    "bank.loss",
+    "key_encoder",
+    "batch_size",
+    "symmetric",
+)
+# The slots of a memory bank belong to these images.
+_SLOTS = ("data.source", "data.path", "data.train_split", "data.held_out", "seed")
+
+
+def checkpoint_kind(config: ConfigDict) -> Kind:
+    """Returns the kind of checkpoints of a pretraining config."""
+    bank = config.dictionary == "memory_bank"
+    return Kind(
+        PRETRAIN_KIND,
+        structure=_STRUCTURE + (_SLOTS if bank else ()),
+        results=("knn_top1", "key_cosine/age_0"),
+        base=config_lib.base,
+        fixed_images=bank,
+    )
 
 
 def pretrain(
@@ -31,56 +57,55 @@ def pretrain(
       config: of the run; see `moco_jax.config.base`.
       folder: the workdir: checkpoints, metrics, the config.
       devices: `jax.Device`s; default all.
-      sources: images; default those that `config.data` names.
+      sources: images; default those of `config.data`.
 
     Raises:
-      ValueError: for problems of the config, the data or the workdir, each named.
-      OSError: for images that aren't there, or may not be read.
-      NotFinite: when the loss or its gradient is no longer a number.
+      ValueError: for problems of the config, the data or the workdir; the message names each.
+      OSError: for images that are absent or can't be read.
+      NotFinite: when the loss or its gradient is NaN or infinite.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     devices = jax.devices() if devices is None else devices
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
-    return loop.train(
-        config, layout, folder, checkpoints.PRETRAIN, lambda _: _task(config, layout, sources)
-    )
+    kind = checkpoint_kind(config)
+    return loop.train(config, folder, kind, lambda _: _task(config, layout, sources)).state
 
 
 def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> Task:
     run = build(config, layout, sources)
+    chance = run.method.chance_loss
+    evaluates = run.monitor is not None or run.drift is not None
     return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
         progress=lambda m: (
-            f"loss {m['loss']:.3f} (chance {run.chance:.2f})  pretext {m['accuracy']:.1f}%"
+            f"loss {m['loss']:.3f} (chance {chance:.2f})  pretext {m['accuracy']:.1f}%"
         ),
         extra=lambda step: {
-            "chance_loss": run.chance,
+            "chance_loss": chance,
             "lr": float(run.lr(step - 1)),
             "momentum": config.momentum,
         },
-        evaluate=(lambda state, step: _evaluate(run, state, step))
-        if run.monitor or run.drift
-        else None,
+        evaluate=(lambda state, step: _evaluate(run, state, step)) if evaluates else None,
         every_epochs=config.knn.every_epochs,
         at_first=run.monitor is not None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
-        "often mends it.",
+        "often helps.",
     )
 
 
-def _evaluate(run: Run, state: TrainState, step: int) -> tuple[Scalars, str]:
-    """Runs the monitors, kNN and the drift of keys."""
-    scalars, told = {}, [f"epoch {step / run.order.steps_per_epoch:.2f}"]
+def _evaluate(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
+    """Runs the monitors: kNN and the drift of keys."""
+    scalars, lines = {}, [f"epoch {step / run.order.steps_per_epoch:.2f}"]
     for measured, line in (_knn(run, state, step), _drift(run, state)):
         scalars |= measured
-        told += [line] if line else []
-    return scalars, "; ".join(told)
+        lines += [line] if line else []
+    return scalars, "; ".join(lines)
 
 
-def _knn(run: Run, state: TrainState, step: int) -> tuple[Scalars, str]:
-    """Returns kNN top-1; of the untrained network raw pixels are measured, too."""
+def _knn(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
+    """Returns kNN top-1; at step 0 that of raw pixels too."""
     if run.monitor is None:
         return {}, ""
     scalars = {"knn_top1": run.monitor.top1(state.params, state.batch_stats)}
@@ -91,27 +116,27 @@ def _knn(run: Run, state: TrainState, step: int) -> tuple[Scalars, str]:
     return scalars, line
 
 
-def _drift(run: Run, state: TrainState) -> tuple[Scalars, str]:
-    """Returns the cosine of keys in the dictionary to today's, where they outlive a step."""
+def _drift(run: PretrainRun, state: TrainState) -> tuple[Scalars, str]:
+    """Returns the mean cosine of stored keys and today's keys, by age."""
     cosines = run.drift.measure(state) if run.drift else {}
     if not cosines:
         return {}, ""
-    told = ", ".join(f"{value:.3f} at {age}" for age, value in cosines.items())
+    ages = ", ".join(f"{value:.3f} at {age}" for age, value in cosines.items())
     scalars = {f"key_cosine/age_{age}": value for age, value in cosines.items()}
-    return scalars, f"keys' cosine to today's, by age in steps: {told}"
+    return scalars, f"cosine of stored and current keys, by age in steps: {ages}"
 
 
-def _introduce(run: Run, state: TrainState) -> Iterator[str]:
-    """Yields what is about to run."""
+def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
+    """Yields lines about the run."""
     config = run.config
     if run.drift:
         run.drift.begin(int(state.step))
     yield (
         f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size} in "
-        f"{config.bn_groups} batch-norm groups; {negatives(config)} negatives"
+        f"{config.bn_groups} batch-norm groups; {run.method.dictionary.num_negatives} negatives"
     )
     yield (
-        f"lr {peak_lr(config):.4g} at its peak (lr={config.lr} for {config.lr_batch} images), "
+        f"peak lr {peak_lr(config):.4g} (lr={config.lr} for {config.lr_batch} images), "
         f"{len(run.order)} steps of {run.order.steps_per_epoch} an epoch"
     )
     if run.monitor is None and config.knn.every_epochs:

@@ -1,7 +1,7 @@
-"""Semantic segmentation by fine-tuning a dilated ResNet-FCN, by the common loop."""
+"""Semantic segmentation by fine-tuning a dilated ResNet-FCN: what it runs, logs and prints."""
 
-import copy
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.data.loading.loader import threads
 from moco_jax.data.loading.order import ShuffledOrder
-from moco_jax.parallel import cluster, notices
+from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.segmentation import config as base
 from moco_jax.segmentation import step, views
@@ -23,21 +22,28 @@ from moco_jax.segmentation.step import SegmentationState
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
 from moco_jax.supervised import results, start
-from moco_jax.supervised.evaluate import say
-from moco_jax.training import checkpoints, loop, task
+from moco_jax.training import loop, task
+from moco_jax.training.checkpoints import Kind
+from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.metrics import MetricsLog
-from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr
+from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
 from moco_jax.training.task import Scalars, Task
+
+KIND = Kind(
+    "moco_jax.segment",
+    ("model.", "head.", "classes", "pretrained", "from_scratch", "data.path", "data.train_split"),
+    results=("miou",),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(task.Run):
-    """What a segmentation run is made of; its state is a `SegmentationState`, its data scenes.
+class SegmentationRun(task.Run):
+    """The parts of a segmentation run; its state is a `SegmentationState`, its data are scenes.
 
     Attributes:
       lr: step -> learning rate.
-      confusion: a state's `variables()` -> confusion matrix of the test scenes.
-      test: lines about these.
+      confusion: the `variables()` of a state -> confusion matrix of the test scenes.
+      test: a line about the test scenes.
     """
 
     lr: Callable[[int], jax.Array]
@@ -47,13 +53,13 @@ class Run(task.Run):
 
 @dataclasses.dataclass(frozen=True)
 class Reached:
-    """What a run reached on the test scenes, percent.
+    """The result of a run on the test scenes, percent.
 
     Attributes:
       miou: after the last step.
-      accuracy: of pixels, likewise.
+      accuracy: of pixels, after the last step.
       best_miou: the highest of all evaluations, chosen on the test scenes themselves.
-      best_epoch: of that one.
+      best_epoch: of that evaluation.
     """
 
     miou: float
@@ -65,48 +71,40 @@ class Reached:
 def segment(
     config: ConfigDict, folder: str | pathlib.Path, *, devices: Sequence[Any] | None = None
 ) -> Reached:
-    """Trains segmentation on an encoder as the config says; returns what it reached.
+    """Trains segmentation on an encoder; returns the result.
 
     Args:
       config: of the task; see `moco_jax.segmentation.config`.
-      folder: the workdir; that of the baseline is `from_scratch` in it.
+      folder: the workdir; the workdir of the baseline is `from_scratch` in it.
       devices: `jax.Device`s; default all.
 
     Raises:
-      ValueError: for problems of the config, the encoder, the scenes or the workdir, each named.
-      OSError: for files that aren't there, or may not be read.
-      NotFinite: when the loss is no longer a number.
+      ValueError: for problems of the config, the encoder, the scenes or the workdir; the message
+        names each.
+      OSError: for files that are absent or can't be read.
+      NotFinite: when the loss is NaN or infinite.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     devices = jax.devices() if devices is None else devices
     base.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
-    reached = _segment_one(config, folder, layout)
-    if config.baseline:
-        scratch = copy.deepcopy(config)
-        scratch.from_scratch, scratch.baseline = True, False
-        say("\nthe same from scratch:")
-        other = _segment_one(scratch, pathlib.Path(folder) / "from_scratch", layout)
-        trained, baseline = ((r.miou, r.best_miou) for r in (reached, other))
-        say(f"\nmIoU\n{results.gain(trained, baseline, 'from scratch')}")
-    return reached
+    return results.with_baseline(
+        config,
+        pathlib.Path(folder),
+        lambda config, folder: _segment_one(config, folder, layout),
+        lambda reached: (reached.miou, reached.best_miou),
+        name="from scratch",
+        metric="mIoU",
+    )
 
 
-def _segment_one(config: ConfigDict, folder: str | pathlib.Path, layout: Layout) -> Reached:
+def _segment_one(config: ConfigDict, folder: pathlib.Path, layout: Layout) -> Reached:
     """Trains on one encoder, or from scratch."""
     begun = start.begin(config, _prepare)
-    say("\n".join(begun.notes))
-    built: list[tuple[Run, MetricsLog]] = []
-
-    def make_task(log: MetricsLog) -> Task:
-        run = build(begun, layout)
-        built.append((run, log))
-        return _task(run, log)
-
-    loop.train(begun.config, layout, folder, checkpoints.SEGMENT, make_task)
-    [(_, log)] = built
-    reached = _reached(log.results)
-    say(
+    cluster.say("\n".join(begun.notes))
+    finished = loop.train(begun.config, folder, KIND, lambda log: _task(build(begun, layout), log))
+    reached = _reached(finished.results)
+    cluster.say(
         f"mIoU {reached.miou:.2f}%  pixels {reached.accuracy:.2f}%  best mIoU "
         f"{reached.best_miou:.2f}% (epoch {reached.best_epoch:.4g})"
     )
@@ -114,23 +112,23 @@ def _segment_one(config: ConfigDict, folder: str | pathlib.Path, layout: Layout)
 
 
 def _prepare(config: ConfigDict, origin: ConfigDict) -> list[str]:
-    """Fills in how pixels are normalised; returns lines about it."""
+    """Fills in how pixels are normalised; returns lines to print."""
     notes = start.fill_data(config, origin, ("mean", "std"))
     data = config.data
     low, high = data.scale
     notes.append(
-        f"crops of {data.image_size} pixels at scales {low:g} to {high:g}; evaluated: whole "
+        f"crops of {data.image_size} pixels at scales {low:g} to {high:g}; evaluation uses whole "
         f"images at their own size; mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
     return notes
 
 
-def build(begun: start.Start, layout: Layout) -> Run:
+def build(begun: start.Start, layout: Layout) -> SegmentationRun:
     """Returns the run, nothing compiled yet.
 
     Raises:
       ValueError: if the scenes can't be used, or are fewer than a batch.
-      FileNotFoundError: if files of theirs aren't there.
+      FileNotFoundError: if their files are absent.
     """
     config = begun.config
     data, test = (
@@ -139,33 +137,28 @@ def build(begun: start.Start, layout: Layout) -> Run:
     if len(data) < config.batch_size:
         raise ValueError(
             f"data.train_split={config.data.train_split!r} has {len(data)} images, fewer than "
-            f"batch_size={config.batch_size}"
+            f"batch_size={config.batch_size}; lower --config.batch_size"
         )
     per_epoch = len(data) // config.batch_size
-    steps = config_lib.total_steps(config, per_epoch)
     schedule = make_schedule(config, per_epoch)
     optimizer = make_optimizer(config, schedule)
     network = make_fcn(config, begun.backbone)
     variables = {"params": begun.params, "batch_stats": begun.batch_stats}
     variables = layout.put(variables, layout.replicated)
-    init = jax.tree_util.Partial(step.init_state, config, network, optimizer)
-    shapes = jax.eval_shape(init, variables)
-    shardings = step.state_shardings(shapes, layout)
+    init = functools.partial(step.init_state, config, network, optimizer)
+    target = abstract_state(init, layout.parameters, variables)
     view = views.evaluation_view(config)
-    return Run(
+    steps = total_steps(config, per_epoch)
+    return SegmentationRun(
         config=config,
         layout=layout,
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
         arrays=data.arrays,
-        step=_jit_step(config, data, step.make_step(network, optimizer, layout), layout),
+        step=_run_step(config, data, step.make_step(network, optimizer, layout), layout),
+        create=lambda: create_state(init, target, variables),
+        target=target,
         lr=jax.jit(schedule),
-        create=lambda: jax.jit(init, out_shardings=shardings)(variables),
-        target=jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            shardings,
-        ),
         confusion=make_confusion(test, network, view, config.batch_size, layout),
         test=f"test: {test.describe(config.batch_size)}",
     )
@@ -181,21 +174,20 @@ def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
     return SceneData(scenes, workers, layout)
 
 
-def _jit_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
+def _run_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
     """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
     view = views.training_view(config)
 
-    def whole_step(state, arrays, batch, notes):
+    def run_step(state, arrays, batch):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
         images, sizes = data.images(arrays, batch)
         images, masks = layout.shard(view(key, images, batch["masks"], sizes))
-        state, metrics = train_step(state, images, masks)
-        return state, metrics | layout.replicate(notices.combined(notes))
+        return train_step(state, images, masks)
 
-    return layout.jit(whole_step, donate_argnums=0)
+    return jit_step(run_step, layout)
 
 
-def _task(run: Run, log: MetricsLog) -> Task:
+def _task(run: SegmentationRun, log: MetricsLog) -> Task:
     return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
@@ -205,11 +197,11 @@ def _task(run: Run, log: MetricsLog) -> Task:
         every_epochs=run.config.evaluate_every,
         at_first=False,
         hint=f"A lower --config.lr (now {run.config.lr}, for {run.config.lr_batch} crops) often "
-        "mends it.",
+        "helps.",
     )
 
 
-def _introduce(run: Run, state: SegmentationState) -> Iterator[str]:
+def _introduce(run: SegmentationRun, state: SegmentationState) -> Iterator[str]:
     config = run.config
     yield run.test
     yield (
@@ -217,13 +209,15 @@ def _introduce(run: Run, state: SegmentationState) -> Iterator[str]:
         f"classes; batch {config.batch_size} in {config.bn_groups} batch-norm groups"
     )
     yield (
-        f"lr {peak_lr(config):.4g} at its peak (lr={config.lr} for {config.lr_batch} crops), "
+        f"peak lr {peak_lr(config):.4g} (lr={config.lr} for {config.lr_batch} crops), "
         f"{len(run.order)} steps of {run.order.steps_per_epoch} an epoch"
     )
 
 
-def _evaluate(run: Run, state: SegmentationState, at: int, log: MetricsLog) -> tuple[Scalars, str]:
-    """Returns the scores on the test scenes, and what is told."""
+def _evaluate(
+    run: SegmentationRun, state: SegmentationState, at: int, log: MetricsLog
+) -> tuple[Scalars, str]:
+    """Returns the scores on the test scenes, and a line."""
     found = scores(run.confusion(state.variables()))
     epoch = at / run.order.steps_per_epoch
     scalars = {"miou": found.miou, "pixel_accuracy": found.accuracy, "epoch": epoch}
@@ -231,11 +225,11 @@ def _evaluate(run: Run, state: SegmentationState, at: int, log: MetricsLog) -> t
     if at == len(run.order):
         reached = _reached([*log.results, scalars])
         scalars |= {"best_miou": reached.best_miou, "best_epoch": reached.best_epoch}
-    told = f"mIoU {found.miou:.2f}%  pixels {found.accuracy:.2f}%  (epoch {epoch:.2f})"
-    return scalars, told
+    line = f"mIoU {found.miou:.2f}%  pixels {found.accuracy:.2f}%  (epoch {epoch:.2f})"
+    return scalars, line
 
 
 def _reached(lines: Sequence[dict[str, float]]) -> Reached:
-    """Returns what a run reached, from the log's lines of evaluations."""
+    """Returns the result of a run, from the log lines of its evaluations."""
     last, best = lines[-1], max(lines, key=lambda line: line["miou"])
     return Reached(last["miou"], last["pixel_accuracy"], best["miou"], best["epoch"])

@@ -17,7 +17,7 @@ Metrics = dict[str, jax.Array]
 
 
 class SegmentationState(flax.struct.PyTreeNode):
-    """All that a resumed run needs besides its config.
+    """Everything that a resumed run needs besides its config.
 
     Attributes:
       step: i32[], steps done.
@@ -32,7 +32,7 @@ class SegmentationState(flax.struct.PyTreeNode):
     opt_state: Any
 
     def variables(self) -> dict[str, Any]:
-        """Returns what the network is applied with."""
+        """Returns the variables of the network."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -42,7 +42,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     backbone: dict[str, Any],
 ) -> SegmentationState:
-    """Returns the state at step 0, of the backbone's `params` and `batch_stats`."""
+    """Returns the state at step 0; `backbone` has `params` and `batch_stats`."""
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     maps = jnp.zeros((1, 1, 1, network.backbone.features))
     classifier = network.classifier.init(key, maps, train=False)
@@ -58,11 +58,6 @@ def init_state(
     )
 
 
-def state_shardings(state: SegmentationState, layout: Layout) -> SegmentationState:
-    """Returns each array's sharding."""
-    return jax.tree.map(lambda x: layout.parameter(x.shape), state)
-
-
 def loss(scores: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the mean cross-entropy over the pixels that are not ignored, and their accuracy.
 
@@ -74,7 +69,7 @@ def loss(scores: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
     labels = jnp.where(valid, masks, 0).astype(jnp.int32)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
     right = scores.argmax(axis=-1) == labels
-    # Over the whole batch, whatever part of it a device has; a batch may hold nothing but padding.
+    # Over the whole batch, not over a device's part; a batch may be nothing but padding.
     pixels = jnp.maximum(valid.sum(), 1)
     mean = lambda x: jnp.where(valid, x, 0.0).sum() / pixels  # noqa: E731
     return mean(losses), mean(right)
@@ -101,11 +96,11 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = SegmentationState(state.step + 1, params, batch_stats, opt_state)
-        after = jax.lax.with_sharding_constraint(after, state_shardings(after, layout))
+        after = jax.lax.with_sharding_constraint(after, layout.parameters(after))
         metrics = {
             "loss": mean,
             "train_pixel_accuracy": 100.0 * accuracy,
-            # The loss is of before the update: only this tells that what is saved is finite.
+            # The loss is from before the update; this shows whether the saved state is finite.
             "largest_weight": optax.tree.norm(params, ord=jnp.inf),
         }
         return after, layout.replicate(metrics)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 on a whole labelled data set, every image counted once."""
+"""Top-1 and top-5 on a labelled data set; every image is counted once."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -17,13 +17,13 @@ from moco_jax.supervised.step import encode, logits
 
 
 class Scores(NamedTuple):
-    """What H heads reach, f64[H] each.
+    """The accuracies of H heads.
 
     Attributes:
-      top1: percent.
-      top5: percent.
-      loss: mean cross-entropy; not finite for a head that is not.
-      images: that were counted; what can't be read is not.
+      top1: f64[H], percent.
+      top5: f64[H], percent.
+      loss: f64[H], mean cross-entropy; not finite for a head that is not finite.
+      images: number of counted images; unreadable images are not counted.
     """
 
     top1: np.ndarray
@@ -33,15 +33,15 @@ class Scores(NamedTuple):
 
 
 def counts(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns f32[3, H]: right by the first guess, by the first five, and summed losses.
+    """Returns f32[3, H]: numbers of top-1 hits and of top-5 hits, and the sum of the losses.
 
-    Of equal scores the first class goes first, as with argmax; a head that is not finite is never
-    right.
+    Of classes with equal scores the first one ranks higher, as with argmax. Scores that are not
+    finite are never a hit.
 
     Args:
       scores: f32[B, H, C].
       labels: i32[B].
-      weights: f32[B], 0 for what doesn't count.
+      weights: f32[B], 1 for images that count, else 0.
     """
     chosen = jnp.broadcast_to(labels[:, None, None], (*scores.shape[:2], 1))
     own = jnp.take_along_axis(scores, chosen, axis=-1)
@@ -50,7 +50,7 @@ def counts(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Arra
     finite = jnp.isfinite(scores).all(axis=-1)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, chosen[..., 0])
     weights = weights[:, None]
-    # Of what doesn't count not even a NaN does.
+    # Not a product: the loss of an image that does not count may be NaN.
     masked = lambda x: jnp.where(weights > 0, x, 0.0).sum(axis=0)  # noqa: E731
     return jnp.stack([masked(finite & (rank < 1)), masked(finite & (rank < 5)), masked(losses)])
 
@@ -58,15 +58,15 @@ def counts(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Arra
 def make_scores(
     data: DataSet, arrays: Any, backbone: ResNet, view: Callable, batch_size: int, layout: Layout
 ) -> Callable[[dict[str, Any]], Scores]:
-    """Returns a function of a state's `evaluated()`.
+    """Returns a function: the `evaluated()` of a state -> `Scores`.
 
     Args:
       data: the images.
       arrays: `images`, the data set's arrays, and `labels` i32[N].
       backbone: of the encoder.
-      view: (uint8[B, H, W, 3], sizes) -> images.
-      batch_size: B; divides by the devices.
-      layout: where arrays lie.
+      view: (uint8[B, H, W, 3], sizes i32[B, 2]) -> images [B, S, S, 3].
+      batch_size: B, a multiple of the devices.
+      layout: the devices and shardings.
     """
 
     @layout.jit
@@ -75,15 +75,15 @@ def make_scores(
         params = layout.replicate(variables["backbone"])
         features = encode(backbone, params, variables["batch_stats"], images)
         labels = jnp.take(arrays["labels"], data.indices(batch))
-        # The last batch is filled up with images that were counted already.
+        # The padding of the last batch was counted before.
         weights = (jnp.arange(batch_size) < real) & data.readable(batch)
         head = layout.replicate(variables["head"])
         sums = counts(logits(head, features), labels, weights.astype(jnp.float32))
         return layout.replicate((sums, weights.sum()))
 
     def dispatched(variables: dict[str, Any]) -> Iterator[tuple[jax.Array, jax.Array]]:
-        everything = np.arange(len(data), dtype=np.int32)
-        for i, batch in enumerate(data.batches(in_order(everything, batch_size))):
+        indices = np.arange(len(data), dtype=np.int32)
+        for i, batch in enumerate(data.batches(in_order(indices, batch_size))):
             real = np.int32(min(batch_size, len(data) - i * batch_size))
             yield count(variables, arrays, batch, real)
 
@@ -91,8 +91,8 @@ def make_scores(
         totals = list(map(jax.device_get, pipelined(dispatched(variables))))
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         images = sum(int(counted) for _, counted in totals)
-        # An overflow in a head's loss makes its guesses worthless, right or wrong.
-        right = np.where(np.isfinite(sums[2]), 100 * sums[:2] / images, 0.0)
-        return Scores(right[0], right[1], sums[2] / images, images)
+        # The accuracy of a head with an infinite loss is an accident.
+        top1, top5 = np.where(np.isfinite(sums[2]), 100 * sums[:2] / images, 0.0)
+        return Scores(top1, top5, sums[2] / images, images)
 
     return scores

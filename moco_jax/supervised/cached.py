@@ -1,4 +1,4 @@
-"""The fast linear evaluation: features once, without augmentation, and L-BFGS to convergence."""
+"""The fast linear evaluation: encode each image once, then fit by L-BFGS to convergence."""
 
 import contextlib
 import math
@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax import config as config_lib
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source, Sources
@@ -20,37 +19,39 @@ from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised import logistic, results
 from moco_jax.supervised.accuracy import counts
+from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.start import Start
 from moco_jax.supervised.step import encode, logits
 from moco_jax.training import workdir
-from moco_jax.training.checkpoints import LINEAR
+from moco_jax.training.flat_config import flatten
 from moco_jax.training.metrics import MetricsLog
 
-_BLOCK = 1024  # test images scored at once
+_SCORE_BATCH = 1024
 
 
 def evaluate(
     start: Start, folder: pathlib.Path, layout: Layout, sources: Sources
 ) -> list[results.Row]:
-    """Returns what a classifier of each strength `l2` reaches on the test images.
+    """Returns the result of a classifier for each strength `l2` on the test images.
 
-    The features are those of the evaluation view. Nothing is saved but the numbers: the same
-    command does it again.
+    The features are those of the evaluation view, without augmentation. Only the numbers are saved.
     """
     config = start.config
-    cluster.check_alike("config", str(config_lib.flatten(config)))
+    cluster.check_alike("config", str(flatten(config)))
     assert sources.test is not None
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.opened(folder))
         extract = _extractor(start, layout)
         begun = time.perf_counter()
         (train, labels), (test, truth) = extract(sources.train), extract(sources.test)
-        _say(
+        cluster.say(
             f"workdir {folder}\n{len(train)} + {len(test)} features of {train.shape[1]} in "
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
         )
         cluster.on_first(lambda: workdir.record(folder, config, 0))
-        log = stack.enter_context(contextlib.closing(MetricsLog(folder, 0, LINEAR.results)))
+        log = stack.enter_context(
+            contextlib.closing(MetricsLog(folder, 0, KINDS["linear"].results))
+        )
         log.open()
         classes = max(len(sources.train.class_names), int(truth.max()) + 1)
         rows = []
@@ -66,14 +67,14 @@ def evaluate(
             )
             row = _row(l2, found, test, truth, classes)
             log.write(found.iterations, _scalars(l2, row, found))
-            _say(_told(row, found, config.iterations))
+            cluster.say(_convergence(row, found, config.iterations))
             rows.append(row)
-    _say(results.table(rows))
+    cluster.say(results.table(rows))
     return rows
 
 
 def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndarray, np.ndarray]]:
-    """Returns a function: source -> (features f32[N, F], labels i32[N]) of what can be read."""
+    """Returns a function: source -> (features f32[N, F], labels i32[N]) of the readable images."""
     config, data = start.config, start.config.data
     dtype = jnp.dtype(config.dtype)
     view = evaluation_view(data.image_size, data.eval_resize, data.mean, data.std, dtype)
@@ -99,12 +100,12 @@ def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndar
 
 
 def _row(l2: float, found: logistic.Fit, test, truth, classes: int) -> results.Row:
-    """Returns what a classifier reaches on test features [M, F]."""
+    """Returns the result of a classifier on test features [M, F]."""
     head = {"kernel": found.kernel[None], "bias": found.bias[None]}
     score = jax.jit(lambda x, y: counts(logits(head, x), y, jnp.ones(len(y))))
     sums = np.zeros(3)
-    for i in range(0, len(test), _BLOCK):
-        sums += np.asarray(score(test[i : i + _BLOCK], truth[i : i + _BLOCK]))[:, 0]
+    for i in range(0, len(test), _SCORE_BATCH):
+        sums += np.asarray(score(test[i : i + _SCORE_BATCH], truth[i : i + _SCORE_BATCH]))[:, 0]
     top1, top5 = 100 * sums[:2] / len(test)
     finite = math.isfinite(found.gradient)
     top5 = top5 if results.has_top5(classes) else math.nan
@@ -122,16 +123,11 @@ def _scalars(l2: float, row: results.Row, found: logistic.Fit) -> dict[str, floa
     return scalars if math.isnan(row.top5) else scalars | {"top5": row.top5}
 
 
-def _told(row: results.Row, found: logistic.Fit, most: int) -> str:
-    """Returns a line on how the search ended."""
+def _convergence(row: results.Row, found: logistic.Fit, most: int) -> str:
+    """Returns a line that says whether the fit converged."""
     if found.converged:
         return f"{row.name}: converged after {found.iterations} iterations"
     return (
-        f"{row.name}: NOT converged after {found.iterations} iterations (gradient "
-        f"{found.gradient:.2g}); allowed are {most}: raise --config.iterations, or l2"
+        f"{row.name}: NOT converged after {found.iterations} of {most} iterations (gradient "
+        f"{found.gradient:.2g}): raise --config.iterations or --config.l2"
     )
-
-
-def _say(text: str) -> None:
-    if cluster.is_first():
-        print(text, flush=True)

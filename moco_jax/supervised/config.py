@@ -1,8 +1,8 @@
-"""The base configs of supervised evaluation: every key, with its meaning and unit.
+"""The base configs of supervised tasks: every key, its meaning and unit, and what it may be.
 
-`linear()` is the linear protocol on a frozen encoder, `finetune()` trains all of it; `downstream()`
-is what segmentation shares with them. Keys that pretraining has too mean the same as in
-`moco_jax/config.py`.
+`linear()` is the linear protocol on a frozen encoder, `finetune()` trains the whole network;
+`downstream()` has the keys that segmentation shares with them. A key that pretraining has too has
+the same meaning as in `moco_jax/config.py`.
 """
 
 from ml_collections import ConfigDict
@@ -10,37 +10,39 @@ from ml_collections.config_dict import placeholder
 
 from moco_jax import config as pretraining
 from moco_jax.data.augment import recipes
+from moco_jax.training.checks import COMMON_RULES, fraction, not_negative, positive, whole
 
 
 def linear() -> ConfigDict:
     """Returns the linear protocol of MoCo v1 and v2 (moco `main_lincls.py`), all keys set."""
     c = _classification("linear")
     c.epochs = 100
-    # One rate, or several: a head for each is trained on the same features in the same pass.
+    # One value or several: a head for each is trained on the same features in the same pass.
     c.lr = (30.0,)  # for a batch of lr_batch images, in proportion to batch_size
-    c.cached = False  # features once, without augmentation, and L-BFGS instead of SGD
-    c.l2 = (1e-4,)  # cached: mean cross-entropy + l2 / 2 ||W||^2; one strength, or several
-    c.iterations = 1000  # cached: of L-BFGS, at most
-    c.tolerance = 1e-5  # cached: of the gradient's largest entry, at which it has converged
+    c.cached = False  # encode each image once, without augmentation, and fit by L-BFGS, not SGD
+    c.l2 = (1e-4,)  # cached: mean cross-entropy + l2 / 2 ||W||^2; one value or several
+    c.iterations = 1000  # cached: most iterations of L-BFGS
+    c.tolerance = 1e-5  # cached: the fit has converged below this largest entry of the gradient
     return c.lock()
 
 
 def finetune() -> ConfigDict:
     """Returns fine-tuning with batch norm in training mode, all keys set.
 
-    This project's recipe, no paper's: SGD, half a cosine, a tenth of pretraining's decay.
+    The recipe is this project's own, not a paper's: SGD, cosine schedule, a tenth of the weight
+    decay of pretraining.
     """
     c = _classification("finetune")
     c.epochs = 30
     c.lr = 0.03  # of the backbone, for a batch of lr_batch images, in proportion to batch_size
-    c.head_lr = 10.0  # times that, of the classifier
+    c.head_lr = 10.0  # the classifier's learning rate, times lr
     c.lr_schedule = "cosine"
     c.lr_update = "step"
     c.weight_decay = 1e-5
     c.label_smoothing = 0.0  # fraction of a target that is spread over all classes
-    c.mixup = 0.0  # alpha of its Beta distribution; 0: none
-    c.cutmix = 0.0  # likewise; with both, each batch has one of them
-    c.ema = 0.0  # momentum of averaged weights, which are then evaluated; 0: none
+    c.mixup = 0.0  # alpha of its Beta distribution; 0: no mixup
+    c.cutmix = 0.0  # alpha of its Beta distribution; with mixup, each batch has one of them
+    c.ema = 0.0  # momentum of averaged weights, which are then evaluated; 0: no average
     return c.lock()
 
 
@@ -49,27 +51,27 @@ def downstream(task: str) -> ConfigDict:
     c = ConfigDict()
     c.task = task
     c.name = task  # of the experiment; the default workdir is runs/<name>
-    c.pretrained = ""  # the encoder: a workdir, a checkpoint of one, or a .safetensors
-    c.from_scratch = False  # its architecture with random weights (or model's, if it is '')
-    c.baseline = False  # the same from scratch as well, and the gain
+    c.pretrained = ""  # the encoder: a workdir, one of its checkpoints, or a .safetensors
+    c.from_scratch = False  # random weights of the encoder's architecture, or of `model`
+    c.baseline = False  # run the same from scratch as well, and print the gain
     c.seed = 0
     c.epochs = placeholder(float)  # length of the run in passes over the data ...
-    c.steps = placeholder(int)  # ... or in steps: one of the two
+    c.steps = placeholder(int)  # ... or in steps: set one of the two
     c.batch_size = 256  # B, images a step, over all devices
     c.dtype = "float32"  # of the network: float32 or bfloat16; its last layer is float32
     c.log_every = 50  # steps
     c.checkpoint_every = 1000  # steps
     c.keep_checkpoints = 2
-    c.evaluate_every = 5.0  # epochs; after the last step in any case
+    c.evaluate_every = 5.0  # epochs; the last step is always evaluated
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
 
-    c.model = ConfigDict()  # of an encoder from scratch; a pretrained one tells its own
+    c.model = ConfigDict()  # of an encoder from scratch; a pretrained one has its own
     c.model.name = ""
     c.model.stem = "imagenet"
     c.model.width = 1.0
-    c.bn_groups = 8  # parts of the batch with batch-norm statistics of their own, in training mode
+    c.bn_groups = 8  # parts of the batch with their own batch-norm statistics, in training mode
 
-    c.lr_batch = 256  # images, for which lr is meant
+    c.lr_batch = 256  # images, the batch for which lr is given
     c.lr_schedule = "step"  # cosine, step or constant
     c.lr_update = "epoch"
     c.lr_drops = (0.6, 0.8)  # lr x .1 at these fractions of the run
@@ -80,15 +82,41 @@ def downstream(task: str) -> ConfigDict:
 
 
 def _classification(task: str) -> ConfigDict:
-    """Returns what linear evaluation and fine-tuning have, not locked yet."""
+    """Returns the keys of linear evaluation and fine-tuning, not locked yet."""
     base, c = pretraining.base(), downstream(task)
-    c.label_fraction = 1.0  # of the training images, drawn class by class, at least one of each
-    c.label_list = ""  # a file that names the training images instead, one a line
+    c.label_fraction = 1.0  # of the training images, drawn from each class, at least one of each
+    c.label_list = ""  # a file with the names of the training images instead, one a line
 
     c.data = ConfigDict({key: base.data[key] for key in base.data})
     c.data.image_size = 0  # pixels; 0: the encoder's
     c.data.eval_resize = 0  # pixels; 0: the encoder's, in proportion to image_size
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
     c.data.std = ()
-    c.view = recipes.supervised()  # of training; the test's is the evaluation view
+    c.view = recipes.supervised()  # of training; the test uses the evaluation view
     return c
+
+
+# What each key may be. `supervised/validation.py` checks them, and how keys fit each other.
+DOWNSTREAM_RULES = COMMON_RULES | {"evaluate_every": not_negative}
+_CLASSIFICATION_RULES = DOWNSTREAM_RULES | {
+    "label_fraction": fraction,
+    "data.held_out": fraction,
+    "data.image_size": not_negative,
+    "data.eval_resize": not_negative,
+    "data.canvas": whole,
+    "data.resident_megabytes": not_negative,
+    "data.max_bad_fraction": fraction,
+}
+RULES = {
+    "linear": _CLASSIFICATION_RULES | {"iterations": whole, "tolerance": positive},
+    "finetune": _CLASSIFICATION_RULES
+    | {
+        "lr": positive,
+        "head_lr": not_negative,
+        "label_smoothing": fraction,
+        "mixup": not_negative,
+        "cutmix": not_negative,
+        "ema": fraction,
+    },
+}
+BASES = {"linear": linear, "finetune": finetune}

@@ -1,4 +1,4 @@
-"""Which of a source's labelled images are trained on: all, a drawn fraction, or those of a list."""
+"""Selects the labelled images for training: all, a random fraction, or those of a list."""
 
 import os
 import pathlib
@@ -8,38 +8,40 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.sources.source import Source, take
 
-_SHOWN = 3  # names in an error
+_NAMES_IN_ERROR = 3
 
 
 def labelled(source: Source, config: ConfigDict) -> tuple[Source, str]:
-    """Returns the images to train on, and a line that tells which they are.
+    """Returns the images for training, and a line that describes them.
 
     Raises:
-      ValueError: if the source has no labels, or the list names images that it lacks.
+      ValueError: if the source has no labels, or does not have the images of the list.
       OSError: if the list can't be read.
     """
     if source.labels is None:
         raise ValueError(
-            f"{source.name} has no labels; a supervised task needs them: one folder a class, or a "
-            "data set with classes"
+            f"{source.name} has no labels; a supervised task needs them: set --config.data.path to "
+            "a folder with one subfolder for each class, or --config.data.source to a data set "
+            "with classes"
         )
     if config.label_list:
         indices = _listed(source, config.label_list)
-        how = f"of the list {config.label_list}"
+        selected_by = f"listed in {config.label_list}"
     elif config.label_fraction < 1:
         indices = draw(source.labels, config.label_fraction, config.seed)
-        how = f"a fraction of {config.label_fraction:g}, drawn class by class by seed {config.seed}"
+        selected_by = f"{config.label_fraction:g} of each class, drawn with seed {config.seed}"
     else:
-        return source, f"labels: all {len(source)}"
+        return source, f"labels: all {len(source)} images"
     counts = np.bincount(source.labels[indices], minlength=len(source.class_names))
-    told = (
-        f"labels: {len(indices)} of {len(source)}, {how}; {counts.min()} to {counts.max()} a class"
+    note = (
+        f"labels: {len(indices)} of {len(source)} images, {selected_by}; {counts.min()} to "
+        f"{counts.max()} a class"
     )
-    return take(source, indices, source.name), told
+    return take(source, indices, source.name), note
 
 
 def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Returns indices, ascending, of a fraction of each class, at least one image of each."""
+    """Returns ascending indices of a random fraction of each class, at least one image of each."""
     rng, chosen = np.random.default_rng(seed), []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
@@ -48,25 +50,27 @@ def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def _listed(source: Source, path: str) -> np.ndarray:
-    """Returns the indices of the images that a file names, one a line, by path or file name."""
+    """Returns the indices of the images in a file of names: one path or file name a line."""
     lines = pathlib.Path(path).expanduser().read_text().splitlines()
     wanted = dict.fromkeys(line.strip() for line in lines if line.strip())
     if not wanted:
-        raise ValueError(f"the list {path} names no image")
-    places: dict[str, list[int]] = {}
+        raise ValueError(f"label_list={path!r}: the file has no names of images")
+    found: dict[str, list[int]] = {}
     for index, name in enumerate(source.names):
         for known in {name, os.path.basename(name)} & wanted.keys():
-            places.setdefault(known, []).append(index)
-    absent = [name for name in wanted if name not in places]
+            found.setdefault(known, []).append(index)
+    absent = [name for name in wanted if name not in found]
     if absent:
+        more = ", ..." if len(absent) > _NAMES_IN_ERROR else ""
         raise ValueError(
-            f"{len(absent)} of the {len(wanted)} names in {path} are no images of {source.name}: "
-            f"{', '.join(absent[:_SHOWN])}, ...; its own are like {source.names[0]}"
+            f"label_list={path!r}: {len(absent)} of the {len(wanted)} names are not images of "
+            f"{source.name}: {', '.join(absent[:_NAMES_IN_ERROR])}{more}; the names of its images "
+            f"are like {source.names[0]}"
         )
-    twice = [name for name, found in places.items() if len(found) > 1]
-    if twice:
+    ambiguous = [name for name, indices in found.items() if len(indices) > 1]
+    if ambiguous:
         raise ValueError(
-            f"{len(twice)} names in {path} stand for several images of {source.name}, such as "
-            f"{twice[0]}; give their paths"
+            f"label_list={path!r}: {len(ambiguous)} names match several images of {source.name}, "
+            f"such as {ambiguous[0]}; give paths instead of file names"
         )
-    return np.sort(np.concatenate([places[name] for name in wanted]))
+    return np.sort(np.concatenate([found[name] for name in wanted]))

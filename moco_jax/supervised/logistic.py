@@ -1,4 +1,4 @@
-"""Logistic regression on features that are at hand, by L-BFGS to convergence."""
+"""Logistic regression on features, by L-BFGS to convergence."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from moco_jax.parallel.mesh import Layout
 
 
 class Fit(NamedTuple):
-    """A classifier and how its search ended.
+    """A fitted classifier.
 
     Attributes:
       kernel: f32[F, C].
       bias: f32[C].
-      iterations: that were taken.
-      gradient: the largest entry of the gradient at the end.
-      converged: whether that is below the tolerance.
+      iterations: number of iterations done.
+      gradient: the largest entry of the gradient after the last iteration.
+      converged: whether `gradient` is at most the tolerance.
     """
 
     kernel: np.ndarray
@@ -39,19 +39,20 @@ def fit(
     tolerance: float,
     layout: Layout,
 ) -> Fit:
-    """Returns the minimum of mean cross-entropy + l2 / 2 ||kernel||^2; the bias is left alone.
+    """Returns the minimum of mean cross-entropy + l2 / 2 ||kernel||^2.
 
-    That is scikit-learn's LogisticRegression with C = 1 / (l2 N), and its stopping rule. Features
-    are split over the devices, on which N C logits take 4 bytes each.
+    The bias is not regularised. Objective and stopping rule are those of scikit-learn's
+    LogisticRegression with C = 1 / (l2 N). Features are split over the devices; so are the N x C
+    logits, 4 bytes each.
 
     Args:
-      features: f32[N, F], whole on every process.
+      features: f32[N, F]; every process has all of them.
       labels: i32[N].
       classes: C.
       l2: strength of the regularisation.
-      iterations: at most.
-      tolerance: of the gradient's largest entry.
-      layout: where arrays lie.
+      iterations: most iterations.
+      tolerance: the fit stops when the gradient's largest entry is at most this.
+      layout: the devices and shardings.
     """
     padding = -len(features) % layout.devices
     rows = (
@@ -84,7 +85,7 @@ def _minimise(
     iterations: int,
     layout: Layout,
 ):
-    """Returns kernel, bias, iterations done and the gradient's largest entry."""
+    """Returns kernel, bias, number of iterations and the gradient's largest entry."""
 
     def objective(params: Any) -> jax.Array:
         scores = jnp.dot(features, params["kernel"], precision="highest") + params["bias"][None]
@@ -106,7 +107,7 @@ def _minimise(
             grad, state, params, value=value, grad=grad, value_fn=objective
         )
         params = optax.apply_updates(params, updates)
-        # The line search leaves the gradient at the new place in the state.
+        # The line search stores the gradient at the new parameters in the state.
         largest = optax.tree.norm(optax.tree.get(state, "grad"), ord=jnp.inf)
         return params, state, count + 1, largest
 
@@ -114,6 +115,6 @@ def _minimise(
         "kernel": jnp.zeros((features.shape[1], classes)),
         "bias": jnp.zeros(classes),
     }
-    begun = params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf)
-    params, _, count, gradient = jax.lax.while_loop(unfinished, iterate, begun)
+    start = params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf)
+    params, _, count, gradient = jax.lax.while_loop(unfinished, iterate, start)
     return layout.replicate((params["kernel"], params["bias"], count, gradient))

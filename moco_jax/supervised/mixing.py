@@ -6,17 +6,17 @@ from ml_collections import ConfigDict
 
 
 def soften(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
-    """Returns targets f32[B, C] of labels i32[B], a fraction of each spread over all classes."""
+    """Returns targets f32[B, C] of labels i32[B]; a fraction of each is spread over all classes."""
     return jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
 
 
 def mix(
     key: jax.Array, images: jax.Array, targets: jax.Array, config: ConfigDict
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns images [B, S, S, 3] and targets f32[B, C], mixed as the config says.
+    """Returns images [B, S, S, 3] and targets f32[B, C], mixed by the config's mixup and CutMix.
 
-    Each image is mixed with its mirror image in the order of the batch, which is random already.
-    With mixup and CutMix each batch has one of them, by a fair draw.
+    Image i is mixed with image B - 1 - i; the order of a batch is random already. With both mixup
+    and CutMix, each batch gets one of them with probability 1/2.
     """
     draw, which = jax.random.split(key)
     if config.mixup and config.cutmix:
@@ -34,7 +34,7 @@ def mix(
 def mixup(
     key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns images and targets blended with their partners', by one fraction for the batch."""
+    """Returns images and targets blended with their partners by one fraction for the batch."""
     fraction = jax.random.beta(key, alpha, alpha)
     blend = lambda x: (fraction * x + (1 - fraction) * x[::-1]).astype(x.dtype)  # noqa: E731
     return blend(images), blend(targets)
@@ -43,7 +43,7 @@ def mixup(
 def cutmix(
     key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns images with one box from their partners, and targets in proportion to its area."""
+    """Returns images with one box of their partners, and targets in proportion to its area."""
     fraction_key, place_key = jax.random.split(key)
     size = images.shape[1]
     half = size * jnp.sqrt(1 - jax.random.beta(fraction_key, alpha, alpha)) / 2

@@ -1,22 +1,32 @@
-"""What a supervised run reached: the last and the best, a table of several heads, the gain."""
+"""The results of supervised runs: last and best, a table of several heads, the gain."""
 
+import copy
 import dataclasses
 import math
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from ml_collections import ConfigDict
+
+from moco_jax.parallel import cluster
 
 _TOP5_ABOVE = 5  # classes; with five or fewer, top-5 is always right
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one head reached on the test images, percent.
+    """The result of one head on the test images, percent.
 
     Attributes:
       name: of the head, such as 'lr=30'.
       top1: after the last step.
-      top5: likewise; NaN where there are too few classes.
+      top5: after the last step; NaN for five or fewer classes.
       best_top1: the highest of all evaluations, chosen on the test images themselves.
-      best_epoch: of that one; NaN where there is but one.
-      finite: whether its weights are.
+      best_epoch: of that evaluation; NaN if there was only one.
+      finite: whether the weights are finite.
     """
 
     name: str
@@ -32,19 +42,19 @@ def best(rows: list[Row]) -> Row:
     return max(rows, key=lambda row: (row.finite, row.top1))
 
 
-def told(top1: float, top5: float, classes: int) -> str:
-    """Returns 'top-1 71.10%  top-5 90.20%', without top-5 where it tells nothing."""
+def accuracy_text(top1: float, top5: float, classes: int) -> str:
+    """Returns 'top-1 71.10%  top-5 90.20%'; without top-5 for few classes."""
     text = f"top-1 {top1:.2f}%"
     return text + (f"  top-5 {top5:.2f}%" if has_top5(classes) else "")
 
 
 def has_top5(classes: int) -> bool:
-    """Returns whether top-5 tells anything."""
+    """Returns whether top-5 is meaningful."""
     return classes > _TOP5_ABOVE
 
 
 def table(rows: list[Row]) -> str:
-    """Returns the rows for people, the best last first named below."""
+    """Returns a printable table of the rows; of several, the last line names the best."""
     top5 = not all(math.isnan(row.top5) for row in rows)
     width = max(len(row.name) for row in rows)
     several = not all(math.isnan(row.best_epoch) for row in rows)
@@ -53,11 +63,11 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         line = f"{row.name:{width}}   {row.top1:9.2f}%" + f"   {row.top5:9.2f}%" * top5
         line += f"   {row.best_top1:9.2f}% ({row.best_epoch:.4g})" * several
-        lines.append(line if row.finite else f"{row.name:{width}}   not finite: a lower value")
+        lines.append(line if row.finite else f"{row.name:{width}}   not finite: lower this value")
     if len(rows) > 1:
         lines.append(
-            f"highest: {best(rows).name}, {best(rows).top1:.2f}%, chosen on the test images: a "
-            "figure to report wants the choice made on others"
+            f"highest: {best(rows).name}, {best(rows).top1:.2f}%, chosen on the test images; to "
+            "report a number, choose on other images"
         )
     return "\n".join(lines)
 
@@ -67,7 +77,7 @@ def gain(trained: tuple[float, float], baseline: tuple[float, float], name: str)
 
     Args:
       trained: last and best, percent.
-      baseline: likewise.
+      baseline: last and best, percent.
       name: of the baseline.
     """
     return "\n".join(
@@ -77,3 +87,32 @@ def gain(trained: tuple[float, float], baseline: tuple[float, float], name: str)
             f"{'gain':14}{trained[0] - baseline[0]:+6.2f} points after the last step",
         ]
     )
+
+
+def with_baseline(
+    config: ConfigDict,
+    folder: pathlib.Path,
+    train: Callable[[ConfigDict, pathlib.Path], Result],
+    last_and_best: Callable[[Result], tuple[float, float]],
+    *,
+    name: str,
+    metric: str,
+) -> Result:
+    """Trains on the encoder of the config; with `baseline` also without it, and prints the gain.
+
+    Args:
+      config: of the task.
+      folder: the workdir; the workdir of the baseline is `from_scratch` in it.
+      train: runs the task in a workdir.
+      last_and_best: result -> percent after the last step, and of the best evaluation.
+      name: of the baseline.
+      metric: the name of what is compared.
+    """
+    result = train(config, folder)
+    if config.baseline:
+        scratch = copy.deepcopy(config)
+        scratch.from_scratch, scratch.baseline = True, False
+        cluster.say(f"\nthe same, {name}:")
+        other = train(scratch, folder / "from_scratch")
+        cluster.say(f"\n{metric}\n{gain(last_and_best(result), last_and_best(other), name)}")
+    return result

@@ -1,4 +1,4 @@
-"""What a supervised run is made of, from its config and the encoder that it begins with."""
+"""A supervised run, built from its config, its encoder and its data."""
 
 import dataclasses
 import functools
@@ -9,31 +9,31 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.data.augment.views import evaluation_view, make_view
 from moco_jax.data.loading import loader
+from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
-from moco_jax.data.sources.opening import Sources, open_named
-from moco_jax.parallel import notices
+from moco_jax.data.sources.opening import open_named
+from moco_jax.data.sources.source import Sources
 from moco_jax.parallel.mesh import Layout
-from moco_jax.pretraining.run import check_same_images
 from moco_jax.supervised import mixing, step
 from moco_jax.supervised.accuracy import Scores, make_scores
 from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.start import Start
 from moco_jax.training import task
-from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr
+from moco_jax.training.compilation import abstract_state, create_state, jit_step
+from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(task.Run):
-    """What a supervised run is made of; its state is a `SupervisedState`.
+class SupervisedRun(task.Run):
+    """The parts of a supervised run; its state is a `SupervisedState`.
 
-    Its arrays are `images`, the data's, and `labels` i32[N].
+    Its arrays are `images`, the arrays of the data, and `labels` i32[N].
 
     Attributes:
-      schedule: step -> factor of the rates.
-      scores: a state's `evaluated()` -> Scores on the test images.
+      schedule: step -> factor of the learning rates.
+      scores: the `evaluated()` of a state -> Scores on the test images.
       classes: C.
       start: the encoder.
       notes: lines about the images.
@@ -47,28 +47,28 @@ class Run(task.Run):
 
     @property
     def heads(self) -> list[str]:
-        """The heads' names."""
+        """The names of the heads."""
         values = self.config.lr if isinstance(self.config.lr, tuple) else (self.config.lr,)
         return [f"lr={value:g}" for value in values]
 
 
 def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, tuple[str, ...]]:
-    """Returns labelled images to train on and to test on, and lines about them."""
+    """Returns labelled images for training and test, and lines about them."""
     sources = open_named(config) if sources is None else sources
-    train, told = labelled(sources.train, config)
+    train, note = labelled(sources.train, config)
     if sources.test is None or sources.test.labels is None:
         raise ValueError(
-            f"{train.name} has no labelled test images; allowed: data.test_split that exists, or "
-            "a data.held_out above 0"
+            f"{train.name} has no labelled test images; set --config.data.test_split to a split "
+            "that exists, or --config.data.held_out above 0"
         )
-    return Sources(train, sources.test), (told,)
+    return Sources(train, sources.test), (note,)
 
 
-def build(start: Start, layout: Layout, sources: Sources | None) -> Run:
+def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRun:
     """Returns the run, its data loaded, nothing compiled yet.
 
     Raises:
-      ValueError: if the images can't be had, have no labels, or are fewer than a batch.
+      ValueError: if the images can't be read, have no labels, or are fewer than a batch.
     """
     config = start.config
     sources, notes = open_labelled(config, sources)
@@ -78,36 +78,31 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> Run:
     check_same_images(sources.train, data, test)
     if len(data) < config.batch_size:
         raise ValueError(
-            f"{sources.train.name} has {len(data)} labelled images to train on, fewer than "
-            f"batch_size={config.batch_size}"
+            f"{sources.train.name} has {len(data)} labelled images for training, fewer than "
+            f"batch_size={config.batch_size}; lower --config.batch_size"
         )
-    order = _order(config, len(data))
+    per_epoch = len(data) // config.batch_size
+    steps = total_steps(config, per_epoch)
     classes = max(len(sources.train.class_names), int(sources.test.labels.max()) + 1)
-    peak = 1.0 if config.task == "linear" else peak_lr(config)
-    schedule = make_schedule(config, order.steps_per_epoch, peak)
+    schedule = make_schedule(config, per_epoch, 1.0 if config.task == "linear" else peak_lr(config))
     optimizer = make_optimizer(config, schedule, lambda params: step.factors(config, params))
     variables = layout.put(
         {"params": start.params, "batch_stats": start.batch_stats}, layout.replicated
     )
     init = functools.partial(step.init_state, config, start, classes, optimizer)
-    shapes = jax.eval_shape(init, variables)
-    shardings = step.state_shardings(shapes, layout)
-    return Run(
+    target = abstract_state(init, layout.parameters, variables)
+    return SupervisedRun(
         config=config,
         layout=layout,
-        order=order,
+        order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
         arrays=_with_labels(data, layout),
-        step=_jit_step(
+        step=_run_step(
             config, data, step.make_step(config, start, optimizer, layout), classes, layout
         ),
         schedule=jax.jit(schedule),
-        create=lambda: jax.jit(init, out_shardings=shardings)(variables),
-        target=jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            shapes,
-            shardings,
-        ),
+        create=lambda: create_state(init, target, variables),
+        target=target,
         scores=_scores(start, test, layout),
         classes=classes,
         start=start,
@@ -115,14 +110,8 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> Run:
     )
 
 
-def _order(config: ConfigDict, images: int) -> ShuffledOrder:
-    per_epoch = images // config.batch_size
-    steps = config_lib.total_steps(config, per_epoch)
-    return ShuffledOrder(config.seed, images, config.batch_size, steps)
-
-
 def _with_labels(data: loader.DataSet, layout: Layout) -> dict[str, Any]:
-    """Returns what the step is given of a data set: its arrays, and labels by index."""
+    """Returns the arrays of a step: those of the data, and labels by index."""
     return {"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)}
 
 
@@ -133,7 +122,7 @@ def _scores(start: Start, test: loader.DataSet, layout: Layout) -> Callable:
     return make_scores(test, arrays, start.backbone, view, start.config.batch_size, layout)
 
 
-def _jit_step(
+def _run_step(
     config: ConfigDict, data: loader.DataSet, train_step: Callable, classes: int, layout: Layout
 ):
     """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
@@ -141,7 +130,7 @@ def _jit_step(
     view = make_view(config.view, prepared.image_size, prepared.mean, prepared.std, dtype)
     tuned = config.task == "finetune"
 
-    def whole_step(state, arrays, batch, notes):
+    def run_step(state, arrays, batch):
         images, sizes = data.images(arrays["images"], batch)
         labels = jnp.take(arrays["labels"], data.indices(batch))
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
@@ -150,7 +139,6 @@ def _jit_step(
         if tuned:
             images, targets = mixing.mix(jax.random.fold_in(key, 1), images, targets, config)
             images = layout.shard(images)
-        state, metrics = train_step(state, images, targets)
-        return state, metrics | layout.replicate(notices.combined(notes))
+        return train_step(state, images, targets)
 
-    return layout.jit(whole_step, donate_argnums=0)
+    return jit_step(run_step, layout)

@@ -1,4 +1,4 @@
-"""What a supervised task begins with: a backbone, and images prepared as it knows them."""
+"""The start of a supervised task: a backbone, and the preparation of images in its pretraining."""
 
 import copy
 import dataclasses
@@ -16,18 +16,19 @@ from moco_jax.encoders import pretrained
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.resnet import ResNet
 from moco_jax.supervised import validation
+from moco_jax.training.compilation import FAST_COMPILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A backbone and what is known of it.
+    """A backbone and its weights.
 
     Attributes:
-      config: of the task, what was left to the encoder filled in.
+      config: of the task, with the encoder's values filled in.
       backbone: images [B, S, S, 3] to features f32[B, F].
       params: of the backbone, host arrays.
-      batch_stats: likewise.
-      notes: lines that tell what it is.
+      batch_stats: of the backbone, host arrays.
+      notes: lines that describe it.
     """
 
     config: ConfigDict
@@ -40,16 +41,16 @@ class Start:
 def begin(
     config: ConfigDict, prepare: Callable[[ConfigDict, ConfigDict], list[str]] | None = None
 ) -> Start:
-    """Returns the start that a validated config asks for.
+    """Returns the start of a validated config.
 
     Args:
       config: of the task.
-      prepare: fills in what the config leaves to that of the encoder, its second argument, on how
-        images are prepared; returns lines about it. By default `prepare_squares`.
+      prepare: (config, config of the encoder) -> lines to print; fills in how images are prepared
+        where the config leaves it to the encoder. Default `prepare_squares`.
 
     Raises:
-      FileNotFoundError: if there is no encoder where the config says.
-      ValueError: if there is something else, or its images and the config's don't go together.
+      FileNotFoundError: if `config.pretrained` does not exist.
+      ValueError: if it is not an encoder, or does not fit the config's images.
     """
     read = pretrained.read(config.pretrained) if config.pretrained else None
     origin = _own_model(config) if read is None else read.config
@@ -74,21 +75,21 @@ def begin(
 
 
 def _own_model(config: ConfigDict) -> ConfigDict:
-    """Returns the config of an encoder that is the task's own."""
+    """Returns the config of an encoder with the task's `model`."""
     origin = pretraining.base()
     origin.model.update({key: config.model[key] for key in config.model})
     return origin
 
 
 def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:
-    """Fills in how images are cropped to squares; returns lines about it."""
+    """Fills in how images are cropped to squares; returns lines to print."""
     data, known = config.data, origin.data
     if not data.eval_resize:
         size = data.image_size or known.image_size
         data.eval_resize = round(size * known.eval_resize / known.image_size)
     notes = fill_data(config, origin, ("image_size", "mean", "std"))
     notes.append(
-        f"images of {data.image_size} pixels; evaluated: the central {data.image_size} of "
+        f"images of {data.image_size} pixels; evaluation uses the central {data.image_size} of "
         f"{data.eval_resize}; mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
     validation.check_data(data)
@@ -96,34 +97,30 @@ def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:
 
 
 def fill_data(config: ConfigDict, origin: ConfigDict, keys: Sequence[str]) -> list[str]:
-    """Fills in keys of `data` that are empty; tells where the others differ from the encoder's."""
+    """Fills in empty keys of `data`; returns lines about keys that differ from the encoder's."""
     notes = []
     for key in keys:
         if not config.data[key]:
             config.data[key] = origin.data[key]
         elif config.pretrained and config.data[key] != origin.data[key]:
             notes.append(
-                f"data.{key} is {config.data[key]} here; the encoder was trained at "
+                f"data.{key} is {config.data[key]} here; the encoder was trained with "
                 f"{origin.data[key]}"
             )
     return notes
 
 
 def _backbone(config: ConfigDict, origin: ConfigDict) -> ResNet:
-    """Returns the encoder's backbone, computed as the task says, not as it was pretrained."""
+    """Returns the encoder's backbone with the task's dtype and batch-norm groups, no remat."""
     origin = copy.deepcopy(origin)
     origin.bn_groups, origin.dtype, origin.remat = config.bn_groups, config.dtype, False
     return make_encoder(origin).backbone
 
 
 def _random(backbone: ResNet, config: ConfigDict) -> dict[str, Any]:
-    """Returns freshly drawn variables, on the host: alike on all processes."""
+    """Returns random variables on the host, the same on all processes."""
     size = config.data.image_size
     images = jnp.zeros((config.bn_groups, size, size, 3), backbone.dtype)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    # Optimised, drawing all the parameters would take longer to compile than to do.
-    draw = jax.jit(
-        functools.partial(backbone.init, train=False),
-        compiler_options={"xla_backend_optimization_level": 0},
-    )
+    draw = jax.jit(functools.partial(backbone.init, train=False), compiler_options=FAST_COMPILE)
     return jax.tree.map(np.asarray, draw(key, images))

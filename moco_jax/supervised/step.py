@@ -1,7 +1,7 @@
-"""The state of a supervised task and its pure step: heads on a backbone, frozen or trained.
+"""The state of a supervised task and its pure step: heads on a frozen or trained backbone.
 
-Several heads [H, F, C] stand side by side, one for each learning rate of a sweep: the backbone runs
-once for all of them, and none reaches another through a gradient.
+A sweep has several heads [H, F, C], one for each learning rate. The backbone runs once for all of
+them, and no gradient passes from one head to another.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,14 @@ Forward = Callable[[Any, jax.Array], Callable[[Any], tuple[jax.Array, Any]]]
 
 
 class SupervisedState(flax.struct.PyTreeNode):
-    """All that a resumed run needs besides its config.
+    """Everything that a resumed run needs besides its config.
 
     Attributes:
       step: i32[], steps done.
-      params: what is trained: `head`, and in fine-tuning `backbone`.
-      frozen: the backbone where it is not trained, else {}.
+      params: the trained parameters: `head`, and in fine-tuning `backbone`.
+      frozen: the backbone if it is not trained, else {}.
       batch_stats: the backbone's running averages.
-      averaged: EMA of `params` and `batch_stats`; {} where there is none.
+      averaged: EMA of `params` and `batch_stats`; {} without one.
       opt_state: of the optimizer.
     """
 
@@ -43,7 +43,7 @@ class SupervisedState(flax.struct.PyTreeNode):
     opt_state: Any
 
     def evaluated(self) -> dict[str, Any]:
-        """Returns what is evaluated: `backbone`, `batch_stats` and `head`."""
+        """Returns the weights for evaluation: `backbone`, `batch_stats` and `head`."""
         shown = self.averaged or {"params": self.params, "batch_stats": self.batch_stats}
         return {
             "backbone": self.frozen or shown["params"]["backbone"],
@@ -59,7 +59,7 @@ def rates(config: ConfigDict) -> tuple[float, ...]:
 
 
 def factors(config: ConfigDict, params: Any) -> Any:
-    """Returns what multiplies each parameter's learning rate, beside the schedule."""
+    """Returns the factor of each parameter's learning rate; the schedule is another factor."""
     if config.task == "linear":
         heads = jnp.asarray(rates(config), jnp.float32)
         return jax.tree.map(lambda x: heads.reshape(-1, *(1,) * (x.ndim - 1)), params)
@@ -77,9 +77,9 @@ def init_state(
     optimizer: optax.GradientTransformation,
     variables: dict[str, Any],
 ) -> SupervisedState:
-    """Returns the state at step 0, the backbone's variables being `params` and `batch_stats`.
+    """Returns the state at step 0; `variables` are the backbone's `params` and `batch_stats`.
 
-    The heads are N(0, .01) with bias 0, as the reference's, and all alike.
+    The heads are drawn from N(0, .01) with bias 0, as in the reference, and are all equal.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     heads, features = len(rates(config)), start.backbone.features
@@ -105,14 +105,9 @@ def init_state(
     )
 
 
-def state_shardings(state: SupervisedState, layout: Layout) -> SupervisedState:
-    """Returns each array's sharding."""
-    return jax.tree.map(lambda x: layout.parameter(x.shape), state)
-
-
 def logits(head: Any, features: jax.Array) -> jax.Array:
     """Returns f32[B, H, C] of features f32[B, F]."""
-    # In full precision: rates of 30 leave no room for a TPU's bfloat16 products.
+    # Full precision: a TPU's bfloat16 products are too coarse for learning rates of 30.
     products = jnp.einsum("bf,hfc->bhc", features, head["kernel"], precision="highest")
     return products + head["bias"][None]
 
@@ -126,7 +121,7 @@ def encode(backbone: ResNet, params: Any, batch_stats: Any, images: jax.Array) -
 
 def _frozen(backbone: ResNet, layout: Layout) -> Forward:
     def forward(state, images):
-        # Outside of what is differentiated: no gradient of the backbone is ever computed.
+        # Outside the gradient: no gradient of the backbone is ever computed.
         features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
         return lambda params: (features, state.batch_stats)
 
@@ -165,7 +160,7 @@ def make_step(
             features, batch_stats = forward(params)
             scores = logits(layout.replicate(params["head"]), features)
             losses = optax.safe_softmax_cross_entropy(scores, targets[:, None, :]).mean(axis=0)
-            # Their sum, so that each head's gradient is that of its own loss.
+            # The sum: each head's gradient is that of its own loss.
             return losses.sum(), (losses, scores, batch_stats)
 
         grads, (losses, scores, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
@@ -182,14 +177,14 @@ def make_step(
             averaged=averaged,
             opt_state=opt_state,
         )
-        after = jax.lax.with_sharding_constraint(after, state_shardings(after, layout))
+        after = jax.lax.with_sharding_constraint(after, layout.parameters(after))
         return after, layout.replicate(_metrics(params, losses, scores, targets))
 
     return step
 
 
 def _metrics(params: Any, losses: jax.Array, scores: jax.Array, targets: jax.Array) -> Metrics:
-    """Returns means over the heads that are finite; NaN, which stops the run, where none is."""
+    """Returns means over the finite heads; NaN, which stops the run, if no head is finite."""
     heads = [jnp.abs(x).reshape(len(losses), -1).max(axis=1) for x in params["head"].values()]
     largest = jnp.stack(heads).max(axis=0)
     alive = jnp.isfinite(losses) & jnp.isfinite(largest)
@@ -199,7 +194,7 @@ def _metrics(params: Any, losses: jax.Array, scores: jax.Array, targets: jax.Arr
     return {
         "loss": mean(losses),
         "train_top1": 100.0 * mean(right.mean(axis=0)),
-        # The loss is of before the update: only this tells that what is saved is finite.
+        # The loss is from before the update; this shows whether the saved state is finite.
         "largest_weight": jnp.maximum(jnp.where(alive, largest, 0.0).max(), backbone),
         "live_heads": alive.sum().astype(jnp.float32),
     }

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -11,63 +12,59 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from moco_jax import config as config_lib
 from moco_jax.parallel import cluster
+from moco_jax.training.flat_config import flatten
+
+# Keys of versions before 0.2.0 -> keys since.
+_RENAMED = {
+    "data.max_bad_share": "data.max_bad_fraction",
+    "label_share": "label_fraction",
+    "pictures": "images",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What a checkpoint is of; a workdir holds those of one kind.
+    """The kind of run that writes a checkpoint. All checkpoints of a workdir have one kind.
 
     Attributes:
       name: written into each checkpoint.
-      structure: keys of the config, or beginnings that end in "." or "_", that shape the state:
-        another value can't continue it.
-      results: metrics of which one tells, in the log, that a step was evaluated.
+      structure: config keys that shape the state, so that another value cannot continue it; an
+        entry that ends in "." or "_" means all keys with this prefix.
+      results: metrics; a log line that has one of them is an evaluation.
+      base: returns the config whose values an older checkpoint has for keys that it lacks.
+      fixed_images: whether the state has an entry for each training image.
     """
 
     name: str
     structure: tuple[str, ...]
     results: tuple[str, ...]
+    base: Callable[[], ConfigDict] | None = None
+    fixed_images: bool = False
 
-    def shapes(self, key: str) -> bool:
-        """Returns whether this key of the config shapes the state."""
-        folders = tuple(name for name in self.structure if name.endswith((".", "_")))
-        return key in self.structure or key.startswith(folders)
-
-
-_IMAGES = ("data.source", "data.path", "data.train_split", "data.held_out")
-_SUPERVISED = ("model.", "pretrained", "from_scratch", "label_", "ema", *_IMAGES)
-PRETRAIN = Kind(
-    "moco_jax.pretrain",
-    ("model.", "queue_", "dictionary", "bank.loss", "key_encoder", "batch_size", "symmetric"),
-    results=("knn_top1", "key_cosine/age_0"),
-)
-LINEAR = Kind("moco_jax.linear", (*_SUPERVISED, "lr"), results=("top1",))
-FINETUNE = Kind("moco_jax.finetune", _SUPERVISED, results=("top1",))
-SEGMENT = Kind(
-    "moco_jax.segment",
-    ("model.", "head.", "classes", "pretrained", "from_scratch", "data.path", "data.train_split"),
-    results=("miou",),
-)
+    def shapes_state(self, key: str) -> bool:
+        """Returns whether this config key shapes the state."""
+        prefixes = tuple(name for name in self.structure if name.endswith((".", "_")))
+        return key in self.structure or key.startswith(prefixes)
 
 
 class Checkpoints:
     """The checkpoints of one workdir, saved asynchronously, the latest few kept.
 
-    A checkpoint is written under another name and renamed when whole, so one that a crash cut
-    short is never taken for a checkpoint.
+    A checkpoint is written under another name and renamed when it is complete, so a save that a
+    crash cut short is never taken for a checkpoint.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, recipe: dict[str, Any], kind: Kind):
-        """Opens (or makes) the folder.
+        """Opens or makes the folder.
 
         Args:
           folder: of the checkpoints.
-          keep: the latest so many are kept.
-          recipe: the flattened config, saved beside the state.
+          keep: number of latest checkpoints that are kept.
+          recipe: the flat config, saved beside the state.
           kind: of the run.
         """
         self.folder, self._recipe, self._kind = folder.absolute(), recipe, kind
@@ -88,18 +85,18 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         """Removes what a killed save left behind.
 
-        Orbax would do it in a thread that outlives a start that fails.
+        Orbax would remove it in a thread that outlives a start that fails.
         """
         for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished)
 
     @property
     def latest(self) -> int | None:
-        """The step of the latest whole checkpoint."""
+        """The step of the latest complete checkpoint."""
         return self._manager.latest_step()
 
     def path(self, step: int) -> pathlib.Path:
-        """Returns where the checkpoint of this step lies."""
+        """Returns the folder of the checkpoint of this step."""
         return self.folder / str(step)
 
     def save(self, step: int, state: Any) -> None:
@@ -112,36 +109,38 @@ class Checkpoints:
             "images": self._images,
             "step": step,
         }
-        self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), about=_json(about))
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
         )
+        self._manager.save(step, args=args)
 
     def restore(self, target: Any) -> Any:
-        """Returns the latest state, laid out as the target, on however many devices."""
+        """Returns the latest state with the shardings of the target, on any number of devices."""
         step = self._manager.latest_step()
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
         return self._manager.restore(step, args=args)["state"]
 
     def note_images(self, images: int) -> None:
-        """Notes how many images there are, and warns if the latest checkpoint saw another number.
+        """Notes the number of images; warns if the latest checkpoint has another number.
 
         The order of the images and the length of an epoch follow from it.
 
         Raises:
-          ValueError: if it saw another number, and its memory bank has a slot for each.
+          ValueError: if the number differs and the state has an entry for each image.
         """
         self._images = images
         step = self.latest
         saved = self._about(step)["images"] if step is not None else images
-        if saved != images and self._recipe.get("dictionary") == "memory_bank":
+        if saved != images and self._kind.fixed_images:
             raise ValueError(
                 f"the memory bank in {self.folder} has a slot for each of {saved} images, now "
                 f"there are {images}; give those images, or another --workdir"
             )
-        # Another project's checkpoint, converted, does not tell.
+        # None: a converted checkpoint of another project.
         if saved not in (None, images) and cluster.is_first():
             logging.warning(
-                "the checkpoint saw %d images, now there are %d: the run goes on with another "
+                "the checkpoint saw %d images, now there are %d: the run continues with another "
                 "order of the images and another length of an epoch",
                 saved,
                 images,
@@ -151,69 +150,67 @@ class Checkpoints:
         """Compares the latest checkpoint, if any, with the config; warns of harmless changes.
 
         Raises:
-          ValueError: if it is of another kind, or of a run whose state has another shape.
+          ValueError: if it has another kind, or its state has another shape.
         """
         step = self.latest
         if step is None:
             return
         about = self._about(step)
-        _check_kind(self.path(step), about, self._kind)
-        # A key that came later has the value that it stands for in every older run.
-        changed = differences(self._recipe_defaults() | about["recipe"], self._recipe)
-        fatal = {key: values for key, values in changed.items() if self._shapes(key)}
+        _check_kind(self.path(step), about, self._kind.name)
+        changed = differences(self._older_values() | about["recipe"], self._recipe)
+        fatal = {key: values for key, values in changed.items() if self._kind.shapes_state(key)}
         if fatal:
             raise ValueError(
-                f"{self.path(step)} can't be continued, since the config now asks for another "
-                f"run:\n{_table(fatal)}\nGive another --workdir, or the old values."
+                f"{self.path(step)} can't be continued: the config asks for another run:\n"
+                f"{_table(fatal)}\nGive another --workdir, or the old values."
             )
         if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", _table(changed))
 
-    def _recipe_defaults(self) -> dict[str, Any]:
-        """Returns the base config's values of the keys that pretraining's recipes have."""
-        base = config_lib.flatten(config_lib.base()) if self._kind is PRETRAIN else {}
-        return {key: value for key, value in base.items() if key in self._recipe}
+    def _older_values(self) -> dict[str, Any]:
+        """Returns the base config's values of the recipe's keys.
 
-    def _shapes(self, key: str) -> bool:
-        """Returns whether this key shapes the state: of a bank also what its slots are of."""
-        bank = self._kind is PRETRAIN and self._recipe["dictionary"] == "memory_bank"
-        return self._kind.shapes(key) or (bank and key in (*_IMAGES, "seed"))
+        A key that came later has in every older run the value of the base config.
+        """
+        base = flatten(self._kind.base()) if self._kind.base else {}
+        return {key: value for key, value in base.items() if key in self._recipe}
 
     def _about(self, step: int) -> dict[str, Any]:
         args = ocp.args.Composite(about=ocp.args.JsonRestore())
         try:
-            return self._manager.restore(step, args=args)["about"]
+            return _renamed(self._manager.restore(step, args=args)["about"])
         except (KeyError, FileNotFoundError) as error:
             raise ValueError(
-                f"{self.path(step)} is no checkpoint of moco_jax; give another --workdir"
+                f"{self.path(step)} is not a checkpoint of moco_jax; give another --workdir"
             ) from error
 
     def wait(self) -> None:
-        """Returns when all that was saved is whole on disk."""
+        """Returns when every save is complete on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
 
-def read_encoder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_encoder(folder: pathlib.Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (about, variables) of a checkpoint's query encoder, on the host.
 
     Args:
       folder: of one checkpoint: `checkpoints/<step>` of a workdir.
+      kind: the name of the kind that the checkpoint must have.
 
     Raises:
-      ValueError: if it is no pretraining checkpoint of ours, or damaged.
+      ValueError: if it is not a checkpoint of this kind, or damaged.
     """
     about_file = folder / "about" / "metadata"
     try:
-        about = json.loads(about_file.read_text())
+        about = _renamed(json.loads(about_file.read_text()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no checkpoint of moco_jax: {error}") from error
-    _check_kind(folder, about, PRETRAIN)
+        raise ValueError(f"{folder} is not a checkpoint of moco_jax: {error}") from error
+    _check_kind(folder, about, kind)
     handler = ocp.PyTreeCheckpointHandler()
     try:
-        # The state's own files say what is in it: neither its optimizer nor its queue is read.
+        # The state's own files list its arrays: neither its optimizer nor its queue is read.
         tree = handler.metadata(epath.Path(folder / "state")).tree
         item = {name: tree[name] for name in ("params", "batch_stats")}
         item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
@@ -224,12 +221,17 @@ def read_encoder(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"{folder} is damaged: {error}") from error
 
 
-def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: Kind) -> None:
-    """Raises a ValueError if what tells about a checkpoint tells of another kind."""
-    if about.get("kind") != kind.name:
-        raise ValueError(
-            f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {kind.name!r}"
-        )
+def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str) -> None:
+    """Raises a ValueError if a checkpoint's description has another kind."""
+    if about.get("kind") != kind:
+        raise ValueError(f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {kind!r}")
+
+
+def _renamed(about: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description of a checkpoint with today's keys."""
+    about = {_RENAMED.get(key, key): value for key, value in about.items()}
+    recipe = about.get("recipe", {})
+    return about | {"recipe": {_RENAMED.get(key, key): value for key, value in recipe.items()}}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -242,7 +244,3 @@ def _table(changed: dict[str, tuple[Any, Any]]) -> str:
     return "\n".join(
         f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items()
     )
-
-
-def _json(about: dict[str, Any]) -> ocp.args.JsonSave:
-    return ocp.args.JsonSave(about)

@@ -1,35 +1,111 @@
-"""The pieces of which a task's validation of its config is made."""
+"""Checks of config values, shared by the tasks: rules for single keys and for related keys."""
 
-import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
-from moco_jax.models.resnet import NAMES, resnet
+from moco_jax.models.resnet import NAMES, STEMS, resnet
 from moco_jax.parallel.mesh import mesh_problem
+from moco_jax.training.flat_config import flatten
+from moco_jax.training.optimizers import SCHEDULES, UPDATES
+
+DTYPES = ("float32", "bfloat16")
+
+# The value of a key -> what is wrong with it, "" if nothing.
+Rule = Callable[[Any], str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """What single values may be, by their flattened keys.
+def whole(value: Any) -> str:
+    return "" if is_whole(value) else "must be a whole number, at least 1"
 
-    Attributes:
-      positive_integers: 1 and up.
-      positive: above 0.
-      not_negative: 0 and up.
-      fractions: from 0 to 1.
-      choices: the names that each may have.
+
+def positive(value: Any) -> str:
+    return "" if is_number(value) and value > 0 else "must be above 0"
+
+
+def not_negative(value: Any) -> str:
+    return "" if is_number(value) and value >= 0 else "must be 0 or more"
+
+
+def fraction(value: Any) -> str:
+    return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """Returns the rule that a value must be one of these names."""
+    known = tuple(names)
+
+    def rule(value: Any) -> str:
+        if value in known:
+            return ""
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        return f"is unknown; {hint}known: {', '.join(known)}"
+
+    return rule
+
+
+COMMON_RULES: dict[str, Rule] = {
+    "seed": not_negative,
+    "batch_size": whole,
+    "bn_groups": whole,
+    "dtype": one_of(DTYPES),
+    "log_every": whole,
+    "checkpoint_every": whole,
+    "keep_checkpoints": whole,
+    "mesh.fsdp": whole,
+    "model.stem": one_of(STEMS),
+    "model.width": positive,
+    "lr_batch": whole,
+    "lr_schedule": one_of(SCHEDULES),
+    "lr_update": one_of(UPDATES),
+    "warmup_epochs": not_negative,
+    "sgd_momentum": fraction,
+    "weight_decay": not_negative,
+    "data.threads": not_negative,
+}
+
+
+def check(
+    config: ConfigDict,
+    devices: int,
+    *,
+    base: ConfigDict,
+    where: str,
+    rules: Mapping[str, Rule],
+    problems: Iterable[str],
+    relations: Callable[[], Iterable[str]] = tuple,
+) -> None:
+    """Raises one error with every problem of a config.
+
+    Args:
+      config: of a task.
+      devices: number of devices that split the batch.
+      base: the config that has every key of the task.
+      where: the function that returns the base, for messages.
+      rules: what each key may be.
+      problems: the task's own problems; looked at once all keys are there.
+      relations: returns problems of keys that must fit each other; called once the batch, its
+        groups and the mesh are whole numbers.
+
+    Raises:
+      ValueError: names each problem, the value and what is allowed.
     """
-
-    positive_integers: tuple[str, ...]
-    positive: tuple[str, ...]
-    not_negative: tuple[str, ...]
-    fractions: tuple[str, ...]
-    choices: Mapping[str, tuple[str, ...]]
+    found = list(_unknown_keys(config, base, where))
+    if not found:
+        found = [
+            *_values(config, rules),
+            *_drops(config),
+            *_width(config.model),
+            *_length(config),
+            *problems,
+        ]
+        if all(is_whole(x) for x in (config.batch_size, config.bn_groups, config.mesh.fsdp)):
+            found += [*_batch(config, devices), *relations()]
+    fail_on(found)
 
 
 def fail_on(problems: Iterable[str]) -> None:
@@ -42,10 +118,9 @@ def fail_on(problems: Iterable[str]) -> None:
         )
 
 
-def unknown_keys(config: ConfigDict, base: ConfigDict, where: str) -> Iterator[str]:
-    """Yields keys that the base, which is made by `where`, lacks, and those that it alone has."""
-    known = config_lib.flatten(base)
-    given = config_lib.flatten(config)
+def _unknown_keys(config: ConfigDict, base: ConfigDict, where: str) -> Iterator[str]:
+    """Yields keys that only the config or only the base has."""
+    known, given = flatten(base), flatten(config)
     for key in given.keys() - known.keys():
         close = difflib.get_close_matches(key, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -54,62 +129,36 @@ def unknown_keys(config: ConfigDict, base: ConfigDict, where: str) -> Iterator[s
         yield f"the key {key!r} is missing; start from {where}"
 
 
-def values(config: ConfigDict, rules: Rules) -> Iterator[str]:
-    """Yields the values that break a rule."""
-    flat = config_lib.flatten(config)
-    for key in rules.positive_integers:
-        if not is_whole(flat[key]):
-            yield f"{key}={flat[key]!r} must be a whole number, at least 1"
-    for key in rules.positive:
-        if not (is_number(flat[key]) and flat[key] > 0):
-            yield f"{key}={flat[key]!r} must be above 0"
-    for key in rules.not_negative:
-        if not (is_number(flat[key]) and flat[key] >= 0):
-            yield f"{key}={flat[key]!r} must be 0 or more"
-    for key in rules.fractions:
-        if not (is_number(flat[key]) and 0 <= flat[key] <= 1):
-            yield f"{key}={flat[key]!r} must lie between 0 and 1"
-    for key, choices in rules.choices.items():
-        if flat[key] not in choices:
-            close = difflib.get_close_matches(str(flat[key]), choices, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            yield f"{key}={flat[key]!r} is unknown; {hint}known: {', '.join(choices)}"
+def _values(config: ConfigDict, rules: Mapping[str, Rule]) -> Iterator[str]:
+    """Yields the values that break their rule."""
+    flat = flatten(config)
+    for key, rule in rules.items():
+        problem = rule(flat[key])
+        if problem:
+            yield f"{key}={flat[key]!r} {problem}"
 
 
-def channels(data: ConfigDict) -> Iterator[str]:
-    """Yields a problem of the pixels' mean and std."""
-    mean, std = list(data.mean), list(data.std)
-    for key, value in (("data.mean", mean), ("data.std", std)):
-        if len(value) != 3 or not all(is_number(v) for v in value):
-            yield f"{key}={value!r} must be three numbers"
-    if any(is_number(v) and v <= 0 for v in std):
-        yield f"data.std={std!r} must be above 0"
-
-
-def drops(config: ConfigDict) -> Iterator[str]:
-    """Yields a problem of the step schedule."""
+def _drops(config: ConfigDict) -> Iterator[str]:
     if not all(is_number(drop) and 0 < drop < 1 for drop in config.lr_drops):
         yield f"lr_drops={list(config.lr_drops)!r} must be numbers between 0 and 1"
 
 
-def width(model: ConfigDict) -> Iterator[str]:
-    """Yields a problem of the network's width."""
+def _width(model: ConfigDict) -> Iterator[str]:
     narrowest = 1 / min(64, resnet(model.name).base_width if model.name in NAMES else 64)
     if is_number(model.width) and 0 < model.width < narrowest:
         yield f"model.width={model.width} leaves layers without channels; at least {narrowest:.3g}"
 
 
-def length(config: ConfigDict) -> Iterator[str]:
-    """Yields a problem of how long the run is to be."""
+def _length(config: ConfigDict) -> Iterator[str]:
     if (config.epochs is None) == (config.steps is None):
         yield f"set one of epochs and steps; got epochs={config.epochs}, steps={config.steps}"
     for key in ("epochs", "steps"):
-        if config[key] is not None and not (is_number(config[key]) and config[key] > 0):
+        if config[key] is not None and positive(config[key]):
             yield f"{key}={config[key]} must be a number above 0"
 
 
-def batch(config: ConfigDict, devices: int) -> Iterator[str]:
-    """Yields what does not fit between the batch, its groups and the devices."""
+def _batch(config: ConfigDict, devices: int) -> Iterator[str]:
+    """Yields problems of the batch, its batch-norm groups and the devices."""
     size, groups = config.batch_size, config.bn_groups
     problem = mesh_problem(config.mesh.data, config.mesh.fsdp, devices)
     if problem:
@@ -127,8 +176,18 @@ def batch(config: ConfigDict, devices: int) -> Iterator[str]:
         )
 
 
+def channels(data: ConfigDict) -> Iterator[str]:
+    """Yields problems of the mean and std of pixels."""
+    mean, std = list(data.mean), list(data.std)
+    for key, value in (("data.mean", mean), ("data.std", std)):
+        if len(value) != 3 or not all(is_number(v) for v in value):
+            yield f"{key}={value!r} must be three numbers"
+    if any(is_number(v) and v <= 0 for v in std):
+        yield f"data.std={std!r} must be above 0"
+
+
 def crop(data: ConfigDict) -> Iterator[str]:
-    """Yields a problem of the evaluation's crop."""
+    """Yields problems of the evaluation crop."""
     if data.eval_resize < data.image_size:
         yield (
             f"data.eval_resize={data.eval_resize} must be at least "
@@ -137,7 +196,7 @@ def crop(data: ConfigDict) -> Iterator[str]:
 
 
 def nearest(value: int, divisor: int) -> str:
-    """Returns which multiples of the divisor lie next to a value."""
+    """Returns a phrase with the multiples of the divisor next to a value."""
     below = value // divisor * divisor
     if not below:
         return f"the nearest that does is {divisor}"

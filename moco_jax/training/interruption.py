@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 
 class Stopped(BaseException):
-    """Raised where the program is when a signal comes, as `KeyboardInterrupt` is.
+    """Raised at the current line when a signal comes, like `KeyboardInterrupt`.
 
     Attributes:
-      signal: which.
+      signal: that came.
     """
 
     def __init__(self, by: signal.Signals):
@@ -18,24 +18,24 @@ class Stopped(BaseException):
 
 
 class Interruption:
-    """Whether the run was asked to stop, and by which signal.
+    """Whether a signal asked the run to stop.
 
     Attributes:
       by: the signal, None until one comes.
     """
 
     def __init__(self, *, always_waits: bool = False):
-        """Begins unasked.
+        """Starts without a request.
 
         Args:
-          always_waits: whether a signal is only noted, whatever the run is doing.
+          always_waits: only note a signal, whatever the run is doing.
         """
         self.by: signal.Signals | None = None
         self._always = self._waits = always_waits
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within the block a signal is noted, and the block looks at `by` when it can stop."""
+        """Within the block a signal is only noted; the block checks `by` when it can stop."""
         self._waits = True
         try:
             yield
@@ -44,7 +44,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, inside one that waits, a signal raises `Stopped` again."""
+        """Within the block, inside a `waiting` block, a signal raises `Stopped` again."""
         self._waits = self._always
         try:
             if self.by and not self._waits:
@@ -54,7 +54,7 @@ class Interruption:
             self._waits = True
 
     def note(self, by: signal.Signals) -> None:
-        """Notes the signal, and raises `Stopped` unless something waits."""
+        """Notes the signal; raises `Stopped` outside a `waiting` block."""
         self.by = by
         if not self._waits:
             raise Stopped(by)
@@ -62,7 +62,7 @@ class Interruption:
 
 @contextlib.contextmanager
 def watch(*, always_waits: bool = False) -> Iterator[Interruption]:
-    """Collects the first signal inside the block; the second acts as it would without.
+    """Catches the first signal inside the block; the second has its usual effect.
 
     Outside the main thread signals can't be caught, and the block runs without.
 

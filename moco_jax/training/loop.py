@@ -14,25 +14,23 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moco_jax import config as config_lib
 from moco_jax.parallel import cluster
-from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.notices import Notices
-from moco_jax.pretraining.run import compiled, step_memory
+from moco_jax.parallel.pipeline import IN_FLIGHT
 from moco_jax.training import interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, Kind
+from moco_jax.training.compilation import compile_step, step_memory
+from moco_jax.training.flat_config import flatten
 from moco_jax.training.interruption import Interruption
 from moco_jax.training.metrics import Console, MetricsLog, Stopwatch, parameter_table
-from moco_jax.training.task import Scalars, Task
-
-_IN_FLIGHT = 2  # steps that run behind the one being dispatched; their losses are looked at then
+from moco_jax.training.task import Finished, Scalars, Task
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and all that it did is saved.
+    """A signal stopped the run, and all its work is saved.
 
     Attributes:
-      signal: by which it was asked.
+      signal: that stopped it.
     """
 
     def __init__(self, message: str, by: signal.Signals):
@@ -46,36 +44,34 @@ class NotFinite(Exception):
 
 def train(
     config: ConfigDict,
-    layout: Layout,
     path: str | pathlib.Path,
     kind: Kind,
     build: Callable[[MetricsLog], Task],
-) -> Any:
-    """Trains, from the latest checkpoint in the folder if there is one; returns the state.
+) -> Finished:
+    """Trains, from the latest checkpoint in the workdir if there is one.
 
     Args:
       config: of the run, validated.
-      layout: where arrays lie.
       path: the workdir.
       kind: of its checkpoints.
-      build: makes the task, given the log of a run that may go on.
+      build: makes the task, given the log, which has the results of a resumed run.
 
     Raises:
-      ValueError: for problems of the data or the workdir, each named.
-      OSError: for images that aren't there, or may not be read.
-      NotFinite: when the loss or its gradient is no longer a number.
+      ValueError: for problems of the data or the workdir; the message names each.
+      OSError: for images that are absent or can't be read.
+      NotFinite: when the loss or its gradient is NaN or infinite.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
-    cluster.check_alike("config", str(config_lib.flatten(config)))
-    # One of several processes can't leave the others in the middle of something: it waits for the
-    # next step, whose notices tell all.
+    cluster.check_alike("config", str(flatten(config)))
+    # One of several processes can't leave the others in the middle of a collective: it waits for
+    # the next step, whose notices inform all.
     with interruption.watch(always_waits=jax.process_count() > 1) as asked:
         try:
             return _in_workdir(config, path, kind, build, asked)
-        except interruption.Stopped as stopped:  # outside the time in which the state changes
+        except interruption.Stopped as stopped:  # there was no state yet
             raise Interrupted(
-                f"stopped by {stopped} before anything was to be saved. The same command starts "
-                "again.",
+                f"stopped by {stopped} before the first step: nothing had to be saved. The same "
+                "command starts again.",
                 stopped.signal,
             ) from None
 
@@ -86,11 +82,11 @@ def _in_workdir(
     kind: Kind,
     build: Callable[[MetricsLog], Task],
     asked: Interruption,
-) -> Any:
-    """Opens the workdir, builds the task, and goes through its steps."""
+) -> Finished:
+    """Opens the workdir, builds the task and runs its steps."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.opened(path))
-        recipe, keep = config_lib.flatten(config), config.keep_checkpoints
+        recipe, keep = flatten(config), config.keep_checkpoints
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, recipe, kind))
         try:
             checkpoints.check()
@@ -104,7 +100,8 @@ def _in_workdir(
             first = int(state.step)
             cluster.on_first(lambda: workdir.record(folder, config, first))
             log.open()
-            return _loop(task, state, checkpoints, log, folder, asked)
+            state = _loop(task, state, checkpoints, log, folder, asked)
+            return Finished(state, run, log.results)
         except interruption.Stopped as stopped:
             checkpoints.wait()
             raise _interrupted(stopped.signal, checkpoints) from None
@@ -112,12 +109,16 @@ def _in_workdir(
 
 def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
     step = checkpoints.latest
-    where = (
-        "before the first step was done"
-        if step is None
-        else f"at step {step}; saved in {checkpoints.path(step)}"
+    if step is None:
+        return Interrupted(
+            f"stopped by {by.name} before the first step was done. The same command starts again.",
+            by,
+        )
+    return Interrupted(
+        f"stopped by {by.name} at step {step}; saved in {checkpoints.path(step)}. The same command "
+        "continues from there.",
+        by,
     )
-    return Interrupted(f"stopped by {by.name} {where}. The same command goes on from there.", by)
 
 
 def _loop(
@@ -128,14 +129,14 @@ def _loop(
     folder: pathlib.Path,
     asked: Interruption,
 ) -> Any:
-    """Runs the steps that are left."""
+    """Runs the steps that are left; returns the state after the last one."""
     run = task.run
     config, total, first = run.config, len(run.order), int(state.step)
     console = Console(total, run.order.steps_per_epoch)
     _introduce(task, state, console, folder)
     if first >= total:
-        console.say(f"already at step {first}, of {total} asked for; nothing is left to do")
-    # A run that ended between saving and evaluating makes up for it.
+        console.say(f"already at step {first} of {total}; nothing is left to do")
+    # A run that ended between saving and evaluating catches up.
     made_up = not log.evaluated and (_due(task, first) or first == total)
     if task.at_first if first == 0 else made_up:
         _evaluate(task, state, first, console, log)
@@ -145,7 +146,7 @@ def _loop(
     with contextlib.closing(run.data.batches(run.order, first)) as batches:
         batch = next(batches)
         notes = notices.put(stop=0, bad_images=run.data.bad)
-        train_step = compiled(run.step, state, run.arrays, batch, notes)
+        train_step = compile_step(run.step, state, run.arrays, batch, notes)
         memory = step_memory(train_step)
         batches, watch = itertools.chain([batch], batches), Stopwatch()
         with asked.waiting():
@@ -158,9 +159,9 @@ def _loop(
                 pending.append((step, metrics))
                 log_now = step % config.log_every == 0 or step == total
                 evaluate_now = task.evaluate is not None and (_due(task, step) or step == total)
-                # Before an evaluation, which may take minutes, too: it may be killed meanwhile.
+                # Save before an evaluation too: it takes minutes, and the run may be killed.
                 save_now = step % config.checkpoint_every == 0 or step == total or evaluate_now
-                open_steps = 0 if log_now or save_now else _IN_FLIGHT
+                open_steps = 0 if log_now or save_now else IN_FLIGHT
                 scalars = _settle(pending, open_steps, task, state, checkpoints)
                 stop = int(scalars.pop("stop", 0))
                 if log_now:
@@ -188,13 +189,14 @@ def _loop(
 def _settle(
     pending: collections.deque, keep: int, task: Task, state: Any, checkpoints: Checkpoints
 ) -> Scalars:
-    """Returns the latest settled step's metrics, waiting until at most `keep` steps are open.
+    """Waits until at most `keep` steps are pending; returns the metrics of the latest other step.
 
-    Looking at each step's loss a little later keeps the devices busy, and still nothing that is
-    not finite is ever logged as good or saved.
+    A step's loss is checked a little later, so the devices stay busy. Still nothing that is not
+    finite is ever saved or logged as good.
 
     Raises:
-      NotFinite: with the step, what is not finite, and where the last good checkpoint lies.
+      NotFinite: with the step, the metrics and arrays that are not finite, and the last good
+        checkpoint.
     """
     scalars: Scalars = {}
     while len(pending) > keep:
@@ -203,7 +205,7 @@ def _settle(
         bad = [name for name, value in scalars.items() if not math.isfinite(value)]
         if bad:
             good = checkpoints.latest
-            where = checkpoints.path(good) if good is not None else "none was saved yet"
+            where = checkpoints.path(good) if good is not None else "none yet"
             raise NotFinite(
                 f"step {step}: {', '.join(f'{n}={scalars[n]}' for n in bad)}. Not finite in the "
                 f"state: {_not_finite(state)}. Last good checkpoint: {where}. {task.hint}"
@@ -212,7 +214,7 @@ def _settle(
 
 
 def _not_finite(state: Any) -> str:
-    """Returns the names of the arrays with values that are not finite, the first few."""
+    """Returns the names of the first few arrays that have values that are not finite."""
     flat, _ = jax.tree_util.tree_flatten_with_path(state)
     names = [jax.tree_util.keystr(path) for path, x in flat if not bool(jnp.isfinite(x).all())]
     if not names:
@@ -229,19 +231,19 @@ def _due(task: Task, step: int) -> bool:
 
 
 def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
-    """Evaluates, where there is something to, and tells the result."""
+    """Evaluates, if the task does; logs and prints the result."""
     if task.evaluate is None:
         return
     begun = time.perf_counter()
-    scalars, told = task.evaluate(state, step)
+    scalars, line = task.evaluate(state, step)
     if not scalars:
         return
     log.write(step, scalars)
-    console.say(f"step {step}  {told} ({time.perf_counter() - begun:.0f} s)")
+    console.say(f"step {step}  {line} ({time.perf_counter() - begun:.0f} s)")
 
 
 def _introduce(task: Task, state: Any, console, folder: pathlib.Path) -> None:
-    """Tells what is about to run."""
+    """Prints what is about to run."""
     table, step = parameter_table(state.params), int(state.step)
     cluster.on_first(lambda: (folder / "parameters.txt").write_text(table + "\n"))
     console.say(f"workdir {folder}")

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: TensorBoard, metrics.jsonl and one line on the terminal."""
+"""The outputs of a run: metrics.jsonl, TensorBoard files and the progress line."""
 
 import json
 import os
@@ -18,24 +18,24 @@ _METRICS = "metrics.jsonl"
 class MetricsLog:
     """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir, on process 0.
 
-    clu's own writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the
-    same files without it.
+    clu's writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the same
+    files without it.
 
     Attributes:
-      results: the lines so far that hold an evaluation, on all processes.
+      results: the lines of all evaluations so far, on all processes.
     """
 
     def __init__(
         self, folder: pathlib.Path, start_step: int, results: Sequence[str] = ("knn_top1",)
     ):
-        """Touches no file yet.
+        """Opens no file yet.
 
         Args:
           folder: the workdir.
-          start_step: the step from which the run goes on.
-          results: metrics of which one tells an evaluation's line.
+          start_step: the step at which the run starts or resumes.
+          results: metrics; a line that has one of them is an evaluation.
         """
-        # A run that starts anew measures step 0 again.
+        # A new run evaluates step 0 again.
         self._last = start_step if start_step else -1
         self._folder, self._board = folder, None  # of process 0 alone
         self._names = set(results)
@@ -43,29 +43,29 @@ class MetricsLog:
 
     @property
     def evaluated(self) -> bool:
-        """Whether the log holds the evaluation of the step from which it goes on."""
+        """Whether the log has the evaluation of the step at which it resumes."""
         return any(line["step"] == self._last for line in self.results)
 
     def open(self) -> None:
-        """Opens the files, dropping what a killed run wrote past the step it resumes from."""
+        """Opens the files; drops lines after the resumed step, which a killed run wrote."""
         self.results = cluster.on_first(self._open)
 
     def _open(self) -> list[dict[str, float]]:
         kept = _truncate(self._folder / _METRICS, self._last)
-        # TensorBoard hides what a killed run wrote past the checkpoint.
+        # TensorBoard hides the points after this step, which a killed run wrote.
         self._board = tensorboardX.SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=self._last + 1
         )
         return [line for line in kept if self._names & line.keys()]
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Writes one line and one point a scalar."""
+        """Writes one line, and one TensorBoard point for each scalar."""
         line = {"step": step, **scalars}
         if self._names & scalars.keys():
             self.results.append(line)
         if self._board is None:
             return
-        # Closed at once: a mounted bucket keeps what is closed.
+        # Closed at once: a mounted bucket stores a file when it is closed.
         with open(self._folder / _METRICS, "a") as file:
             file.write(json.dumps(line) + "\n")
         for name, value in scalars.items():
@@ -77,7 +77,7 @@ class MetricsLog:
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
-    """Returns the lines up to this step; the later ones go to `metrics.dropped.jsonl`."""
+    """Returns the lines up to this step; moves later ones to `metrics.dropped.jsonl`."""
     if not path.exists():
         return []
     kept, dropped = [], []
@@ -97,13 +97,10 @@ def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
 
 
 class Console:
-    """Tells the person at the terminal how the run goes: one line, kept in place on a terminal.
-
-    Process 0 speaks for all.
-    """
+    """Prints the progress of a run on process 0; on a terminal the progress line stays in place."""
 
     def __init__(self, total_steps: int, steps_per_epoch: int):
-        """Begins.
+        """Prints nothing yet.
 
         Args:
           total_steps: length of the run.
@@ -115,7 +112,7 @@ class Console:
         self._speaks = cluster.is_first()
 
     def progress(self, step: int, m: dict[str, float], own: str) -> None:
-        """Shows the step's speed and rate, and beside them what is the task's own."""
+        """Prints the progress line: `own` is the task's part of it."""
         if not self._speaks:
             return
         line = (
@@ -131,7 +128,7 @@ class Console:
             print(line, flush=True)
 
     def say(self, message: str) -> None:
-        """Shows a message on a line of its own, which stays."""
+        """Prints a message on its own line."""
         if not self._speaks:
             return
         if self._open:
@@ -141,22 +138,22 @@ class Console:
 
 
 class Stopwatch:
-    """Measures throughput and the fraction of time spent waiting for data, evaluation left out."""
+    """Measures throughput and the fraction of time spent waiting for data."""
 
     def __init__(self):
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new interval."""
+        """Starts a new interval, for example after an evaluation."""
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     def waited(self, seconds: float) -> None:
-        """Counts a step, and the seconds that it waited for its batch."""
+        """Adds a step that waited this many seconds for its batch."""
         self._waited += seconds
         self._steps += 1
 
     def lap(self, batch_size: int) -> dict[str, float]:
-        """Returns the interval's speed and begins the next."""
+        """Returns the speed of the interval and starts the next one."""
         seconds = time.perf_counter() - self._start
         steps = max(self._steps, 1)
         result = {

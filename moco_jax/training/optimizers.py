@@ -1,4 +1,4 @@
-"""SGD as torch has it, and learning-rate schedules."""
+"""Torch's SGD and learning-rate schedules."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
-
-from moco_jax.config import total_steps
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 
@@ -17,7 +15,7 @@ def _cosine(progress: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 def _step(progress: jax.Array, config: ConfigDict) -> jax.Array:
-    # Shares of the run such as .6 x 200 epochs are not exact in binary; the epoch must be.
+    # .6 x 200 epochs is not exact in binary; the drop must be at the exact epoch.
     return jnp.prod(jnp.where(progress + 1e-6 >= jnp.asarray(config.lr_drops), 0.1, 1.0))
 
 
@@ -30,20 +28,32 @@ UPDATES = ("epoch", "step")
 
 
 def scaled_lr(config: ConfigDict, lr: float) -> float:
-    """Returns a learning rate for `lr_batch` images, scaled to the batch."""
+    """Returns the learning rate for the batch, given one for `lr_batch` images."""
     return lr * config.batch_size / config.lr_batch
 
 
+def total_steps(config: ConfigDict, steps_per_epoch: int) -> int:
+    """Returns the length of the run in steps, at least 1."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, round(config.epochs * steps_per_epoch))
+
+
 def peak_lr(config: ConfigDict) -> float:
-    """Returns the learning rate at its highest."""
+    """Returns the highest learning rate of the schedule."""
     return scaled_lr(config, config.lr)
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None = None) -> Schedule:
-    """Returns step -> learning rate f32[], `peak` (by default `peak_lr`) at its highest.
+    """Returns step -> learning rate f32[].
 
-    Decay covers what follows the warm-up. With `lr_update='epoch'` it moves at the start of each
-    epoch, as the references of v1 and v2 do; the warm-up moves at every step (MoCo v3).
+    The decay starts after the warm-up. With `lr_update='epoch'` it moves at the start of each
+    epoch, as in the references of v1 and v2; the warm-up moves at every step (MoCo v3).
+
+    Args:
+      config: has the keys `lr_*`, `warmup_epochs`, and `epochs` or `steps`.
+      steps_per_epoch: steps of one pass over the data.
+      peak: the highest learning rate; default `peak_lr(config)`.
     """
     decay = SCHEDULES[config.lr_schedule]
     epochs = total_steps(config, steps_per_epoch) / steps_per_epoch
@@ -65,12 +75,13 @@ def make_optimizer(
     schedule: Schedule,
     factors: Callable[[optax.Params], optax.Params] | None = None,
 ) -> optax.GradientTransformation:
-    """Returns torch's SGD: decay joins the gradient, and the rate multiplies after momentum.
+    """Returns torch's SGD: decay is added to the gradient, momentum precedes the learning rate.
 
     Args:
       config: has `weight_decay` and `sgd_momentum`.
       schedule: step -> learning rate.
-      factors: params -> what multiplies the rate of each, of the parameters' ranks; default 1.
+      factors: params -> the factor of each parameter's learning rate, with the parameter's rank;
+        default 1.
     """
     sgd = optax.chain(
         optax.add_decayed_weights(config.weight_decay),

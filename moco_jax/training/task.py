@@ -1,4 +1,4 @@
-"""What the loop runs, whichever the task: a run, and what is told of it."""
+"""What the loop runs for every task: a run, and what it prints about the run."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -15,14 +15,14 @@ Scalars = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every run is made of; nothing in it changes while it runs.
+    """The parts of every run; nothing in it changes during the run.
 
     Attributes:
       config: validated.
-      layout: where arrays lie.
+      layout: the devices and shardings.
       order: the images of each step.
       data: the training images.
-      arrays: a pytree of device arrays that every step is given: of the data.
+      arrays: a pytree of device arrays of the data, an argument of every step.
       step: jitted (state, arrays, batch, notices) -> (state, metrics).
       create: () -> the state at step 0; it has `step` and `params`.
       target: the abstract state, for restoring.
@@ -40,18 +40,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A run, and what is told of it.
+    """A run and the task's own part of the loop.
 
     Attributes:
       run: what is trained.
-      introduce: state -> lines that tell what is about to run.
-      progress: scalars -> the part of the progress line that is the task's own.
-      extra: step -> scalars to log besides the step's own metrics.
-      evaluate: (state, step) -> (scalars, line), or None; one of the scalars is of the kind's
-        `results`, or there are none, and nothing is told.
+      introduce: state -> lines about the run, printed before its first step.
+      progress: scalars -> the task's own part of the progress line.
+      extra: step -> scalars to log besides the metrics of the step.
+      evaluate: (state, step) -> (scalars, line), or None; without scalars nothing is logged or
+        printed, else one of them is in the `results` of the kind.
       every_epochs: between evaluations; the last step has one too.
       at_first: whether the state at step 0 is evaluated.
-      hint: what often mends a loss that is not finite.
+      hint: what often helps when the loss is not finite.
     """
 
     run: Run
@@ -62,3 +62,18 @@ class Task:
     every_epochs: float
     at_first: bool
     hint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that reached its last step.
+
+    Attributes:
+      state: after the last step.
+      run: as the task built it.
+      results: the log lines of all its evaluations, those before a resume included.
+    """
+
+    state: Any
+    run: Any
+    results: list[Scalars]

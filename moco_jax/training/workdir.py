@@ -1,4 +1,4 @@
-"""The folder of a run: who writes to it, and what tells how the run was made."""
+"""The folder of a run: its lock and the records of how the run was made."""
 
 import contextlib
 import fcntl
@@ -21,26 +21,26 @@ from moco_jax.parallel import cluster
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
-_APPEARS_WITHIN = 20  # seconds, what another machine wrote to a shared folder
+_APPEARS_WITHIN = 20  # seconds until a shared folder shows a file of another machine
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Makes the folder, and keeps other runs out of it within the block.
+    """Makes the folder and locks it for the block, so that no other run uses it.
 
     Raises:
-      ValueError: if it can't be written, holds files that no run of ours wrote, another run is
-        going on in it, or not all processes see the same folder.
+      ValueError: if it can't be written, has files of another program, another run is using it, or
+        the processes see different folders.
     """
     folder, locks = pathlib.Path(path).expanduser().absolute(), []
     if "://" in str(path):
-        raise ValueError(f"the workdir {path} must be a local or mounted folder, not a URL")
+        raise ValueError(f"--workdir={path} must be a local or mounted folder, not a URL")
 
     def open_first() -> str:
         locks.append(open_workdir(folder))
         mark = uuid.uuid4().hex
-        # Not in the lock, which stays open: a mounted bucket shows others what is closed.
+        # Not in the lock, which stays open: a mounted bucket shows closed files only.
         (folder / _MARK).write_text(mark)
         return mark
 
@@ -54,7 +54,7 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def _seen(folder: pathlib.Path, mark: str) -> str:
-    """Returns what is wrong if the first process's mark does not appear in the folder."""
+    """Returns a problem if the mark of process 0 does not appear in the folder, else ""."""
     deadline = time.monotonic() + _APPEARS_WITHIN
     while True:
         try:
@@ -71,8 +71,8 @@ def open_workdir(folder: pathlib.Path) -> IO:
     """Makes the folder and returns its lock, held until the process ends or closes it.
 
     Raises:
-      ValueError: if it can't be written, holds files that no run of ours wrote, or another process
-        is running in it.
+      ValueError: if it can't be written, has files of another program, or another process is using
+        it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,13 +86,13 @@ def open_workdir(folder: pathlib.Path) -> IO:
         raise ValueError(
             f"another process is running in {folder}; wait for it, or give another --workdir"
         ) from None
-    except OSError as error:  # Lustre and NFS may be mounted without
+    except OSError as error:  # Lustre and NFS may be mounted without locks
         logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
     foreign = [name for name in _OURS if _holds_something(folder / name)]
     if foreign and not (folder / _STARTS).exists():
         lock.close()
         raise ValueError(
-            f"{folder} holds {', '.join(foreign)} but no {_STARTS}, so no run of moco_jax wrote "
+            f"{folder} has {', '.join(foreign)} but no {_STARTS}, so no run of moco_jax wrote "
             "them; give another --workdir"
         )
     return lock
@@ -101,13 +101,13 @@ def open_workdir(folder: pathlib.Path) -> IO:
 def _holds_something(path: pathlib.Path) -> bool:
     """Returns whether there is a file, or a folder that is not empty.
 
-    Empty ones are what a start leaves that fails on its data; mended, it goes there again.
+    A start that fails on its data leaves empty folders; the corrected command may use them.
     """
     return any(path.iterdir()) if path.is_dir() else path.exists()
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
-    """Writes the resolved config, and adds this start's command and versions to `starts.jsonl`."""
+    """Writes the resolved config; adds this start's command and versions to `starts.jsonl`."""
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -117,7 +117,7 @@ def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
         "processes": jax.process_count(),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
-    with open(folder / _STARTS, "a") as file:  # first: it tells that the other files are ours
+    with open(folder / _STARTS, "a") as file:  # first: it marks the other files as ours
         file.write(json.dumps(start) + "\n")
     (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
 

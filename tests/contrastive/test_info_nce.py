@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from moco_jax.contrastive import negatives
+from moco_jax.contrastive import ring_scores
 from moco_jax.contrastive.info_nce import info_nce
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.collectives import collectives
@@ -70,7 +70,7 @@ def test_keys_and_ring_get_no_gradient(arrays):
         np.testing.assert_array_equal(gradient, 0)
 
 
-WAYS = {"plain": negatives.plain, "scanned": negatives.scanned}
+WAYS = {"by_matrix": ring_scores.by_matrix, "by_scan": ring_scores.by_scan}
 
 
 def answer(way, q, ring, devices, temperature=T):
@@ -92,11 +92,13 @@ def answer(way, q, ring, devices, temperature=T):
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("temperature", [0.2, 0.01])
 def test_the_scan_gives_what_the_matrix_gives(monkeypatch, devices, temperature):
-    monkeypatch.setattr(negatives, "_AT_ONCE", 32 // devices)  # three passes, two rows in each
+    monkeypatch.setattr(
+        ring_scores, "_KEYS_PER_PASS", 32 // devices
+    )  # three passes, two rows in each
     q, ring = unit(16, 8, seed=0), unit(6, 16, 8, seed=2)
     results = [answer(way, q, ring, devices, temperature) for way in WAYS.values()]
-    for plain, scanned in zip(*results, strict=True):
-        np.testing.assert_allclose(scanned, plain, rtol=1e-5, atol=1e-5)
+    for matrix, scan in zip(*results, strict=True):
+        np.testing.assert_allclose(scan, matrix, rtol=1e-5, atol=1e-5)
     q, keys = q.astype(np.float64), ring.reshape(-1, 8).astype(np.float64)
     logits = q @ keys.T / temperature
     log_sum = special.logsumexp(logits, axis=1)
@@ -121,11 +123,11 @@ def test_a_dictionary_of_which_the_matrix_would_be_too_large_is_scanned(monkeypa
     q, ring = unit(16, 8, seed=0), unit(6, 16, 8, seed=2)
     ways = []
     for name in WAYS:
-        monkeypatch.setattr(negatives, name, lambda *_, name=name: ways.append(name))
+        monkeypatch.setattr(ring_scores, name, lambda *_, name=name: ways.append(name))
     for largest in (16 * 6 * 16, 16 * 6 * 16 - 1):
-        monkeypatch.setattr(negatives, "_PLAIN", largest)
-        negatives.negatives(q, ring, temperature=T, layout=layout)
-    assert ways == ["plain", "scanned"]
+        monkeypatch.setattr(ring_scores, "_MATRIX_MOST", largest)
+        ring_scores.score_ring(q, ring, temperature=T, layout=layout)
+    assert ways == ["by_matrix", "by_scan"]
 
 
 def test_the_scan_moves_no_keys_and_reduces_once():
@@ -133,7 +135,7 @@ def test_the_scan_moves_no_keys_and_reduces_once():
     q, ring = unit(16, 8, seed=0), unit(64, 16, 8, seed=2)
 
     def total(q, ring):
-        return negatives.scanned(layout.replicate(q), ring, T, layout).log_sum.sum()
+        return ring_scores.by_scan(layout.replicate(q), ring, T, layout).log_sum.sum()
 
     compiled = (
         jax.jit(jax.grad(total))

@@ -5,12 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax import config as config_lib
-from moco_jax.contrastive.dictionaries import make_dictionary
-from moco_jax.contrastive.train_step import create_state, make_train_step
 from moco_jax.models.encoder import make_encoder
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.training.optimizers import make_optimizer, make_schedule
+from moco_jax.pretraining.method import make_method
 from tests.tiny import tiny_config
 
 STEPS = 10
@@ -36,12 +33,8 @@ def prepare(devices: int, **changes):
     recipe = {"batch_size": 64, "queue_size": 256, "lr": 0.03, "lr_batch": 256}
     config = tiny_config(**(recipe | changes))
     layout = make_layout(jax.devices()[:devices], **config.mesh)
-    encoder = make_encoder(config)
-    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=5))
-    dictionary = make_dictionary(config, layout, IMAGES)
-    state = create_state(config, encoder, optimizer, dictionary, layout)
-    train_step = make_train_step(config, encoder, optimizer, dictionary, layout)
-    return state, jax.jit(train_step, donate_argnums=0), layout
+    method = make_method(config, layout, IMAGES)
+    return method.create_state(), jax.jit(method.train_step(), donate_argnums=0), layout
 
 
 def indices(step: int) -> np.ndarray:
@@ -181,7 +174,7 @@ def test_nothing_moves_the_queue_or_the_images_but_the_shuffle():
 
 
 def config_dim() -> int:
-    return config_lib.flatten(tiny_config())["model.dim"]
+    return tiny_config().model.dim
 
 
 def test_statistics_of_groups_stay_on_their_device():

@@ -24,7 +24,7 @@ STEPS = 10
 # a compilation.
 CONFIG = """
     import os, time
-    from moco_jax.pretraining import knn_monitor, run
+    from moco_jax.pretraining import knn_monitor, method
     from moco_jax.training import metrics
     from tests.tiny import tiny_config
 
@@ -38,8 +38,8 @@ CONFIG = """
 
     metrics.MetricsLog.write = slowed(metrics.MetricsLog.write, "step")
     knn_monitor.knn_top1 = slowed(knn_monitor.knn_top1, "knn")
-    make = run.make_train_step
-    run.make_train_step = lambda *args: slowed(make(*args), "compile")
+    make = method.make_train_step
+    method.make_train_step = lambda *args, **kwargs: slowed(make(*args, **kwargs), "compile")
 
     def get_config():  # views and learning rate keep rounding small, see test_train_step.py
         return tiny_config(

@@ -16,22 +16,23 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax.pretraining import knn_monitor as monitor
-from moco_jax.pretraining import pretrain, run
+from moco_jax.pretraining import knn_monitor, method, pretrain
 from moco_jax.training import loop
+from moco_jax.training.metrics import MetricsLog
 from tests.tiny import tiny_config, tiny_sources
 
 SCRIPT = """
     import sys, time
-    from moco_jax import logging, pretrain
+    from moco_jax.pretraining import pretrain
+    from moco_jax.training.metrics import MetricsLog
     from tests.tiny import tiny_config
     from tests.tiny import tiny_sources
 
-    write = logging.MetricsLog.write
+    write = MetricsLog.write
     def slowly(self, step, scalars):
         write(self, step, scalars)
         time.sleep(0.3)
-    logging.MetricsLog.write = slowly
+    MetricsLog.write = slowly
 
     if __name__ == "__main__":
         pretrain.pretrain(tiny_config(), sys.argv[1], sources=tiny_sources())
@@ -132,11 +133,11 @@ def test_a_run_of_eight_devices_goes_on_on_two(whole, tmp_path):
 
 def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
     chex.clear_trace_counter()
-    make = run.make_train_step
+    make = method.make_train_step
     monkeypatch.setattr(
-        run,
+        method,
         "make_train_step",
-        lambda *args: chex.assert_max_traces(make(*args), n=1),
+        lambda *args, **kwargs: chex.assert_max_traces(make(*args, **kwargs), n=1),
     )
     with jax.log_compiles(False):
         compiled = []
@@ -148,13 +149,13 @@ def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
             )
         )
         epochs = {}
-        write = loop.logging.MetricsLog.write
+        write = MetricsLog.write
 
         def note(self, step, scalars):
             epochs[step] = len(compiled)
             write(self, step, scalars)
 
-        monkeypatch.setattr(loop.logging.MetricsLog, "write", note)
+        monkeypatch.setattr(MetricsLog, "write", note)
         config = tiny_config(knn__every_epochs=1.0, checkpoint_every=3)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
         jax.monitoring.clear_event_listeners()
@@ -175,14 +176,14 @@ def test_not_a_number_stops_the_run_and_says_where(tmp_path):
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
-    write = loop.logging.MetricsLog.write
+    write = MetricsLog.write
 
     def interrupt(self, step, scalars):
         write(self, step, scalars)
         if step == 2 and "loss" in scalars:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.logging.MetricsLog, "write", interrupt)
+    monkeypatch.setattr(MetricsLog, "write", interrupt)
     config = tiny_config(knn__every_epochs=0.0)
     with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
@@ -195,7 +196,7 @@ def ask_and_wait() -> None:
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch):
-    top1, calls = monitor.KnnMonitor.top1, []
+    top1, calls = knn_monitor.KnnMonitor.top1, []
 
     def asked(self, *args):
         calls.append(1)
@@ -203,7 +204,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path
             ask_and_wait()
         return top1(self, *args)
 
-    monkeypatch.setattr(monitor.KnnMonitor, "top1", asked)
+    monkeypatch.setattr(knn_monitor.KnnMonitor, "top1", asked)
     config = tiny_config(knn__every_epochs=5 / 3)
     with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 5; saved in"):
         pretrain.pretrain(config, tmp_path, sources=tiny_sources())
@@ -214,10 +215,10 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path
 
 
 def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeypatch):
-    make = run.make_train_step
+    make = method.make_train_step
 
-    def slow_to_trace(*args):
-        step = make(*args)
+    def slow_to_trace(*args, **kwargs):
+        step = make(*args, **kwargs)
 
         def traced(*args):
             ask_and_wait()
@@ -225,7 +226,7 @@ def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeyp
 
         return traced
 
-    monkeypatch.setattr(run, "make_train_step", slow_to_trace)
+    monkeypatch.setattr(method, "make_train_step", slow_to_trace)
     with pytest.raises(loop.Interrupted, match="SIGTERM before the first step was done"):
         config = tiny_config(knn__every_epochs=0.0)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())

@@ -1,50 +1,94 @@
-"""The batch as the dictionary: a query's negatives are the other keys of its own batch.
+"""The batch as the dictionary: the negatives of a query are the other keys of its own batch.
 
-End-to-end training (MoCo, fig. 2a) when the keys' encoder is trained as the queries' is, MoCo v3's
-when it follows by momentum, and SimCLR's NT-Xent (Chen et al. 2020) when both are one encoder. The
-dictionary is as large as the batch, and nothing of it outlives a step.
+This is end-to-end training (MoCo, fig. 2a) with a trained key encoder, MoCo v3 with a momentum
+encoder, and SimCLR's NT-Xent (Chen et al. 2020) with one encoder for both views. The dictionary is
+as large as the batch and keeps nothing between steps.
 """
+
+import dataclasses
+import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from moco_jax.contrastive.dictionaries.dictionary import StepIndices
 from moco_jax.contrastive.info_nce import Contrast
 from moco_jax.parallel.mesh import Layout
 
 
-def contrast(
-    queries: jax.Array, keys: jax.Array, *, temperature: float, own_view: bool, layout: Layout
-) -> Contrast:
-    """Returns cross-entropy of each query over all keys of the batch, label on its own key.
+@dataclasses.dataclass(frozen=True)
+class InBatch:
+    """The other keys of the batch. Gradients pass through keys.
 
-    Keys are gathered (B x D, small), and gradients pass through them.
-
-    Args:
-      queries: f32[B, D], unit vectors.
-      keys: f32[B, D], unit vectors.
-      temperature: T.
+    Attributes:
+      batch_size: B.
+      temperature: T of InfoNCE.
       own_view: whether the other queries are negatives too, 2B - 2 in all, as in NT-Xent.
-      layout: where arrays lie.
+      layout: the devices and shardings.
     """
-    similarity = _similarity(queries, keys, layout)
-    own = jnp.eye(len(queries), dtype=bool)
-    positive = jnp.sum(queries * keys, axis=-1)
-    others = jnp.where(own, -jnp.inf, similarity)
-    if own_view:
-        same_view = jnp.where(own, -jnp.inf, _similarity(queries, queries, layout))
-        others = jnp.concatenate([others, same_view], axis=1)
-    logits = positive / temperature
-    loss = jnp.logaddexp(logits, jax.nn.logsumexp(others / temperature, axis=1)) - logits
-    real = jnp.isfinite(others)
-    return Contrast(
-        loss=loss.mean(),
-        accuracy=100.0 * jnp.mean(positive > others.max(axis=1)),
-        positive_similarity=positive.mean(),
-        negative_similarity=jnp.sum(jnp.where(real, others, 0.0)) / real.sum(),
-    )
 
+    batch_size: int
+    temperature: float
+    own_view: bool
+    layout: Layout
 
-def _similarity(queries: jax.Array, keys: jax.Array, layout: Layout) -> jax.Array:
-    """Returns [B, B], a row a query, split over queries."""
-    gathered = layout.replicate(keys)
-    return layout.shard(jnp.einsum("bd,kd->bk", queries, gathered, precision="highest"))
+    @classmethod
+    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
+        """Returns the dictionary of a validated config; the number of images is not used."""
+        own_view = config.key_encoder == "shared"
+        return cls(config.batch_size, config.temperature, own_view, layout)
+
+    @property
+    def shardings(self) -> tuple[()]:
+        return ()
+
+    @property
+    def num_negatives(self) -> int:
+        return (self.batch_size - 1) * (2 if self.own_view else 1)
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(self.num_negatives + 1)
+
+    def init(self, key: jax.Array) -> tuple[()]:
+        return ()
+
+    def look_up(
+        self, queries: jax.Array, keys: jax.Array, entries: tuple[()], batch: StepIndices
+    ) -> Contrast:
+        """Returns the cross-entropy of each query f32[B, D] over all keys f32[B, D] of the batch.
+
+        The label of a query is its own key. Keys are gathered: B x D is small.
+        """
+        similarity = self._similarity(queries, keys)
+        own = jnp.eye(len(queries), dtype=bool)
+        positive = jnp.sum(queries * keys, axis=-1)
+        others = jnp.where(own, -jnp.inf, similarity)
+        if self.own_view:
+            same_view = jnp.where(own, -jnp.inf, self._similarity(queries, queries))
+            others = jnp.concatenate([others, same_view], axis=1)
+        logits = positive / self.temperature
+        loss = jnp.logaddexp(logits, jax.nn.logsumexp(others / self.temperature, axis=1)) - logits
+        real = jnp.isfinite(others)
+        return Contrast(
+            loss=loss.mean(),
+            accuracy=100.0 * jnp.mean(positive > others.max(axis=1)),
+            positive_similarity=positive.mean(),
+            negative_similarity=jnp.sum(jnp.where(real, others, 0.0)) / real.sum(),
+        )
+
+    def update(self, entries: tuple[()], keys: jax.Array, batch: StepIndices) -> tuple[()]:
+        return ()
+
+    def reach(self, steps: int) -> int:
+        return 0
+
+    def recall(self, entries: tuple[()], batch: StepIndices) -> jax.Array:
+        raise ValueError("the in_batch dictionary keeps no keys between steps")
+
+    def _similarity(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+        """Returns [B, B], one row a query, sharded over queries."""
+        gathered = self.layout.replicate(keys)
+        return self.layout.shard(jnp.einsum("bd,kd->bk", queries, gathered, precision="highest"))

@@ -1,38 +1,124 @@
-"""The memory bank: a slot for each training image (Wu et al. 2018; MoCo, fig. 2b).
+"""The memory bank: one slot for each training image (Wu et al. 2018; MoCo, fig. 2b).
 
-A slot holds what the encoder made of its image whenever that was last seen, an epoch ago on
-average, mixed with what it held before. A query's positive is its image's slot; its negatives are
-slots drawn anew at each step, the same for all queries of the batch.
+A slot holds a moving average of the features that the encoder returned for its image. The image was
+last seen an epoch ago on average. The positive of a query is the slot of its image. The negatives
+are slots drawn anew at each step, the same for all queries of the batch.
 
 Departures from Wu et al.: they draw for each query apart, which costs a gather of B x K slots;
 their proximal term, a penalty on how far a feature moves in an epoch, is left out; and with NCE
-their code takes Z from the first batch alone.
+their code estimates Z from the first batch alone.
 
-`features` is f32[P, D], sharded over P: N images, filled up to a multiple of the batch so that it
-divides by whatever number of devices divides the batch.
+`features` is f32[P, D], sharded over P. P is the number of images, rounded up to a multiple of the
+batch, so every number of devices that divides the batch divides P too.
 """
 
-from typing import Any, NamedTuple
+import dataclasses
+import math
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
 
 from moco_jax.contrastive import nce
+from moco_jax.contrastive.dictionaries.dictionary import StepIndices
 from moco_jax.contrastive.info_nce import Contrast, info_nce
 from moco_jax.parallel.mesh import Layout
 
-_ESTIMATED_IN = 10  # first steps, whose mean is Z from then on
+_PARTITION_STEPS = 10  # Z is the mean estimate of this many first steps
 
 
-class Batch(NamedTuple):
-    """Which batch is looked up: the step i32[], and the images' indices i32[B]."""
+class Sampling(NamedTuple):
+    """How negatives are drawn.
 
-    step: jax.Array
-    indices: jax.Array
+    Attributes:
+      seed: the draws follow from the seed and the step.
+      images: number of training images.
+      negatives: K.
+    """
+
+    seed: int
+    images: int
+    negatives: int
 
 
-class Bank(NamedTuple):
-    """What a run with NCE keeps.
+@dataclasses.dataclass(frozen=True)
+class MemoryBank:
+    """A slot for each training image, with InfoNCE. The entries are `features`.
+
+    Attributes:
+      sampling: how negatives are drawn.
+      batch_size: B.
+      dim: D.
+      momentum: fraction of a slot that is kept when its image is seen.
+      temperature: T.
+      layout: the devices and shardings.
+    """
+
+    sampling: Sampling
+    batch_size: int
+    dim: int
+    momentum: float
+    temperature: float
+    layout: Layout
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
+        """Returns the bank of a validated config, for a training set of this many images."""
+        return cls(
+            sampling=Sampling(config.seed, images, config.bank.negatives),
+            batch_size=config.batch_size,
+            dim=config.model.dim,
+            momentum=config.bank.momentum,
+            temperature=config.temperature,
+            layout=layout,
+        )
+
+    @property
+    def shardings(self) -> NamedSharding:
+        return self.layout.sharded()
+
+    @property
+    def num_negatives(self) -> int:
+        return self.sampling.negatives
+
+    @property
+    def chance_loss(self) -> float:
+        return math.log(self.num_negatives + 1)
+
+    def init(self, key: jax.Array) -> jax.Array:
+        """Returns features f32[P, D] of random unit vectors."""
+        rows = -(-self.sampling.images // self.batch_size) * self.batch_size
+        features = jax.random.normal(key, (rows, self.dim), jnp.float32)
+        return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+    def look_up(
+        self, queries: jax.Array, keys: jax.Array, features: jax.Array, batch: StepIndices
+    ) -> Contrast:
+        """Returns InfoNCE of queries f32[B, D] over the slots of their images and K others."""
+        # A ring of rows, so that a long one is summed a few rows at a time.
+        rows = _rows(self.sampling.negatives // self.layout.devices)
+        drawn = draw_others(self.sampling, batch).reshape(rows, -1)
+        ring = self.layout.shard(features[drawn], axis=1)
+        positives = self.layout.shard(features[batch.indices])
+        return info_nce(queries, positives, ring, temperature=self.temperature, layout=self.layout)
+
+    def update(self, features: jax.Array, keys: jax.Array, batch: StepIndices) -> jax.Array:
+        """Returns the features with the slots of this batch moved towards the keys f32[B, D]."""
+        return mix(features, keys, batch.indices, self.momentum)
+
+    def reach(self, steps: int) -> int:
+        """Returns the steps done in this epoch; within an epoch an image is seen once."""
+        per_epoch = self.sampling.images // self.batch_size
+        return (steps - 1) % per_epoch + 1 if steps else 0
+
+    def recall(self, features: jax.Array, batch: StepIndices) -> jax.Array:
+        return features[batch.indices]
+
+
+class NCEEntries(NamedTuple):
+    """The entries of a bank with NCE.
 
     Attributes:
       features: f32[P, D], unit vectors.
@@ -43,32 +129,94 @@ class Bank(NamedTuple):
     partition: Any
 
 
-class Sampling(NamedTuple):
-    """How negatives are drawn, and what of.
+@dataclasses.dataclass(frozen=True)
+class MemoryBankNCE:
+    """A slot for each training image, with noise-contrastive estimation.
 
     Attributes:
-      seed: of the draws, with the step.
-      images: N.
-      negatives: K.
+      bank: the slots.
     """
 
-    seed: int
-    images: int
-    negatives: int
+    bank: MemoryBank
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
+        """Returns the bank of a validated config, for a training set of this many images."""
+        return cls(MemoryBank.from_config(config, layout, images))
+
+    @property
+    def shardings(self) -> NCEEntries:
+        return NCEEntries(self.bank.shardings, self.bank.layout.replicated)
+
+    @property
+    def num_negatives(self) -> int:
+        return self.bank.num_negatives
+
+    @property
+    def chance_loss(self) -> float:
+        noise = self.num_negatives
+        return self.bank.chance_loss + noise * math.log1p(1 / noise)
+
+    def init(self, key: jax.Array) -> NCEEntries:
+        return NCEEntries(self.bank.init(key), jnp.zeros(()))
+
+    def look_up(
+        self, queries: jax.Array, keys: jax.Array, entries: NCEEntries, batch: StepIndices
+    ) -> Contrast:
+        """Returns NCE of queries f32[B, D] on the slots of their images and K noise slots."""
+        sampling = self.bank.sampling
+        positives = self.bank.layout.shard(entries.features[batch.indices])
+        similarity = self._noise_similarity(queries, entries, batch)
+        own = batch.indices[:, None] == draw_noise(sampling, batch)[None, :]
+        return nce.nce(
+            queries,
+            positives,
+            similarity,
+            own,
+            self._partition(entries, similarity, batch),
+            temperature=self.bank.temperature,
+            images=sampling.images,
+        )
+
+    def update(self, entries: NCEEntries, keys: jax.Array, batch: StepIndices) -> NCEEntries:
+        """Returns the entries with this batch mixed in; the first steps also improve Z."""
+
+        def estimate():
+            similarity = self._noise_similarity(keys, entries, batch)
+            return self._partition(entries, similarity, batch)
+
+        z = jax.lax.cond(batch.step < _PARTITION_STEPS, estimate, lambda: entries.partition)
+        return NCEEntries(self.bank.update(entries.features, keys, batch), z)
+
+    def reach(self, steps: int) -> int:
+        return self.bank.reach(steps)
+
+    def recall(self, entries: NCEEntries, batch: StepIndices) -> jax.Array:
+        return self.bank.recall(entries.features, batch)
+
+    def _noise_similarity(
+        self, queries: jax.Array, entries: NCEEntries, batch: StepIndices
+    ) -> jax.Array:
+        """Returns f32[B, K], the similarities of queries to the noise."""
+        drawn = draw_noise(self.bank.sampling, batch)
+        noise = self.bank.layout.shard(jax.lax.stop_gradient(entries.features)[drawn])
+        return nce.similarities(queries, noise, self.bank.layout)
+
+    def _partition(
+        self, entries: NCEEntries, similarity: jax.Array, batch: StepIndices
+    ) -> jax.Array:
+        """Returns Z: the mean of the first steps' estimates so far, then constant."""
+        images = self.bank.sampling.images
+        here = nce.partition(similarity, temperature=self.bank.temperature, images=images)
+        mean = entries.partition + (here - entries.partition) / (batch.step + 1)
+        return jnp.where(batch.step < _PARTITION_STEPS, mean, entries.partition)
 
 
-def init(key: jax.Array, *, images: int, batch_size: int, dim: int) -> jax.Array:
-    """Returns features f32[P, D] of random unit vectors, P the next multiple of the batch."""
-    rows = -(-images // batch_size) * batch_size
-    features = jax.random.normal(key, (rows, dim), jnp.float32)
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+def draw_others(sampling: Sampling, batch: StepIndices) -> jax.Array:
+    """Returns K indices, uniform over the images outside the batch, with replacement.
 
-
-def draw_others(sampling: Sampling, batch: Batch) -> jax.Array:
-    """Returns K indices, uniform over the images that are not in the batch, with replacement.
-
-    So a query's own slot is never among its negatives. The draw skips over the batch's indices. If
-    one comes twice there (as a stand-in for an unreadable image), some others are not drawn.
+    So the slot of a query is never among its negatives. The draw skips the indices of the batch. If
+    an index is there twice (it replaces an unreadable image), some other images are not drawn.
     """
     excluded = jnp.sort(batch.indices)
     left = sampling.images - len(excluded)
@@ -77,22 +225,21 @@ def draw_others(sampling: Sampling, batch: Batch) -> jax.Array:
     return drawn + skipped
 
 
-def draw_noise(sampling: Sampling, batch: Batch) -> jax.Array:
+def draw_noise(sampling: Sampling, batch: StepIndices) -> jax.Array:
     """Returns K indices, uniform over all images, with replacement: the noise of NCE."""
-    key = _key(sampling, batch)
-    return jax.random.randint(key, (sampling.negatives,), 0, sampling.images)
+    return jax.random.randint(_key(sampling, batch), (sampling.negatives,), 0, sampling.images)
 
 
-def _key(sampling: Sampling, batch: Batch) -> jax.Array:
-    # Key 0 of the root made the weights, key 1 makes the views.
+def _key(sampling: Sampling, batch: StepIndices) -> jax.Array:
+    # Key 0 of the root draws the weights, key 1 the views.
     root = jax.random.fold_in(jax.random.key(sampling.seed), 2)
     return jax.random.fold_in(root, batch.step)
 
 
 def mix(features: jax.Array, keys: jax.Array, indices: jax.Array, momentum: float) -> jax.Array:
-    """Returns features [P, D] with the slots of this batch moved towards keys f32[B, D].
+    """Returns features [P, D] with the slots `indices` i32[B] moved towards keys f32[B, D].
 
-    Of an image that comes twice (as a stand-in for an unreadable one) the first row counts.
+    If an index is there twice (it replaces an unreadable image), its first row counts.
     """
     mixed = momentum * features[indices] + (1 - momentum) * keys
     mixed = mixed / jnp.maximum(jnp.linalg.norm(mixed, axis=-1, keepdims=True), 1e-12)
@@ -101,78 +248,6 @@ def mix(features: jax.Array, keys: jax.Array, indices: jax.Array, momentum: floa
     return features.at[slots].set(mixed.astype(features.dtype), mode="drop")
 
 
-def look_up(
-    queries: jax.Array,
-    features: jax.Array,
-    batch: Batch,
-    *,
-    sampling: Sampling,
-    temperature: float,
-    layout: Layout,
-) -> Contrast:
-    """Returns InfoNCE of queries f32[B, D] over their own slots and K others."""
-    # As a ring of rows, so that a long one is summed up a few rows at a time.
-    rows = _rows(sampling.negatives // layout.devices)
-    ring = layout.shard(features[draw_others(sampling, batch).reshape(rows, -1)], axis=1)
-    positives = layout.shard(features[batch.indices])
-    return info_nce(queries, positives, ring, temperature=temperature, layout=layout)
-
-
 def _rows(negatives: int) -> int:
-    """Returns into how many rows a device's negatives divide, of about a thousand each."""
+    """Returns the number of rows, of about a thousand negatives each, for one device."""
     return next(rows for rows in range(max(1, negatives // 1024), 0, -1) if negatives % rows == 0)
-
-
-def look_up_nce(
-    queries: jax.Array,
-    bank: Bank,
-    batch: Batch,
-    *,
-    sampling: Sampling,
-    temperature: float,
-    layout: Layout,
-) -> Contrast:
-    """Returns NCE of queries f32[B, D] on their own slots and K of noise."""
-    positives = layout.shard(bank.features[batch.indices])
-    similarity = _to_noise(queries, bank, batch, sampling, layout)
-    own = batch.indices[:, None] == draw_noise(sampling, batch)[None, :]
-    z = _partition(bank, similarity, batch, sampling, temperature)
-    return nce.nce(
-        queries, positives, similarity, own, z, temperature=temperature, images=sampling.images
-    )
-
-
-def update_nce(
-    bank: Bank,
-    keys: jax.Array,
-    batch: Batch,
-    *,
-    momentum: float,
-    sampling: Sampling,
-    temperature: float,
-    layout: Layout,
-) -> Bank:
-    """Returns the bank with this batch mixed in; in the first steps, with a better Z."""
-
-    def estimate():
-        similarity = _to_noise(keys, bank, batch, sampling, layout)
-        return _partition(bank, similarity, batch, sampling, temperature)
-
-    z = jax.lax.cond(batch.step < _ESTIMATED_IN, estimate, lambda: bank.partition)
-    return Bank(mix(bank.features, keys, batch.indices, momentum), z)
-
-
-def _to_noise(
-    queries: jax.Array, bank: Bank, batch: Batch, sampling: Sampling, layout: Layout
-) -> jax.Array:
-    noise = layout.shard(jax.lax.stop_gradient(bank.features)[draw_noise(sampling, batch)])
-    return nce.similarities(queries, noise, layout)
-
-
-def _partition(
-    bank: Bank, similarity: jax.Array, batch: Batch, sampling: Sampling, temperature: float
-) -> jax.Array:
-    """Returns Z: the mean over the first steps so far, this one included; constant after them."""
-    here = nce.partition(similarity, temperature=temperature, images=sampling.images)
-    mean = bank.partition + (here - bank.partition) / (batch.step + 1)
-    return jnp.where(batch.step < _ESTIMATED_IN, mean, bank.partition)

@@ -1,11 +1,13 @@
 """The batch as the dictionary, against the formulae in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
-from moco_jax.contrastive.dictionaries import in_batch
+from moco_jax.contrastive.dictionaries import StepIndices
+from moco_jax.contrastive.dictionaries.in_batch import InBatch
 from moco_jax.parallel.mesh import make_layout
 
 T = 0.2
@@ -37,11 +39,13 @@ def reference(q, k, own_view):
 @pytest.mark.parametrize("own_view", [False, True], ids=["keys", "both views"])
 def test_loss_and_gradients_follow_the_formulae(devices, own_view):
     layout = make_layout(jax.devices()[:devices])
+    dictionary = InBatch(batch_size=16, temperature=T, own_view=own_view, layout=layout)
 
     @jax.jit
     def loss_and_grad(q, k):
         def loss(q, k):
-            found = in_batch.contrast(q, k, temperature=T, own_view=own_view, layout=layout)
+            batch = StepIndices(jnp.int32(0), jnp.arange(16))
+            found = dictionary.look_up(q, k, (), batch)
             return found.loss, found
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(q, k)

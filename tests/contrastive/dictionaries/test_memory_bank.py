@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from moco_jax.contrastive.dictionaries import memory_bank
-from moco_jax.contrastive.dictionaries.memory_bank import Bank, Batch, Sampling
+from moco_jax.contrastive.dictionaries import StepIndices, memory_bank
+from moco_jax.contrastive.dictionaries.memory_bank import (
+    MemoryBank,
+    MemoryBankNCE,
+    NCEEntries,
+    Sampling,
+)
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.collectives import collectives
 
@@ -21,12 +26,18 @@ def unit(*shape, seed):
     return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def batch(step=0) -> Batch:
-    return Batch(jnp.int32(step), jnp.asarray(INDICES))
+def batch(step=0) -> StepIndices:
+    return StepIndices(jnp.int32(step), jnp.asarray(INDICES))
+
+
+def make_bank(layout, sampling=SAMPLING, momentum=0.5) -> MemoryBank:
+    return MemoryBank(
+        sampling, batch_size=16, dim=8, momentum=momentum, temperature=T, layout=layout
+    )
 
 
 def test_starts_with_random_unit_vectors_for_every_image():
-    features = memory_bank.init(jax.random.key(0), images=40, batch_size=16, dim=8)
+    features = make_bank(make_layout(jax.devices()[:1])).init(jax.random.key(0))
     assert features.shape == (48, 8)
     np.testing.assert_allclose(jnp.linalg.norm(features, axis=-1), 1, rtol=1e-5)
 
@@ -56,7 +67,7 @@ def test_slots_of_the_batch_are_mixed_and_no_others():
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_of_a_image_that_comes_twice_the_first_row_counts():
+def test_of_an_image_that_comes_twice_the_first_row_counts():
     features, keys = unit(48, 8, seed=0), unit(4, 8, seed=1)
     mixed = memory_bank.mix(jnp.asarray(features), keys, jnp.array([7, 3, 7, 7]), 0.0)
     expected = features.copy()
@@ -68,15 +79,10 @@ def test_a_query_is_not_compared_with_its_own_slot_among_the_noise():
     layout = make_layout(jax.devices()[:1])
     sampling = Sampling(seed=3, images=40, negatives=400)  # every slot is drawn
     features = np.eye(48, dtype=np.float32)
-    bank = Bank(jnp.asarray(features), jnp.float32(1))
-    found = memory_bank.look_up_nce(
-        jnp.asarray(features[INDICES]),
-        bank,
-        batch(12),
-        sampling=sampling,
-        temperature=T,
-        layout=layout,
-    )
+    entries = NCEEntries(jnp.asarray(features), jnp.float32(1))
+    queries = jnp.asarray(features[INDICES])
+    bank = MemoryBankNCE(make_bank(layout, sampling))
+    found = bank.look_up(queries, queries, entries, batch(12))
     assert set(INDICES) <= set(np.asarray(memory_bank.draw_noise(sampling, batch(12))).tolist())
     assert float(found.accuracy) == 100
 
@@ -104,18 +110,18 @@ def nce_reference(q, features, drawn, z):
 def test_losses_and_gradients_follow_the_formulae(devices, step):
     layout = make_layout(jax.devices()[:devices])
     features, q = unit(48, 8, seed=0), unit(8, 8, seed=1)
-    options = dict(sampling=SAMPLING, temperature=T, layout=layout)
+    bank = make_bank(layout)
 
     @jax.jit
     def both(q, features):
-        bank = Bank(features, jnp.float32(700.0))
+        entries = NCEEntries(features, jnp.float32(700.0))
         return (
-            jax.value_and_grad(memory_bank_loss)(q, features, memory_bank.look_up),
-            jax.value_and_grad(memory_bank_loss)(q, bank, memory_bank.look_up_nce),
+            jax.value_and_grad(loss)(q, features, bank),
+            jax.value_and_grad(loss)(q, entries, MemoryBankNCE(bank)),
         )
 
-    def memory_bank_loss(q, entries, look_up):
-        return look_up(q, entries, batch(step), **options).loss
+    def loss(q, entries, dictionary):
+        return dictionary.look_up(q, q, entries, batch(step)).loss
 
     got = both(layout.put_batch(q), layout.put(features, layout.sharded()))
     others = np.asarray(memory_bank.draw_others(SAMPLING, batch(step)))
@@ -124,17 +130,16 @@ def test_losses_and_gradients_follow_the_formulae(devices, step):
     estimate = 40 * np.exp(q @ features[noise].T / T).mean()
     z = estimate if step == 0 else 700.0  # at step 0 nothing was known before
     expected = softmax_reference(q, features, others), nce_reference(q, features, noise, z)
-    for (loss, gradient), (expected_loss, expected_gradient) in zip(got, expected, strict=True):
-        assert float(loss) == pytest.approx(expected_loss, rel=1e-5)
+    for (value, gradient), (expected_loss, expected_gradient) in zip(got, expected, strict=True):
+        assert float(value) == pytest.approx(expected_loss, rel=1e-5)
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_z_is_the_mean_over_the_first_steps_and_constant_then():
     layout = make_layout(jax.devices()[:1])
-    options = dict(momentum=1.0, sampling=SAMPLING, temperature=T, layout=layout)
-    update = jax.jit(lambda bank, q, at: memory_bank.update_nce(bank, q, at, **options))
+    update = jax.jit(MemoryBankNCE(make_bank(layout, momentum=1.0)).update)
     features, estimates = unit(48, 8, seed=0), []
-    bank = Bank(jnp.asarray(features), jnp.float32(0))
+    bank = NCEEntries(jnp.asarray(features), jnp.float32(0))
     for step in range(13):
         q, noise = unit(8, 8, seed=step), memory_bank.draw_noise(SAMPLING, batch(step))
         estimates.append(40 * np.exp(q @ features[noise].T / T).mean())
@@ -148,17 +153,18 @@ def test_the_bank_is_never_moved():
     rows, dim, count = 8 * 4096, 16, 64
     sampling = Sampling(0, rows, count)
 
-    def step(bank, q, indices):
-        at = Batch(jnp.int32(20), indices)
-        options = dict(sampling=sampling, temperature=T, layout=layout)
-        contrast = memory_bank.look_up_nce(q, bank, at, **options)
-        return contrast.loss, memory_bank.update_nce(bank, q, at, momentum=0.5, **options)
+    dictionary = MemoryBankNCE(make_bank(layout, sampling))
+
+    def step(entries, q, indices):
+        at = StepIndices(jnp.int32(20), indices)
+        contrast = dictionary.look_up(q, q, entries, at)
+        return contrast.loss, dictionary.update(entries, q, at)
 
     def array(shape, dtype, sharding):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    shardings = Bank(layout.sharded(), layout.replicated)
-    bank = Bank(
+    shardings = NCEEntries(layout.sharded(), layout.replicated)
+    bank = NCEEntries(
         array((rows, dim), jnp.float32, layout.sharded()),
         array((), jnp.float32, layout.replicated),
     )

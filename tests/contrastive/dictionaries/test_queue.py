@@ -3,24 +3,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.contrastive.dictionaries import queue
+from moco_jax.contrastive.dictionaries import StepIndices
+from moco_jax.contrastive.dictionaries.queue import Queue
+from moco_jax.parallel.mesh import make_layout
+
+
+def make_queue(**sizes) -> Queue:
+    return Queue(**sizes, temperature=0.2, layout=make_layout(jax.devices()[:1]))
 
 
 def test_starts_with_random_unit_vectors():
-    ring = queue.init(jax.random.key(0), queue_size=64, keys_per_step=16, dim=8)
+    ring = make_queue(size=64, keys_per_step=16, dim=8).init(jax.random.key(0))
     assert ring.shape == (4, 16, 8)
     np.testing.assert_allclose(jnp.linalg.norm(ring, axis=-1), 1, rtol=1e-5)
     assert abs(float(ring.mean())) < 0.05
 
 
 def test_first_in_first_out():
-    ring = queue.init(jax.random.key(0), queue_size=6, keys_per_step=2, dim=1)
+    queue = make_queue(size=6, keys_per_step=2, dim=1)
+    ring = queue.init(jax.random.key(0))
     for step in range(5):
-        ring = queue.enqueue(ring, jnp.full((2, 1), float(step)), jnp.int32(step))
+        batch = StepIndices(jnp.int32(step), jnp.arange(2))
+        ring = queue.update(ring, jnp.full((2, 1), float(step)), batch)
     # Steps 0 and 1 were overwritten by 3 and 4.
     np.testing.assert_array_equal(ring[:, :, 0], [[3, 3], [4, 4], [2, 2]])
 
 
 def test_a_queue_that_is_no_multiple_is_refused():
-    with pytest.raises(ValueError, match="queue of 100 is no multiple of 16 keys"):
-        queue.init(jax.random.key(0), queue_size=100, keys_per_step=16, dim=8)
+    with pytest.raises(ValueError, match="queue_size=100 must be a multiple of the 16 keys"):
+        make_queue(size=100, keys_per_step=16, dim=8).init(jax.random.key(0))

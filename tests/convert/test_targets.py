@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from moco_jax.config import flatten
 from moco_jax.convert import sources, targets
 from moco_jax.encoders import pretrained
+from moco_jax.training.flat_config import flatten
 from tests.convert.networks import assert_same, source
 
 

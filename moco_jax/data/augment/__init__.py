@@ -1,1 +1,1 @@
-"""Views of images, computed on the accelerator."""
+"""Computes random views of images on the accelerator."""

@@ -1,4 +1,4 @@
-"""Gaussian blur as Pillow's `ImageFilter.GaussianBlur` computes it."""
+"""Gaussian blur, computed as Pillow's `ImageFilter.GaussianBlur`."""
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ _PASSES = 3
 
 
 def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
-    """Blurs each image with its own radius.
+    """Returns planes blurred with one sigma per image.
 
-    Pillow approximates the Gaussian by three extended box blurs along each axis. The three are one
-    banded matrix, so the blur is one matmul an axis; shifting and adding was slower. Departure:
-    Pillow also rounds to 8 bits between the three boxes, which is left out (mean difference below
-    half a grey level on photographs, .7 where a small image is texture all over): with it the
-    blur took 1.8 times as long.
+    Pillow approximates the Gaussian by three extended box blurs along each axis. The three form
+    one banded matrix, so the blur is one matmul per axis; shifts and additions were slower.
+    Departure: Pillow also rounds to 8 bits between the three boxes. This function does not, because
+    the blur took 1.8 times as long with it. The mean difference is below half a grey level on
+    photographs, and .7 on small images that are all texture.
 
     Args:
       planes: uint8[B, S, 3, S].
@@ -30,7 +30,7 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def _blur_matrix(sigma: jax.Array, size: int) -> jax.Array:
-    """Returns f32[B, size, size], the three box blurs of `sigma` f32[B] as one matrix."""
+    """Returns f32[B, size, size], three box blurs for `sigma` f32[B] as one matrix."""
     box = _box_matrix(_box_radius(sigma), size)
     precision = lax.Precision.HIGHEST
     matrix = box
@@ -53,8 +53,8 @@ def _box_radius(sigma: jax.Array) -> jax.Array:
 def _box_matrix(radius: jax.Array, size: int) -> jax.Array:
     """Returns f32[B, size, size]: box averages over `radius` f32[B] pixels on either side.
 
-    A weight is the overlap of the box with the pixel. The first and last pixel reach to infinity,
-    which is how Pillow continues the image over its edges.
+    A weight is the overlap of the box with a pixel. The first and the last pixel extend to
+    infinity, which equals the edge padding of Pillow.
     """
     position = jnp.arange(size, dtype=jnp.float32)
     lower = jnp.where(position == 0, -jnp.inf, position - 0.5)[None, None, :]

@@ -1,8 +1,8 @@
-"""Colour changes with the 8-bit arithmetic of Pillow, and torchvision's `ColorJitter` from them.
+"""Colour operations with the 8-bit arithmetic of Pillow, and torchvision's `ColorJitter`.
 
-Images are planes, uint8[B, S, 3, S]. Inside, red, green and blue are three arrays of whole levels
-f32[B, S, S]. The float arithmetic is on whole numbers below 2**24 wherever Pillow's is on integers,
-so it is exact.
+Images are planes, uint8[B, S, 3, S]. Internally, red, green and blue are three arrays f32[B, S, S]
+of whole levels. Where Pillow uses integers, the floats are whole numbers below 2**24, so the
+arithmetic is exact.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from jax import lax
 from moco_jax.data.augment.resampling import clip_levels
 from moco_jax.parallel.platforms import by_platform
 
-# Red, green and blue.
+# Red, green and blue, each f32[B, S, S].
 Channels = Sequence[jax.Array]
 
-# Where red, green and blue lie in a packed pixel.
+# First bits of red, green and blue in a packed pixel.
 _BITS = np.array([0, 8, 16], np.int32)
 
 
 def brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] blended with black, as Pillow's `ImageEnhance.Brightness`.
+    """Returns uint8[B, S, 3, S] blended with black (Pillow's `ImageEnhance.Brightness`).
 
     Args:
       planes: uint8[B, S, 3, S].
-      factor: f32[B], 0 is black and 1 changes nothing.
+      factor: f32[B]; 0 gives black, 1 changes nothing.
     """
     return _to_planes(_blend(_channels(planes), factor, 0.0))
 
@@ -38,10 +38,10 @@ def contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
 
     Args:
       planes: uint8[B, S, 3, S].
-      factor: f32[B], 0 is uniform grey and 1 changes nothing.
+      factor: f32[B]; 0 gives uniform grey, 1 changes nothing.
     """
     rgb = _channels(planes)
-    return _to_planes(_blend(rgb, factor, _each(_rounded_mean(_luma(rgb)))))
+    return _to_planes(_blend(rgb, factor, _per_image(_rounded_mean(_luma(rgb)))))
 
 
 def saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
@@ -49,32 +49,32 @@ def saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
 
     Args:
       planes: uint8[B, S, 3, S].
-      factor: f32[B], 0 is grey and 1 changes nothing.
+      factor: f32[B]; 0 gives grey, 1 changes nothing.
     """
     rgb = _channels(planes)
     return _to_planes(_blend(rgb, factor, _luma(rgb)))
 
 
 def hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] with the hue turned (torchvision's `adjust_hue` on Pillow).
+    """Returns uint8[B, S, 3, S] with a shifted hue (torchvision's `adjust_hue` on Pillow images).
 
-    It goes through Pillow's 8-bit HSV, so even a shift of 0 changes colours a little.
+    The conversion to 8-bit HSV and back changes colours a little, even for a shift of 0.
 
     Args:
       planes: uint8[B, S, 3, S].
       shift: f32[B] in [-.5, .5], in turns of the colour wheel.
     """
-    return _to_planes(_turn_hue(_channels(planes), shift))
+    return _to_planes(_shift_hue(_channels(planes), shift))
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
-    """Returns the luma of planes in all channels, uint8[B, S, 3, S] (Pillow's `convert('L')`)."""
+    """Returns uint8[B, S, 3, S] with the luma in all channels (Pillow's `convert('L')`)."""
     luma = _luma(_channels(planes)).astype(jnp.uint8)
     return jnp.broadcast_to(luma[:, :, None], planes.shape)
 
 
 def solarize(planes: jax.Array, threshold: float = 128) -> jax.Array:
-    """Returns uint8[B, S, 3, S] with levels from `threshold` on inverted (`ImageOps`)."""
+    """Returns uint8[B, S, 3, S] with levels >= `threshold` inverted (`ImageOps.solarize`)."""
     return jnp.where(planes.astype(jnp.float32) < threshold, planes, 255 - planes)
 
 
@@ -88,9 +88,10 @@ def color_jitter(
     hue: float,
     applied: jax.Array | None = None,
 ) -> jax.Array:
-    """Changes brightness, contrast, saturation and hue, in an order of its own for each image.
+    """Returns images with changed brightness, contrast, saturation and hue, in random order.
 
-    Distributed as torchvision's `ColorJitter`: all 24 orders are equally likely.
+    The distribution is that of torchvision's `ColorJitter`: all 24 orders are equally likely, and
+    every image has its own.
 
     Args:
       key: a PRNG key.
@@ -98,8 +99,8 @@ def color_jitter(
       brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness].
       contrast: likewise.
       saturation: likewise.
-      hue: the shift is uniform in [-hue, hue], in turns; 0 leaves the step out (as torchvision).
-      applied: bool[B], which images are changed; None for all of them.
+      hue: the shift is uniform in [-hue, hue], in turns; 0 skips the operation, as torchvision.
+      applied: bool[B], the images to change; None for all.
 
     Returns:
       uint8[B, S, 3, S].
@@ -114,16 +115,16 @@ def color_jitter(
 def draw_jitter(
     key: jax.Array, batch: int, strengths: tuple[float, float, float], hue: float
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Draws what `color_jitter` does to each of B images.
+    """Returns the random parameters of `color_jitter` for each of B images.
 
     Args:
       key: a PRNG key.
       batch: B.
-      strengths: of brightness, contrast and saturation, as `color_jitter` takes them.
+      strengths: brightness, contrast and saturation, as for `color_jitter`.
       hue: likewise.
 
     Returns:
-      (ranks, factors, shift), as `apply_jitter` takes them.
+      (ranks, factors, shift), the arguments of `apply_jitter`.
     """
     order_key, factor_key, hue_key = jax.random.split(key, 3)
     strength = jnp.asarray(strengths, jnp.float32)[None, :]
@@ -139,36 +140,39 @@ def draw_jitter(
 def apply_jitter(
     planes: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None
 ) -> jax.Array:
-    """Applies the four changes of `color_jitter` to each image in its own order.
+    """Returns images with the four changes of `color_jitter`, each image in its own order.
 
     Args:
       planes: uint8[B, S, 3, S].
-      ranks: i32[B, 4], the turn (0..3) at which brightness, contrast, saturation, hue come; -1 for
-        one that is left out.
+      ranks: i32[B, 4], positions (0..3) of brightness, contrast, saturation and hue in the order;
+        -1 skips a change.
       factors: f32[B, 3], for brightness, contrast and saturation.
-      shift: f32[B], for hue, or None to leave hue alone.
+      shift: f32[B], for hue; None skips hue.
 
     Returns:
       uint8[B, S, 3, S].
     """
-    # What goes from round to round is a word a pixel, one array, that is to be computed once: left
-    # to itself XLA computes all that led to a pixel again for each channel and for each use.
+    # The two rounds pass one packed word per pixel, so that XLA computes it once. Otherwise XLA
+    # recomputes everything before a pixel for each channel and each use.
     words = _pack(_channels(planes))
     drawn = (ranks, factors) if shift is None else (ranks, factors, shift)
-    words = by_platform(words, *drawn, default=_in_a_loop, gpu=_straight_on, tpu=_straight_on)
+    words = by_platform(words, *drawn, default=_looped, gpu=_unrolled, tpu=_unrolled)
     return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
 
 
-def _in_a_loop(
+def _looped(
     words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
 ) -> jax.Array:
     return lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), words)
 
 
-def _straight_on(
+def _unrolled(
     words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
 ) -> jax.Array:
-    """Does without the loop, which costs an accelerator more; CPUs ignore the barriers."""
+    """Runs both rounds without a loop: a loop is slower on accelerators.
+
+    CPUs ignore the barriers, so they need the loop.
+    """
     for number in (0, 1):
         words = _round(ranks, factors, shift, number, lax.optimization_barrier(words))
     return lax.optimization_barrier(words)
@@ -181,32 +185,32 @@ def _round(
     number: jax.Array | int,
     words: jax.Array,
 ) -> jax.Array:
-    """Applies to packed images what comes before contrast, or contrast and what comes after it.
+    """Applies the changes before contrast, or contrast and the changes after it, to packed images.
 
-    Only contrast needs more of an image than a pixel: each of the two is one pass over memory.
+    Only contrast depends on more than one pixel, so each round is one pass over memory.
 
     Args:
-      ranks: i32[B, 4], as `apply_jitter` takes them.
+      ranks: i32[B, 4], as for `apply_jitter`.
       factors: f32[B, 3], likewise.
       shift: f32[B] or None, likewise.
-      number: 0 for the round before contrast, 1 for the one from contrast on.
-      words: i32[B, S, S].
+      number: 0 for the round before contrast, 1 for contrast and the changes after it.
+      words: i32[B, S, S], packed pixels.
 
     Returns:
       i32[B, S, S].
     """
     contrast_rank, hue_rank = ranks[:, 1:2], ranks[:, 3:4]
     due = jnp.where(number == 0, ranks < contrast_rank, ranks >= contrast_rank) & (ranks >= 0)
-    # Blending by a factor of 1 is exactly nothing.
+    # A factor of 1 changes nothing, exactly.
     factors = jnp.where(due[:, :3], factors, 1.0)
     brightness_first = ranks[:, 0] < ranks[:, 2]
     rgb = _unpack(words)
-    rgb = _blend(rgb, factors[:, 1], _each(_rounded_mean(_luma(rgb))))
+    rgb = _blend(rgb, factors[:, 1], _per_image(_rounded_mean(_luma(rgb))))
     before_hue = jnp.where(ranks[:, :3] < hue_rank, factors, 1.0)
     rgb = _brighten_and_saturate(rgb, before_hue, brightness_first)
     if shift is not None:
-        turned = _turn_hue(rgb, shift)
-        rgb = [jnp.where(_each(due[:, 3]), *pair) for pair in zip(turned, rgb, strict=True)]
+        shifted = _shift_hue(rgb, shift)
+        rgb = [jnp.where(_per_image(due[:, 3]), *pair) for pair in zip(shifted, rgb, strict=True)]
     after_hue = jnp.where(ranks[:, :3] > hue_rank, factors, 1.0)
     return _pack(_brighten_and_saturate(rgb, after_hue, brightness_first))
 
@@ -214,25 +218,25 @@ def _round(
 def _brighten_and_saturate(
     rgb: Channels, factors: jax.Array, brightness_first: jax.Array
 ) -> Channels:
-    """Returns whole levels blended by columns 0 and 2 of f32[B, 3], in an order bool[B]."""
+    """Returns whole levels blended by factors 0 and 2 of f32[B, 3]; bool[B] gives the order."""
     rgb = _blend(rgb, jnp.where(brightness_first, factors[:, 0], 1.0), 0.0)
     rgb = _blend(rgb, factors[:, 2], _luma(rgb))
     return _blend(rgb, jnp.where(brightness_first, 1.0, factors[:, 0]), 0.0)
 
 
 def _blend(rgb: Channels, factor: jax.Array, other: jax.Array | float) -> Channels:
-    """Returns other + factor * (rgb - other) as Pillow's `Image.blend`: clipped, then truncated.
+    """Returns other + factor * (rgb - other), clipped and truncated as Pillow's `Image.blend`.
 
     Args:
       rgb: three f32[B, S, S], whole levels.
       factor: f32[B].
       other: broadcastable to f32[B, S, S], whole levels: black for brightness, the mean grey for
-        contrast, each pixel's grey for saturation.
+        contrast, the grey of each pixel for saturation.
 
     Returns:
       Three f32[B, S, S], whole levels.
     """
-    return [jnp.floor(clip_levels(other + _each(factor) * (x - other))) for x in rgb]
+    return [jnp.floor(clip_levels(other + _per_image(factor) * (x - other))) for x in rgb]
 
 
 def _luma(rgb: Channels) -> jax.Array:
@@ -243,18 +247,18 @@ def _luma(rgb: Channels) -> jax.Array:
 
 
 def _rounded_mean(luma: jax.Array) -> jax.Array:
-    """Returns f32[B], the mean of whole levels f32[B, S, S] rounded to whole ones, halves up."""
+    """Returns f32[B], the means of whole levels f32[B, S, S], rounded half up to whole levels."""
     count = luma.shape[1] * luma.shape[2]
-    # Integers: exact at any size up to 2000 x 2000.
+    # Integers are exact for images up to 2000 x 2000.
     total = jnp.sum(luma.astype(jnp.int32), axis=(1, 2))
     return ((2 * total + count) // (2 * count)).astype(jnp.float32)
 
 
-def _turn_hue(rgb: Channels, shift: jax.Array) -> Channels:
-    """Returns whole levels with the hue moved by `shift` f32[B] turns, through 8-bit HSV."""
+def _shift_hue(rgb: Channels, shift: jax.Array) -> Channels:
+    """Returns whole levels with the hue shifted by `shift` f32[B] turns, in 8-bit HSV."""
     hue, saturation, value = _to_hsv(rgb)
-    # torchvision truncates the shift to 8 bits and lets the sum wrap.
-    hue = hue + _each(jnp.mod(jnp.trunc(shift * 255.0), 256.0))
+    # torchvision truncates the shift to 8 bits, and the sum wraps around.
+    hue = hue + _per_image(jnp.mod(jnp.trunc(shift * 255.0), 256.0))
     return _from_hsv(jnp.where(hue > 255, hue - 256.0, hue), saturation, value)
 
 
@@ -266,17 +270,18 @@ def _to_hsv(rgb: Channels) -> tuple[jax.Array, jax.Array, jax.Array]:
     blue_side = jnp.where(green == value, 2 * chroma + blue - red, 4 * chroma + red - green)
     sixths = jnp.where(red == value, green - blue, blue_side)
     sixths = jnp.where(sixths < 0, sixths + 6 * chroma, sixths)
-    # Half a unit on top of a whole numerator keeps exact quotients from falling below.
+    # Adding half a unit to the whole numerator keeps exact quotients from rounding down.
     hue = jnp.floor((255 * sixths + 0.5) / (6 * jnp.maximum(chroma, 1.0)))
     saturation = jnp.floor((255 * chroma + 0.5) / jnp.maximum(value, 1.0))
     return hue, saturation, value
 
 
 def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Channels:
-    """Returns red, green and blue f32[B, S, S] of hue, saturation and value, all in 0..255.
+    """Returns red, green and blue f32[B, S, S] from hue, saturation and value, all in 0..255.
 
-    The closed form of Pillow's six sectors: how far a channel falls below the value is a trapezoid
-    of the hue, and the three are a third of a turn apart. A turn is 6 * 255 here.
+    This is the closed form of Pillow's six sectors. The distance of a channel below `value` is a
+    trapezoid function of the hue. The three channels are a third of a turn apart; a turn is
+    6 * 255 here.
     """
     angle = 6 * hue
     depths = (
@@ -289,26 +294,26 @@ def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Channe
 
 
 def _channels(planes: jax.Array) -> Channels:
-    """Returns red, green and blue f32[B, S, S] of planes uint8[B, S, 3, S]."""
+    """Returns red, green and blue f32[B, S, S] from planes uint8[B, S, 3, S]."""
     return [planes[:, :, channel].astype(jnp.float32) for channel in range(3)]
 
 
 def _to_planes(rgb: Channels) -> jax.Array:
-    """Returns uint8[B, S, 3, S] of red, green and blue f32[B, S, S]."""
+    """Returns planes uint8[B, S, 3, S] from red, green and blue f32[B, S, S]."""
     return jnp.stack([channel.astype(jnp.uint8) for channel in rgb], axis=2)
 
 
 def _pack(rgb: Channels) -> jax.Array:
-    """Returns i32[B, S, S], a pixel a word, of whole levels f32[B, S, S]."""
+    """Returns i32[B, S, S], one word per pixel, from whole levels f32[B, S, S]."""
     red, green, blue = (channel.astype(jnp.int32) for channel in rgb)
     return red | (green << 8) | (blue << 16)
 
 
 def _unpack(words: jax.Array) -> Channels:
-    """Returns red, green and blue f32[B, S, S] of i32[B, S, S]."""
+    """Returns red, green and blue f32[B, S, S] from packed pixels i32[B, S, S]."""
     return [((words >> bit) & 255).astype(jnp.float32) for bit in _BITS]
 
 
-def _each(per_image: jax.Array) -> jax.Array:
-    """Returns [B, 1, 1] of [B], one value for all pixels of an image."""
-    return per_image[:, None, None]
+def _per_image(values: jax.Array) -> jax.Array:
+    """Returns [B, 1, 1] from [B], to broadcast one value to all pixels of an image."""
+    return values[:, None, None]

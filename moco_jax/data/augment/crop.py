@@ -1,7 +1,7 @@
-"""Crops and resizes a batch of images of different sizes, as Pillow and torchvision do.
+"""Crops and resizes batches of images of different sizes, as Pillow and torchvision do.
 
-A batch is a canvas `uint8[B, H, W, 3]`: image i fills only its top left `sizes[i]` corner, and
-what lies outside is never read. Every size and window is data, so one compiled program serves all.
+A batch is a canvas `uint8[B, H, W, 3]`. Image i fills only the top left `sizes[i]` corner; pixels
+outside are never read. Sizes and windows are arrays, so one compiled program handles all of them.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ _TRIES = 10
 def random_windows(
     key: jax.Array, sizes: jax.Array, *, scale: Sequence[float], ratio: Sequence[float]
 ) -> jax.Array:
-    """Draws one crop window an image, distributed as torchvision's `RandomResizedCrop.get_params`.
+    """Returns one random crop window per image, distributed as torchvision's `RandomResizedCrop`.
 
-    Ten tries of a uniform area and a log-uniform aspect ratio; the first window that fits is placed
-    uniformly, and where none fits the largest central window within `ratio` is taken.
+    It draws ten windows of uniform area and log-uniform aspect ratio, and places the first that
+    fits uniformly. If none fits, it returns the largest central window with a ratio in `ratio`.
 
     Args:
       key: a PRNG key.
@@ -41,7 +41,7 @@ def random_windows(
     tried = jnp.round(jnp.sqrt(jnp.stack([areas / ratios, areas * ratios], axis=-1)))
 
     fits = jnp.all((tried >= 1) & (tried <= limits[:, None, :]), axis=-1)
-    # A mask and a sum rather than an index: nothing to gather when the batch is sharded.
+    # A mask and a sum instead of an index need no gather when the batch is sharded.
     first = fits & (jnp.cumsum(fits, axis=1) == 1)
     window = jnp.sum(jnp.where(first[:, :, None], tried, 0.0), axis=1)
     found = jnp.any(fits, axis=1, keepdims=True)
@@ -54,7 +54,7 @@ def random_windows(
 
 
 def _fallback_window(limits: jax.Array, ratio: Sequence[float]) -> jax.Array:
-    """Returns f32[B, 2], the largest windows in `limits` f32[B, 2] of an aspect in `ratio`."""
+    """Returns f32[B, 2], the largest windows inside `limits` f32[B, 2] with a ratio in `ratio`."""
     height, width = limits[:, 0], limits[:, 1]
     tallest = jnp.minimum(height, jnp.round(width / min(ratio)))
     widest = jnp.minimum(width, jnp.round(height * max(ratio)))
@@ -70,8 +70,8 @@ def center_windows(sizes: jax.Array, *, resize: int, crop: int) -> jax.Array:
       crop: side of the central square, in pixels of the resized image.
 
     Returns:
-      f32[B, 4]: top, left, height and width in source pixels, fractional. To be resized to `crop`
-      with `bounds=image_bounds(sizes)`, since the crop comes after the resize.
+      f32[B, 4]: top, left, height and width in source pixels, fractional. Pass them to
+      `crop_resize` with `bounds=image_bounds(sizes)`, since the crop follows the resize.
 
     Raises:
       ValueError: if the crop does not fit into the resized image.
@@ -87,24 +87,24 @@ def center_windows(sizes: jax.Array, *, resize: int, crop: int) -> jax.Array:
 
 
 def image_bounds(sizes: jax.Array) -> jax.Array:
-    """Returns f32[B, 4], the windows that hold the whole images of `sizes` i32[B, 2]."""
+    """Returns f32[B, 4], windows that cover whole images of `sizes` i32[B, 2]."""
     return jnp.concatenate([jnp.zeros_like(sizes), sizes], axis=1).astype(jnp.float32)
 
 
 def crop_resize(
     images: jax.Array, windows: jax.Array, out: int, *, bounds: jax.Array | None = None
 ) -> jax.Array:
-    """Cuts a window from each image and resizes it with Pillow's antialiased bilinear filter.
+    """Returns a window of each image, resized with Pillow's antialiased bilinear filter.
 
-    Two interpolation matmuls, horizontal first and rounded in between, as Pillow's 8-bit passes are
-    (Pillow `Resample.c`; its weights have 22 bits, these as many as `levels.resample` keeps).
+    As Pillow's 8-bit passes (`Resample.c`), it runs two interpolation matmuls, horizontal first,
+    and rounds after each. Pillow's weights have 22 bits; `resample` documents the bits kept here.
 
     Args:
-      images: uint8[B, H, W, 3], the canvas.
+      images: uint8[B, H, W, 3], canvases.
       windows: f32[B, 4], top, left, height and width in pixels.
       out: side of the square result in pixels.
-      bounds: f32[B, 4], the part of the canvas whose pixels the filter may read. The default is
-        `windows`: crop, then resize. For resize, then crop, pass `image_bounds(sizes)`.
+      bounds: f32[B, 4], the part of the canvas that the filter may read. The default, `windows`,
+        crops and then resizes. To resize and then crop, pass `image_bounds(sizes)`.
 
     Returns:
       uint8[B, out, 3, out], planes.
@@ -113,24 +113,24 @@ def crop_resize(
     _, height, width, _ = images.shape
     down = _triangle_weights(windows[:, 0::2], bounds[:, 0::2], height, out)
     across = _triangle_weights(windows[:, 1::2], bounds[:, 1::2], width, out)
-    # On planes both products are plain matmuls, with nothing to transpose between them.
+    # On planes both products are plain matmuls without a transpose between them.
     return resample(to_planes(images), across, down)
 
 
 def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: int) -> jax.Array:
-    """Returns the interpolation matrices of one axis.
+    """Returns the interpolation matrices for one axis.
 
     Args:
       window: f32[B, 2], start and length of the windows in pixels.
-      bounds: f32[B, 2], start and length of the pixels that may be read.
-      length: pixels of the canvas on this axis.
-      out: pixels of the result on this axis.
+      bounds: f32[B, 2], start and length of the range that may be read.
+      length: pixels of the canvas along this axis.
+      out: pixels of the result along this axis.
 
     Returns:
-      f32[B, out, length], rows that sum to 1, or are 0 where no pixel is near.
+      f32[B, out, length]; rows sum to 1, or are 0 if no pixel is near.
     """
     start, step = window[:, 0:1, None], window[:, 1:2, None] / out
-    # Distances are taken from the window's start: it is whole in training, so they stay exact.
+    # Distances from the start of the window stay exact: the start is whole in training.
     centers = (jnp.arange(out, dtype=jnp.float32)[None, :, None] + 0.5) * step
     pixels = jnp.arange(length, dtype=jnp.float32)[None, None, :] + 0.5
     distance = jnp.abs(pixels - start - centers)

@@ -1,7 +1,7 @@
-"""The random photometric and geometric operations that a view's recipe may name after its crop.
+"""The random operations that a recipe may have after its crop.
 
-Each takes a key and a batch of images as planes, uint8[B, S, 3, S], and returns the same. What it
-draws, it draws for each image apart, and `p` is the probability that an image is changed at all.
+Each operation takes a key and planes uint8[B, S, 3, S], and returns planes of the same shape. It
+draws its parameters per image; `p` is the probability that an image is changed.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from moco_jax.data.augment import blur as blurring
 from moco_jax.data.augment import color
+from moco_jax.data.augment.blur import gaussian_blur
 
 
 def random_apply(
     key: jax.Array, planes: jax.Array, op: Callable[[jax.Array, jax.Array], jax.Array], p: float
 ) -> jax.Array:
-    """Applies `op(key, planes)` to each image with probability `p`.
+    """Returns planes with `op(key, planes)` applied to each image with probability `p`.
 
-    Every image is computed and a select picks: a branch an image would cost more on an
+    It computes `op` for all images and then selects: a branch per image costs more on an
     accelerator.
 
     Args:
       key: a PRNG key.
       planes: uint8[B, S, 3, S].
-      op: takes a key and images, returns images of the same shape.
-      p: in [0, 1]; at 0 and 1 nothing is drawn.
+      op: takes a key and planes, returns planes of the same shape.
+      p: in [0, 1]; for 0 and 1 no choice is drawn.
 
     Returns:
       uint8[B, S, 3, S].
@@ -66,29 +66,29 @@ def color_jitter(
         contrast=contrast,
         saturation=saturation,
         hue=hue,
-        # Told what to leave alone, it does so on the way: a select would be a pass of its own.
+        # `applied` avoids a select afterwards, which would be another pass over memory.
         applied=_choose(apply_key, planes.shape[0], p),
     )
 
 
 def grayscale(key: jax.Array, planes: jax.Array, *, p: float = 1.0) -> jax.Array:
-    """Returns uint8[B, S, 3, S] turned grey with probability `p`."""
+    """Returns uint8[B, S, 3, S] converted to grey with probability `p`."""
     return random_apply(key, planes, lambda _, planes: color.grayscale(planes), p)
 
 
 def solarize(
     key: jax.Array, planes: jax.Array, *, threshold: float = 128, p: float = 1.0
 ) -> jax.Array:
-    """Returns uint8[B, S, 3, S] with levels from `threshold` on inverted, with probability `p`."""
+    """Returns uint8[B, S, 3, S] with levels >= `threshold` inverted with probability `p`."""
     return random_apply(key, planes, lambda _, planes: color.solarize(planes, threshold), p)
 
 
 def blur(key: jax.Array, planes: jax.Array, *, sigma: Sequence[float], p: float = 1.0) -> jax.Array:
-    """Returns uint8[B, S, 3, S] blurred by pixels uniform in `sigma` (lowest, highest)."""
+    """Returns uint8[B, S, 3, S] blurred with probability `p`; sigmas in pixels are uniform."""
 
     def op(key: jax.Array, planes: jax.Array) -> jax.Array:
         sigmas = jax.random.uniform(key, (planes.shape[0],), minval=sigma[0], maxval=sigma[1])
-        return blurring.gaussian_blur(planes, sigmas)
+        return gaussian_blur(planes, sigmas)
 
     return random_apply(key, planes, op, p)
 

@@ -1,8 +1,8 @@
-"""Grey levels, whole numbers in 0..255, and the matmul of crop, resize and blur on them.
+"""Resamples planes of 8-bit levels by matmuls, for crop, resize and blur.
 
-Between operations images are `uint8[B, S, 3, S]` planes, as Pillow keeps 8 bits between its own.
-A byte a level is a quarter of float32's traffic, which is what augmentation costs an accelerator,
-and a last axis of 3 would leave vector units idle.
+Between operations images are planes `uint8[B, S, 3, S]`; Pillow also keeps 8 bits. Memory traffic
+limits augmentation on accelerators, and uint8 has a quarter of the traffic of float32. A last axis
+of 3 channels would leave vector units idle.
 """
 
 import functools
@@ -17,23 +17,24 @@ from moco_jax.parallel.platforms import by_platform
 
 
 def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array:
-    """Returns planes whose rows, then columns are weighted sums, rounded after each to levels.
+    """Returns planes with weighted sums along rows, then along columns; each is rounded to levels.
 
-    One bfloat16 product, a TPU's default, would be off by half a level, and full float32 costs it
-    six products and a GPU its tensor cores. Levels are exact in 8 bits, so only weights need be
-    cut: `HIGH` is three bfloat16 products on a TPU (off by some .001 of a level) and float32 on a
-    CPU; a GPU takes float16 (some .01), which keeps as many bits of all but the smallest weights as
-    its TensorFloat-32, at twice the speed and half the memory.
+    Precision: one bfloat16 product (the TPU default) is off by half a level. Full float32 needs
+    six products on a TPU and can't use the tensor cores of a GPU. Levels are exact in 8 bits, so
+    only the weights lose precision. `Precision.HIGH` is three bfloat16 products on a TPU (error
+    about .001 of a level) and float32 on a CPU. A GPU uses float16 (error about .01): it keeps as
+    many bits as TensorFloat-32 except for the smallest weights, at twice the speed and half the
+    memory.
 
     Args:
       planes: uint8[B, H, 3, W].
-      across: f32[B, X, W], weights in 0..1.
-      down: f32[B, Y, H], likewise.
+      across: f32[B, X, W], weights in 0..1 of the columns.
+      down: f32[B, Y, H], weights in 0..1 of the rows.
 
     Returns:
       uint8[B, Y, 3, X].
     """
-    # Between its products float16 holds the levels: XLA then rounds in the products' kernels.
+    # On a GPU the levels between the products are float16: XLA then fuses rounding and product.
     return by_platform(
         planes,
         across,
@@ -55,7 +56,7 @@ def _resample(
     rows = nearest_level(product("bhcw,bxw->bhcx", planes, across)).astype(dtype)
     equation = "bhcx,byh->bycx"
     if by_channel:
-        # A TPU keeps the channels apart; for one product over all of them it would copy them.
+        # A TPU stores the channels separately; one product over all of them would copy them.
         down = jnp.broadcast_to(down[:, None], (down.shape[0], 3, *down.shape[1:]))
         equation = "bhcx,bcyh->bycx"
     columns = nearest_level(product(equation, rows, down)).astype(dtype)
@@ -63,20 +64,19 @@ def _resample(
 
 
 def in_float32(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the einsum, f32, of levels of any dtype and weights f32."""
+    """Returns the einsum f32 of levels (any dtype) and weights f32."""
     return jnp.einsum(equation, levels.astype(jnp.float32), weights, precision=lax.Precision.HIGH)
 
 
 def in_float16(equation: str, levels: jax.Array, weights: jax.Array) -> jax.Array:
-    """Returns the einsum, f32, of levels of any dtype and weights f32, cut to float16."""
+    """Returns the einsum f32 of levels (any dtype) and weights f32, both cast to float16."""
     halves = levels.astype(jnp.float16), weights.astype(jnp.float16)
     return jnp.einsum(equation, *halves, preferred_element_type=jnp.float32)
 
 
 def nearest_level(pixels: jax.Array) -> jax.Array:
-    """Returns f32 pixels rounded to whole levels, halves up, and clipped to 0..255, as f32."""
-    # Floored before any cast: XLA 0.10 on CPUs may fuse the cast with a large matmul, and then it
-    # rounds.
+    """Returns f32 pixels rounded half up to whole levels and clipped to 0..255, as f32."""
+    # Floor before any cast: jaxlib 0.10 on CPUs may fuse the cast with a large matmul and round.
     return jnp.floor(clip_levels(pixels + 0.5))
 
 

@@ -1,7 +1,7 @@
-"""Functions that turn a canvas of uint8 images into normalised views, made from recipes.
+"""Makes functions that turn canvases of uint8 images into normalised views.
 
-They are pure and meant to run inside `jax.jit` on the accelerator. What happens to image i
-depends on the key and on i alone, never on how the batch is spread over devices.
+The functions are pure and run inside `jax.jit` on the accelerator. A view of image i depends on the
+key and on i only, never on how the batch is sharded over devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from moco_jax.data.augment import crop
-from moco_jax.data.augment import photometric as augment
-from moco_jax.data.augment.recipes import Recipe, check_recipe
+from moco_jax.data.augment import crop, photometric
+from moco_jax.data.augment.recipe_checks import check_recipe
+from moco_jax.data.augment.recipes import Recipe
 from moco_jax.data.augment.resampling import to_images
 from moco_jax.parallel.mesh import Layout
 
@@ -25,29 +25,29 @@ def make_view(
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """Makes the function that draws one view of each image.
+    """Returns a function that draws one view of each image.
 
-    Op n of the recipe draws from `fold_in(key, n)`, so an op added at the end leaves what the
-    earlier ones draw as it is.
+    Op n of the recipe uses the key `fold_in(key, n)`, so an op added at the end does not change the
+    draws of earlier ones.
 
     Args:
-      recipe: a sequence of mappings, such as `recipes.v2()`; dicts or `ConfigDict`s.
+      recipe: a sequence of mappings (dicts or `ConfigDict`s), such as `recipes.v2()`.
       image_size: S, side of the view in pixels.
-      mean: of each channel, for values in 0..1.
+      mean: one value per channel, for pixels in 0..1.
       std: likewise.
       dtype: of the view.
 
     Returns:
-      A function of (key, images uint8[B, H, W, 3], sizes i32[B, 2]) that returns the views,
-      dtype[B, S, S, 3]. Image i fills the top left `sizes[i]` (height, width) of its canvas.
+      A function (key, images uint8[B, H, W, 3], sizes i32[B, 2]) -> views dtype[B, S, S, 3].
+      Image i fills the top left `sizes[i]` (height, width) of its canvas.
 
     Raises:
-      ValueError: with every problem of the recipe.
+      ValueError: if the recipe is not valid; the message lists all problems.
     """
     problems = check_recipe(recipe)
     if problems:
-        raise ValueError("The recipe of a view is wrong:\n  " + "\n  ".join(problems))
-    # Copied now: a later change of the config must not reach a function that is already compiled.
+        raise ValueError("the recipe of a view is not valid:\n  " + "\n  ".join(problems))
+    # Copy now: a later change of the config must not affect a compiled function.
     names = [step["op"] for step in recipe]
     parameters = [{k: v for k, v in step.items() if k != "op"} for step in recipe]
 
@@ -55,7 +55,7 @@ def make_view(
         windows = crop.random_windows(jax.random.fold_in(key, 0), sizes, **parameters[0])
         planes = crop.crop_resize(images, windows, image_size)
         for position in range(1, len(names)):
-            op = augment.OPS[names[position]]
+            op = photometric.OPS[names[position]]
             planes = op(jax.random.fold_in(key, position), planes, **parameters[position])
         return normalize(to_images(planes), mean, std, dtype)
 
@@ -65,16 +65,18 @@ def make_view(
 def make_views(
     config: ConfigDict, layout: Layout
 ) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    """Makes the function that draws the views of a step's images, one for each recipe.
+    """Returns a function that draws the views of a step, one per recipe in `config.views`.
 
-    They follow from the seed and the step alone, so a past step's can be drawn again.
+    The views depend on the seed, the step and the images only, so those of a past step can be drawn
+    again.
 
     Args:
-      config: of the run.
-      layout: where arrays lie.
+      config: the config of the run.
+      layout: the mesh.
 
     Returns:
-      A function of (step i32[], images uint8[B, H, W, 3], sizes i32[B, 2]).
+      A function (step i32[], images uint8[B, H, W, 3], sizes i32[B, 2]) -> tuple of views
+      dtype[B, S, S, 3].
     """
     data = config.data
     make = [
@@ -83,8 +85,8 @@ def make_views(
     ]
 
     def views(step, images, sizes):
-        # Key 0 of the root made the weights; the steps' keys come from key 1. A key for each view:
-        # by the same one XLA would draw two views of one recipe but once.
+        # Key 0 of the root initializes the weights, and key 1 is for the steps. Each view has its
+        # own key: with the same key, two views of one recipe would be equal.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
         return tuple(
             layout.shard(view(jax.random.fold_in(key, i), images, sizes))
@@ -101,17 +103,17 @@ def evaluation_view(
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """Makes the function that resizes the shorter side to `resize` and takes the central square.
+    """Returns a function that resizes the shorter side to `resize` and crops the central square.
 
     Args:
       image_size: S, side of the central square in pixels.
-      resize: length of the shorter side before that crop, in pixels; at least `image_size`.
-      mean: of each channel, for values in 0..1.
+      resize: length of the shorter side before the crop, in pixels; at least `image_size`.
+      mean: one value per channel, for pixels in 0..1.
       std: likewise.
       dtype: of the result.
 
     Returns:
-      A function of (images uint8[B, H, W, 3], sizes i32[B, 2]) that returns dtype[B, S, S, 3].
+      A function (images uint8[B, H, W, 3], sizes i32[B, 2]) -> dtype[B, S, S, 3].
 
     Raises:
       ValueError: if `resize` is smaller than `image_size`.
@@ -130,7 +132,7 @@ def evaluation_view(
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: DTypeLike
 ) -> jax.Array:
-    """Returns dtype[B, S, S, 3], (images / 255 - mean) / std of levels uint8[B, S, S, 3]."""
+    """Returns (images / 255 - mean) / std as dtype[B, S, S, 3], from uint8[B, S, S, 3]."""
     center = jnp.asarray(mean, jnp.float32)[None, None, None, :]
     spread = jnp.asarray(std, jnp.float32)[None, None, None, :]
     return ((images.astype(jnp.float32) / 255.0 - center) / spread).astype(dtype)

@@ -1,4 +1,4 @@
-"""Images for the tests that compare with Pillow, and canvases of them."""
+"""Images and canvases for tests that compare with Pillow."""
 
 import io
 import pathlib
@@ -11,7 +11,7 @@ _ARCHIVE = pathlib.Path(__file__).parents[3].parent / "shared" / "data" / "image
 
 
 def images(count: int) -> list[Image.Image]:
-    """Returns RGB images of different sizes: photographs where there are any, else generated."""
+    """Returns RGB images of different sizes: photographs if available, else generated images."""
     if not are_photographs():
         return [_generated(seed) for seed in range(count)]
     found = []
@@ -20,7 +20,7 @@ def images(count: int) -> list[Image.Image]:
             if not member.isfile():
                 continue
             image = Image.open(io.BytesIO(archive.extractfile(member).read()))
-            # Huge ones would make the canvas huge for all.
+            # The largest image decides the size of the canvas.
             if max(image.size) <= 500:
                 found.append(image.convert("RGB"))
             if len(found) == count:
@@ -34,7 +34,7 @@ def are_photographs() -> bool:
 
 
 def _generated(seed: int) -> Image.Image:
-    """Returns a smooth image with texture on it, some 300 pixels wide and high."""
+    """Returns a smooth image with noise, about 300 pixels wide and high."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(220, 420, 2)
     coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
@@ -54,16 +54,16 @@ def canvas(images: list[Image.Image], *, seed: int = 0) -> tuple[np.ndarray, np.
 
 
 def squares(images: list[Image.Image], side: int) -> list[Image.Image]:
-    """Returns the images shrunk to squares, a common input of the photometric operations."""
+    """Returns the images resized to squares, the input of photometric operations."""
     return [image.resize((side, side), Image.Resampling.BILINEAR) for image in images]
 
 
 def planes(images: list[Image.Image]) -> np.ndarray:
-    """Returns uint8[B, S, 3, S] of equally large images."""
+    """Returns planes uint8[B, S, 3, S] of square images of one size."""
     return np.stack([np.asarray(image) for image in images]).swapaxes(2, 3)
 
 
 def difference(got, expected: list[Image.Image]) -> np.ndarray:
-    """Returns how far planes [B, S, 3, S] are off the images, in grey levels."""
+    """Returns absolute differences of planes [B, S, 3, S] and images, in grey levels."""
     assert got.dtype == np.uint8
     return np.abs(np.asarray(got, np.float32) - planes(expected))

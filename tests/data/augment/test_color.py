@@ -1,4 +1,4 @@
-"""Colour changes against Pillow's, and torchvision's `adjust_hue` written with Pillow."""
+"""Compares colour operations with Pillow, and hue with torchvision's `adjust_hue` on Pillow."""
 
 import itertools
 from functools import partial
@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from moco_jax.data.augment import color
-from tests.data.augment import pillow_images as pillow_images
+from tests.data.augment import pillow_images
 
 FACTORS = np.array([0.0, 0.31, 0.6, 1.0, 1.37, 1.9], np.float32)
 SHIFTS = np.array([-0.5, -0.21, -0.004, 0.0, 0.1, 0.5], np.float32)
@@ -41,28 +41,28 @@ PILLOW = {
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-def test_blends_are_pillows(photographs, name):
+def test_blends_equal_pillow(photographs, name):
     changed = jax.jit(getattr(color, name))(pillow_images.planes(photographs), FACTORS)
     expected = [PILLOW[name](p, f) for p, f in zip(photographs, FACTORS, strict=True)]
     difference = pillow_images.difference(changed, expected)
-    # Truncation turns the last bit of a product into a level where it lands on a whole one.
+    # If a product is close to a whole level, its last bit changes the truncated level.
     assert difference.max() <= 1
     assert difference.mean() < 1e-3
 
 
-def test_hue_is_torchvisions_on_pillow(photographs):
+def test_hue_equals_torchvision_on_pillow(photographs):
     changed = jax.jit(color.hue)(pillow_images.planes(photographs), SHIFTS)
     expected = [PILLOW["hue"](p, s) for p, s in zip(photographs, SHIFTS, strict=True)]
     assert pillow_images.difference(changed, expected).mean() < 0.02
 
 
-def test_hsv_of_all_colours_is_pillows():
+def test_hsv_of_all_colours_equals_pillow():
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1)
     cube = cube.reshape(1, len(levels), -1, 3)
     hsv = np.stack(color._to_hsv(np.moveaxis(cube.astype(np.float32), -1, 0)), axis=-1)[0]
     expected = np.asarray(Image.fromarray(cube[0]).convert("HSV"))
-    # Where the hue falls on a whole level, Pillow's float32 may put it one below.
+    # If the hue is a whole level, the float32 of Pillow may be one level below.
     wrong = hsv != expected
     assert np.abs(hsv - expected).max() <= 1
     assert wrong[..., 0].mean() < 0.02 and not wrong[..., 1:].any()
@@ -73,7 +73,7 @@ def test_hsv_of_all_colours_is_pillows():
     np.testing.assert_array_equal(rgb[0], np.asarray(expected))
 
 
-def test_grayscale_and_solarize_are_pillows(photographs):
+def test_grayscale_and_solarize_equal_pillow(photographs):
     images = pillow_images.planes(photographs)
     grey = [p.convert("L").convert("RGB") for p in photographs]
     np.testing.assert_array_equal(color.grayscale(images), pillow_images.planes(grey))
@@ -83,7 +83,7 @@ def test_grayscale_and_solarize_are_pillows(photographs):
         np.testing.assert_array_equal(solarized, pillow_images.planes(inverted))
 
 
-def test_apply_jitter_follows_each_images_order(photographs):
+def test_apply_jitter_uses_the_order_of_each_image(photographs):
     names = list(PILLOW)
     orders = [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1), (3, 1, 0, 2), (0, 2, 1, 3)]
     factors = np.random.default_rng(0).uniform(0.6, 1.4, (6, 3)).astype(np.float32)
@@ -99,8 +99,8 @@ def test_apply_jitter_follows_each_images_order(photographs):
     assert difference.mean(axis=(1, 2, 3)).max() < 0.05
 
 
-def test_what_has_no_rank_is_left_out(photographs):
-    # Saturation then brightness, hue alone, nothing, and contrast alone; twice nothing more.
+def test_changes_without_a_rank_are_skipped(photographs):
+    # Saturation then brightness, hue only, nothing, contrast only, nothing, nothing.
     ranks = np.full((6, 4), -1)
     ranks[0, [2, 0]], ranks[1, 3], ranks[3, 1] = (0, 1), 0, 0
     factors = np.full((6, 3), 1.3, np.float32)
@@ -116,7 +116,7 @@ def test_what_has_no_rank_is_left_out(photographs):
 
 
 @pytest.mark.parametrize("hue", [True, False], ids=["hue", "no hue"])
-def test_all_orders_are_those_of_the_single_changes(hue):
+def test_all_orders_equal_the_single_changes(hue):
     orders = np.array(list(itertools.permutations(range(4))))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 6, 3, 6), np.uint8)
@@ -138,22 +138,22 @@ def test_all_orders_are_those_of_the_single_changes(hue):
 
 
 @pytest.mark.parametrize("hue", [True, False], ids=["hue", "no hue"])
-def test_without_a_loop_the_two_rounds_are_the_same(hue):
+def test_unrolled_rounds_equal_the_loop(hue):
     ranks = np.array(list(itertools.permutations(range(4))))
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**24, (24, 6, 6), np.int32)
     drawn = [ranks, np.float32(rng.uniform(0.0, 2.0, (24, 3)))]
     drawn += [np.float32(rng.uniform(-0.5, 0.5, 24))] if hue else []
-    loop, straight = (
+    looped, unrolled = (
         np.asarray(jax.jit(way)(words, *drawn)).view(np.uint8).astype(int)
-        for way in (color._in_a_loop, color._straight_on)
+        for way in (color._looped, color._unrolled)
     )
     # A fused multiplication and addition may truncate to another level.
-    assert (loop != straight).mean() < 0.01
+    assert (looped != unrolled).mean() < 0.01
 
 
-def test_draws_are_distributed_as_torchvisions():
-    # A strength above 1 is cut at a factor of 0.
+def test_draws_are_distributed_as_torchvision():
+    # With a strength above 1, factors start at 0.
     ranks, factors, shift = color.draw_jitter(jax.random.key(0), 4800, (0.4, 0.1, 1.5), 0.1)
     ranges = [(0.6, 1.4), (0.9, 1.1), (0.0, 2.5), (-0.1, 0.1)]
     for drawn, (low, high) in zip([*np.asarray(factors).T, shift], ranges, strict=True):
@@ -166,13 +166,13 @@ def test_draws_are_distributed_as_torchvisions():
 
 
 def test_color_jitter_draws_from_its_ranges():
-    # Flat grey 100 shows the brightness factor; contrast and saturation do nothing to it.
+    # A uniform grey of 100 shows the brightness factor; contrast and saturation do not change it.
     images = jnp.full((4000, 2, 3, 2), 100, jnp.uint8)
     strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
     jittered = jax.jit(partial(color.color_jitter, **strengths))(jax.random.key(0), images)
     levels = np.asarray(jittered)[:, 0, 0, 0]
     assert levels.min() == 60 and levels.max() == 139
-    # Truncation takes half a level from the mean of 100.
+    # Truncation lowers the mean of 100 by half a level.
     assert abs(levels.mean() - 99.5) < 1.5
     np.testing.assert_array_equal(
         jittered, jnp.broadcast_to(levels[:, None, None, None], (4000, 2, 3, 2))

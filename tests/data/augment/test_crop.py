@@ -1,4 +1,4 @@
-"""Windows against a re-implementation of torchvision's draw, pixels against Pillow."""
+"""Compares windows with a reimplementation of torchvision, and pixels with Pillow."""
 
 import math
 from functools import partial
@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import stats
 
 from moco_jax.data.augment import crop
-from tests.data.augment import pillow_images as pillow_images
+from tests.data.augment import pillow_images
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
 
@@ -21,7 +21,7 @@ def photographs():
 
 
 def drawn_by_torchvision(rng, height, width, scale, ratio):
-    """One draw of `RandomResizedCrop.get_params`, as its source reads."""
+    """Returns one draw of `RandomResizedCrop.get_params`, as in its source."""
     for _ in range(10):
         target_area = height * width * rng.uniform(*scale)
         aspect_ratio = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
@@ -51,7 +51,7 @@ def random_windows(key, sizes, scale=SCALE, ratio=RATIO):
 
 
 @pytest.mark.parametrize("height, width", [(375, 500), (32, 32)])
-def test_windows_are_distributed_as_torchvisions(height, width):
+def test_windows_are_distributed_as_torchvision(height, width):
     count = 4000
     windows = random_windows(jax.random.key(0), np.full((count, 2), (height, width), np.int32))
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_windows_are_whole_and_inside():
 
 
 def test_windows_fall_back_to_the_centre():
-    # No window of an aspect in (3/4, 4/3) holds nine tenths of a strip 10 times as long as wide.
+    # No window with a ratio in (3/4, 4/3) covers 90 % of a strip that is 10 times longer than wide.
     sizes = np.array([(30, 300), (300, 30), (31, 300)], np.int32)
     windows = random_windows(jax.random.key(2), sizes, scale=(0.9, 1.0))
     expected = [(0, 130, 30, 40), (130, 0, 40, 30), (0, 129, 31, 41)]
@@ -84,7 +84,7 @@ def test_windows_fall_back_to_the_centre():
 
 
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.01, 0.15)], ids=["shrinks", "enlarges"])
-def test_crop_resize_is_pillows(photographs, scale):
+def test_crop_resize_equals_pillow(photographs, scale):
     pixels, sizes = pillow_images.canvas(photographs)
     windows = random_windows(jax.random.key(3), sizes, scale=scale)
     resized = np.asarray(compiled_crop(pixels, windows, 96))
@@ -93,7 +93,7 @@ def test_crop_resize_is_pillows(photographs, scale):
         cut = image.crop((left, top, left + width, top + height))
         expected.append(cut.resize((96, 96), Image.Resampling.BILINEAR))
     difference = pillow_images.difference(resized, expected)
-    # Where a filter's result lies halfway between two levels, the last bit decides.
+    # If a result is halfway between two levels, the last bit decides.
     assert difference.max() <= 1
     assert difference.mean() < 0.05
 
@@ -115,7 +115,7 @@ def test_weights_sum_to_one(length, out):
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
 
 
-def test_center_windows_are_resize_then_center_crop(photographs):
+def test_center_windows_equal_resize_and_center_crop(photographs):
     pixels, sizes = pillow_images.canvas(photographs)
 
     @jax.jit
@@ -139,13 +139,13 @@ def test_center_windows_are_resize_then_center_crop(photographs):
     assert difference.mean() < 0.05
 
 
-def test_center_windows_refuse_a_crop_larger_than_the_image():
+def test_center_window_larger_than_the_image_is_an_error():
     with pytest.raises(ValueError, match="crop=224, resize=200"):
         crop.center_windows(np.array([[300, 400]], np.int32), resize=200, crop=224)
 
 
 def test_large_batches_are_rounded_as_small_ones():
-    """Compilers choose other kernels for them; one of XLA's for CPUs rounds where it should cut."""
+    """Large batches use other kernels; one XLA kernel for CPUs rounds where it should truncate."""
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), np.uint8)
     sizes = np.full((256, 2), 32, np.int32)
     planes = compiled_crop(

@@ -1,4 +1,4 @@
-"""The random operations: how often, how independently, with what parameters."""
+"""Random operations: probabilities, independence and parameters of the draws."""
 
 from functools import partial
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from moco_jax.data.augment import photometric as augment
+from moco_jax.data.augment import photometric
+from moco_jax.data.augment.blur import gaussian_blur
 
 COUNT = 4000
 PARAMETERS = {
@@ -29,13 +30,13 @@ def changed(before, after):
     return np.any(np.asarray(before != after), axis=(1, 2, 3))
 
 
-def test_every_op_is_tried_here():
-    assert set(PARAMETERS) == set(augment.OPS)
+def test_all_ops_are_tested():
+    assert set(PARAMETERS) == set(photometric.OPS)
 
 
-@pytest.mark.parametrize("name", list(augment.OPS))
+@pytest.mark.parametrize("name", list(photometric.OPS))
 def test_p_is_the_fraction_of_changed_images(noise, name):
-    op = partial(augment.OPS[name], **PARAMETERS[name])
+    op = partial(photometric.OPS[name], **PARAMETERS[name])
     key = jax.random.key(1)
     some = changed(noise, jax.jit(partial(op, p=0.3))(key, noise))
     # Three standard deviations of a fraction of 4,000.
@@ -45,18 +46,18 @@ def test_p_is_the_fraction_of_changed_images(noise, name):
 
 
 def test_flip_mirrors_left_and_right(noise):
-    flipped = augment.flip(jax.random.key(0), noise[:2], p=1.0)
+    flipped = photometric.flip(jax.random.key(0), noise[:2], p=1.0)
     np.testing.assert_array_equal(flipped[1, 3, :, 0], noise[1, 3, :, 3])
 
 
-def test_choice_and_parameters_are_drawn_apart():
-    # One bright pixel: what is left of it tells the sigma.
+def test_choice_and_parameters_are_independent():
+    # One bright pixel: its level after the blur depends on sigma.
     images = jnp.zeros((COUNT, 9, 3, 9), jnp.uint8).at[:, 4, :, 4].set(255)
-    op = partial(augment.blur, sigma=(0.1, 2.0), p=0.5)
+    op = partial(photometric.blur, sigma=(0.1, 2.0), p=0.5)
     blurred = jax.jit(op)(jax.random.key(0), images)
     left = np.asarray(blurred)[:, 4, 0, 4]
     strong, any_blur = (left < 60).sum(), (left < 255).sum()
-    # A peak below 60 of 255 is a sigma above about .84: 61 % of the blurred ones, whatever p is.
+    # A level below 60 means sigma > .84: 61 % of the blurred images, independent of p.
     assert 0.5 < strong / any_blur < 0.7
 
 
@@ -67,9 +68,9 @@ def test_sigmas_are_uniform():
     left = [
         np.asarray(blurred)[:, 8, 0, 8]
         for blurred in (
-            jax.jit(partial(augment.blur, sigma=(0.5, 2.0)))(jax.random.key(0), images),
-            jax.jit(augment.blurring.gaussian_blur)(images, sigmas),
+            jax.jit(partial(photometric.blur, sigma=(0.5, 2.0)))(jax.random.key(0), images),
+            jax.jit(gaussian_blur)(images, sigmas),
         )
     ]
-    assert len(np.unique(left[1])) > 50  # the level left in the middle tells the sigma
+    assert len(np.unique(left[1])) > 50  # the level in the middle depends on sigma
     assert stats.ks_2samp(*left).pvalue > 0.01

@@ -1,4 +1,4 @@
-"""Views from recipes: determinism, independence of padding and devices, and the recipe's check."""
+"""Views are deterministic and independent of padding and devices; recipes are checked."""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moco_jax.data.augment import photometric as augment
-from moco_jax.data.augment import recipes, views
+from moco_jax.data.augment import photometric, recipes, views
+from moco_jax.data.augment.recipe_checks import check_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 16
@@ -24,7 +24,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def second_view():
-    """The view with every operation, compiled once."""
+    """The view with all operations, compiled once."""
     return jax.jit(views.make_view(recipes.v3_second(), SIZE, MEAN, STD))
 
 
@@ -36,7 +36,7 @@ def test_same_key_same_views(second_view, batch):
     assert np.all(np.any(np.asarray(first != other), axis=(1, 2, 3)))
 
 
-def test_what_lies_outside_a_image_is_never_seen(second_view, batch):
+def test_pixels_outside_an_image_are_never_read(second_view, batch):
     images, sizes = batch
     cleared = np.zeros_like(images)
     for row, image, (height, width) in zip(cleared, images, sizes, strict=True):
@@ -47,7 +47,7 @@ def test_what_lies_outside_a_image_is_never_seen(second_view, batch):
     np.testing.assert_array_equal(central(cleared, sizes), central(images, sizes))
 
 
-def test_sharded_views_equal_those_of_one_device(second_view, batch):
+def test_sharded_views_equal_views_of_one_device(second_view, batch):
     if len(jax.devices()) < 2:
         pytest.skip("needs several devices, such as 8 virtual ones of a CPU")
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -61,13 +61,13 @@ def test_sharded_views_equal_those_of_one_device(second_view, batch):
         assert collective not in program
 
 
-def test_an_op_at_the_end_leaves_the_earlier_ones(batch):
+def test_an_op_at_the_end_does_not_change_earlier_draws(batch):
     key = jax.random.key(4)
     plain, flipped = (
         jax.jit(views.make_view((*recipes.v2()[:1], *more), SIZE, (0,) * 3, (1,) * 3))(key, *batch)
         for more in ((), ({"op": "flip", "p": 1.0},))
     )
-    # As levels: two programs need not divide by 255 with the same last bit.
+    # Compared as levels: two programs may divide by 255 with a different last bit.
     np.testing.assert_array_equal(np.rint(plain[:, :, ::-1] * 255), np.rint(flipped * 255))
 
 
@@ -81,23 +81,23 @@ def test_views_are_normalized(batch):
     np.testing.assert_allclose(np.asarray(result, np.float32), expected, atol=0.01)
 
 
-def test_evaluation_view_refuses_a_small_resize():
+def test_evaluation_view_with_a_small_resize_is_an_error():
     with pytest.raises(ValueError, match="at least image_size=32, got 24"):
         views.evaluation_view(32, 24, MEAN, STD)
 
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
-def test_the_papers_recipes_are_fine(name):
+def test_recipes_of_the_papers_are_valid(name):
     for make in recipes.RECIPES[name]:
-        assert recipes.check_recipe(make()) == []
+        assert check_recipe(make()) == []
 
 
-def test_recipes_and_ops_know_the_same_names():
-    assert set(recipes._PARAMETERS) - {recipes.CROP} == set(augment.OPS)
+def test_recipes_and_ops_have_the_same_names():
+    assert set(recipes.PARAMETERS) - {recipes.CROP} == set(photometric.OPS)
 
 
 @pytest.mark.parametrize("inner", [dict, ml_collections.ConfigDict], ids=["dict", "ConfigDict"])
-def test_a_config_holds_recipes(batch, inner):
+def test_recipes_in_a_config(batch, inner):
     config = ml_collections.ConfigDict()
     config.views = tuple(tuple(inner(step) for step in recipe) for recipe in (recipes.v2()[:1],))
     config.lock()
@@ -116,7 +116,7 @@ CROP = recipes.v2()[0]
     [
         ((), "the first op must be 'random_resized_crop', got None"),
         (({"op": "flip", "p": 0.5},), "the first op must be 'random_resized_crop', got 'flip'"),
-        ((CROP, CROP), "a crop can only come first"),
+        ((CROP, CROP), "a crop must be the first op"),
         ((CROP, {"op": "solarise"}), "unknown op (did you mean 'solarize'?); known: random_"),
         ((CROP, {"p": 0.5}), "unknown op"),
         ((CROP, "flip"), "must be a mapping with a key 'op', got 'flip'"),
@@ -128,15 +128,15 @@ CROP = recipes.v2()[0]
         ((CROP | {"scale": (0.2, 1.2)},), "both in (0, 1], got (0.2, 1.2)"),
         ((CROP | {"scale": (0.0, 1.0)},), "both in (0, 1], got (0.0, 1.0)"),
         ((CROP | {"ratio": 1.0},), "ratio must be (lowest, highest)"),
-        ("v2", "a recipe is a sequence of mappings"),
+        ("v2", "a recipe must be a sequence of mappings"),
     ],
 )
-def test_a_wrong_recipe_is_told_in_words(recipe, problem):
+def test_error_describes_the_problem_of_a_recipe(recipe, problem):
     with pytest.raises(ValueError) as error:
         views.make_view(recipe, SIZE, MEAN, STD)
     assert problem in str(error.value)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_of_a_recipe_are_listed():
     recipe = (CROP, {"op": "flip", "p": 2}, {"op": "bluur"})
-    assert len(recipes.check_recipe(recipe)) == 2
+    assert len(check_recipe(recipe)) == 2

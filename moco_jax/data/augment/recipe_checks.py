@@ -1,0 +1,86 @@
+"""Checks recipes and returns the problems in words."""
+
+import difflib
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moco_jax.data.augment.recipes import CROP, PARAMETERS, PROBABILITY, Parameter, Recipe
+
+
+def check_recipe(recipe: Recipe) -> list[str]:
+    """Returns the problems of a recipe, one string per problem; empty if the recipe is valid.
+
+    Args:
+      recipe: a sequence of mappings (dicts or `ConfigDict`s), such as `recipes.v2()`.
+    """
+    if isinstance(recipe, str | Mapping) or not isinstance(recipe, Sequence):
+        return [f"a recipe must be a sequence of mappings with a key 'op', got {recipe!r}"]
+    problems = []
+    names = [_name(step) for step in recipe]
+    if names[:1] != [CROP]:
+        problems.append(f"the first op must be {CROP!r}, got {names[0] if names else None!r}")
+    for position, (name, step) in enumerate(zip(names, recipe, strict=True)):
+        where = f"op {position} ({name!r})"
+        if position and name == CROP:
+            problems.append(f"{where}: a crop must be the first op")
+        problems += [f"{where}: {problem}" for problem in _check_step(name, step)]
+    return problems
+
+
+def _name(step: Any) -> Any:
+    """Returns the name of the operation of a step, or None."""
+    # `items` instead of Mapping: a ConfigDict is not a Mapping.
+    return dict(step.items()).get("op") if hasattr(step, "items") else None
+
+
+def _check_step(name: Any, step: Any) -> list[str]:
+    """Returns the problems of one step of a recipe."""
+    if not hasattr(step, "items"):
+        return [f"must be a mapping with a key 'op', got {step!r}"]
+    if name not in PARAMETERS:
+        return [f"unknown op{_did_you_mean(name, PARAMETERS)}"]
+    allowed = dict(PARAMETERS[name])
+    if name != CROP:
+        allowed["p"] = PROBABILITY
+    given = {key: value for key, value in step.items() if key != "op"}
+    problems = [
+        f"unknown parameter {key!r}{_did_you_mean(key, allowed)}"
+        for key in given
+        if key not in allowed
+    ]
+    missing = [key for key in allowed if key not in given and not allowed[key].optional]
+    problems += [f"parameter {key!r} is missing" for key in missing]
+    for key in allowed:
+        if key in given:
+            problems += _check_value(key, given[key], allowed[key])
+    return problems
+
+
+def _check_value(key: str, value: Any, parameter: Parameter) -> list[str]:
+    """Returns the problem of a parameter value in a list; empty if the value is valid."""
+    low, high, is_range, positive, _ = parameter
+    if not is_range:
+        if not _is_number(value) or not low <= value <= high:
+            return [f"{key} must be a number in [{low:g}, {high:g}], got {value!r}"]
+        return []
+    pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+    inside = pair and low <= value[0] <= value[1] <= high
+    if not inside or (positive and value[0] <= 0):
+        opening = "(" if positive else "["
+        return [
+            f"{key} must be (lowest, highest) with lowest <= highest, "
+            f"both in {opening}{low:g}, {high:g}], got {value!r}"
+        ]
+    return []
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _did_you_mean(name: Any, known: Mapping[str, Any]) -> str:
+    """Returns the end of a message about an unknown name: the closest name and all known names."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{guess}; known: {', '.join(known) or 'none'}"

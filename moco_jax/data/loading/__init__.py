@@ -1,1 +1,1 @@
-"""From a source to batches on the devices: order, decoding and residence in memory."""
+"""Loads batches from a source onto the devices."""

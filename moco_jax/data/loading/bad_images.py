@@ -1,4 +1,4 @@
-"""Files that are no images: each named once, counted, and too many stop the run."""
+"""Counts unreadable images, logs each one once, and stops the run if there are too many."""
 
 import threading
 
@@ -6,18 +6,18 @@ from absl import logging
 
 from moco_jax.data.sources.source import Source
 
-_SHOWN = 10  # of the bad images, in the error
+_SHOWN = 10  # bad images listed in the error
 
 
 class BadImages:
-    """The unreadable images of a source that were met so far; safe to use from threads."""
+    """The unreadable images of a source that were found so far; safe to use from threads."""
 
     def __init__(self, source: Source, max_fraction: float):
-        """Begins with none.
+        """Starts with no bad images.
 
         Args:
-          source: whose images are counted.
-          max_fraction: of the source, beyond which the run stops.
+          source: the images.
+          max_fraction: largest allowed fraction of bad images in the source.
         """
         self._source, self._max_fraction = source, max_fraction
         self._reasons: dict[int, str] = {}
@@ -27,10 +27,10 @@ class BadImages:
         return len(self._reasons)
 
     def add(self, index: int, error: Exception) -> None:
-        """Records and names an image, unless it is known.
+        """Counts and logs an image, unless it is already counted.
 
         Raises:
-          ValueError: when the bad are more than the allowed fraction of all.
+          ValueError: if the fraction of bad images is above the allowed one.
         """
         with self._lock:
             if index in self._reasons:
@@ -38,8 +38,8 @@ class BadImages:
             self._reasons[index] = str(error)
             reasons = dict(self._reasons)
         name, total = self._source.names[index], len(self._source)
-        logging.warning("skipped, not readable as an image: %s (%s)", name, error)
-        if len(reasons) > max(1, self._max_fraction * total):  # one may be bad in a small set
+        logging.warning("skipped unreadable image %s (%s)", name, error)
+        if len(reasons) > max(1, self._max_fraction * total):  # a small source may have one
             shown = [
                 f"  {self._source.names[i]}: {why}" for i, why in list(reasons.items())[:_SHOWN]
             ]

@@ -1,6 +1,6 @@
-"""One image: encoded bytes or an array in, uint8 RGB that fits a square canvas out.
+"""Decodes an image file or an array to uint8 RGB that fits a square canvas.
 
-The host does nothing else with pixels; crops and everything photometric run on the accelerator.
+The host does nothing else with pixels. Crops and photometric operations run on the accelerator.
 """
 
 import io
@@ -10,31 +10,32 @@ import simplejpeg
 from PIL import Image
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-# libjpeg can leave out high frequencies while it decodes, which gives n/8 of the full size.
+# libjpeg can drop high frequencies while it decodes, which gives n/8 of the full size.
 _DCT_EIGHTHS = (7, 6, 5, 4, 3, 2, 1)
 
 
 class BadImage(ValueError):
-    """An image that can't be read; the message says why."""
+    """Raised for an image that can't be read; the message has the reason."""
 
 
 def decode(data: bytes | np.ndarray, canvas: int) -> np.ndarray:
     """Returns an image as uint8 RGB [h, w, 3] with h, w <= canvas.
 
-    Pixels are those of torchvision's `pil_loader` (`Image.open(f).convert('RGB')`): alpha is
-    dropped and not composited, the EXIF orientation is not applied. One departure: 16-bit grey
+    Pixels equal those of torchvision's `pil_loader` (`Image.open(f).convert('RGB')`): alpha is
+    dropped and not composited, and the EXIF orientation is not applied. One departure: 16-bit grey
     keeps its high byte, as Pillow does for 16-bit RGB; `convert` would clip it to white.
 
     An image that is larger than the canvas keeps its aspect ratio. JPEGs are decoded at the
-    largest scale n/8 that fits; the rest is averaged over whole boxes of pixels.
+    largest scale n/8 that fits. What is still too large is averaged over whole boxes of pixels.
 
     Args:
-      data: an image file's bytes, or a decoded uint8 array [H, W], [H, W, 1] or [H, W, 3].
-      canvas: the longest side allowed, in pixels.
+      data: the bytes of an image file, or a decoded uint8 array [H, W], [H, W, 1] or [H, W, 3].
+      canvas: longest allowed side in pixels.
 
     Raises:
-      BadImage: data is empty, truncated, no image, or over Pillow's limit of pixels.
-      ValueError: canvas < 1.
+      BadImage: if the data are empty, truncated, not an image, or have more pixels than Pillow's
+        limit.
+      ValueError: if canvas < 1.
     """
     if canvas < 1:
         raise ValueError(f"canvas must be at least 1 pixel, got {canvas}")
@@ -64,10 +65,10 @@ def _rgb_array(array: np.ndarray) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
-    """Returns the JPEG at the largest n/8 that fits, at worst 1/8; None where Pillow must decide.
+    """Returns the JPEG at the largest n/8 that fits, or 1/8; None if Pillow must decode it.
 
-    That is CMYK, whose colours then come out as torchvision's, and files with any fault:
-    simplejpeg refuses also those that libjpeg can mend (ImageNet has some), Pillow only the lost.
+    Pillow decodes CMYK, so that colours equal those of torchvision, and all files with a fault:
+    simplejpeg rejects even faults that libjpeg can repair (ImageNet has such files).
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -75,10 +76,10 @@ def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
         if colours in ("CMYK", "YCCK"):
             return None
         _check_pixels(width, height)
-        # The fast DCT and upsampling stay off: they change pixels by 1.3 of 255.
+        # Fast DCT and fast upsampling stay off: they change pixels by 1.3 of 255.
         if max(height, width) <= canvas:
             return simplejpeg.decode_jpeg(data)
-        # simplejpeg takes the smallest n/8 that is at least (h, w), and (h, w) is one itself.
+        # simplejpeg uses the smallest n/8 that is at least (h, w), which is (h, w) itself.
         h, w = _dct_size(height, width, canvas)
         return simplejpeg.decode_jpeg(data, min_height=h, min_width=w)
     except BadImage:
@@ -88,13 +89,13 @@ def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
 
 
 def _dct_size(height: int, width: int, canvas: int) -> tuple[int, int]:
-    """Returns (h, w) of the largest n/8 that fits the canvas, or of 1/8; libjpeg rounds up."""
+    """Returns (h, w) of the largest n/8 that fits the canvas, or of 1/8; rounds up as libjpeg."""
     sizes = [(-(-height * n // 8), -(-width * n // 8)) for n in _DCT_EIGHTHS]
     return next((size for size in sizes if max(size) <= canvas), sizes[-1])
 
 
 def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
-    """Returns any other image as [h, w, 3] that fits; every failure is a BadImage."""
+    """Returns any image as [h, w, 3] that fits the canvas; every failure is a BadImage."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_pixels(*image.size)
@@ -108,7 +109,7 @@ def _decode_with_pillow(data: bytes, canvas: int) -> np.ndarray:
         raise BadImage(f"no known image format; its {len(data)} bytes start {start!r}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImage(f"too many pixels: {error}") from error
-    except Exception as error:  # Pillow's plugins raise nearly anything on a damaged file.
+    except Exception as error:  # Pillow plugins raise many types on damaged files.
         raise BadImage(f"the file is damaged: {error or type(error).__name__}") from error
 
 
@@ -119,13 +120,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         image = Image.fromarray(np.clip(np.asarray(image) // 256, 0, 255).astype(np.uint8))
     elif "transparency" in image.info:
-        # Without this Pillow warns about palettes with transparency; the colours are the same.
+        # Pillow would warn about palettes with transparency; the colours are the same.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def _shrink(image: np.ndarray, canvas: int) -> np.ndarray:
-    """Returns [H, W, 3] averaged over boxes of the smallest whole factor that fits the canvas."""
+    """Returns [H, W, 3] averaged over boxes; their side is the smallest that fits the canvas."""
     factor = -(-max(image.shape[:2]) // canvas)
     if factor <= 1:
         return image
@@ -133,7 +134,7 @@ def _shrink(image: np.ndarray, canvas: int) -> np.ndarray:
 
 
 def _check_pixels(width: int, height: int) -> None:
-    """Raises BadImage where Pillow would only warn of a decompression bomb."""
+    """Raises BadImage where Pillow would only warn about a decompression bomb."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise BadImage(

@@ -1,7 +1,7 @@
-"""From a source to batches on the devices: kept in their memory whole, or streamed.
+"""Loads a source into device memory, or streams it if it is too large.
 
-Either way a data set gives `batches(plan)`, small pytrees that a compiled step turns into images
-with `images(arrays, batch)`; the step's code is the same for both.
+Both kinds of data set have the same interface: `batches(plan)` yields small pytrees, and a compiled
+step turns each into images with `images(arrays, batch)`.
 """
 
 import os
@@ -21,74 +21,74 @@ from moco_jax.data.loading.streamed import StreamedData
 from moco_jax.data.sources.source import Source
 from moco_jax.parallel.mesh import Layout
 
-_MOST_THREADS = 64
-_PROBES = 64  # images whose sizes tell whether a source fits in device memory
-_CHUNK = 256  # images a task: a future for each of 50,000 small ones costs more than decoding
+_MAX_THREADS = 64
+_PROBED_IMAGES = 64  # their sizes decide whether a source may fit into device memory
+_CHUNK = 256  # images per task: a future for each small image costs more than decoding it
 
 
 class Batches(Protocol):
-    """What a compiled step needs to know of a data set's batches."""
+    """The interface of batches inside a compiled step."""
 
     def images(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns, inside jit, canvases uint8[B, H, W, 3] and the true sizes i32[B, 2]."""
+        """Returns, inside jit, canvases uint8[B, H, W, 3] and image sizes i32[B, 2]."""
         ...
 
     def indices(self, batch: Any) -> jax.Array:
-        """Returns, inside jit, i32[B]: which of the data set's images these are."""
+        """Returns, inside jit, i32[B], the indices of the images in the data set."""
         ...
 
     def readable(self, batch: Any) -> jax.Array:
-        """Returns, inside jit, bool[B]: whether each image is itself, and no stand-in."""
+        """Returns, inside jit, bool[B], false where a stand-in replaces an unreadable image."""
         ...
 
 
 class DataSet(Batches, Protocol):
-    """What the loop needs of a data set."""
+    """The interface of a data set for the training loop."""
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The classes, i32[N], where there are any."""
+        """The labels i32[N], or None without classes."""
         ...
 
     @property
     def source_indices(self) -> np.ndarray:
-        """Which of the source's images these are, i64[N]."""
+        """The indices i64[N] of the images in the source."""
         ...
 
     @property
     def arrays(self) -> Any:
-        """A pytree of device arrays that every step is given."""
+        """A pytree of device arrays, an argument of every step."""
         ...
 
     @property
     def bad(self) -> int:
-        """Unreadable images that this process has met so far.
+        """The number of unreadable images that this process has found so far.
 
-        Of several processes the sum is told, in which one that two have met counts twice.
+        The log has the sum over processes; an image that two processes found counts twice.
         """
         ...
 
     def __len__(self) -> int: ...
 
     def describe(self, batch_size: int) -> str:
-        """Returns in a line what it is, and what memory its batches take."""
+        """Returns name, size and memory use in one line."""
         ...
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
         """Yields a batch of device arrays for each step of the plan from `start` on.
 
-        To be closed, which ends the threads that work for it.
+        The caller must close the generator, which stops its threads.
         """
         ...
 
 
 def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
-    """Returns the source's images, in device memory if they fit into `resident_megabytes`.
+    """Returns the data set of a source, in device memory if it fits into `resident_megabytes`.
 
     Args:
       source: the images.
-      config: the whole config's `data`.
-      layout: where arrays lie.
+      config: `data` of the whole config.
+      layout: the mesh.
 
     Raises:
       ValueError: if more than `max_bad_fraction` of the images can't be read.
@@ -108,28 +108,28 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
 
 
 def threads(config: ConfigDict) -> int:
-    """Returns how many threads decode, from the whole config's `data`."""
+    """Returns the number of decoding threads, from `data` of the whole config."""
     if config.threads:
         return config.threads
-    if hasattr(os, "sched_getaffinity"):  # Linux; in a container they are not all
-        return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-    return min(os.cpu_count() or 1, _MOST_THREADS)
+    if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer cores than the host
+        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    return min(os.cpu_count() or 1, _MAX_THREADS)
 
 
 def _probe(source: Source, canvas: int) -> tuple[int, int]:
-    """Returns the largest height and width of a few images over the source's length."""
+    """Returns the largest height and width among evenly spaced images of the source."""
     height = width = 0
-    for index in np.linspace(0, len(source) - 1, min(_PROBES, len(source))).astype(int):
+    for index in np.linspace(0, len(source) - 1, min(_PROBED_IMAGES, len(source))).astype(int):
         try:
             shape = decode(source.read(int(index)), canvas).shape
         except (BadImage, OSError):
-            continue  # counted when it is read for good
+            continue  # the later read of the whole source counts it
         height, width = max(height, shape[0]), max(width, shape[1])
     return height, width
 
 
 def _decode_all(source: Source, canvas: int, bad: BadImages, threads: int) -> dict[int, np.ndarray]:
-    """Returns {index: uint8[h, w, 3]} of the readable images, in order."""
+    """Returns {index: uint8[h, w, 3]} of the readable images, in the order of the source."""
 
     def read(index: int) -> np.ndarray | None:
         try:
@@ -143,12 +143,12 @@ def _decode_all(source: Source, canvas: int, bad: BadImages, threads: int) -> di
         done = pool.map(lambda chunk: [(i, read(i)) for i in chunk], chunks)
         images = {i: image for chunk in done for i, image in chunk if image is not None}
     if not images:
-        raise ValueError(f"no image of {source.name} can be read")
+        raise ValueError(f"none of the images of {source.name} can be read")
     return images
 
 
 def _on_canvases(images: dict[int, np.ndarray], sizes: np.ndarray) -> np.ndarray:
-    """Returns uint8[n, H, W, 3], each image in the top left corner of the largest one's size."""
+    """Returns uint8[n, H, W, 3], each image in the top left corner of a canvas of maximal size."""
     canvases = np.zeros((len(images), *sizes.max(axis=0), 3), np.uint8)
     for row, image in zip(canvases, images.values(), strict=True):
         row[: image.shape[0], : image.shape[1]] = image

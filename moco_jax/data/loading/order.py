@@ -1,4 +1,4 @@
-"""Which images a step sees: a pure function of the seed and the step."""
+"""Selects the images of each step: a pure function of the seed and the step."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Plan(Protocol):
-    """The images of each step: a sequence of indices i32[B]."""
+    """A sequence of image indices i32[B], one array per step."""
 
     def __len__(self) -> int: ...
 
@@ -17,14 +17,14 @@ class Plan(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ShuffledOrder:
-    """The batches of a run: a new permutation each epoch, the incomplete last batch dropped.
+    """A new permutation for each epoch; the incomplete last batch of an epoch is dropped.
 
-    Nothing of it is ever stored, so a resumed run goes on with the very next batch.
+    Any step can be computed without state, so a resumed run continues with the next batch.
 
     Attributes:
       seed: of the permutations.
-      size: images in the data set.
-      batch_size: B.
+      size: number of images in the data set.
+      batch_size: B, images per step.
       steps: length of the run.
     """
 
@@ -41,7 +41,7 @@ class ShuffledOrder:
         return self.steps
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Returns the indices i32[B] of this step's images."""
+        """Returns the image indices i32[B] of a step."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         return _permutation(self.seed, epoch, self.size)[start : start + self.batch_size]
@@ -53,7 +53,7 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Returns i32[B] batches that cover `indices` once, the last padded with its first index."""
+    """Returns batches i32[B] that cover `indices` once; the last is padded with its first index."""
     batches = []
     for start in range(0, len(indices), batch_size):
         batch = np.full(batch_size, indices[start], np.int32)
@@ -64,7 +64,7 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def subset(size: int, limit: int, seed: int) -> np.ndarray:
-    """Returns the indices of at most `limit` of `size` images (0: all), drawn by the seed."""
+    """Returns sorted indices i32 of `limit` random images of `size`; all images if limit is 0."""
     if not limit or size <= limit:
         return np.arange(size, dtype=np.int32)
     drawn = np.random.default_rng(seed).choice(size, limit, replace=False)

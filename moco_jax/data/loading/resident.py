@@ -1,4 +1,4 @@
-"""A data set that lies decoded in the devices' memory: a batch is a list of indices."""
+"""A data set that is decoded once and kept in device memory; a batch is a list of indices."""
 
 from collections.abc import Generator
 from typing import Any
@@ -13,13 +13,15 @@ from moco_jax.parallel.mesh import Layout
 
 
 class ResidentData:
-    """Images of any size, each in the top left corner of a canvas, whole on every device.
+    """All readable images of a source, replicated on every device.
+
+    Each image lies in the top left corner of a canvas.
 
     Attributes:
       labels: i32[N], or None.
-      source_indices: i64[N], which of the source's images these are.
+      source_indices: i64[N], the indices of the images in the source.
       arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
-      bad: images of the source that could not be read.
+      bad: number of unreadable images in the source, on process 0; 0 on the others.
     """
 
     def __init__(
@@ -33,15 +35,15 @@ class ResidentData:
         """Copies the images to the devices.
 
         Args:
-          source: where they come from.
-          good: indices [N] of the source's readable images.
-          images: uint8[N, H, W, 3].
-          sizes: heights and widths, i32[N, 2].
-          layout: where arrays lie.
+          source: the data set.
+          good: [N], indices of the readable images in the source.
+          images: uint8[N, H, W, 3], canvases.
+          sizes: i32[N, 2], heights and widths of the images.
+          layout: the mesh.
         """
         self.labels = None if source.labels is None else source.labels[good]
         self.source_indices = good
-        # Every process reads all of them; the first one counts.
+        # Every process reads all images, and the loop sums `bad` over processes.
         self.bad = len(source) - len(good) if jax.process_index() == 0 else 0
         self._name = source.name
         self.arrays = layout.put({"images": images, "sizes": sizes}, layout.replicated)
@@ -51,27 +53,27 @@ class ResidentData:
         return len(self.arrays["images"])
 
     def describe(self, batch_size: int) -> str:
-        """Returns what it is; its batches take no memory worth telling."""
+        """Returns name, size and device memory in one line; batches need almost no memory."""
         megabytes = self.arrays["images"].nbytes >> 20
         return f"{self._name}: {len(self)} images, {megabytes} MB resident"
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[jax.Array]:
-        """Yields the indices i32[B] of each step."""
+        """Yields the image indices i32[B] of each step."""
         rows = self._layout.rows(len(plan[0]))
         for step in range(start, len(plan)):
             yield self._layout.put_batch(plan[step][rows])
 
     def images(self, arrays: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns canvases [B, H, W, 3] and sizes [B, 2]; every device takes its own rows."""
+        """Returns canvases uint8[B, H, W, 3] and sizes i32[B, 2], sharded over the devices."""
         return (
             self._layout.shard(jnp.take(arrays["images"], batch, axis=0)),
             self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
         )
 
     def indices(self, batch: jax.Array) -> jax.Array:
-        """Returns the batch, which is the images' indices."""
+        """Returns i32[B]; the batch is the image indices."""
         return batch
 
     def readable(self, batch: jax.Array) -> jax.Array:
-        """Returns bool[B], all true: what can't be read has no index here."""
+        """Returns bool[B], all true: unreadable images are not in this data set."""
         return jnp.ones(batch.shape, bool)

@@ -1,10 +1,12 @@
+"""Host memory returns to the pool when nothing refers to it."""
+
 import numpy as np
 
 from moco_jax.data.loading.buffers import Buffers
 from moco_jax.parallel.mesh import make_layout
 
 
-def test_memory_is_used_again_once_nothing_refers_to_it():
+def test_memory_without_references_is_reused():
     buffers = Buffers()
     first = buffers.take((8, 4, 4, 3))
     place, view = first.ctypes.data, first[2:3, 1:]
@@ -16,7 +18,7 @@ def test_memory_is_used_again_once_nothing_refers_to_it():
     assert buffers.allocated == 2
 
 
-def test_memory_of_a_device_array_is_left_alone():
+def test_memory_of_a_device_array_is_not_reused():
     buffers, layout = Buffers(), make_layout()
     arrays = []
     for level in range(3):
@@ -28,6 +30,6 @@ def test_memory_of_a_device_array_is_left_alone():
         assert (np.asarray(array) == level).all()
     assert buffers.allocated == 3
     del array, arrays
-    layout.put_batch(np.zeros(8))  # JAX drops what it referred to at one of its next calls
+    layout.put_batch(np.zeros(8))  # JAX drops its references in one of the next calls
     again = [buffers.take((8, 16, 16, 3)) for _ in range(3)]
     assert buffers.allocated == 3 and len(again) == 3

@@ -1,4 +1,4 @@
-"""Images of every format come out as RGB that fits; damaged ones say why they can't."""
+"""All image formats decode to RGB that fits the canvas; errors explain damaged files."""
 
 import io
 
@@ -11,20 +11,20 @@ from tests.data.sources.stores import open_images
 
 
 def smooth_image(height, width):
-    """Returns RGB [height, width, 3]: random blots, as JPEG compresses without much loss."""
-    blots = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(blots).resize((width, height), Image.Resampling.BICUBIC)
+    """Returns a smooth random RGB image, which JPEG compresses with little loss."""
+    blobs = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image, image_format, **options):
-    """Returns the image file's bytes."""
+    """Returns the bytes of an image file."""
     file = io.BytesIO()
     image.save(file, image_format, **options)
     return file.getvalue()
 
 
 def pil_loader(data):
-    """Returns what torchvision's default loader gives."""
+    """Returns the pixels of torchvision's default loader."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
@@ -80,7 +80,7 @@ def test_larger_images_fit_the_canvas(name):
         (1, (1, 1)),
     ],
 )
-def test_jpeg_takes_the_largest_eighth_that_fits(canvas, shape):
+def test_jpeg_is_decoded_at_the_largest_eighth_that_fits(canvas, shape):
     data = encoded(smooth_image(375, 500), "JPEG")
     assert decode(data, canvas).shape == (*shape, 3)
 
@@ -110,7 +110,7 @@ def test_palette_with_transparency_gives_no_warning():
 
 def test_exif_orientation_is_not_applied():
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert decode(encoded(IMAGE, "JPEG", exif=exif), 81).shape == (60, 81, 3)
 
 
@@ -143,7 +143,7 @@ def test_arrays_over_the_canvas_are_averaged():
         (np.zeros((0, 4, 3), np.uint8), "no pixels"),
     ],
 )
-def test_arrays_of_another_kind_are_bad(array, message):
+def test_unsupported_arrays_are_errors(array, message):
     with pytest.raises(BadImage, match=message):
         decode(array, 32)
 
@@ -165,15 +165,15 @@ def test_arrays_of_another_kind_are_bad(array, message):
     ],
 )
 @pytest.mark.parametrize("canvas", [16, 512])
-def test_damaged_files_say_why(data, message, canvas):
+def test_errors_explain_damaged_files(data, message, canvas):
     with pytest.raises(BadImage, match=message):
         decode(data, canvas)
 
 
-def test_jpeg_with_a_fault_that_pillow_accepts_is_read():
+def test_jpeg_with_a_repairable_fault_is_decoded():
     data = FILES["jpeg"]
-    mended = data[:-2] + b"\0\0\0\0" + data[-2:]
-    np.testing.assert_array_equal(decode(mended, 81), decode(data, 81))
+    faulty = data[:-2] + b"\0\0\0\0" + data[-2:]
+    np.testing.assert_array_equal(decode(faulty, 81), decode(data, 81))
 
 
 @pytest.mark.parametrize("name", ["jpeg", "png"])
@@ -189,7 +189,7 @@ def test_canvas_must_have_a_pixel():
         decode(FILES["jpeg"], 0)
 
 
-def test_what_a_file_holds_counts_not_its_ending(tmp_path):
+def test_contents_decide_the_format_not_the_extension(tmp_path):
     (tmp_path / "png.jpg").write_bytes(FILES["png"])
     (tmp_path / "jpeg.png").write_bytes(FILES["jpeg"])
     (tmp_path / "page.jpg").write_bytes(b"<html>404</html>")

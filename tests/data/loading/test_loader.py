@@ -1,3 +1,5 @@
+"""Resident and streamed data sets give the same batches; unreadable images are counted."""
+
 import io
 
 import jax
@@ -39,23 +41,23 @@ def data_config(**changes):
     return config
 
 
-def test_a_batch_tells_which_images_are_really_there(megabytes):
-    data = load(source(bad=(3,)), data_config(resident_megabytes=megabytes), make_layout())
-    [batch] = data.batches([np.array([3, 0, 1, 2, 5, 6, 7, 8], np.int32)])
-    indices = np.asarray(data.indices(batch))
-    images, _ = jax.device_get(jax.jit(data.images)(data.arrays, batch))
-    levels = images[:, 0, 0, 0]
-    assert levels[0] == 4 and 3 not in levels  # the next one stands in, or took its index
-    np.testing.assert_array_equal(data.labels[indices], levels % 3)
-
-
 @pytest.fixture(params=[0, 100], ids=["streamed", "resident"])
 def megabytes(request):
     return request.param
 
 
+def test_indices_of_a_batch_match_its_images(megabytes):
+    data = load(source(bad=(3,)), data_config(resident_megabytes=megabytes), make_layout())
+    [batch] = data.batches([np.array([3, 0, 1, 2, 5, 6, 7, 8], np.int32)])
+    indices = np.asarray(data.indices(batch))
+    images, _ = jax.device_get(jax.jit(data.images)(data.arrays, batch))
+    levels = images[:, 0, 0, 0]
+    assert levels[0] == 4 and 3 not in levels  # 4 stands in for 3, or has the index 3
+    np.testing.assert_array_equal(data.labels[indices], levels % 3)
+
+
 def read(data, plan, start=0):
-    """Returns (sizes, level) of each batch's images, which are of one level each."""
+    """Returns (sizes, levels) of the images in each batch; each image has a single level."""
     result = []
     for batch in data.batches(plan, start):
         images, sizes = jax.device_get(jax.jit(data.images)(data.arrays, batch))
@@ -65,7 +67,7 @@ def read(data, plan, start=0):
     return result
 
 
-def test_images_of_any_size_in_the_plans_order(megabytes):
+def test_images_of_all_sizes_in_the_order_of_the_plan(megabytes):
     data = load(source(), data_config(resident_megabytes=megabytes), make_layout())
     plan = [np.arange(8, dtype=np.int32), np.array([3, 1, 19, 0, 0, 7, 2, 5], np.int32)]
     (first, second) = read(data, plan)
@@ -75,14 +77,14 @@ def test_images_of_any_size_in_the_plans_order(megabytes):
     assert len(data) == 20 and data.bad == 0
 
 
-def test_bad_images_are_named_once_skipped_and_counted(megabytes, caplog):
+def test_bad_images_are_logged_once_skipped_and_counted(megabytes, caplog):
     data = load(source(bad=(2, 5)), data_config(resident_megabytes=megabytes), make_layout())
     plan = [np.array([0, 1, 2, 3, 4, 5, 6, 7], np.int32)] * 2
     levels = [batch[1] for batch in read(data, plan)]
-    if megabytes:  # gone from the data set
+    if megabytes:  # the data set does not have them
         assert levels[0] == [0, 1, 3, 4, 6, 7, 8, 9]
         assert data.labels.tolist() == [i % 3 for i in range(20) if i not in (2, 5)]
-    else:  # the next one stands in
+    else:  # the next image is the stand-in
         assert levels[0] == [0, 1, 3, 3, 4, 6, 6, 7]
     assert levels[0] == levels[1]
     assert data.bad == 2

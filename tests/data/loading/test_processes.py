@@ -1,4 +1,4 @@
-"""Two real processes read the images and draw the views that one does, and so does a resume."""
+"""Two processes, also after a resume, draw the same views as one process."""
 
 import os
 import socket
@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import devices_flags
 
-DEVICES, STEPS, BATCH = 8, 4, 80  # 40 rows a process: pieces of 16, 16 and 8 images
+DEVICES, STEPS, BATCH = 8, 4, 80  # 40 rows per process: tasks of 16, 16 and 8 images
 
-# Writes the views of each step from `start` on, the rows that lie on this process's devices.
+# Writes the views of each step from `start` on: the rows on the devices of this process.
 SCRIPT = """
     import sys
     import jax
@@ -22,11 +22,11 @@ SCRIPT = """
     if int(processes) > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-    from moco_jax.data import loader, recipes, views
+    from moco_jax.data.augment import recipes, views
+    from moco_jax.data.loading import loader
     from moco_jax.data.loading.order import ShuffledOrder
     from moco_jax.parallel.mesh import make_layout
-    from tests.tiny import tiny_config
-    from tests.tiny import tiny_sources
+    from tests.tiny import tiny_config, tiny_sources
 
     config = tiny_config(data__canvas=16, data__resident_megabytes=int(megabytes))
     data = loader.load(tiny_sources(200).train, config.data, make_layout())
@@ -48,7 +48,7 @@ SCRIPT = """
 
 @pytest.fixture
 def draw(repository, tmp_path):
-    """Returns a function that runs the script in some processes and gives all views drawn."""
+    """Returns a function that runs the script in processes and returns all views."""
 
     def draw(processes, start=0, megabytes=0):
         with socket.socket() as free:
@@ -83,7 +83,7 @@ def draw(repository, tmp_path):
     "megabytes",
     [pytest.param(0, id="streamed"), pytest.param(100, id="resident", marks=pytest.mark.slow)],
 )
-def test_two_processes_and_a_resume_see_what_one_process_sees(draw, megabytes):
+def test_two_processes_and_a_resume_draw_the_views_of_one_process(draw, megabytes):
     whole = draw(1, megabytes=megabytes)
     rows = BATCH // DEVICES
     places = {f"{step} {row}" for step in range(STEPS) for row in range(0, BATCH, rows)}

@@ -1,7 +1,7 @@
-"""Measures what feeds a run: `python -m moco_jax.data.benchmark --config=...`.
+"""Measures the input pipeline of a run: `python -m moco_jax.data.benchmark --config=...`.
 
-Each stage alone, from bytes to views, then all of them, then a real step that waits for its data;
-and from that what a host with more cores could feed.
+Times each stage alone (from bytes to views), all stages together, and real training steps. From
+the decoding rate it computes which hosts can keep their accelerators busy.
 """
 
 import collections
@@ -15,35 +15,36 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from moco_jax import command_line
 from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import BadImage, decode
-from moco_jax.data.sources.opening import Sources, open_whole
-from moco_jax.data.sources.source import Source
+from moco_jax.data.sources.opening import open_whole
+from moco_jax.data.sources.source import Source, Sources
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import pipelined
 from moco_jax.plan import hardware
 from moco_jax.pretraining import validation
-from moco_jax.pretraining.run import Run, build, compiled
+from moco_jax.pretraining.run import PretrainRun, build
+from moco_jax.training.compilation import compile_step
 
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps to time.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time a stage is measured.", lower_bound=0.0)
+_STEPS = flags.DEFINE_integer("steps", 10, "Number of steps to time.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "Shortest time to measure a stage.", lower_bound=0.0)
 _MFU = flags.DEFINE_float(
-    "mfu", 0.4, "Fraction of the peak FLOP/s.", 1e-3, 1.0, allow_override=True
+    "mfu", 0.4, "Fraction of the peak FLOP/s that steps reach.", 1e-3, 1.0, allow_override=True
 )
-_HOSTS = ("v4", "v5e", "v5p", "v6e", "a100-80", "h100")  # whose appetite is told
-_IMAGES = 512  # whose bytes are held in memory while decoding is measured
-_CHUNK = 16  # images a task
-_AHEAD = 4  # batches that were read while nobody waited
+_HOSTS = ("v4", "v5e", "v5p", "v6e", "a100-80", "h100")  # rows of the table
+_IMAGES = 512  # held in memory, as bytes, while decoding is measured
+_CHUNK = 16  # images per task
+_AHEAD = 4  # first batches, not timed: they may be read ahead
 
 
 class Stage(NamedTuple):
-    """A line of the result."""
+    """One line of the results."""
 
     name: str
     rate: float  # images/s
@@ -51,7 +52,7 @@ class Stage(NamedTuple):
 
 
 def host_stages(source: Source, config: ConfigDict, seconds: float) -> Iterator[Stage]:
-    """Yields reading, decoding and batching, each alone.
+    """Yields the stages reading, decoding and batching, each measured alone.
 
     Raises:
       ValueError: if no image of the source can be read.
@@ -76,25 +77,25 @@ def host_stages(source: Source, config: ConfigDict, seconds: float) -> Iterator[
             return _rate(lambda: list(pool.map(each, chunks)), len(items), seconds)
 
         reading = rate(lambda i: _bytes(source, int(i)), list(drawn))
-        yield Stage("reading", reading, f"bytes of the source, {threads} threads")
+        yield Stage("reading", reading, f"bytes from the source, {threads} threads")
         decoding = rate(lambda data: _decoded(data, config), files)
         yield Stage("decoding", decoding, f"bytes in memory to images, {threads} threads")
     batching = _rate(batch, len(images), seconds)
-    yield Stage("batching", batching, f"onto canvases of {config.data.canvas}, 1 thread")
+    yield Stage("batching", batching, f"onto canvases of {config.data.canvas} pixels, 1 thread")
 
 
-def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
-    """Yields copying to the devices, where a run copies images, and drawing the views."""
+def device_stages(run: PretrainRun, seconds: float) -> Iterator[Stage]:
+    """Yields the stages copying (if the run copies images to the devices) and augmenting."""
     data, layout, size = run.config.data, run.layout, run.config.batch_size
     where = f"{layout.devices} x {layout.mesh.devices.flat[0].device_kind}"
-    batch = _first(run)
+    batch = _first_batch(run)
     if isinstance(batch, dict):
         canvases = np.zeros((len(layout.rows(size)), data.canvas, data.canvas, 3), np.uint8)
         rate = _rate(lambda: jax.block_until_ready(layout.put_batch(canvases)), size, seconds)
         yield Stage("copying", rate, f"to {where}, {rate * data.canvas**2 * 3 / 1e9:.2f} GB/s")
     draw = draw_views(run)
     work = lambda: jax.block_until_ready(draw(0, run.data.arrays, batch))  # noqa: E731
-    work()  # compiles
+    work()  # compile before timing
     yield Stage(
         "augmenting",
         _rate(work, size, seconds),
@@ -102,33 +103,34 @@ def device_stages(run: Run, seconds: float) -> Iterator[Stage]:
     )
 
 
-def draw_views(run: Run) -> Callable:
-    """Returns (step, arrays, batch) -> the views, jitted."""
+def draw_views(run: PretrainRun) -> Callable:
+    """Returns a jitted function (step, arrays, batch) -> views."""
     views = make_views(run.config, run.layout)
     return jax.jit(lambda step, arrays, batch: views(step, *run.data.images(arrays, batch)))
 
 
-def run_stages(run: Run, steps: int) -> Iterator[Stage]:
-    """Yields the whole feeding without a step, the step without feeding, and both as in a run."""
+def run_stages(run: PretrainRun, steps: int) -> Iterator[Stage]:
+    """Yields the stages feeding (no step), step (no feeding) and training (both, as in a run)."""
     size = run.config.batch_size
     with contextlib.closing(run.data.batches(run.order)) as batches:
         collections.deque(itertools.islice(batches, _AHEAD), maxlen=0)
         begun = time.perf_counter()
         collections.deque(itertools.islice(batches, steps), maxlen=0)
-        yield Stage("feeding", steps * size / (time.perf_counter() - begun), "all up to the copy")
+        rate = steps * size / (time.perf_counter() - begun)
+        yield Stage("feeding", rate, "reading to copying together")
 
-    batch, notes = _first(run), Notices(run.layout).put(stop=0, bad_images=0)
+    batch, notes = _first_batch(run), Notices(run.layout).put(stop=0, bad_images=0)
     state = run.create()
-    step = compiled(run.step, state, run.data.arrays, batch, notes)
+    step = compile_step(run.step, state, run.data.arrays, batch, notes)
     seconds, _, state = _train(run, step, state, itertools.repeat(batch, steps + _AHEAD), notes)
-    yield Stage("step", steps * size / seconds, "views and MoCo, the data at hand")
+    yield Stage("step", steps * size / seconds, "views and MoCo, without waiting for data")
     with contextlib.closing(run.data.batches(run.order)) as batches:
         seconds, waited, _ = _train(run, step, state, batches, notes)
     yield Stage("training", steps * size / seconds, f"waiting for data {waited / seconds:.0%}")
 
 
-def _train(run: Run, step, state, batches, notes) -> tuple[float, float, Any]:
-    """Returns seconds, those spent waiting for data, and the state; the first steps left out."""
+def _train(run: PretrainRun, step, state, batches, notes) -> tuple[float, float, Any]:
+    """Returns (seconds, seconds spent waiting for data, state), without the first steps."""
     waited, begun = 0.0, time.perf_counter()
 
     def dispatched() -> Iterator[Any]:
@@ -148,7 +150,7 @@ def _train(run: Run, step, state, batches, notes) -> tuple[float, float, Any]:
 
 
 def _timed(batches) -> Iterator[tuple[float, Any]]:
-    """Yields (seconds that it took to come, batch)."""
+    """Yields (seconds spent waiting for the batch, batch)."""
     batches = iter(batches)
     while True:
         begun = time.perf_counter()
@@ -159,16 +161,16 @@ def _timed(batches) -> Iterator[tuple[float, Any]]:
         yield time.perf_counter() - begun, batch
 
 
-def flops_per_image(run: Run) -> float:
-    """Returns the FLOPs of a step for each image of the batch, the two views included."""
+def flops_per_image(run: PretrainRun) -> float:
+    """Returns the FLOPs of a step per image of the batch, including the augmentation."""
     notes = Notices(run.layout).put(stop=0, bad_images=0)
-    lowered = run.step.lower(run.target, run.data.arrays, _first(run), notes)
+    lowered = run.step.lower(run.target, run.data.arrays, _first_batch(run), notes)
     return lowered.cost_analysis()["flops"] / run.config.batch_size
 
 
 def hosts_table(decoding_per_core: float, flops: float, mfu: float) -> str:
-    """Returns a table of what hosts could decode, beside what their accelerators would take."""
-    lines = ["host                         vCPUs  decodes/s   its chips take/s   feeds them"]
+    """Returns a table with the images/s that hosts decode and that their accelerators train on."""
+    lines = ["host                         vCPUs  decodes/s     chips train/s        ratio"]
     for name in _HOSTS:
         chip = hardware.CHIPS[name]
         decodes = decoding_per_core * chip.vcpus_per_host
@@ -194,14 +196,14 @@ def _decoded(data, config: ConfigDict) -> np.ndarray | None:
         return None
 
 
-def _first(run: Run) -> Any:
-    """Returns the first batch."""
+def _first_batch(run: PretrainRun) -> Any:
+    """Returns the first batch of the run."""
     with contextlib.closing(run.data.batches(run.order)) as batches:
         return next(batches)
 
 
 def _rate(work: Callable[[], Any], images: int, seconds: float) -> float:
-    """Returns images/s of work on so many, repeated for at least so long."""
+    """Returns the images/s of `work`, which handles `images`, over at least `seconds`."""
     begun, times = time.perf_counter(), 0
     while not times or time.perf_counter() - begun < seconds:
         work()
@@ -209,45 +211,38 @@ def _rate(work: Callable[[], Any], images: int, seconds: float) -> float:
     return times * images / (time.perf_counter() - begun)
 
 
-def main(_) -> None:
+def main() -> None:
     config = command_line.config()
-    config.knn.every_epochs = 0.0  # the monitor's images are not needed
+    config.knn.every_epochs = 0.0  # do not load images for the kNN monitor
     config.epochs, config.steps = None, _STEPS.value + _AHEAD
-    try:
-        _measure(config)
-    except (OSError, ValueError) as error:
-        command_line.fail(str(error))
-
-
-def _measure(config: ConfigDict) -> None:
     devices, data = jax.devices(), config.data
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
     train = open_whole(config)
     seconds, threads, rates = _SECONDS.value, loader.threads(data), {}
 
-    def tell(stages: Iterator[Stage]):
+    def show(stages: Iterator[Stage]):
         for stage in stages:
             rates[stage.name] = stage.rate
             print(f"{stage.name:12} {stage.rate:10,.0f}  {stage.what}", flush=True)
 
     print("stage          images/s")
-    tell(host_stages(train, config, seconds))
+    show(host_stages(train, config, seconds))
     run = build(config, layout, Sources(train, None))
-    tell(device_stages(run, seconds))
-    tell(run_stages(run, _STEPS.value))
+    show(device_stages(run, seconds))
+    show(run_stages(run, _STEPS.value))
     print(run.data.describe(config.batch_size))
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MB")
-    if not isinstance(_first(run), dict):
-        print("The images lie in device memory: while it trains, the host decodes nothing.")
+    if not isinstance(_first_batch(run), dict):
+        print("The images are in device memory: the host decodes nothing during training.")
         return
     flops, each = flops_per_image(run), rates["decoding"] / threads
     print(
-        f"\nA step takes {flops / 1e9:.3g} GFLOP an image. If it reaches {_MFU.value:.0%} of the "
-        f"peak, and a vCPU\ndecodes {each:,.0f} images/s as a thread does here:"
+        f"\nA step needs {flops / 1e9:.3g} GFLOP per image. If steps reach {_MFU.value:.0%} of the "
+        f"peak FLOP/s,\nand a vCPU decodes {each:,.0f} images/s as a thread does here:"
     )
     print(hosts_table(each, flops, _MFU.value))
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run_main(main)

@@ -1,4 +1,4 @@
-"""The measurements of feeding: each stage is there, and the appetite of chips is arithmetic."""
+"""The input benchmark measures every stage and computes what hosts can feed."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ from tests.tiny import tiny_config, tiny_sources
 
 
 class Slow:
-    """A data set whose batches take a third of a second each, many times a step."""
+    """A data set whose batches take 0.3 s each, many times as long as a step."""
 
     def __init__(self, data):
         self._data = data
@@ -39,7 +39,7 @@ def run():
     return build(config, make_layout(jax.devices()[:1]), tiny_sources())
 
 
-def test_every_stage_is_measured(run):
+def test_every_stage_has_a_rate(run):
     stages = [
         *benchmark.host_stages(tiny_sources().train, run.config, 0.0),
         *benchmark.device_stages(run, 0.0),
@@ -50,14 +50,14 @@ def test_every_stage_is_measured(run):
     assert "2 views of 8" in stages[-1].what
 
 
-def test_both_views_are_drawn(run):
-    batch = benchmark._first(run)
+def test_the_two_views_differ(run):
+    batch = benchmark._first_batch(run)
     views = benchmark.draw_views(run)(0, run.data.arrays, batch)
     assert [view.shape for view in views] == [(32, 8, 8, 3)] * 2
     assert not np.array_equal(*views)
 
 
-def test_a_step_that_waits_is_seen_to_wait(run):
+def test_waiting_for_data_is_measured(run):
     fast = {stage.name: stage for stage in benchmark.run_stages(run, steps=4)}
     assert list(fast) == ["feeding", "step", "training"]
     starved = dataclasses.replace(run, data=Slow(run.data))
@@ -68,15 +68,15 @@ def test_a_step_that_waits_is_seen_to_wait(run):
     assert fast["feeding"].rate > slow["feeding"].rate
 
 
-def test_flops_of_a_step_follow_the_images(run):
+def test_flops_of_a_step_are_plausible(run):
     flops = benchmark.flops_per_image(run)
-    # A ResNet-10 at an eighth of its width on 8x8 pixels: stem and the first stage, two forward
-    # passes and one backward of two, at 2 FLOPs a multiplication, are a lower bound.
+    # A lower bound for a ResNet-10 at an eighth of its width on 8x8 pixels: stem and first stage,
+    # two forward passes and one backward pass that costs two, 2 FLOPs per multiplication.
     convolutions = 8 * 8 * 9 * (3 * 8 + 2 * 8 * 8)
     assert 4 * 2 * convolutions < flops < 1e9
 
 
-def test_what_a_host_feeds():
+def test_table_of_hosts():
     table = benchmark.hosts_table(decoding_per_core=700.0, flops=33e9, mfu=0.4).splitlines()
     [line] = [line for line in table if "v5e" in line]
     chip = hardware.CHIPS["v5e"]
@@ -86,7 +86,7 @@ def test_what_a_host_feeds():
     assert np.isclose(decodes / takes, 8.2, atol=0.05)
 
 
-def test_a_source_without_images(run):
+def test_source_without_readable_images(run):
     def gone(index):
         raise OSError("gone")
 

@@ -1,8 +1,8 @@
 """Makes a TFDS data set readable by index: `python -m moco_jax.data.prepare --name=imagenet2012`.
 
-A data set that already lies in TFRecords is converted in place, without TensorFlow: array_record
-shards are added beside them and dataset_info.json lists both, as TFDS's own convert_format does it
-(with TensorFlow and Apache Beam). One that is not there at all is downloaded and prepared by TFDS.
+A data set in TFRecords is converted in place, without TensorFlow: array_record shards are added
+beside them, and dataset_info.json lists both formats. TFDS's own convert_format does the same with
+TensorFlow and Apache Beam. TFDS downloads and prepares a data set that is absent.
 """
 
 import importlib.util
@@ -10,36 +10,36 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from absl import app, flags, logging
+from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from grain.experimental import TFRecordIterDataset
 
+from moco_jax import command_line
 from moco_jax.data.sources import tfds_source
 
-_NAME = flags.DEFINE_string("name", None, "TFDS's name, as cifar10 or voc/2012:5.0.0.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default TFDS's own.")
+_NAME = flags.DEFINE_string("name", None, "TFDS name, such as cifar10 or voc/2012:5.0.0.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default that of TFDS.")
 _MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", "", "Files downloaded by hand; default <data_dir>/downloads/manual."
+    "manual_dir", "", "Folder of files downloaded by hand; default <data_dir>/downloads/manual."
 )
 
 _FORMAT = "array_record"
 _INCOMPLETE = ".incomplete-"
 _REPORT_SECONDS = 5
-_TF_MODULES = ("tensorflow", "importlib_resources")  # TFDS declares neither
+_TF_MODULES = ("tensorflow", "importlib_resources")  # TFDS declares neither as a dependency
 _INSTALL = (
-    "TFDS needs TensorFlow to prepare this data set (not to read it): run\n"
+    "TFDS needs TensorFlow to prepare this data set (not to read it); install it with\n"
     "  pip install 'moco-jax[tf]'"
 )
 
 
 class _Shard(NamedTuple):
-    """A file of TFRecords, the array_record to make of it, and the number of its records."""
+    """A TFRecord file, the array_record file to write, and the number of records."""
 
     source: pathlib.Path
     target: pathlib.Path
@@ -47,16 +47,18 @@ class _Shard(NamedTuple):
 
 
 def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> None:
-    """Makes a data set readable by index, and prints what is done and where it lies.
+    """Makes a data set readable by index, and prints what it does and where the data set is.
 
     Args:
-      name: TFDS's, as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
-      data_dir: where it lies or will lie; '' for TFDS's own place (~/tensorflow_datasets).
-      manual_dir: the files of a data set that must be downloaded by hand; '' for TFDS's own place.
+      name: the TFDS name, such as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
+      data_dir: the TFDS data directory; '' for the default (~/tensorflow_datasets).
+      manual_dir: folder of files that must be downloaded by hand; '' for the default
+        (<data_dir>/downloads/manual).
 
     Raises:
-      ValueError: an unknown name, damaged TFRecords, or something to install or to download first.
-      OSError: no space, or a folder that can't be read or written.
+      ValueError: if the name is unknown, TFRecords are damaged, or a package or a file must be
+        installed or downloaded first.
+      OSError: if the disk is full, or a folder can't be read or written.
     """
     data_dir = os.path.expanduser(data_dir)
     builder = tfds_source.open_builder(name, data_dir)
@@ -64,24 +66,24 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> None:
     if not builder.info.splits:
         _generate(builder, name, manual_dir)
     elif formats & tfds_source.RANDOM_ACCESS:
-        print("nothing to do")
+        print("already prepared")
     elif "tfrecord" in formats:
         _convert(builder)
     else:
         raise ValueError(
             f"{builder.data_path} is prepared as {', '.join(sorted(formats))}; only tfrecord can "
-            "be converted. Prepare the data set anew with another --data_dir"
+            "be converted. Prepare the data set again with another --data_dir"
         )
     _report(tfds_source.open_builder(name, data_dir), name)
 
 
 def _report(builder, name: str) -> None:
-    """Prints where the data set lies, and its splits."""
+    """Prints the folder and the splits of the data set."""
     formats = tfds_source.formats(builder) & tfds_source.RANDOM_ACCESS
     if not (builder.info.splits and formats):
         raise ValueError(
-            f"TFDS prepared nothing, since {builder.data_path} exists; if what is in it is of no "
-            "use, delete it and run this again"
+            f"TFDS prepared nothing, because {builder.data_path} exists; if you do not need its "
+            "contents, delete it and run this again"
         )
     print(f"{name} can be read by index ({', '.join(sorted(formats))}) in {builder.data_path}")
     for split in builder.info.splits.values():
@@ -89,7 +91,7 @@ def _report(builder, name: str) -> None:
 
 
 def _generate(builder, name: str, manual_dir: str) -> None:
-    """Has TFDS download and prepare a data set, once all that it needs is there."""
+    """Downloads and prepares a data set with TFDS, after checking for everything it needs."""
     import tensorflow_datasets as tfds
 
     default = os.path.join(builder.data_dir_root, "downloads", "manual")
@@ -98,10 +100,10 @@ def _generate(builder, name: str, manual_dir: str) -> None:
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
         instructions = textwrap.dedent(builder.MANUAL_DOWNLOAD_INSTRUCTIONS).strip()
         problems.append(
-            f"some files must be downloaded by hand, into {manual} (or another --manual_dir), and "
-            f"none are there. TFDS says:\n{textwrap.indent(instructions, '  ')}"
+            f"some files must be downloaded by hand, into {manual} (or another --manual_dir), "
+            f"which has none. TFDS says:\n{textwrap.indent(instructions, '  ')}"
         )
-    # TFDS's own builders import them at some point, often after gigabytes were downloaded.
+    # Builders of TFDS import TensorFlow late, often after a download of gigabytes.
     own = type(builder).__module__.startswith("tensorflow_datasets.")
     if own and not all(map(importlib.util.find_spec, _TF_MODULES)):
         problems.append(_INSTALL)
@@ -110,7 +112,7 @@ def _generate(builder, name: str, manual_dir: str) -> None:
     config = tfds.download.DownloadConfig(manual_dir=str(manual))
     try:
         builder.download_and_prepare(file_format=_FORMAT, download_config=config)
-    except Exception as error:  # whatever a builder may raise
+    except Exception as error:  # a builder may raise anything
         if _lacks_tensorflow(error):
             raise ValueError(_INSTALL) from error
         kind = type(error).__name__
@@ -118,7 +120,7 @@ def _generate(builder, name: str, manual_dir: str) -> None:
 
 
 def _lacks_tensorflow(error: BaseException | None) -> bool:
-    """Returns whether an error stems from a missing TensorFlow: TFDS wraps it in its own."""
+    """Returns whether TensorFlow is missing, in an error that TFDS may have wrapped."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name in _TF_MODULES:
             return True
@@ -127,14 +129,14 @@ def _lacks_tensorflow(error: BaseException | None) -> bool:
 
 
 def _convert(builder) -> None:
-    """Adds array_record shards to a data set in TFRecords, going on where it was interrupted."""
+    """Adds array_record shards to a data set in TFRecords; an interrupted conversion resumes."""
     shards = _shards(builder)
     info = pathlib.Path(builder.data_dir, "dataset_info.json")
     for folder in {info.parent, *(shard.target.parent for shard in shards)}:
         if not os.access(folder, os.W_OK):
             raise PermissionError(
-                f"{folder} holds the data set as tfrecord, but can't be written to, and the "
-                "converted shards belong there; run this as its owner, or copy it elsewhere"
+                f"{folder} holds the data set as tfrecord, but can't be written, and the "
+                "converted shards must be in it; run this as its owner, or copy the folder"
             )
         for stale in folder.glob(f"{_INCOMPLETE}*"):
             stale.unlink()
@@ -165,28 +167,28 @@ def _shards(builder) -> list[_Shard]:
         ]
         if not count or files[0] == files[1]:
             raise ValueError(
-                f"can't convert the split {split.name!r} in {builder.data_path}: dataset_info.json "
-                + ("names files that do not tell their format" if count else "tells no shards")
+                f"can't convert the split {split.name!r} in {builder.data_path}: "
+                "dataset_info.json has " + ("file names without a format" if count else "no shards")
             )
         shards += map(_Shard, *files, split.shard_lengths)
     return shards
 
 
 def _is_whole(shard: _Shard) -> bool:
-    """Returns whether a shard is converted already."""
+    """Returns whether a shard is already converted."""
     if not shard.target.exists():
         return False
     try:
         reader = ArrayRecordReader(str(shard.target))
         whole = reader.ok() and reader.num_records() == shard.length
         reader.close()
-    except RuntimeError:  # a cut file
+    except RuntimeError:  # a truncated file
         return False
     return whole
 
 
 def _check_sources(shards: list[_Shard]) -> None:
-    """Raises a FileNotFoundError that tells the missing TFRecords."""
+    """Raises a FileNotFoundError if TFRecord files are missing."""
     missing = [shard.source for shard in shards if not shard.source.exists()]
     if missing:
         raise FileNotFoundError(
@@ -195,100 +197,79 @@ def _check_sources(shards: list[_Shard]) -> None:
 
 
 def _check_space(shards: list[_Shard]) -> None:
-    """Raises an OSError with numbers where the converted shards do not fit."""
+    """Raises an OSError if the converted shards do not fit on the disk."""
     if not shards:
         return
-    # array_record takes up to 60 bytes a record and 128 KiB a file more than TFRecords do.
+    # array_record needs up to 60 bytes per record and 128 KiB per file more than TFRecords.
     needed = sum(1.01 * s.source.stat().st_size + 64 * s.length + 2**18 for s in shards)
     folder = shards[0].target.parent
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
-            f"converting takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
+            f"the conversion needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in "
             f"{folder}"
         )
 
 
 def _write(shard: _Shard) -> None:
-    """Writes a shard as array_record; under its own name once it is whole."""
+    """Writes a shard as array_record; it gets its final name when it is complete."""
     temporary = _temporary(shard.target)
     try:
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # as TFDS: one record a read
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")  # as TFDS: one record per read
         for record in _records(shard):
             writer.write(record)
         writer.close()
         os.replace(temporary, shard.target)
-    except RuntimeError as error:  # the writer's, such as a full disk
+    except RuntimeError as error:  # of the writer, such as a full disk
         raise OSError(f"can't write {shard.target}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _records(shard: _Shard) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file; a ValueError unless they are as many as they should.
+    """Yields the records of a TFRecord file.
 
-    The checksums are not compared: a record with flipped bits is copied with them.
+    Checksums are not verified: a record with flipped bits is copied as it is.
+
+    Raises:
+      ValueError: if the file is truncated or does not have `shard.length` records.
     """
     count = 0
     try:
         for record in TFRecordIterDataset(str(shard.source)):
             yield record
             count += 1
-    except (ValueError, OverflowError, MemoryError) as error:  # a cut file, a nonsense length
+    except (ValueError, OverflowError, MemoryError) as error:  # a truncated file or a wrong length
         problem = f"it can't be read beyond record {count} of {shard.length}"
         raise ValueError(f"{shard.source} is damaged: {problem}") from error
     if count != shard.length:
-        problem = f"it holds {count} records, and {shard.length} by dataset_info.json"
+        problem = f"it holds {count} records, but dataset_info.json lists {shard.length}"
         raise ValueError(f"{shard.source} is damaged: {problem}")
 
 
 def _list_format(path: pathlib.Path) -> None:
-    """Lists array_record in dataset_info.json as another format of the data set."""
+    """Adds array_record to the formats in dataset_info.json."""
     info = json.loads(path.read_text(encoding="utf-8"))
     info["alternativeFileFormats"] = [*info.get("alternativeFileFormats", []), _FORMAT]
     temporary = _temporary(path)
-    # The layout of TFDS, so that nothing else of the file changes.
+    # The same formatting as TFDS, so nothing else in the file changes.
     temporary.write_text(json.dumps(info, indent=2, sort_keys=True), encoding="utf-8")
     shutil.copymode(path, temporary)
     os.replace(temporary, path)
 
 
 def _temporary(path: pathlib.Path) -> pathlib.Path:
-    """Returns a file's name while it is written; each process has its own."""
+    """Returns the name of a file while this process writes it."""
     return path.with_name(f"{_INCOMPLETE}{os.getpid()}-{path.name}")
 
 
-def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
+def main() -> None:
     if not _NAME.value:
-        _fail("name the data set, such as --name=cifar10")
-    try:
-        prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
-    except (OSError, ValueError) as error:
-        if logging.level_debug():
-            raise
-        _fail(f"{error}\n(--verbosity=1 shows where)")
-    except KeyboardInterrupt:
-        print("\nstopped; start the same command again to go on", file=sys.stderr)
-        sys.exit(130)
-
-
-def _parse(argv: list[str]) -> list[str]:
-    """Parses the flags, an error of theirs in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-    except flags.Error as error:
-        _fail(str(error))
-    if len(rest) > 1:
-        _fail(f"unexpected arguments: {' '.join(rest[1:])}")
-    return rest
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+        command_line.fail("--name must be given, such as --name=cifar10")
+    prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    command_line.run_main(
+        main, config="none", interrupted="interrupted; run the same command again to continue"
+    )

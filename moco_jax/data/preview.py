@@ -1,11 +1,11 @@
-"""Shows what the network sees: `python -m moco_jax.data.preview --config=... --out=views.png`.
+"""Draws images beside their views: `python -m moco_jax.data.preview --config=... --out=views.png`.
 
-A row an image: the image as it is stored, then draws of the query's and of the key's view.
+Each row has the original image, then draws of the query view and of the key view.
 """
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -16,19 +16,19 @@ from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
 
 _OUT = flags.DEFINE_string("out", "views.png", "PNG to write.")
-_IMAGES = flags.DEFINE_integer("images", 6, "Images, drawn by config.seed.", lower_bound=1)
-_DRAWS = flags.DEFINE_integer("draws", 3, "Draws of each of the two views.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 6, "Images, selected by config.seed.", lower_bound=1)
+_DRAWS = flags.DEFINE_integer("draws", 3, "Draws of each view.", lower_bound=1)
 _GAP = 4  # pixels of white between images
-_LEAST = 64  # pixels; smaller views are enlarged for the eye
+_MIN_SIZE = 64  # pixels; smaller views are enlarged
 
 
 def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.ndarray:
-    """Returns uint8[H, W, 3]: a row an image, the original and `draws` of each view.
+    """Returns uint8[H, W, 3]: per image a row with the original and `draws` of each view.
 
-    Unreadable images are left out.
+    Unreadable images are skipped.
 
     Raises:
-      ValueError: if none of the images drawn can be read.
+      ValueError: if none of the selected images can be read.
     """
     rng = np.random.default_rng(config.seed)
     originals = []
@@ -36,17 +36,17 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
         try:
             originals.append(decode(source.read(int(index)), config.data.canvas))
         except (BadImage, OSError) as error:
-            logging.warning("left out: %s (%s)", source.names[int(index)], error)
+            logging.warning("skipped unreadable image %s (%s)", source.names[int(index)], error)
         if len(originals) == images:
             break
     if not originals:
-        raise ValueError(f"none of the images drawn from {source.name} can be read")
+        raise ValueError(f"none of the images selected from {source.name} can be read")
     sizes = np.array([image.shape[:2] for image in originals], np.int32)
     canvases = np.zeros((len(originals), *sizes.max(axis=0), 3), np.uint8)
     for canvas, image in zip(canvases, originals, strict=True):
         canvas[: image.shape[0], : image.shape[1]] = image
     size = config.data.image_size
-    columns = [np.stack([_fitted(image, size) for image in originals])]
+    columns = [np.stack([_on_square(image, size) for image in originals])]
     for recipe_number, recipe in enumerate(config.views):
         view = jax.jit(make_view(recipe, size, (0.0,) * 3, (1.0,) * 3))
         for draw in range(draws):
@@ -55,8 +55,8 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     return _grid(columns)
 
 
-def _fitted(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the whole image inside a white square, uint8[size, size, 3]."""
+def _on_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the whole image on a white square, uint8[size, size, 3]."""
     square = Image.new("RGB", (size, size), "white")
     scale = size / max(image.shape[:2])
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
@@ -65,9 +65,9 @@ def _fitted(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def _grid(columns: list[np.ndarray]) -> np.ndarray:
-    """Returns columns of images uint8[N, S, S, 3] as one, small ones enlarged."""
+    """Returns columns of images uint8[N, S, S, 3] as one image; small ones are enlarged."""
     cells = np.stack(columns, axis=1)
-    enlarge = -(-_LEAST // cells.shape[2])
+    enlarge = -(-_MIN_SIZE // cells.shape[2])
     cells = cells.repeat(enlarge, axis=2).repeat(enlarge, axis=3)
     gap = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
     cells = np.pad(cells, gap, constant_values=255)
@@ -75,16 +75,12 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
     return cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns_ * width, 3)
 
 
-def main(_) -> None:
+def main() -> None:
     config = command_line.config()
-    try:
-        source = open_whole(config)
-        image = preview(config, source, _IMAGES.value, _DRAWS.value)
-        Image.fromarray(image).save(_OUT.value, "PNG")
-    except (OSError, ValueError) as error:
-        command_line.fail(str(error))
-    print(f"{_OUT.value}: original, {_DRAWS.value} query views, {_DRAWS.value} key views a row")
+    image = preview(config, open_whole(config), _IMAGES.value, _DRAWS.value)
+    Image.fromarray(image).save(_OUT.value, "PNG")
+    print(f"{_OUT.value}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run_main(main)

@@ -1,4 +1,4 @@
-"""TFDS data sets are made readable by index: converted from TFRecords, or prepared."""
+"""`prepare` makes TFDS data sets readable by index: it converts TFRecords or prepares them."""
 
 import collections
 import json
@@ -33,7 +33,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def copy(data_dir, tmp_path):
-    """The folder of a copy of it in TFRecords."""
+    """The folder of a copy of `data_dir` in TFRecords."""
     return tfrecord_copy(data_dir, tmp_path)
 
 
@@ -77,11 +77,11 @@ def test_conversion_gives_the_same_records(data_dir, copy, tmp_path, capsys):
     ("keep", "message"),
     [
         (-5, "it can't be read beyond record 1 of 2"),
-        (None, "it holds 1 records, and 2 by dataset_info.json"),
+        (None, "it holds 1 records, but dataset_info.json lists 2"),
         (8, "it can't be read beyond record 0 of 2"),
     ],
 )
-def test_a_damaged_shard_is_named_and_the_rest_is_kept(copy, tmp_path, keep, message):
+def test_error_names_the_damaged_shard_and_a_rerun_resumes(copy, tmp_path, keep, message):
     before = contents(copy)
     damaged = copy / TRAIN.format("tfrecord", 1)
     whole = damaged.read_bytes()
@@ -96,7 +96,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_kept(copy, tmp_path, keep, mes
     assert first in after and TRAIN.format("array_record", 1) not in after
     assert not [name for name in after if name.startswith(".")]
 
-    # Mended, it goes on: the whole shard is not written again.
+    # After the repair the conversion resumes: it does not write the complete shard again.
     damaged.write_bytes(whole)
     written = (copy / first).stat()
     prepare("tiny_colours", str(tmp_path))
@@ -105,14 +105,14 @@ def test_a_damaged_shard_is_named_and_the_rest_is_kept(copy, tmp_path, keep, mes
     assert len(open_train(tmp_path)) == 6
 
 
-def test_a_nonsense_length_is_damage(copy, tmp_path):
+def test_wrong_record_length_is_an_error(copy, tmp_path):
     path = copy / TRAIN.format("tfrecord", 0)
     path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
     with pytest.raises(ValueError, match=r"00000-of-00002 is damaged: .* beyond record 0 of 4"):
         prepare("tiny_colours", str(tmp_path))
 
 
-def test_killed_conversion_goes_on(copy, tmp_path):
+def test_killed_conversion_resumes(copy, tmp_path):
     prepare("tiny_colours", str(tmp_path))
     converted = contents(copy)
     info = json.loads(converted["dataset_info.json"])
@@ -125,7 +125,7 @@ def test_killed_conversion_goes_on(copy, tmp_path):
     )
     half.write_bytes(half.read_bytes()[:-9])
     lost.rename(lost.with_name(f".incomplete-77-{lost.name}"))
-    shutil.copy(kept, other)  # whole, but with another number of records
+    shutil.copy(kept, other)  # complete, but with another number of records
     written = kept.stat()
     prepare("tiny_colours", str(tmp_path))
     assert contents(copy) == converted
@@ -139,7 +139,7 @@ def test_missing_tfrecords(copy, tmp_path):
     assert not list(copy.glob("*array_record*"))
 
 
-def test_a_format_is_added_to_those_listed(copy, tmp_path):
+def test_other_listed_formats_are_kept(copy, tmp_path):
     info = json.loads((copy / "dataset_info.json").read_text())
     (copy / "dataset_info.json").write_text(
         json.dumps(info | {"alternativeFileFormats": ["riegeli"]})
@@ -155,11 +155,11 @@ def test_splits_that_can_not_be_converted(copy, tmp_path):
     info = json.loads(path.read_text())
     info["splits"][0]["filepathTemplate"] = "{SPLIT}-{SHARD_X_OF_Y}"
     path.write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="names files that do not tell their format"):
+    with pytest.raises(ValueError, match="dataset_info.json has file names without a format"):
         prepare("tiny_colours", str(tmp_path))
     del info["splits"][0]["shardLengths"]
     path.write_text(json.dumps(info))
-    with pytest.raises(ValueError, match=f"split '{info['splits'][0]['name']}' .* tells no shards"):
+    with pytest.raises(ValueError, match=f"split '{info['splits'][0]['name']}' .* has no shards"):
         prepare("tiny_colours", str(tmp_path))
 
 
@@ -170,17 +170,17 @@ def test_other_formats_are_not_converted(copy, tmp_path):
         prepare("tiny_colours", str(tmp_path))
 
 
-def test_no_space(copy, tmp_path, monkeypatch):
+def test_not_enough_disk_space(copy, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 200_000_000))
     big = copy / TRAIN.format("tfrecord", 1)
     os.truncate(big, 2_000_000_000)  # a sparse file
-    with pytest.raises(OSError, match="converting takes 2.0 GB, but only 0.2 GB are free in /"):
+    with pytest.raises(OSError, match="conversion needs 2.0 GB, but only 0.2 GB are free in /"):
         prepare("tiny_colours", str(tmp_path))
     assert not list(copy.glob("*array_record*"))
 
 
-def test_shards_are_no_larger_than_the_space_asked_for(tmp_path, monkeypatch):
+def test_shards_fit_into_the_required_space(tmp_path, monkeypatch):
     for sizes in ([1], [30] * 5000, [100_000] * 20):
         source, target = tmp_path / "source", tmp_path / "target"
         write_tfrecords(source, [os.urandom(size) for size in sizes])
@@ -188,31 +188,31 @@ def test_shards_are_no_larger_than_the_space_asked_for(tmp_path, monkeypatch):
         prepare_lib._write(shard)
         usage = collections.namedtuple("usage", "free")(target.stat().st_size - 1)
         monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
-        with pytest.raises(OSError, match="converting takes"):
+        with pytest.raises(OSError, match="the conversion needs"):
             prepare_lib._check_space([shard])
 
 
 def test_not_writable(copy, tmp_path, monkeypatch):
-    # Root, as in a container, may write anywhere.
+    # os.access is patched since root, as in a container, can write to every folder.
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     with pytest.raises(PermissionError, match=f"{copy} holds .* tfrecord, but can't be written"):
         prepare("tiny_colours", str(tmp_path))
 
 
-def test_a_full_disk_is_an_os_error(tmp_path):
+def test_write_failure_is_an_os_error(tmp_path):
     write_tfrecords(tmp_path / "source", [b"abc"])
     shard = prepare_lib._Shard(tmp_path / "source", tmp_path / "absent" / "target", 1)
     with pytest.raises(OSError, match="can't write .*absent/target: .*No such file"):
         prepare_lib._write(shard)
 
 
-def test_prepared_already(data_dir, capsys):
+def test_already_prepared(data_dir, capsys):
     before = contents(data_dir / "tiny_colours" / VERSION)
     prepare("tiny_colours", str(data_dir))
     out = capsys.readouterr().out.splitlines()
     folder = data_dir / "tiny_colours" / VERSION
     assert out[:2] == [
-        "nothing to do",
+        "already prepared",
         f"tiny_colours can be read by index (array_record) in {folder}",
     ]
     assert sorted(line[: line.index("records")] for line in out[2:]) == [
@@ -223,13 +223,13 @@ def test_prepared_already(data_dir, capsys):
     assert contents(folder) == before
 
 
-def test_prepares(tmp_path, capsys):
+def test_absent_data_set_is_prepared(tmp_path, capsys):
     prepare("tiny_colours", str(tmp_path))
     assert "tiny_colours can be read by index (array_record)" in capsys.readouterr().out
     assert sorted(open_train(tmp_path).labels.tolist()) == [0, 0, 0, 1, 1, 1]
 
 
-def test_a_folder_in_the_way(tmp_path):
+def test_existing_folder_is_an_error(tmp_path):
     folder = tmp_path / "tiny_colours" / VERSION
     folder.mkdir(parents=True)
     with pytest.raises(ValueError, match=f"{folder} exists; .*delete it and run this again"):
@@ -238,16 +238,16 @@ def test_a_folder_in_the_way(tmp_path):
 
 @pytest.fixture
 def without_tensorflow(monkeypatch):
-    """Where it is installed, this stands for a machine without; nothing may be downloaded."""
+    """Simulates a machine without TensorFlow; a download is an error."""
 
     def download(*_, **__):
-        raise AssertionError("TFDS was asked to download")
+        raise AssertionError("TFDS started a download")
 
     monkeypatch.setattr(prepare_lib, "_TF_MODULES", ("tensorflow_that_is_absent",))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download)
 
 
-def test_tensorflow_is_asked_for_before_a_download(tmp_path, without_tensorflow):
+def test_missing_tensorflow_is_reported_before_a_download(tmp_path, without_tensorflow):
     with pytest.raises(ValueError, match="'cifar10' is not prepared") as error:
         prepare("cifar10", str(tmp_path))
     assert "\n  pip install 'moco-jax[tf]'" in str(error.value)
@@ -256,7 +256,7 @@ def test_tensorflow_is_asked_for_before_a_download(tmp_path, without_tensorflow)
 
 
 @pytest.mark.parametrize("manual_dir", ["", "empty", "absent"])
-def test_files_to_download_by_hand_are_told(tmp_path, without_tensorflow, manual_dir):
+def test_error_lists_files_to_download_by_hand(tmp_path, without_tensorflow, manual_dir):
     (tmp_path / "empty").mkdir()
     manual = tmp_path / (manual_dir or "downloads/manual")
     with pytest.raises(ValueError) as error:
@@ -267,14 +267,14 @@ def test_files_to_download_by_hand_are_told(tmp_path, without_tensorflow, manual
     assert text.endswith("pip install 'moco-jax[tf]'")
 
 
-def test_files_downloaded_by_hand_are_not_told_again(tmp_path, without_tensorflow):
+def test_files_downloaded_by_hand_are_found(tmp_path, without_tensorflow):
     (tmp_path / "ILSVRC2012_img_train.tar").touch()
     with pytest.raises(ValueError, match="pip install") as error:
         prepare("imagenet2012", str(tmp_path), str(tmp_path))
     assert "by hand" not in str(error.value)
 
 
-def test_other_errors_of_tfds(tmp_path, monkeypatch):
+def test_other_tfds_errors_are_value_errors(tmp_path, monkeypatch):
     def generate(*_):
         raise KeyError("kind")
 
@@ -283,7 +283,7 @@ def test_other_errors_of_tfds(tmp_path, monkeypatch):
         prepare("tiny_colours", str(tmp_path))
 
 
-def test_a_builder_that_turns_out_to_need_tensorflow(tmp_path):
+def test_builder_that_imports_tensorflow_late(tmp_path):
     if prepare_lib.importlib.util.find_spec("tensorflow"):
         pytest.skip("TensorFlow is installed")
     with pytest.raises(ValueError, match=r"^TFDS needs TensorFlow .*\n  pip install 'moco-jax\[tf"):
@@ -293,11 +293,11 @@ def test_a_builder_that_turns_out_to_need_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "name the data set, such as --name=cifar10"),
+        ("", "--name must be given, such as --name=cifar10"),
         ("--name=no_such_set --data_dir=absent", "TFDS knows no data set 'no_such_set'"),
     ],
 )
-def test_errors_are_one_clear_message(repository, arguments, message):
+def test_command_prints_errors_without_a_traceback(repository, arguments, message):
     done = run_command(f"python -m moco_jax.data.prepare {arguments}", repository)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {message}") and "Traceback" not in done.stderr

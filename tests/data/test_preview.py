@@ -5,31 +5,32 @@ import numpy as np
 from PIL import Image
 
 from moco_jax.data import preview
+from moco_jax.data.sources.source import Source
 from tests.tiny import tiny_config, tiny_sources
 
 
-def test_a_row_a_image_with_the_original_first():
+def test_each_row_starts_with_the_original():
     config = tiny_config(data__image_size=32, data__canvas=16)
     config.views = tuple((recipe[0],) for recipe in config.views)
     grid = preview.preview(config, tiny_sources().train, images=2, draws=3)
     assert grid.shape == (2 * 68, 7 * 68, 3) and grid.dtype == np.uint8  # 32 enlarged to 64, and 4
-    # 10 x 12 images fill 27 of 32 rows; what is below is white, and no view has white.
+    # A 10 x 12 image fills 27 of 32 rows. The rows below are white, and no view has white.
     assert (grid[2 * 27 : 64, :64] == 255).all() and not (grid[:50, :64] == 255).all(-1).any()
     assert not (grid[:64, 68 : 68 + 64] == 255).all(-1).any()
     first, second = grid[:64, 68:132], grid[:64, 136:200]
     assert (first != second).any()
 
 
-def test_unreadable_images_are_left_out(caplog):
+def test_unreadable_images_are_skipped(caplog):
     source = tiny_sources(4).train
     rows = [source.read(0), b"no image", source.read(2), source.read(3)]
-    broken = preview.Source("mixed", rows.__getitem__, ["0", "1", "2", "3"], None, ())
+    broken = Source("mixed", rows.__getitem__, ["0", "1", "2", "3"], None, ())
     grid = preview.preview(tiny_config(data__canvas=16), broken, images=3, draws=1)
     assert len(grid) == 3 * 68
-    assert caplog.text.count("left out: 1 ") == 1
+    assert caplog.text.count("skipped unreadable image 1 ") == 1
 
 
-def test_the_command(repository, tmp_path):
+def test_command(repository, tmp_path):
     run = lambda *more: subprocess.run(  # noqa: E731
         [sys.executable, "-m", "moco_jax.data.preview", "--config=configs/digits.py", *more],
         cwd=repository,

@@ -1,1 +1,1 @@
-"""Data sets: where images, labels and class names come from."""
+"""Opens data sets: images, labels and class names."""

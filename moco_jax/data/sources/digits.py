@@ -1,28 +1,29 @@
 """Coloured digits: a small labelled data set that needs no download.
 
-Scikit-learn's 1,797 handwritten 8x8 digits, drawn large in random light colours on random dark
-backgrounds at 32x32. A class is told by its shape only, so raw pixels say little and learnt
-features say much.
+The images show scikit-learn's 1,797 handwritten 8x8 digits, enlarged, in random light colours on
+random dark backgrounds at 32x32. The class depends on the shape only, so raw pixels separate the
+classes badly and learned features separate them well.
 
-The data set is a constant: every draw comes from fixed seeds, and pixels from float32 +, -, *, /
-and floor alone, which IEEE 754 rounds in one way on every machine (no sin, no matrix product).
+The data set is a constant. All random draws use fixed seeds, and pixels use only float32 +, -, *,
+/ and floor, which IEEE 754 rounds identically on every machine (no sin, no matrix product).
 """
 
 import numpy as np
 
 SIZE = 32
 CLASS_NAMES = tuple("0123456789")
-# 30 digits of each class are for the test: 1,497 digits x 4 = 5,988 train and 300 x 4 = 1,200 test
-# images. A copy is another placement and colouring; no digit is in both splits.
+# The splits have 1,497 digits x 4 = 5,988 train images and 300 digits x 4 = 1,200 test images.
+# Each copy of a digit has its own placement and colours. No digit is in both splits.
 TEST_DIGITS_PER_CLASS = 30
 COPIES = 4
 _SPLIT_SEED = 20_190_001
 _DRAW_SEEDS = {"train": 20_190_002, "test": 20_190_003}
-_CHUNK = 256  # images drawn at once, so that temporaries stay in the processor's cache
+_CHUNK = 256  # images drawn at once; their temporaries fit into the processor's cache
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
-# Light ink on dark paper. Were some digits dark on light, their class would take hours to learn,
-# not minutes, and strong patterns would tell images apart without a look at the digit.
+# Luma of the paper and of the ink. If some digits were dark on light paper, the classes would take
+# hours to learn instead of minutes.
 _DARK, _LIGHT = (0.0, 0.35), (0.65, 1.0)
+# A stronger background pattern would identify an image without its digit.
 _PATTERN_STRENGTH = np.float32(0.3)
 
 
@@ -30,8 +31,8 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns images uint8 [N, 32, 32, 3] and labels int32 [N] of 'train' or 'test'.
 
     Raises:
-      ValueError: another split.
-      ModuleNotFoundError: scikit-learn is not installed.
+      ValueError: if the split has another name.
+      ModuleNotFoundError: if scikit-learn is not installed.
     """
     if split not in _DRAW_SEEDS:
         raise ValueError(f"digits has no split {split!r}; allowed: {', '.join(_DRAW_SEEDS)}")
@@ -45,7 +46,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
     """Returns scikit-learn's digits: ink float32 [1797, 8, 8] in [0, 1] and labels int32 [1797]."""
-    # Imported here: it takes a second, and other data sets do without scikit-learn.
+    # Imported here: the import takes a second, and other data sets do not need scikit-learn.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -53,7 +54,7 @@ def _handwritten() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns which of the digits belong to 'train' and to 'test', each as sorted int64."""
+    """Returns the indices of the digits in 'train' and in 'test', sorted int64."""
     rng = np.random.default_rng(_SPLIT_SEED)
     test = np.zeros(len(labels), bool)
     for label in range(len(CLASS_NAMES)):
@@ -62,7 +63,7 @@ def _split_indices(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _draw(shapes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns images uint8 [B, 32, 32, 3] of the digits [B, 8, 8]."""
+    """Returns images uint8 [B, 32, 32, 3] of digits float32 [B, 8, 8]."""
     batch = len(shapes)
     paper, ink = _colours(rng, batch, _DARK), _colours(rng, batch, _LIGHT)
     other_paper = _colours(rng, batch, _DARK)
@@ -74,16 +75,16 @@ def _draw(shapes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colours(rng: np.random.Generator, batch: int, luma: tuple[float, float]) -> np.ndarray:
-    """Returns RGB float32 [B, 3] in [0, 1] whose luma lies (before clipping) in a range."""
+    """Returns RGB float32 [B, 3] in [0, 1]; before clipping the luma lies in a range."""
     rgb = _uniform(rng, (batch, 3), 0, 1)
     own = (rgb[:, 0] * _LUMA[0] + rgb[:, 1] * _LUMA[1] + rgb[:, 2] * _LUMA[2])[:, None]
     return np.clip(_uniform(rng, (batch, 1), *luma) + (rgb - own), 0, 1)
 
 
 def _pattern(rng: np.random.Generator, batch: int) -> np.ndarray:
-    """Returns how two background colours mix, float32 [B, 32, 32] in [0, 1].
+    """Returns the mixing weights of the two background colours, float32 [B, 32, 32] in [0, 1].
 
-    A quarter each: gradients, stripes, checkers and blobs.
+    Gradients, stripes, checkers and blobs are equally likely.
     """
     y, x = _grid()
     ahead = _direction(rng, batch)
@@ -102,29 +103,29 @@ def _pattern(rng: np.random.Generator, batch: int) -> np.ndarray:
 
 
 def _place(shapes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns the ink of digits [B, 8, 8], enlarged, turned and moved: float32 [B, 32, 32]."""
+    """Returns digits [B, 8, 8] scaled, rotated and moved, as ink float32 [B, 32, 32]."""
     y, x = _grid()
     column = (len(shapes), 1, 1)
-    # Pixels a cell, for 8 cells: the digit's height is 50 to 88 % of the image's.
+    # Pixels per cell of the 8 cells: a digit is 50 to 88 % as high as the image.
     scale = _uniform(rng, column, 16 / 8, 28 / 8)
     stretch = _uniform(rng, column, 0.95, 1.25)
-    # Anywhere inside, a pixel or two over the edge at most (a digit is about 5.5 cells wide).
-    # Raw pixels of digits that all sat in the middle would tell the class nearly as well as shape.
+    # A digit is about 5.5 cells wide. It leaves the image by at most a pixel or two. If all digits
+    # were centred, raw pixels would separate the classes nearly as well as learned features.
     y = y - _uniform(rng, column, -1, 1) * (17 - 4 * scale)
     x = x - _uniform(rng, column, -1, 1) * (17 - np.float32(2.75) * scale * stretch)
-    # tan(angle / 2) of up to 18 degrees gives sine and cosine by plain arithmetic.
+    # tan(angle / 2) gives sine and cosine by plain arithmetic; the angle is at most 18 degrees.
     tangent = _uniform(rng, column, -0.16, 0.16)
     square = tangent * tangent
     cosine, sine = (1 - square) / (1 + square), 2 * tangent / (1 + square)
     row = (cosine * y - sine * x) / scale + np.float32(3.5)
     col = (sine * y + cosine * x) / (scale * stretch) + np.float32(3.5)
     ink = _bilinear(np.pad(shapes, ((0, 0), (1, 1), (1, 1))), row + 1, col + 1)
-    # Bilinear strokes are blurred over several pixels; a steeper edge makes them legible.
+    # Bilinear sampling blurs strokes over several pixels; a steeper edge makes them legible.
     return np.clip((ink - np.float32(0.3)) * 4, 0, 1)
 
 
 def _bilinear(cells: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """Returns cells [B, R, C] sampled at float32 positions [B, 32, 32], clamped at the border."""
+    """Returns cells [B, R, C] sampled at positions float32 [B, 32, 32], clamped to the border."""
     rows, cols = cells.shape[1:]
     row, col = np.clip(row, 0, rows - 1), np.clip(col, 0, cols - 1)
     top = np.minimum(np.floor(row), rows - 2).astype(np.int32)
@@ -145,18 +146,18 @@ def _direction(rng: np.random.Generator, batch: int) -> np.ndarray:
 
 
 def _grid() -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pixels' y [32, 1] and x [1, 32], measured from the image's centre."""
+    """Returns y [32, 1] and x [1, 32] of the pixels, relative to the centre of the image."""
     centred = np.arange(SIZE, dtype=np.float32) - np.float32((SIZE - 1) / 2)
     return centred[:, None], centred[None, :]
 
 
 def _triangle(value: np.ndarray) -> np.ndarray:
-    """Returns a wave of period 1 between 0 and 1."""
+    """Returns a triangle wave of period 1 between 0 and 1."""
     return np.abs(2 * (value - np.floor(value)) - 1)
 
 
 def _sharpen(wave: np.ndarray) -> np.ndarray:
-    """Returns a wave's two halves as 0 and 1 with a short ramp between."""
+    """Returns a wave with its halves set to 0 and 1, and a short ramp between them."""
     return np.clip((wave - np.float32(0.5)) * 4 + np.float32(0.5), 0, 1)
 
 

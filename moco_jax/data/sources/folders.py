@@ -1,6 +1,6 @@
-"""Which images are for training, which for testing, and what their classes are, from paths.
+"""Assigns image paths to splits and classes.
 
-Folders and archives follow the same rules, so the rules only see relative paths with slashes.
+Folders and archives follow the same rules, so this module sees only relative paths with slashes.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-# Where the config asks for the split 'test', the first of these that has classes serves.
+# The folders tried for the test split 'test'; the first one with classes is used.
 TEST_FOLDERS = ("test", "val", "validation")
 
 
@@ -18,10 +18,10 @@ class Split:
     """Images of one split.
 
     Attributes:
-      folder: the folder that held them, such as 'train'; '' where nothing was split.
-      paths: [N], as they were given, sorted by name.
-      labels: int32 [N], or None where there are no classes.
-      class_names: by label; () where there are none.
+      folder: the folder of the split, such as 'train'; '' if there are no splits.
+      paths: [N] relative paths, sorted.
+      labels: int32 [N], or None without classes.
+      class_names: indexed by label; () without classes.
     """
 
     folder: str
@@ -31,37 +31,37 @@ class Split:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder is none of the data: '.git', macOS's '._x', '__MACOSX'."""
+    """Returns whether a name is not part of the data: '.git', or macOS's '._x' and '__MACOSX'."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_image(name: str) -> bool:
-    """Returns whether a file name ends as one of EXTENSIONS, in any case."""
+    """Returns whether a file name has one of EXTENSIONS, in upper or lower case."""
     return name.lower().endswith(EXTENSIONS)
 
 
 def source_name(where: str, split: Split) -> str:
-    """Returns what to call a split in messages."""
+    """Returns the name of a split, for messages."""
     return f"{where}, {split.folder}" if split.folder else where
 
 
-def arrange(
+def assign_splits(
     paths: Iterable[str], where: str, train_split: str, test_split: str
 ) -> tuple[Split, Split | None]:
-    """Returns the train and the test split (None: no labelled one) of images by their paths.
+    """Returns the train split and the test split; the latter is None without labelled test images.
 
-    Layouts: 'train/<class>/*' with 'test|val|validation/<class>/*', '<class>/*', and images
-    without classes. A folder that holds everything is skipped: it is no class. Folders are
-    classes only where no image lies beside them, and where there are two or more of them.
+    Supported structures: 'train/<class>/*' with 'test|val|validation/<class>/*', '<class>/*', and
+    images without classes. A folder that holds everything is not a class and is skipped. Folders
+    are classes only if there are two or more of them and no image lies beside them.
 
     Args:
       paths: relative paths of all images, with slashes; at least one.
       where: the folder or archive, for messages.
-      train_split: the folder to train on, 'train' unless the user says otherwise.
+      train_split: the folder to train on.
       test_split: the folder to test on; '' for none.
 
     Raises:
-      ValueError: a folder asked for is absent, or a test class is not among the train classes.
+      ValueError: if a requested folder is absent, or a test class is not a train class.
     """
     paths = sorted(paths)
     prefix = _common_folder(paths, {train_split, test_split, *TEST_FOLDERS})
@@ -77,24 +77,25 @@ def arrange(
             return train, test
     if test_split not in ("", "test"):
         raise ValueError(
-            f"{where}: no labelled images in a folder {test_split}/; it has {_listed(folders)}"
+            f"{where}: data.test_split={test_split!r} must be a folder with labelled images; "
+            f"found {_listed(folders)}"
         )
     return train, None
 
 
 def _common_folder(paths: list[str], split_names: set[str]) -> str:
-    """Returns the leading folders that all sorted paths share, as 'a/b/' or ''; no split's."""
+    """Returns the folders that all sorted paths start with, as 'a/b/' or '', up to a split."""
     prefix = ""
     while True:
         first, slash, _ = paths[0][len(prefix) :].partition("/")
-        # What the first and the last of sorted paths share, all share.
+        # A prefix of the first and the last sorted path is a prefix of all.
         if not slash or first in split_names or not paths[-1].startswith(f"{prefix}{first}/"):
             return prefix
         prefix = f"{prefix}{first}/"
 
 
 def _by_first_folder(paths: list[str], prefix: str) -> dict[str, list[str]]:
-    """Returns the paths by their first folder below prefix; '' for those that lie in none."""
+    """Returns {first folder below prefix: paths}; the key is '' for paths without a folder."""
     folders: dict[str, list[str]] = {}
     for path in paths:
         first, slash, _ = path[len(prefix) :].partition("/")
@@ -103,7 +104,7 @@ def _by_first_folder(paths: list[str], prefix: str) -> dict[str, list[str]]:
 
 
 def _label(paths: list[str], prefix: str, folder: str) -> Split:
-    """Returns the images of prefix/folder, with their first folders as classes if they are."""
+    """Returns the split in prefix/folder, with classes if all images lie in two or more folders."""
     classes = _by_first_folder(paths, f"{prefix}{folder}/" if folder else prefix)
     if "" in classes or len(classes) < 2:
         return Split(folder, paths, None, ())
@@ -113,9 +114,9 @@ def _label(paths: list[str], prefix: str, folder: str) -> Split:
 def _label_test(
     paths: list[str], prefix: str, folder: str, known: tuple[str, ...], where: str
 ) -> Split | None:
-    """Returns a test split labelled by train's classes; None where it has no classes.
+    """Returns a test split labelled by the train classes; None without classes.
 
-    Where train has none, the test's own are taken.
+    If train has no classes, the classes of the test split are used.
     """
     if not known:
         split = _label(paths, prefix, folder)
@@ -126,9 +127,9 @@ def _label_test(
     unknown = set(classes) - set(known)
     if unknown:
         raise ValueError(
-            f"{where}: {prefix}{folder}/ has {_listed(unknown)}, unknown to the {len(known)} "
-            "classes of train; rename it, or set the test split to '' to hold images of train "
-            "out instead"
+            f"{where}: {prefix}{folder}/ has {_listed(unknown)}, not among the {len(known)} "
+            "classes of train; rename the folder, or set data.test_split='' to hold out images of "
+            "train instead"
         )
     return _with_classes(folder, classes, known)
 
@@ -136,7 +137,7 @@ def _label_test(
 def _with_classes(
     folder: str, classes: dict[str, list[str]], class_names: tuple[str, ...]
 ) -> Split:
-    """Returns the classes' images, labelled by the index of their class in class_names."""
+    """Returns a split whose labels are indices into class_names."""
     names = sorted(classes)
     number = {name: label for label, name in enumerate(class_names)}
     paths = [path for name in names for path in classes[name]]
@@ -145,19 +146,21 @@ def _with_classes(
 
 
 def _check_no_splits(folders: dict, where: str, train_split: str, test_split: str) -> None:
-    """Raises a ValueError where folders are splits, but not the one to train on."""
+    """Raises a ValueError if the folders are splits but none of them is the train split."""
     if train_split != "train":
-        raise ValueError(f"{where}: no folder {train_split}/; it has {_listed(folders)}")
+        raise ValueError(
+            f"{where}: data.train_split={train_split!r} must be a folder; found {_listed(folders)}"
+        )
     splits = {"train", "test", test_split, *TEST_FOLDERS} - {""}  # '' holds flat images
     if set(folders) <= splits:
         raise ValueError(
-            f"{where}: it has {_listed(folders)}, but no {train_split}/ to train on; "
-            "to train on one of these give its own path"
+            f"{where} has {_listed(folders)} but no {train_split}/; "
+            "to train on one of these folders, set data.path to that folder"
         )
 
 
 def _listed(folders: Iterable[str]) -> str:
-    """Returns the first few folder names, for messages."""
+    """Returns the first five folder names, for messages."""
     names = sorted(folders)
-    shown = ", ".join(f"{name}/" if name else "images in no folder" for name in names[:5])
+    shown = ", ".join(f"{name}/" if name else "images without a folder" for name in names[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

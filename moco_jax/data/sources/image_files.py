@@ -1,4 +1,7 @@
-"""Folders of image files as sources. Files are listed here and opened only when they are read."""
+"""Opens folders of image files as sources.
+
+A folder is listed once. A file is opened only when its image is read.
+"""
 
 import collections
 import os
@@ -9,16 +12,16 @@ from moco_jax.data.sources.source import Source, Sources
 
 
 def open_folder(path: str, train_split: str = "train", test_split: str = "test") -> Sources:
-    """Returns the images of a folder; `folders.arrange` tells which layouts are understood.
+    """Returns the images of a folder; `folders.assign_splits` documents the folder structures.
 
     Raises:
-      FileNotFoundError, NotADirectoryError, PermissionError: the folder can't be listed.
-      ValueError: it holds no images, or its layout makes no sense.
+      FileNotFoundError, NotADirectoryError, PermissionError: if the folder can't be listed.
+      ValueError: if the folder holds no images, or its structure is not supported.
     """
     found, others = list_images(path)
     if not found:
         raise ValueError(no_images(f"the folder {path}", others))
-    train, test = folders.arrange(found, path, train_split, test_split)
+    train, test = folders.assign_splits(found, path, train_split, test_split)
     return Sources(
         _folder_source(path, train),
         None if test is None else _folder_source(path, test),
@@ -26,9 +29,9 @@ def open_folder(path: str, train_split: str = "train", test_split: str = "test")
 
 
 def list_images(root: str) -> tuple[list[str], collections.Counter]:
-    """Returns the relative paths of all images below root, and its other files by extension.
+    """Returns the relative paths of all images below root, and counts of other files by extension.
 
-    Links are followed, except to a folder that holds the link: that would never end.
+    Links are followed, except links to a folder above them, which would never end.
     """
     found: list[str] = []
     others: collections.Counter = collections.Counter()
@@ -53,16 +56,16 @@ def list_images(root: str) -> tuple[list[str], collections.Counter]:
 
 
 def no_images(what: str, others: collections.Counter) -> str:
-    """Returns the message for a place without images: what was looked for, and what was found."""
+    """Returns the error message for a folder or an archive without images."""
     kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
     return (
         f"{what} holds no images; looked for {', '.join(folders.EXTENSIONS)} "
-        f"(in any case, in subfolders too), found {kinds or 'no files'}"
+        f"(upper or lower case, also in subfolders), found {kinds or 'no files'}"
     )
 
 
 def _folder_source(root: str, split: folders.Split) -> Source:
-    """Returns a source that opens a file at each read."""
+    """Returns a source whose `read` opens one file."""
     names = [os.path.join(root, path) for path in split.paths]
 
     def read(index: int) -> bytes:

@@ -1,12 +1,11 @@
 """Opens the data set that a config names.
 
-    source='digits'         coloured digits, made on the spot
+    source='digits'         coloured digits, generated in memory
     source='images'         the images at `path`
-    source='tfds:<name>'    a data set prepared by TensorFlow Datasets
+    source='tfds:<name>'    a data set prepared by TensorFlow Datasets (TFDS)
 
-Where `path` is set it says where the images are: a folder of image files, a tar archive of them
-(.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz), an .npz of arrays, or with 'tfds:<name>' a TFDS data
-directory that has <name>.
+`path` is a folder of image files, a tar archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz),
+an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
 """
 
 import os
@@ -15,18 +14,15 @@ import zipfile
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.data.sources import digits as digits_lib
-from moco_jax.data.sources import folders, image_files, tar_archive, tfds_source
+from moco_jax.data.sources import digits, folders, image_files, tar_archive, tfds_source
 from moco_jax.data.sources.source import Source, Sources, array_source, hold_out
-
-__all__ = ["Source", "Sources", "array_source", "open_named", "open_sources", "open_whole"]
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 _NPZ_KEYS = ("images", "labels", "test_images", "test_labels")
 
 
 def open_named(config: ConfigDict) -> Sources:
-    """Returns the images that a whole config names; see `open_sources`."""
+    """Returns the train and test images of a whole config; see `open_sources`."""
     data = config.data
     return open_sources(
         source=data.source,
@@ -39,7 +35,7 @@ def open_named(config: ConfigDict) -> Sources:
 
 
 def open_whole(config: ConfigDict) -> Source:
-    """Returns the images to train on, nothing of them held out."""
+    """Returns the train images of a whole config without holding any out."""
     data = config.data
     return open_sources(
         source=data.source,
@@ -60,26 +56,28 @@ def open_sources(
     train_split: str = "train",
     test_split: str = "test",
 ) -> Sources:
-    """Returns the images to train on and held-out labelled ones.
+    """Returns the train images and the labelled test images.
 
     Args:
       source: 'digits', 'images' or 'tfds:<name>'.
-      path: where the images are; '' where the source needs no place. '~' is expanded.
-      held_out: the fraction of labelled images, by class, that becomes the test and leaves train
-        where there is no test split; 0 for none.
-      seed: decides which are held out.
-      train_split: the folder or TFDS split to train on. Digits and .npz have just one.
-      test_split: the folder or TFDS split to test on; '' for none. 'test' is a default: where it
-        is absent 'val' and 'validation' serve, and then `held_out`. Any other must exist.
+      path: where the images are; '' if the source needs no path. '~' is expanded.
+      held_out: fraction of each class that moves from train to test if there is no test split;
+        0 for none.
+      seed: selects the held-out images.
+      train_split: the folder or TFDS split to train on. Digits and .npz ignore it.
+      test_split: the folder or TFDS split to test on; '' for none. If 'test' (the default) is
+        absent, 'val' and 'validation' are tried, and then `held_out` applies. Any other name must
+        exist.
 
     Raises:
-      ValueError: an unknown source, a path without images, damaged data, or an impossible split.
-      OSError: the path is absent or can't be read.
+      ValueError: if the source is unknown, the path holds no images, the data are damaged, or a
+        split does not exist.
+      OSError: if the path is absent or can't be read.
     """
     if not 0 <= held_out < 1:
-        raise ValueError(f"held_out is {held_out}; allowed: a fraction 0 <= held_out < 1")
+        raise ValueError(f"data.held_out must be a fraction in [0, 1); got {held_out}")
     if source not in ("digits", "images") and not source.startswith("tfds:"):
-        raise ValueError(f"unknown source {source!r}; known: {_KNOWN}")
+        raise ValueError(f"data.source={source!r} is unknown; known: {_KNOWN}")
     opened = _open(source, os.path.expanduser(path), train_split, test_split)
     if opened.test is not None:
         return opened
@@ -87,16 +85,16 @@ def open_sources(
 
 
 def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
-    """Returns the splits that the data come with."""
+    """Returns the splits that the data set itself has."""
     name = source.removeprefix("tfds:") if source.startswith("tfds:") else ""
     if source == "tfds:":
-        raise ValueError("the source 'tfds:' names no data set, such as 'tfds:cifar10'")
+        raise ValueError("data.source='tfds:' must name a data set, such as 'tfds:cifar10'")
     if not path:
         if source == "digits":
             return _open_digits()
         if name:
             return tfds_source.open_tfds(name, "", train_split, test_split)
-        raise ValueError("source='images' needs a path: a folder, a tar archive or an .npz")
+        raise ValueError("data.source='images' needs data.path: a folder, a tar archive or an .npz")
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file or folder {path}")
     if os.path.isfile(path):
@@ -109,13 +107,13 @@ def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
         if not name:
             raise
         raise ValueError(
-            f"{error}.\nNor is the TFDS data set {name!r} in it. "
+            f"{error}.\nIt does not hold the TFDS data set {name!r} either. "
             f"{tfds_source.how_to_prepare(name, path)}"
         ) from error
 
 
 def _open_file(path: str, train_split: str, test_split: str) -> Sources:
-    """Returns the splits of an archive or an .npz, told by the file's name."""
+    """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
     if lower.endswith(tar_archive.EXTENSIONS):
         return tar_archive.open_tar(path, train_split, test_split)
@@ -129,22 +127,22 @@ def _open_file(path: str, train_split: str, test_split: str) -> Sources:
 def _open_digits() -> Sources:
     """Returns the digits data set."""
     splits = [
-        array_source(*digits_lib.digits(split), f"digits/{split}", digits_lib.CLASS_NAMES)
+        array_source(*digits.digits(split), f"digits/{split}", digits.CLASS_NAMES)
         for split in ("train", "test")
     ]
     return Sources(*splits)
 
 
 def _open_npz(path: str) -> Sources:
-    """Returns arrays `images` and `labels`, and `test_images` and `test_labels` where present."""
+    """Returns the splits of an .npz; `labels`, `test_images` and `test_labels` are optional."""
     arrays = _read_npz(path)
     if "images" not in arrays:
         raise ValueError(
-            f"{path} has no array 'images'; it has {', '.join(arrays) or 'nothing'}, "
-            f"allowed: {', '.join(_NPZ_KEYS)}"
+            f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'} of "
+            f"{', '.join(_NPZ_KEYS)}"
         )
     if ("test_images" in arrays) != ("test_labels" in arrays):
-        raise ValueError(f"{path} has one of test_images and test_labels; allowed: both or none")
+        raise ValueError(f"{path} must have both test_images and test_labels, or neither")
     name = os.path.basename(path)
     train = array_source(arrays["images"], arrays.get("labels"), f"{name}, train")
     if "test_images" not in arrays:
@@ -156,7 +154,7 @@ def _open_npz(path: str) -> Sources:
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:
-    """Returns the known arrays of an .npz; pickled objects, which could run code, are refused."""
+    """Returns the known arrays of an .npz; rejects pickled objects, which could run code."""
     try:
         # Opened here, since np.load leaves a damaged file open.
         with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:

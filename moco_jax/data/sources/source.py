@@ -1,7 +1,7 @@
-"""What a data set is here: images by index, with labels where there are any.
+"""Defines `Source`: images by index, with optional labels.
 
-Every kind of data set (a folder, an archive, arrays, TFDS) becomes a `Source`; `sources.py` opens
-them. The functions below make sources from arrays and from other sources.
+Every kind of data set (folder, archive, arrays, TFDS) becomes a `Source`; `opening.py` opens them.
+This module also makes sources from arrays and from other sources.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# The kNN monitor compares every held-out image with all the others; more would only cost time.
+# The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
 
 
@@ -18,12 +18,12 @@ class Source:
     """Images by index.
 
     Attributes:
-      name: what it is, for messages, such as "cifar10.tar.gz, train".
-      read: gives one image, an encoded image file's bytes or a decoded uint8 array [H, W, 3],
+      name: for messages, such as "cifar10.tar.gz, train".
+      read: returns one image: the bytes of an image file, or a decoded uint8 array [H, W, 3],
         [H, W] or [H, W, 1]. Safe to call from several threads at once.
-      names: [N], how a person finds each image: a path, a member of an archive, a TFDS index.
-      labels: int32 [N], or None where there are no classes.
-      class_names: by label; () where there are no classes.
+      names: [N], one per image: a path, a member of an archive, or a TFDS index.
+      labels: int32 [N], or None without classes.
+      class_names: indexed by label; () without classes.
     """
 
     name: str
@@ -38,10 +38,9 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Images to train on, and held-out labelled ones for the kNN monitor (None: there are none).
+    """The images to train on, and labelled test images (None if there are none).
 
-    Labels of both count the same classes: `train.class_names == test.class_names`, unless train
-    has no classes.
+    Both use the same classes: `train.class_names == test.class_names`, unless train has none.
     """
 
     train: Source
@@ -49,7 +48,7 @@ class Sources:
 
 
 class _NumberedNames(Sequence):
-    """'name/0', 'name/1', ...: made when asked for, since a million strings take 100 MB."""
+    """'name/0', 'name/1', ...; formatted on access, since a million strings take 100 MB."""
 
     def __init__(self, name: str, length: int):
         self._name, self._length = name, length
@@ -64,7 +63,7 @@ class _NumberedNames(Sequence):
 
 
 def numbered_names(name: str, length: int) -> Sequence[str]:
-    """Returns the names 'name/0' to 'name/<length - 1>' of images that have no other."""
+    """Returns the names 'name/0' to 'name/<length - 1>', for images without names."""
     return _NumberedNames(name, length)
 
 
@@ -75,10 +74,10 @@ def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
       images: uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W].
       labels: integers [N] from 0 up, or None.
       name: for messages and the images' names.
-      class_names: by label; where left out, the labels' numbers.
+      class_names: indexed by label; the default is the numbers of the labels.
 
     Raises:
-      ValueError: a type, shape, length or label that is not allowed; it says which, and what is.
+      ValueError: if a dtype, a shape, a length or a label is not allowed.
     """
     images = np.asarray(images)
     _check_images(images, name)
@@ -97,16 +96,16 @@ def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
 def _check_images(images: np.ndarray, name: str) -> None:
     """Raises a ValueError unless images is uint8 [N >= 1, H, W(, 1 or 3)]."""
     if images.dtype != np.uint8:
-        hint = "; scale images in [0, 1] by 255 first" if images.dtype.kind == "f" else ""
+        hint = "; scale images in [0, 1] by 255" if images.dtype.kind == "f" else ""
         raise ValueError(f"{name}: images are {images.dtype}; allowed: uint8 (0 to 255){hint}")
     if images.ndim != 3 and (images.ndim != 4 or images.shape[3] not in (1, 3)):
-        hint = "; move the channels last first" if images.ndim == 4 else ""
+        hint = "; move the channels to the last axis" if images.ndim == 4 else ""
         raise ValueError(
             f"{name}: images have the shape {images.shape}; "
             f"allowed: [N, H, W, 3], [N, H, W, 1] or [N, H, W]{hint}"
         )
     if 0 in images.shape:
-        raise ValueError(f"{name}: images have the shape {images.shape}: there are no images")
+        raise ValueError(f"{name}: images have the shape {images.shape}; no axis may be 0")
 
 
 def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
@@ -124,7 +123,7 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
 
 
 def take(source: Source, indices: np.ndarray, name: str) -> Source:
-    """Returns the images of a source at indices int [M], in that order, under another name."""
+    """Returns the images of a source at indices int [M], in that order, with another name."""
 
     def read(index: int) -> bytes | np.ndarray:
         return source.read(int(indices[index]))
@@ -135,18 +134,17 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:
-    """Splits a source into train and a held-out test, class by class.
+    """Returns a source split into train and a held-out test, class by class.
 
-    Each class gives its fraction, at least one image where it has two or more, and never its last;
-    all together at most MAX_HELD_OUT. Nothing is held out at fraction 0 or without labels.
+    Every class loses this fraction of its images. A class with two or more images loses at least
+    one, and no class loses its last image. At most MAX_HELD_OUT images are held out, and none if
+    the fraction is 0 or there are no labels.
 
     Raises:
-      ValueError: fraction is not in [0, 1).
+      ValueError: if the fraction is not in [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise ValueError(
-            f"held_out is a fraction of the images; got {fraction}, allowed: 0 <= x < 1"
-        )
+        raise ValueError(f"the held-out fraction must be in [0, 1); got {fraction}")
     if fraction == 0 or source.labels is None:
         return Sources(source, None)
     rng = np.random.default_rng(seed)
@@ -157,7 +155,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
     )
     counts = _held_out_counts(np.array([len(members) for members in by_class]), fraction)
     chosen = [members[:n] for members, n in zip(by_class, counts, strict=True)]
-    # With more classes than MAX_HELD_OUT not every class can have its one.
+    # With more classes than MAX_HELD_OUT, not every class can hold out an image.
     test = np.sort(rng.permutation(np.concatenate(chosen))[:MAX_HELD_OUT])
     if not len(test):
         return Sources(source, None)
@@ -166,7 +164,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
 
 
 def _held_out_counts(sizes: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns how many images of each class are held out, int [C], from the classes' sizes."""
+    """Returns how many images of each class are held out, int [C], from the class sizes [C]."""
     wanted = sizes * fraction
     wanted = wanted * min(1.0, MAX_HELD_OUT / max(wanted.sum(), 1))
     most = np.maximum(sizes - 1, 0)

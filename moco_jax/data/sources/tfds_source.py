@@ -1,7 +1,7 @@
-"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+"""Opens data sets prepared by TensorFlow Datasets (TFDS), without TensorFlow.
 
-Only the random-access formats (array_record, parquet) can be read by index. Images are handed on
-encoded, since TFDS would need OpenCV to decode them and our own decoder is faster.
+Only the random-access formats (array_record, parquet) can be read by index. Images are returned
+encoded: TFDS needs OpenCV to decode them, and our own decoder is faster.
 """
 
 import os
@@ -11,29 +11,32 @@ import numpy as np
 
 from moco_jax.data.sources.source import Source, Sources, numbered_names
 
-_CHUNK = 1024  # records read at once for their labels
+_CHUNK = 1024  # records read at once to collect labels
 RANDOM_ACCESS = frozenset({"array_record", "parquet"})
 
 
 def holds_dataset(path: str, name: str) -> bool:
-    """Returns whether a folder is a TFDS data directory with the data set 'name[/config]' in it."""
+    """Returns whether a folder is a TFDS data directory that has the data set 'name[/config]'."""
     return os.path.isdir(os.path.join(path, name.partition(":")[0]))
 
 
 def open_tfds(
     name: str, data_dir: str = "", train_split: str = "train", test_split: str = "test"
 ) -> Sources:
-    """Returns a prepared data set's splits, their labels read in one pass (about 40 us a record).
+    """Returns the splits of a prepared data set.
+
+    All labels are read in one pass, which takes about 40 us per record.
 
     Args:
-      name: TFDS's, as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
-      data_dir: where it was prepared; '' for TFDS's own place (~/tensorflow_datasets).
+      name: the TFDS name, such as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
+      data_dir: the TFDS data directory; '' for the default (~/tensorflow_datasets).
       train_split: a split or a slice of one, such as 'train[:10%]'.
-      test_split: another; where there is no labelled 'test', 'validation' serves; '' for none.
+      test_split: likewise; '' for none. If 'test' is absent or has no labels, 'validation' is
+        used.
 
     Raises:
-      ValueError: an unknown name or split, no image feature, or it is not prepared in a
-        random-access format; the message holds the command that prepares it.
+      ValueError: if the name or a split is unknown, there is no image feature, or the data set is
+        not prepared in a random-access format; the message has the command that prepares it.
     """
     builder = open_builder(name, data_dir)
     _check_prepared(builder, name, data_dir)
@@ -50,63 +53,62 @@ def open_tfds(
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
-    """Returns the command that makes a data set readable by index, as a text."""
+    """Returns a message with the command that makes a data set readable by index."""
     data_dir = os.path.expanduser(data_dir)
     command = ["python", "-m", "moco_jax.data.prepare", f"--name={name}"]
     command += [f"--data_dir={data_dir}"] if data_dir else []
     return (
         f"Run this once:\n  {shlex.join(command)}\n"
-        f"then start again{f' with the path {data_dir}' if data_dir else ''}"
+        f"then run your command again{f' with data.path={data_dir}' if data_dir else ''}"
     )
 
 
 def open_builder(name: str, data_dir: str):
-    """Returns TFDS's builder of a data set, prepared or not.
+    """Returns the TFDS builder of a data set, prepared or not.
 
     Args:
-      name: as `open_tfds` takes it.
-      data_dir: where it lies or will lie; '' for TFDS's own place.
+      name: as for `open_tfds`.
+      data_dir: as for `open_tfds`.
 
     Raises:
-      ValueError: an unknown name, version or config.
+      ValueError: if the name, the version or the config is unknown.
     """
-    # Imported here: it takes a second, and all other sources do without it.
+    # Imported here: the import takes a second, and no other source needs it.
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
         listed = set(builder.info.as_proto.alternative_file_formats)
         if listed - formats(builder):
-            # A builder made from code forgets them (TFDS 4.9.10), one made from the files does not.
+            # A builder from code loses these formats (TFDS 4.9.10); one from the files has them.
             builder = tfds.builder_from_directory(builder.data_dir)
         return builder
     except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
-            f"TFDS knows no data set {name!r}, and none of that name lies in "
-            f"{data_dir or 'its data directory'}; the names are listed at "
-            "https://www.tensorflow.org/datasets/catalog/overview"
+            f"TFDS knows no data set {name!r}, and {data_dir or 'its data directory'} has none of "
+            "that name; see https://www.tensorflow.org/datasets/catalog/overview for the names"
         ) from error
     except (AssertionError, ValueError) as error:  # an unknown version or config
         raise ValueError(f"TFDS can't open {name!r}: {error}") from error
 
 
 def formats(builder) -> set[str]:
-    """Returns the file formats that a prepared data set lies in, as 'tfrecord'."""
+    """Returns the file formats of a prepared data set, such as 'tfrecord'."""
     return {file_format.value for file_format in builder.info.available_file_formats()}
 
 
 def not_prepared(builder, name: str) -> str:
-    """Returns the words for a data set that is not there, with the versions of it that are."""
+    """Returns the error message for a data set that is not prepared; lists its other versions."""
     text = f"the TFDS data set {name!r} is not prepared: nothing in {builder.data_path}"
     others = sorted(path.parent.name for path in builder.data_path.parent.glob("*/features.json"))
     if not others:
         return text
     names = ", ".join(f"{name.partition(':')[0]}:{version}" for version in others)
-    return f"{text} (other versions of it are, under the name {names})"
+    return f"{text} (other versions are prepared: {names})"
 
 
 def _check_prepared(builder, name: str, data_dir: str) -> None:
-    """Raises a ValueError that says what to run unless the data set can be read by index."""
+    """Raises a ValueError with the command to run if the data set can't be read by index."""
     found = formats(builder)
     if not builder.info.splits:
         problem = not_prepared(builder, name)
@@ -125,7 +127,7 @@ def _check_prepared(builder, name: str, data_dir: str) -> None:
 
 
 def _split_source(builder, name: str, split: str) -> Source:
-    """Returns a split's encoded images and their labels."""
+    """Returns a split as a source of encoded images with labels."""
     import tensorflow_datasets as tfds
 
     image_key, label_key, skipped = _features(builder, name)
@@ -149,13 +151,13 @@ def _split_source(builder, name: str, split: str) -> Source:
 
 
 def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
-    """Returns the keys of the image, of its class (None: it has none), and of all images.
+    """Returns the keys of the image feature, the label feature (or None), and all image features.
 
-    Where there are several of a type, 'image' and 'label' go first.
+    If there are several of a type, 'image' and 'label' are preferred.
     """
     import tensorflow_datasets as tfds
 
-    # features.json keeps no order that means anything, so the order is by name.
+    # The order in features.json has no meaning, so the features are sorted by name.
     features = dict(sorted((builder.info.features or {}).items()))
     images = [key for key, kind in features.items() if type(kind) is tfds.features.Image]
     labels = [key for key, kind in features.items() if type(kind) is tfds.features.ClassLabel]
@@ -170,7 +172,7 @@ def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
 
 
 def _labels(records, key: str) -> np.ndarray | None:
-    """Returns the labels int32 [N]; None where some are -1, as TFDS marks a hidden label."""
+    """Returns the labels int32 [N]; None if any is -1, which marks hidden labels in TFDS."""
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), _CHUNK):
         chunk = list(range(start, min(start + _CHUNK, len(records))))

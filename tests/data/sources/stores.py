@@ -1,4 +1,4 @@
-"""Small folders and archives for the tests of sources, and where real ones may lie."""
+"""Writes small folders and archives for tests, and finds real data sets if they exist."""
 
 import io
 import pathlib
@@ -25,7 +25,7 @@ def open_images(path, held_out=0.0, **options):
 
 
 def write_folder(root, paths):
-    """Makes files whose bytes are their own relative path."""
+    """Writes files; the contents of each are its relative path."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(path.encode())
@@ -33,7 +33,7 @@ def write_folder(root, paths):
 
 
 def write_tar(path, members, compression=""):
-    """Makes an archive whose members' bytes are their own name."""
+    """Writes an archive; the contents of each member are its name."""
     with tarfile.open(path, f"w:{compression}") as archive:
         for name in members:
             info = tarfile.TarInfo(name)
@@ -43,11 +43,11 @@ def write_tar(path, members, compression=""):
 
 
 def contents(source):
-    """Returns all images, decoded from bytes to text."""
+    """Returns the bytes of all images as text."""
     return [source.read(i).decode() for i in range(len(source))]
 
 
 def real(name):
     if not (REAL_DATA / name).exists():
-        pytest.skip(f"needs {name}, which is not part of the project")
+        pytest.skip(f"needs {name}, which is not in the repository")
     return REAL_DATA / name

@@ -1,4 +1,4 @@
-"""Digits are a constant data set that shape tells apart and raw pixels do not."""
+"""Digits are a constant data set; raw pixels separate its classes badly."""
 
 import zlib
 
@@ -29,7 +29,7 @@ def test_shapes_and_classes(train, test):
         assert np.bincount(labels).tolist() == per_class
 
 
-def test_the_same_bytes_everywhere(train, test):
+def test_bytes_are_constant(train, test):
     assert zlib.crc32(train[0].tobytes()) == 2312433564
     assert zlib.crc32(test[0].tobytes()) == 771115440
     assert train[1][:10].tolist() == [6, 3, 5, 5, 1, 1, 3, 5, 5, 4]
@@ -50,8 +50,8 @@ def test_every_image_differs_and_has_contrast(train):
     assert (luma.max((1, 2)) - luma.min((1, 2))).min() > 70
 
 
-def test_raw_pixels_tell_little(train, test):
-    # MoCo's monitor on pixels: 200 nearest by cosine, votes weighted by exp(cosine / 0.1).
+def test_raw_pixels_classify_badly(train, test):
+    # The kNN monitor on pixels: 200 neighbours by cosine, votes weighted by exp(cosine / 0.1).
     train_rows, test_rows = (
         rows / np.linalg.norm(rows, axis=1, keepdims=True)
         for rows in (
@@ -63,9 +63,9 @@ def test_raw_pixels_tell_little(train, test):
     weights = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.1)
     votes = [(weights * (train[1][nearest] == label)).sum(1) for label in range(10)]
     accuracy = (np.argmax(votes, axis=0) == test[1]).mean()
-    assert 0.3 < accuracy < 0.42  # guessing gives .1, a reader nearly 1
+    assert 0.3 < accuracy < 0.42  # chance is .1, a person reads nearly all
 
 
-def test_unknown_split_lists_the_known():
+def test_unknown_split():
     with pytest.raises(ValueError, match="no split 'val'; allowed: train, test"):
         digits("val")

@@ -1,4 +1,4 @@
-"""Every kind of place opens by the same rules; mistakes are named."""
+"""All kinds of sources follow the same rules, and errors name the mistake."""
 
 import os
 
@@ -18,7 +18,7 @@ from tests.data.sources.stores import (
 
 @pytest.fixture(params=["folder", *ENDINGS])
 def store(request, tmp_path):
-    """Returns a function that stores paths in each of the ways that are understood."""
+    """Returns a function that writes paths as a folder or as an archive."""
 
     def write(paths):
         if request.param == "folder":
@@ -59,11 +59,11 @@ def test_class_folders_without_a_split(store):
     [
         ["2.jpg", "1.jpg"],  # flat
         ["top.jpg", "a/1.jpg", "b/2.jpg"],  # images beside the folders
-        ["a/1.jpg", "a/2.jpg"],  # one class says nothing
+        ["a/1.jpg", "a/2.jpg"],  # one folder is not a class
         ["train/1.jpg", "train/2.jpg"],
     ],
 )
-def test_layouts_without_classes(store, paths):
+def test_folders_without_classes(store, paths):
     sources = open_images(store(paths), held_out=0.5)
     assert contents(sources.train) == sorted(paths)
     assert sources.train.labels is None and sources.train.class_names == ()
@@ -85,8 +85,8 @@ def test_other_names_of_the_test_folder(store, folder):
     assert sources.test.name.endswith(f", {folder}")
 
 
-def test_a_test_folder_without_classes_gives_way_to_a_labelled_one(store):
-    # ImageNet's layout: its test labels are not public.
+def test_labelled_validation_folder_replaces_an_unlabelled_test_folder(store):
+    # ImageNet has these folders: its test labels are not public.
     paths = ["train/a/1.jpg", "train/b/2.jpg", "test/3.jpg", "val/a/4.jpg", "val/b/5.jpg"]
     assert contents(open_images(store(paths)).test) == ["val/a/4.jpg", "val/b/5.jpg"]
 
@@ -99,7 +99,7 @@ def test_named_splits(store):
     assert open_images(path, test_split="").test is None
 
 
-def test_hidden_files_and_other_files_are_no_images(store):
+def test_hidden_files_and_other_files_are_ignored(store):
     rubbish = ["a/._1.jpg", ".cache/2.jpg", "__MACOSX/a/3.jpg", "a/notes.txt", "README"]
     sources = open_images(store(["a/1.jpg", "b/2.jpg", *rubbish]))
     assert contents(sources.train) == ["a/1.jpg", "b/2.jpg"]
@@ -110,13 +110,13 @@ def test_hidden_files_and_other_files_are_no_images(store):
     "paths, options, message",
     [
         (["notes.txt", "a/x.npy"], {}, r"holds no images; looked for .jpg, .*found 1 .*1 \."),
-        ([*SPLIT_PATHS, "test/emu/9.jpg"], {}, "test/ has emu/, unknown to the 3 classes of train"),
-        (["test/a/1.jpg", "val/b/2.jpg"], {}, "it has test/, val/, but no train/ to train on"),
-        (SPLIT_PATHS, {"train_split": "all"}, "no folder all/; it has test/, train/"),
-        (SPLIT_PATHS, {"test_split": "dev"}, "no labelled images in a folder dev/; it has test/"),
+        ([*SPLIT_PATHS, "test/emu/9.jpg"], {}, "test/ has emu/, not among the 3 classes of train"),
+        (["test/a/1.jpg", "val/b/2.jpg"], {}, "has test/, val/ but no train/; to train on one"),
+        (SPLIT_PATHS, {"train_split": "all"}, "='all' must be a folder; found test/, train/"),
+        (SPLIT_PATHS, {"test_split": "dev"}, "='dev' must be a folder with labelled images"),
     ],
 )
-def test_impossible_layouts_are_errors(store, paths, options, message):
+def test_unsupported_folders_are_errors(store, paths, options, message):
     with pytest.raises(ValueError, match=message):
         open_images(store(paths), **options)
 
@@ -134,7 +134,7 @@ def test_missing_and_empty_folders(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_folder_without_permission(tmp_path):
+def test_folder_without_read_permission(tmp_path):
     folder = write_folder(tmp_path, ["a/1.jpg", "b/2.jpg"]) / "a"
     folder.chmod(0)
     with pytest.raises(PermissionError, match=str(folder)):
@@ -142,7 +142,7 @@ def test_folder_without_permission(tmp_path):
     folder.chmod(0o700)
 
 
-def test_links_are_followed_but_not_for_ever(tmp_path):
+def test_links_are_followed_except_loops(tmp_path):
     root = write_folder(tmp_path / "root", ["a/1.jpg", "b/2.jpg"])
     write_folder(tmp_path / "elsewhere", ["3.jpg"])
     (root / "c").symlink_to(tmp_path / "elsewhere")
@@ -172,11 +172,11 @@ def test_npz(tmp_path):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"images": np.zeros((1, 2, 2), np.uint8)}, "no array 'images'; it has"),
+        ({"photos": np.zeros((1, 2, 2), np.uint8)}, "no array 'images'; it has none"),
         ({"images": np.array([{}, {}], object)}, "can't read the arrays"),
         (
             {"images": np.zeros((1, 2, 2), np.uint8), "test_labels": np.array([1])},
-            "one of test_images and test_labels",
+            "both test_images and test_labels, or neither",
         ),
         (
             {
@@ -189,7 +189,7 @@ def test_npz(tmp_path):
         ),
     ],
 )
-def test_wrong_npz(tmp_path, arrays, message):
+def test_invalid_npz(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         open_images(tmp_path / "a.npz")
@@ -230,12 +230,12 @@ def test_digits():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"source": "cifar"}, "unknown source 'cifar'; known: digits, images .*tfds:<name>"),
-        ({"source": "images"}, "needs a path"),
-        ({"source": "tfds:"}, "names no data set"),
-        ({"source": "digits", "held_out": 1.0}, "held_out is 1.0; allowed"),
+        ({"source": "cifar"}, "source='cifar' is unknown; known: digits, images .*tfds:<name>"),
+        ({"source": "images"}, "needs data.path"),
+        ({"source": "tfds:"}, "must name a data set"),
+        ({"source": "digits", "held_out": 1.0}, r"must be a fraction in \[0, 1\); got 1.0"),
     ],
 )
-def test_wrong_options(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
         open_sources(**({"path": "", "held_out": 0.1, "seed": 0} | options))

@@ -1,4 +1,4 @@
-"""Archives are read where they lie; damaged and oversized ones say so."""
+"""Archives are read without unpacking; damaged and too large ones are errors."""
 
 import gzip
 import io
@@ -20,7 +20,7 @@ def test_archive_names_may_start_with_dot(tmp_path):
     assert open_images(path).train.names == ["a/2.jpg", "b/1.jpg"]
 
 
-def test_the_contents_tell_the_compression(tmp_path):
+def test_contents_decide_the_compression(tmp_path):
     path = write_tar(tmp_path / "zipped.tar", ["b/1.jpg", "a/2.jpg"], "gz")
     assert contents(open_images(path).train) == ["a/2.jpg", "b/1.jpg"]
 
@@ -43,8 +43,8 @@ def test_damaged_archives(tmp_path):
     cases = {
         "cut.tar": (whole[:2000], "unexpected end|damaged"),
         "header.tar": (whole[:5120] + b"\1" * 512 + whole[5632:], "at byte 5120, after 5 images"),
-        "text.tar": (b"<html>not found</html>" * 50, "damaged or no tar"),
-        "empty.tar": (b"", "damaged or no tar"),
+        "text.tar": (b"<html>not found</html>" * 50, "damaged or not a tar"),
+        "empty.tar": (b"", "damaged or not a tar"),
         "cut.tar.gz": (gzip.compress(whole)[:-40], "damaged or incomplete"),
         "flip.tar.gz": (gzip.compress(whole)[:-8] + bytes(8), "damaged or incomplete"),
         "cut.tar.bz2": (b"BZh91AY&SY" + bytes(50), "damaged or incomplete"),
@@ -56,7 +56,7 @@ def test_damaged_archives(tmp_path):
             open_images(tmp_path / name)
 
 
-def test_large_compressed_archive_is_refused(tmp_path, monkeypatch):
+def test_large_compressed_archive_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_archive, "MAX_UNPACKED_BYTES", 4096)
     plain = write_tar(tmp_path / "x.tar", ["a/1.jpg", "b/2.jpg"])
     assert len(open_images(plain).train) == 2
@@ -71,12 +71,12 @@ def test_archives_leave_no_open_file(tmp_path):
     path = write_tar(tmp_path / "x.tar", SPLIT_PATHS)
     before = len(os.listdir("/proc/self/fd"))
     sources = open_images(path)
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # both splits read through one
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # both splits share one
     del sources
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_archive_that_shrinks_says_so(tmp_path):
+def test_truncated_archive_is_an_error(tmp_path):
     path = write_tar(tmp_path / "x.tar", ["a/1.jpg", "b/2.jpg"])
     train = open_images(path).train
     os.truncate(path, 515)

@@ -1,4 +1,4 @@
-"""TFDS data sets prepared as array_record are read without TensorFlow."""
+"""Reads TFDS data sets in array_record format without TensorFlow."""
 
 import shlex
 import shutil
@@ -41,13 +41,13 @@ def test_images_labels_and_names(data_dir):
         assert image[4, 6].argmax() == (0 if train.labels[i] == 0 else 2)
 
 
-def test_validation_serves_where_test_labels_are_hidden(data_dir):
+def test_validation_replaces_a_test_split_with_hidden_labels(data_dir):
     test = open_tfds("tiny_colours", data_dir).test
     assert test.name == "tfds:tiny_colours, validation"
     assert sorted(test.labels.tolist()) == [0, 1]
 
 
-def test_hidden_labels_are_no_labels(data_dir):
+def test_hidden_labels_are_ignored(data_dir):
     train = open_tfds("tiny_colours", data_dir, train_split="test").train
     assert train.labels is None and train.class_names == () and len(train) == 2
 
@@ -64,13 +64,13 @@ def test_unknown_split(data_dir):
         open_tfds("tiny_colours", data_dir, train_split="dev")
 
 
-def test_no_image_feature(data_dir):
+def test_data_set_without_image_feature(data_dir):
     with pytest.raises(ValueError, match=r"no feature of type Image; it has text \(Text\)"):
         open_tfds("tiny_texts", data_dir)
 
 
 def command_of(error):
-    """Returns the command in a message."""
+    """Returns the command in an error message."""
     return str(error.value).split("Run this once:\n")[1].splitlines()[0].strip()
 
 
@@ -105,7 +105,7 @@ def test_the_command_converts_tfrecords(data_dir, tmp_path, repository):
     assert copy.labels.tolist() == original.labels.tolist()
 
 
-def test_prepared_in_a_format_that_nothing_converts(data_dir, tmp_path):
+def test_format_that_can_not_be_converted(data_dir, tmp_path):
     info = tfrecord_copy(data_dir, tmp_path) / "dataset_info.json"
     info.write_text(info.read_text().replace('"tfrecord"', '"riegeli"'))
     with pytest.raises(ValueError, match="prepared as riegeli, which can't") as error:
@@ -113,12 +113,12 @@ def test_prepared_in_a_format_that_nothing_converts(data_dir, tmp_path):
     assert command_of(error).endswith(f"--data_dir={tmp_path}_array_record")
 
 
-def test_other_versions_are_named(data_dir, tmp_path):
+def test_error_lists_other_versions(data_dir, tmp_path):
     folder = tmp_path / "tiny_colours" / "0.9.0"
     shutil.copytree(data_dir / "tiny_colours" / "1.0.0", folder)
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace('"version": "1.0.0"', '"version": "0.9.0"'))
-    with pytest.raises(ValueError, match=r"versions of it are, under the name tiny_colours:0.9.0"):
+    with pytest.raises(ValueError, match=r"other versions are prepared: tiny_colours:0.9.0"):
         open_tfds("tiny_colours", tmp_path)
     assert len(open_tfds("tiny_colours:0.9.0", tmp_path).train) == 6
 
@@ -130,7 +130,7 @@ def test_unknown_data_set(tmp_path):
 
 
 def test_folder_without_the_data_set(tmp_path):
-    with pytest.raises(ValueError, match="(?s)no images.*Nor is the TFDS data set 'tiny_colo"):
+    with pytest.raises(ValueError, match="(?s)no images.*not hold the TFDS data set 'tiny_colo"):
         open_tfds("tiny_colours", tmp_path)
     for name in ("a", "b"):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")

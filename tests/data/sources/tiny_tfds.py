@@ -1,6 +1,6 @@
-"""Small TFDS builders, copies of their data sets in TFRecords, and the command that prepares them.
+"""Small TFDS builders, copies of their data sets in TFRecords, and a runner for `prepare`.
 
-To import this module is to register the builders.
+The import of this module registers the builders.
 """
 
 import os
@@ -17,15 +17,19 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 SPLITS = {"train": [0, 1, 0, 1, 0, 1], "validation": [1, 0], "test": [-1, -1]}
-SHARDS = {"train": [4, 2], "validation": [2], "test": [2]}  # of the copies in TFRecords
+SHARDS = {
+    "train": [4, 2],
+    "validation": [2],
+    "test": [2],
+}  # records per TFRecord shard
 VERSION = "1.0.0"
 
 
 class TinyColours(tfds.core.GeneratorBasedBuilder):
-    """Images of one colour; the test labels are hidden, as ImageNet's."""
+    """Images of one colour; the test labels are hidden, as in ImageNet."""
 
     VERSION = tfds.core.Version(VERSION)
-    code_path = None  # TFDS would look for it by a package that it does not require
+    code_path = None  # TFDS would search for it with a package that it does not install
 
     def _info(self):
         features = {
@@ -48,7 +52,7 @@ class TinyColours(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyTexts(tfds.core.GeneratorBasedBuilder):
-    """No images."""
+    """A data set without images."""
 
     VERSION = tfds.core.Version(VERSION)
     code_path = None
@@ -65,7 +69,7 @@ class TinyTexts(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyArrays(TinyTexts):
-    """An image given as an array, which TFDS encodes with TensorFlow."""
+    """An image array, which TFDS encodes with TensorFlow."""
 
     def _info(self):
         features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(2, 2, 3))})
@@ -90,17 +94,17 @@ def write_tfrecords(path, found):
 
 
 def tfrecord_copy(data_dir, copy_dir):
-    """Writes a prepared tiny_colours again, in TFRecords and in two shards of train.
+    """Copies a prepared tiny_colours as TFRecords with two train shards.
 
     Returns:
-      The folder of the version, in copy_dir.
+      The folder of the version in copy_dir.
     """
     source = pathlib.Path(data_dir, "tiny_colours", VERSION)
     folder = pathlib.Path(copy_dir, "tiny_colours", VERSION)
     folder.mkdir(parents=True)
     info = (source / "dataset_info.json").read_text()
     info = info.replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"')
-    # The two shards in the file's own layout: test and validation have 2 records, train has 6.
+    # Formatted as in the file. Only train has 6 records: test and validation have 2.
     info, count = re.subn(r'\[\s*"6"\s*\]', '[\n        "4",\n        "2"\n      ]', info)
     assert count == 1 and '"tfrecord"' in info
     (folder / "dataset_info.json").write_text(info)
@@ -117,11 +121,11 @@ def tfrecord_copy(data_dir, copy_dir):
 
 
 def run_command(command, cwd):
-    """Runs `python -m moco_jax.data.prepare ...`, these builders known to TFDS."""
+    """Runs `python -m moco_jax.data.prepare ...` with these builders registered."""
     python, m, module, *arguments = shlex.split(command)
     assert [python, m, module] == ["python", "-m", "moco_jax.data.prepare"]
     start = (
-        "import runpy, sys; import tests.data.tiny_tfds; "
+        "import runpy, sys; import tests.data.sources.tiny_tfds; "
         f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     )
     return subprocess.run(

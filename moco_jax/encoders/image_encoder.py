@@ -117,7 +117,7 @@ class ImageEncoder:
             raise ValueError(f"image {number}{path} can't be read: {error}") from error
 
     def _rows(self, images: int) -> int:
-        """Returns the rows of a batch. They depend on the images, so that a few images are cheap."""
+        """Returns the rows of a batch: few for few images, so that one image is cheap."""
         devices = self._layout.devices
         return devices * _power_of_two(-(-images // devices))
 

@@ -49,8 +49,8 @@ def measure(
     train, test = sources.train, sources.test
     if train.labels is None:
         raise ValueError(
-            f"{train.name} has no classes; allowed: a folder with one subfolder for each class, or a "
-            "data set with classes"
+            f"{train.name} has no classes; allowed: a folder with one subfolder for each class, or "
+            "a data set with classes"
         )
     if test is None and not leave_one_out:
         raise ValueError(

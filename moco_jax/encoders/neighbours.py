@@ -60,7 +60,7 @@ def nearest(
 
     def dispatched(start: int, part: jax.Array) -> Iterator[tuple[slice, Any]]:
         for first in range(0, len(queries), _QUERY_BATCH):
-            rows = slice(first, min(first + _QUERIES, len(queries)))
+            rows = slice(first, min(first + _QUERY_BATCH, len(queries)))
             block = (_unit(queries[rows]), own[rows], cosines[rows], indices[rows])
             block = layout.put([_pad(x, _QUERY_BATCH) for x in block], layout.replicated)
             yield rows, _search(*block, part, start, len(bank), among=among, layout=layout)

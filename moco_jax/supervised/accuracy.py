@@ -91,7 +91,7 @@ def make_scores(
         totals = list(map(jax.device_get, pipelined(dispatched(variables))))
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         images = sum(int(counted) for _, counted in totals)
-        # The accuracy of a head with an infinite loss is an accident.
+        # The accuracy of a head whose loss overflows is meaningless.
         top1, top5 = np.where(np.isfinite(sums[2]), 100 * sums[:2] / images, 0.0)
         return Scores(top1, top5, sums[2] / images, images)
 

@@ -1,7 +1,8 @@
-"""Draws what a run saw and learnt: images, their two views, and the curves of its metrics.
+"""Draws images of digits with their two views, and the loss and kNN curves of a finished run.
 
 Command: python -m benchmarks.figure --workdir=runs/digits --out=benchmarks/digits.png
-Needs matplotlib.
+
+Reads metrics.jsonl of the workdir and writes one image file. Prints nothing. Needs matplotlib.
 """
 
 import argparse
@@ -23,7 +24,7 @@ _COLUMNS = 10
 
 
 def view_rows() -> np.ndarray:
-    """Returns three rows of images uint8[96, 32 * columns, 3]: originals, queries, keys."""
+    """Returns uint8[96, 32 * columns, 3]: rows of images, of query views and of key views."""
     config = experiment.get_config()
     images = digits("train")[0][:_COLUMNS]
     sizes = np.full((_COLUMNS, 2), 32, np.int32)

@@ -1,17 +1,20 @@
-"""Host throughput of reading images, against the reference's way and against bare decoding.
+"""Measures how many images a second a host reads, against other ways to feed a GPU.
 
 Command: python -m benchmarks.input --path=imagenet_samples.tar
 
-Three ways take turns, each with a worker a core, and the median of the turns' ratios is told:
+Five methods take turns, each with one worker per core:
   reference  MoCo v2's two views on the host, as torchvision computes them on Pillow images
-             (random resized crop, jitter, grey, blur, flip), to normalised float32
-             [2, 3, 224, 224], by processes
-  bare       simplejpeg decodes the bytes in memory, and nothing else, by threads
-  pillow     simplejpeg, then both views cropped and resized on the host by Pillow, antialiased, to
-             uint8 [2, 224, 224, 3], by threads; colours and blur are left to the accelerator
-  opencv     the same by OpenCV, linear after a Gaussian that keeps the shrinking from aliasing;
-             where OpenCV is installed
-  ours       the batches of this package from the archive, on JAX's devices, by threads
+             (random resized crop, jitter, grey, blur, flip), as normalised float32
+             [2, 3, 224, 224]; processes
+  bare       simplejpeg decodes the bytes in memory, nothing else; threads
+  pillow     simplejpeg, then Pillow crops and resizes both views, antialiased, to
+             uint8 [2, 224, 224, 3]; threads; colours and blur are left to the accelerator
+  opencv     the same with OpenCV: linear after a Gaussian that prevents aliasing; only if OpenCV is
+             installed
+  ours       the batches of this package from the archive to JAX's devices; threads
+
+Prints for each method the median, lowest and highest images/s over the turns. Then it prints the
+median ratio of `ours` to each other method, and the peak memory after each turn.
 """
 
 import argparse
@@ -47,7 +50,7 @@ _STD = np.array(config_lib.IMAGENET_STD, np.float32)[:, None, None]
 
 
 def reference_views(data: bytes, seed: int) -> np.ndarray:
-    """Returns f32[2, 3, 224, 224], two views by MoCo v2's recipe."""
+    """Returns f32[2, 3, 224, 224]: two views by MoCo v2's recipe."""
     rng = np.random.default_rng(seed)
     image = Image.open(io.BytesIO(data)).convert("RGB")
     return np.stack([_reference_view(image, rng) for _ in range(2)])
@@ -117,7 +120,7 @@ def _opencv_chunk(chunk: list[bytes]) -> None:
     rng = np.random.default_rng(0)
     for data in chunk:
         pixels = _rgb(data)
-        image = Image.fromarray(pixels)  # no copy: only its size is asked for
+        image = Image.fromarray(pixels)  # no copy; only its size is used
         for _ in range(2):
             left, top, width, height = _window(image, rng)
             crop = pixels[top : top + height, left : left + width]
@@ -139,7 +142,7 @@ def _rate(pool, work: Callable, files: list[bytes]) -> float:
 
 
 def _our_rate(data: loader.DataSet, order: ShuffledOrder, images: int, first: int) -> float:
-    """Returns images/s of whole batches, the first few, which were read ahead, left out."""
+    """Returns images/s of whole batches, without the first few, which are prefetched."""
     warm, timed = 6, images // order.batch_size
     with contextlib.closing(data.batches(order, first)) as batches:
         for _ in itertools.islice(batches, warm):
@@ -160,23 +163,23 @@ def main() -> None:
     options = parser.parse_args()
 
     if cv2 is not None:
-        cv2.setNumThreads(1)  # our threads use all cores already
+        cv2.setNumThreads(1)  # the thread pool already uses all cores
     source = sources.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
     jpegs = [data for data in map(source.read, range(len(source))) if data[:2] == b"\xff\xd8"]
     config = config_lib.base().data
     config.resident_megabytes = 0
     cores = len(os.sched_getaffinity(0))
     memory = []
-    spawn = multiprocessing.get_context("spawn")  # a fork would not carry JAX's threads over
+    spawn = multiprocessing.get_context("spawn")  # a fork would lose the threads of JAX
     with (
         ProcessPoolExecutor(cores, mp_context=spawn) as processes,
         ThreadPoolExecutor(cores) as threads,
     ):
-        list(processes.map(_reference_chunk, [jpegs[:16]] * (4 * cores)))  # all have started
+        list(processes.map(_reference_chunk, [jpegs[:16]] * (4 * cores)))  # starts all workers
         data = loader.load(source, config, make_layout())
         steps = len(source) // options.batch_size
         order = ShuffledOrder(0, len(source), options.batch_size, steps * (options.turns + 2))
-        ways = {
+        methods = {
             "reference": lambda _: _rate(processes, _reference_chunk, jpegs),
             "bare": lambda _: _rate(threads, _bare_chunk, jpegs),
             "pillow": lambda _: _rate(threads, _pillow_chunk, jpegs),
@@ -184,11 +187,11 @@ def main() -> None:
             "ours": lambda turn: _our_rate(data, order, len(source), turn * steps),
         }
         if cv2 is None:
-            del ways["opencv"]
-        rates: dict[str, list[float]] = {name: [] for name in ways}
+            del methods["opencv"]
+        rates: dict[str, list[float]] = {name: [] for name in methods}
         for turn in range(options.turns):
-            for name, way in ways.items():
-                rates[name].append(way(turn))
+            for name, method in methods.items():
+                rates[name].append(method(turn))
             memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 
     print(f"{source.name}: {len(jpegs)} JPEGs, {cores} cores, {options.turns} turns, images/s")

@@ -1,6 +1,9 @@
-"""Memory of a process that streams images, epoch by epoch.
+"""Measures the memory of a process that streams images, to find leaks.
 
 Command: python -m benchmarks.memory --path=imagenet_samples.tar --epochs=4
+
+Prints the memory that the loader predicts, the memory before the first batch, and the highest
+memory of each epoch.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from moco_jax.parallel.mesh import make_layout
 
 
 def resident_megabytes() -> int:
-    """Returns what of this process's memory lies in RAM (Linux)."""
+    """Returns the resident memory of this process (Linux)."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) >> 10
 

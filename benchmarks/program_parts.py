@@ -1,4 +1,4 @@
-"""What a compiled step runs, by the parts of the step."""
+"""Counts the kernels, bytes and cycles of a compiled step for each part of the step."""
 
 import collections
 import re
@@ -11,7 +11,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
 def part(instruction: hlo.Instruction) -> str:
-    """Returns the part of the step that an instruction belongs to."""
+    """Returns the name of the step's part that contains an instruction."""
     source = instruction.source
     for name in ("views", "keys", "update"):
         if f"/{name}/" in source:
@@ -22,7 +22,7 @@ def part(instruction: hlo.Instruction) -> str:
 
 
 def kernels(text: str) -> list[hlo.Instruction]:
-    """Returns what the program runs, one after the other."""
+    """Returns the kernels of a compiled program in the order of its text."""
     loops = ("while", "call", "conditional", "async-start")
     found = hlo.instructions(text, enter=lambda i: i.opcode in loops)
     return [
@@ -33,18 +33,18 @@ def kernels(text: str) -> list[hlo.Instruction]:
 
 
 def moved(kernel: hlo.Instruction) -> int:
-    """Returns the bytes that a kernel reads and writes in a step."""
+    """Returns the bytes that a kernel reads and writes in a step, as if there were no cache."""
     return sum(a.bytes for a in kernel.operands + kernel.results) * (kernel.times or 1)
 
 
 def cycles(kernel: hlo.Instruction) -> int:
-    """Returns the TPU compiler's estimate for a kernel in a step; 0 where it makes none."""
+    """Returns the TPU compiler's estimate for a kernel in a step; 0 if there is none."""
     found = _CYCLES.search(kernel.rest)
     return int(found[1]) * (kernel.times or 1) if found else 0
 
 
 def table(run: list[hlo.Instruction]) -> str:
-    """Returns the parts of the step, a line each, and their sums."""
+    """Returns a table with a line for each part of the step and a line of sums."""
     sums = collections.defaultdict(lambda: [0, 0, 0, 0])
     for kernel in run:
         times = kernel.times or 1
@@ -67,7 +67,7 @@ def table(run: list[hlo.Instruction]) -> str:
 
 
 def largest(run: list[hlo.Instruction], count: int) -> list[str]:
-    """Returns a line each of the longest kernels by the compiler, or those that move most."""
+    """Returns a line for each of the largest kernels, by estimated cycles or else by bytes."""
     ranked = sorted(run, key=lambda kernel: cycles(kernel) or moved(kernel), reverse=True)
     return [
         f"{moved(kernel) / 1e6:9.1f} MB {cycles(kernel) / 1e6:7.3f} M  {kernel.name}  "

@@ -1,14 +1,16 @@
-"""The pretraining step against the same step in PyTorch, interleaved in one run on one machine.
+"""Compares the speed of the pretraining step with the same step in PyTorch, on one machine.
 
 Command: python -m benchmarks.step --size=small
   --size=small      the CIFAR recipe: ResNet-18, 32x32 (batch 128 on a CPU, 512 and 4096 on a GPU)
   --size=imagenet   MoCo v2: ResNet-50, 224x224 (batch 16 on a CPU, 256 and 1024 on a GPU)
 
-Three sides, each a process: this project, torch as it comes, and torch at its best (channels_last,
-torch.compile, huge pages; on a GPU bfloat16 by autocast for both). All train on the same random
-views that lie on the device: augmentation is not in it. Turns alternate; medians are told, and the
-ratio to each torch. It needs jax, flax, optax, ml_collections and torch; torch may live in another
-environment (--torch_python).
+Three sides take turns, each in its own process: this project, torch with its defaults, and torch
+at its best (channels_last, torch.compile and huge pages). On a GPU all use bfloat16, torch by
+autocast. All train on random views that are already on the device, so augmentation is not measured.
+
+Prints for each side the median, lowest and highest images/s, the fraction of the chip's peak FLOP/s
+if it is known, peak memory and compile time. Then it prints the ratio to each torch. It needs jax,
+flax, optax, ml_collections and torch. Torch may be in another environment (--torch_python).
 """
 
 import argparse
@@ -38,13 +40,13 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--size", choices=("small", "imagenet"), default="small")
     parser.add_argument("--batch", type=int, nargs="*", help="images a step")
-    parser.add_argument("--bn_groups", type=int, help="by default 8 for small, 1 for imagenet")
+    parser.add_argument("--bn_groups", type=int, help="default 8 for small, 1 for imagenet")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, help="steps a turn")
     parser.add_argument("--sides", nargs="*", choices=_SIDES, default=_SIDES)
     parser.add_argument("--torch_python", default=sys.executable)
-    parser.add_argument("--json", help="file that the figures are added to, a line a batch size")
+    parser.add_argument("--json", help="file to which one JSON line per batch size is appended")
     options = parser.parse_args()
 
     gpu = shutil.which("nvidia-smi") is not None
@@ -63,7 +65,7 @@ def main() -> None:
 
 
 def compare(flags, batch, turns, steps, sides, torch_python) -> dict:
-    """Returns each side's figures at one batch size, their turns interleaved."""
+    """Returns the measurements of all sides at one batch size, with alternating turns."""
     with contextlib.ExitStack() as stack:
         processes = {
             side: stack.enter_context(_started(side, flags, torch_python)) for side in sides
@@ -80,7 +82,7 @@ def _race(processes: dict[str, subprocess.Popen], batch: int, turns: int, steps:
             process.stdin.flush()
             answer = _answer(process)
             results[side]["loss"] = answer["loss"]
-            if turn:  # the first is for caches and clocks
+            if turn:  # the first turn is a warm-up
                 speeds[side].append(steps * batch / answer["seconds"])
     for side, process in processes.items():
         process.stdin.close()
@@ -93,10 +95,10 @@ def _race(processes: dict[str, subprocess.Popen], batch: int, turns: int, steps:
 
 @contextlib.contextmanager
 def _started(side: str, flags: list[str], torch_python: str) -> Iterator[subprocess.Popen]:
-    """Starts a side's process; it is gone when the context is left, also by an error."""
+    """Starts the process of a side and ends it at the end of the context, also after an error."""
     if side == "moco_jax":
         command = [sys.executable, "-m", "benchmarks.step_jax", *flags]
-        # Huge pages as launch/local.sh asks for them.
+        # Huge pages, as in launch/local.sh.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | _HUGE_PAGES
     else:
         best = side != "torch"
@@ -116,12 +118,12 @@ def _started(side: str, flags: list[str], torch_python: str) -> Iterator[subproc
 def _answer(process: subprocess.Popen) -> dict:
     line = process.stdout.readline()
     if not line:
-        raise SystemExit(f"error: {' '.join(process.args)} ended with {process.wait()}")
+        raise SystemExit(f"error: {' '.join(process.args)} exited with {process.wait()}")
     return json.loads(line)
 
 
 def table(record: dict) -> str:
-    """Returns the figures of `compare` as text, a line a side and a line a ratio."""
+    """Returns the measurements of `compare` as text, a line for each side and each ratio."""
     sides = record["sides"]
     lines = [
         f"{' '.join(record['flags'])}  {next(iter(sides.values()))['device']}",

@@ -1,4 +1,7 @@
-"""This project's side of `benchmarks.step`: the step of the shipped configs, on one device."""
+"""This project's side of `benchmarks.step`: the step of the shipped configs, on one device.
+
+`benchmarks.step` starts it; `benchmarks.step_profile` uses its step.
+"""
 
 import functools
 import importlib.util
@@ -10,25 +13,24 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import step_worker
-from moco_jax.contrastive.dictionaries import make_dictionary
-from moco_jax.contrastive.train_step import TrainState, create_state, make_train_step
-from moco_jax.models.encoder import Encoder, make_encoder
+from moco_jax.contrastive.state import TrainState
+from moco_jax.models.encoder import Encoder
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.hardware import CHIPS
-from moco_jax.training.optimizers import make_optimizer, make_schedule
+from moco_jax.pretraining.method import make_method
 
 _CONFIGS = {"small": "cifar10", "imagenet": "imagenet"}
 _IMAGES = {"small": 50_000, "imagenet": 1_281_167}
 
 
 class Step(NamedTuple):
-    """A compiled step and what it takes.
+    """A compiled step and its arguments.
 
     Attributes:
-      compiled: (state, *inputs) -> (state, metrics), the state donated.
-      state: of step 0.
-      inputs: the views and the images' indices.
-      encoder: of the state.
+      compiled: (state, *inputs) -> (state, metrics); it donates the state.
+      state: at step 0.
+      inputs: the views, and the indices of the images.
+      encoder: of the queries.
     """
 
     compiled: jax.stages.Compiled
@@ -38,20 +40,17 @@ class Step(NamedTuple):
 
 
 def make_step(problem: step_worker.Problem) -> Step:
-    """Returns the step of a shipped config at the problem's sizes, on random views."""
+    """Returns the step of a shipped config at the sizes of the problem, with random views."""
     config = _config(problem)
     layout = make_layout(jax.devices()[:1])
-    encoder = make_encoder(config)
-    optimizer = make_optimizer(config, make_schedule(config, _IMAGES[problem.name] // 256))
-    dictionary = make_dictionary(config, layout, images=_IMAGES[problem.name])
-    state = create_state(config, encoder, optimizer, dictionary, layout)
+    method = make_method(config, layout, _IMAGES[problem.name])
+    state = method.create_state()
     shape = (problem.batch, config.data.image_size, config.data.image_size, 3)
     keys = jax.random.split(jax.random.key(1), 2)
     views = tuple(jax.random.normal(key, shape).astype(problem.dtype) for key in keys)
     inputs = (views, jnp.arange(problem.batch, dtype=jnp.int32))
-    step = make_train_step(config, encoder, optimizer, dictionary, layout)
-    compiled = layout.jit(step, donate_argnums=0).lower(state, *inputs).compile()
-    return Step(compiled, state, inputs, encoder)
+    compiled = layout.jit(method.train_step(), donate_argnums=0).lower(state, *inputs).compile()
+    return Step(compiled, state, inputs, method.encoder)
 
 
 def main() -> None:
@@ -94,9 +93,9 @@ def _config(problem: step_worker.Problem):
 
 
 def _forward_flops(encoder, state, images) -> float:
-    """Returns the multiplications and additions of one encoder's forward pass over a batch.
+    """Returns the multiplications and additions of a forward pass of the encoder over a batch.
 
-    A step is four of them: the keys', the queries', and two for the queries' gradient.
+    A step is four of them: keys, queries, and two for the gradient of the queries.
     """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     forward = functools.partial(encoder.apply, variables, train=False)
@@ -104,7 +103,7 @@ def _forward_flops(encoder, state, images) -> float:
 
 
 def _peak_flops() -> float:
-    """Returns the chip's peak in FLOP/s; 0 if it is not known, as a CPU's."""
+    """Returns the peak of the chip in FLOP/s; 0 if it is unknown, as for a CPU."""
     kind = jax.devices()[0].device_kind.lower()
     for name, chip in CHIPS.items():
         if name in kind:

@@ -1,10 +1,11 @@
-"""Where the time of a pretraining step goes: its longest operations, as the profiler saw them.
+"""Measures which operations of the pretraining step take the most time, with the profiler.
 
 Command: python -m benchmarks.step_profile --size=small --batch=128 --bn_groups=8
 
-The step is that of `benchmarks.step`. Operations that run at the same time are each counted whole,
-so percentages are of their sum; on a CPU the step's time is printed too. GB/s are of operands and
-results, each counted once.
+The step is that of `benchmarks.step`. Prints the time of a step, the sum over its operations, and
+the ten longest operations with their fraction of that sum, milliseconds and GB/s. Operations that
+run at the same time are each counted in full, so the sum can exceed the time of the step. GB/s
+count each operand and each result once.
 """
 
 import collections
@@ -30,18 +31,18 @@ def main() -> None:
     options = step_worker.problem_parser(__doc__).parse_args()
     step = step_jax.make_step(step_worker.problem_of(options))
     durations, seconds = trace(step)
-    operations = read_program(step.compiled.as_text())
+    program = read_program(step.compiled.as_text())
     total = sum(durations.values())
-    print(f"{seconds:.3f} s a step; its operations' sum {total:.3f} s, of which")
+    print(f"{seconds:.3f} s a step; sum over its operations {total:.3f} s, of which")
     print(f"{'fraction':>6} {'ms':>8} {'GB/s':>6}  operation")
     for name, duration in durations.most_common(10):
-        size, source = operations.get(name, (0, ""))
+        size, source = program.get(name, (0, ""))
         rate = size / duration / 1e9
         print(f"{duration / total:6.1%} {duration * 1e3:8.1f} {rate:6.1f}  {name}  {source}")
 
 
 def trace(step: step_jax.Step) -> tuple[collections.Counter, float]:
-    """Returns seconds of a step by operation, and of the step itself."""
+    """Returns the seconds of each operation in a step, and the seconds of the step."""
     state, metrics = step.compiled(step.state, *step.inputs)
     jax.block_until_ready(metrics)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +65,7 @@ def trace(step: step_jax.Step) -> tuple[collections.Counter, float]:
 
 
 def read_program(text: str) -> dict[str, tuple[int, str]]:
-    """Returns, by operation of a compiled program's text, bytes in and out and where it is from."""
+    """Returns {operation: (bytes read and written, kind and source)} of a program's text."""
     shapes, found = {}, {}
     matches = [match for line in text.splitlines() if (match := _OPERATION.match(line))]
     for match in matches:

@@ -1,19 +1,19 @@
-"""The pretraining step judged by the program that XLA compiles for a chip that isn't here.
+"""Compiles the pretraining step for a GPU or TPU that is not present, and counts what it runs.
 
 Command: python -m benchmarks.step_program --config=configs/imagenet.py --chip=h200 \\
   --config.dtype=bfloat16 [--config.batch_size=256] [--largest=20]
 
-For `--chip=v5e` (or another TPU) it needs libtpu, for `h100` and `h200` JAX for CUDA; neither needs
-the chip. It tells, by parts of the step, how many kernels run and what they read and write (each
-operand and each result once, as if no cache held any), and for TPUs the compiler's own estimate of
-cycles. None of it is a time: an H200 reads 4.8 TB/s at its best, and how a product is computed is
-found by trying, which needs the chip.
+`--chip=v5e` or another TPU needs libtpu; `h100` and `h200` need JAX for CUDA. Neither needs the
+chip. Prints for each part of the step the number of kernels and fusions and the bytes that they
+read and write (each operand and each result once, as if there were no cache), and for TPUs the
+compiler's estimate of cycles. None of these is a time. An H200 reads at most 4.8 TB/s, and XLA
+chooses the algorithm of a product by timing it on the chip.
 """
 
 import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from benchmarks import program_parts
 from moco_jax import command_line
@@ -23,17 +23,19 @@ from moco_jax.plan.hardware import CHIPS
 from moco_jax.pretraining import validation
 
 _CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
-_LARGEST = flags.DEFINE_integer("largest", 0, "Tells so many largest kernels.", lower_bound=0)
-_IMAGES = flags.DEFINE_integer("training_images", 1281167, "In the training set.", lower_bound=1)
-_TEXT = flags.DEFINE_string("text", None, "File that the program's text is written to.")
+_LARGEST = flags.DEFINE_integer("largest", 0, "Number of largest kernels to print.", lower_bound=0)
+_IMAGES = flags.DEFINE_integer(
+    "training_images", 1281167, "Images in the training set.", lower_bound=1
+)
+_TEXT = flags.DEFINE_string("text", None, "File to which the text of the program is written.")
 
 
-def place() -> topology.Topology:
-    """Returns the smallest topology of the chip that was asked for.
+def smallest_topology() -> topology.Topology:
+    """Returns the smallest topology of the chip that --chip names.
 
     Raises:
-      ValueError: for a chip that is not known, or has no compiler here.
-      ModuleNotFoundError: if its compiler is not installed.
+      ValueError: the chip is unknown or JAX cannot compile for it.
+      ModuleNotFoundError: the compiler for the chip is not installed.
     """
     name = _CHIP.value.strip().lower()
     if name not in CHIPS:
@@ -46,15 +48,12 @@ def place() -> topology.Topology:
     return found
 
 
-def main(_) -> None:
+def main() -> None:
     config = command_line.config()
-    try:
-        asked = place()
-        compilers.use_only_cpus([asked])
-        layout = make_layout(compilers.devices(asked)[:1])
-        validation.check(config, 1)
-    except (ValueError, ModuleNotFoundError) as error:
-        command_line.fail(str(error))
+    place = smallest_topology()
+    compilers.use_only_cpus([place])
+    layout = make_layout(compilers.devices(place)[:1])
+    validation.check(config, 1)
     step, *arguments = program.abstract_step(config, layout, _IMAGES.value)
     lowered = step.lower(*arguments)
     begun = time.perf_counter()
@@ -80,4 +79,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=command_line.parse)
+    command_line.run_main(main)

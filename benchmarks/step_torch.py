@@ -1,7 +1,7 @@
-"""PyTorch's side of `benchmarks.step`: MoCo's step written from the papers, as fast as torch can.
+"""The PyTorch side of `benchmarks.step`: MoCo's step, written from the papers.
 
-`--best` asks for all that makes it fast: channels_last, torch.compile, and, as its caller sets the
-environment, huge pages. Fused SGD and a foreach EMA are there in both ways.
+`benchmarks.step` starts it. `--best` uses channels_last and torch.compile; huge pages are set by
+the environment. SGD is fused and the EMA uses foreach with and without `--best`.
 """
 
 import time
@@ -14,7 +14,7 @@ from benchmarks import step_worker
 
 
 class GroupedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over `groups` interleaved parts of the batch, as views of one tensor."""
+    """Batch norm over `groups` interleaved parts of the batch, computed on a view of the tensor."""
 
     groups = 1
 
@@ -38,7 +38,7 @@ def conv(inputs, outputs, kernel, stride=1):
 
 
 class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 if `bottleneck`."""
+    """A residual block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1 if `bottleneck`."""
 
     def __init__(self, inputs, filters, stride, bottleneck):
         super().__init__()
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 def make_encoder(problem: step_worker.Problem) -> nn.Module:
-    """Returns ResNet-18 for small images, linear head, or ResNet-50 with v2's head."""
+    """Returns ResNet-18 for small images with a linear head, or ResNet-50 with v2's head."""
     small = problem.name == "small"
     sizes = (2, 2, 2, 2) if small else (3, 4, 6, 3)
     stem = [conv(3, 64, 3 if small else 7, 1 if small else 2), GroupedBatchNorm(64)]
@@ -89,7 +89,7 @@ def make_encoder(problem: step_worker.Problem) -> nn.Module:
 
 
 def make_step(problem: step_worker.Problem, device: str, best: bool):
-    """Returns a function of two views [B, 3, S, S] that takes a step and returns the loss."""
+    """Returns a function of two views [B, 3, S, S] that trains one step and returns the loss."""
     small = problem.name == "small"
     momentum, temperature, lr = (0.99, 0.1, 0.06) if small else (0.999, 0.2, 0.03)
     size = -(-(4096 if small else 65536) // problem.batch) * problem.batch

@@ -1,7 +1,7 @@
-"""What both sides of the step's benchmark share: its problem, and how a process is led.
+"""The problem and the protocol that both sides of `benchmarks.step` share.
 
-A side is a process of its own: two frameworks in one would share thread pools and device memory.
-It is idle while the other's turn lasts.
+Each side is its own process: two frameworks in one process would share thread pools and device
+memory. A side is idle during the turns of the others.
 """
 
 import argparse
@@ -15,12 +15,12 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A pretraining step: of which network, at which sizes.
+    """The network and the sizes of a pretraining step.
 
     Attributes:
       name: 'small' or 'imagenet'.
       batch: B, images.
-      bn_groups: parts of the batch that batch norm sees apart.
+      bn_groups: parts of the batch with separate batch-norm statistics.
       dtype: of activations, 'float32' or 'bfloat16'.
     """
 
@@ -31,7 +31,7 @@ class Problem:
 
 
 def problem_parser(description: str) -> argparse.ArgumentParser:
-    """Returns a parser of the flags that name a problem."""
+    """Returns a parser with the flags of a problem."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=("small", "imagenet"), default="small")
     parser.add_argument("--batch", type=int, required=True)
@@ -41,17 +41,18 @@ def problem_parser(description: str) -> argparse.ArgumentParser:
 
 
 def problem_of(options: argparse.Namespace) -> Problem:
-    """Returns the problem that the flags of `problem_parser` name."""
+    """Returns the problem given by the flags of `problem_parser`."""
     return Problem(options.size, options.batch, options.bn_groups, options.dtype)
 
 
 def serve(facts: dict, steps: Callable[[int], float], closing: Callable[[], dict]) -> None:
-    """Tells facts, then runs as many steps as each line of standard input asks for.
+    """Prints JSON lines: facts, then time and loss for each line of input, then the closing facts.
 
     Args:
-      facts: about this side, told first as one line of JSON.
-      steps: runs so many steps, waits for them, and returns the last one's loss.
-      closing: facts that are known at the end only, such as peak memory.
+      facts: library, device and compile time of this side.
+      steps: runs a number of steps, waits for them and returns the loss of the last one. Each line
+        of standard input is one such number.
+      closing: returns facts that are known only at the end, such as peak memory.
     """
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
@@ -62,5 +63,5 @@ def serve(facts: dict, steps: Callable[[int], float], closing: Callable[[], dict
 
 
 def process_megabytes() -> float:
-    """Returns the most memory that this process ever had in RAM (Linux)."""
+    """Returns the peak resident memory of this process (Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -2,9 +2,9 @@
 
 import pytest
 
-from moco_jax import config as pretraining
 from moco_jax import main
 from moco_jax.segmentation import config
+from moco_jax.training.flat_config import flatten
 from tests.segmentation.scenes import tiny_config
 from tests.test_configs import change_defaults, get
 
@@ -15,7 +15,7 @@ def test_shipped_config_is_valid_and_states_the_recipe(repository):
     for devices in (1, 8):
         config.check(shipped, devices)
     assert shipped.task in main.TASKS
-    flat = pretraining.flatten(shipped)
+    flat = flatten(shipped)
     expected = {
         "epochs": 50,
         "batch_size": 16,
@@ -38,7 +38,7 @@ def test_shipped_config_is_valid_and_states_the_recipe(repository):
 
 
 def test_recipe_does_not_follow_the_defaults(repository, monkeypatch):
-    expected = pretraining.flatten(get(repository, "voc_segmentation"))
+    expected = flatten(get(repository, "voc_segmentation"))
     others = {
         "epochs": 7.0,
         "batch_size": 7,
@@ -61,7 +61,7 @@ def test_recipe_does_not_follow_the_defaults(repository, monkeypatch):
         "data.flip": 0.7,
     }
     change_defaults(monkeypatch, config, "base", others)
-    assert pretraining.flatten(get(repository, "voc_segmentation")) == expected
+    assert flatten(get(repository, "voc_segmentation")) == expected
 
 
 @pytest.mark.parametrize(

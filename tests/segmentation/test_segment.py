@@ -15,6 +15,7 @@ from moco_jax.parallel.mesh import make_layout
 from moco_jax.segmentation import segment as segmentation
 from moco_jax.segmentation.scores import scores
 from moco_jax.segmentation.segment import segment
+from moco_jax.supervised.kinds import KINDS
 from moco_jax.training import loop
 from moco_jax.training.metrics import MetricsLog
 from tests.conftest import devices_flags
@@ -120,9 +121,8 @@ def test_errors_of_data_and_checkpoints(whole, voc, encoder, tmp_path):
     with pytest.raises(ValueError, match="of kind 'moco_jax.segment', not 'moco_jax.finetune'"):
         segmentation.loop.train(
             task_config("finetune", encoder),
-            make_layout(ONE),
             whole[0],
-            segmentation.checkpoints.FINETUNE,
+            KINDS["finetune"],
             lambda _: None,
         )
 

@@ -1,1 +1,1 @@
-"""Plans a run for an accelerator that is not here: `python -m moco_jax.plan`."""
+"""Plans a run for accelerators that this machine does not have: `python -m moco_jax.plan`."""

@@ -1,4 +1,4 @@
-"""What moves between chips in a step: the collectives of a compiled program, read off its HLO."""
+"""The collectives of a compiled program: what a step moves between devices, read from its HLO."""
 
 import dataclasses
 import math
@@ -16,18 +16,19 @@ KINDS = (
     "collective-broadcast",
 )
 
-_LONGEST = 120  # letters of a source; merged collectives name all that they come from
+_MAX_SOURCE = 120  # characters; a merged collective names every operation it was made from
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of the program.
+    """A collective operation of the program.
 
     Attributes:
       kind: one of `KINDS`.
-      arrays: on one chip, what it gives, or for an all-gather what it gets: the larger side.
-      times: how often a step runs it; None in a loop of unknown length.
-      source: the operation of the Python program that it comes from, as far as XLA tells.
+      arrays: the arrays that one device sends; for an all-gather, those that it receives, which are
+        larger.
+      times: number of times that a step runs it; None in a loop of unknown length.
+      source: the operation of the Python program that it was compiled from; "" if unknown.
     """
 
     kind: str
@@ -37,7 +38,7 @@ class Collective:
 
     @property
     def bytes(self) -> int:
-        """Bytes of one chip, each time; what crosses a link depends on the algorithm."""
+        """Bytes of `arrays`, each time it runs; the bytes on a link depend on the algorithm."""
         return sum(array.bytes for array in self.arrays)
 
     def __str__(self) -> str:
@@ -50,9 +51,9 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Returns the collectives of a compiled program, those of called computations included.
+    """Returns the collectives of a compiled program and of the computations that it calls.
 
-    An asynchronous one, a start and a done, is one. One in a loop runs as often as the loop does.
+    An asynchronous collective, a start and a done instruction, counts once.
 
     Args:
       text: `compiled.as_text()`.
@@ -63,14 +64,14 @@ def collectives(text: str) -> list[Collective]:
     found = []
     for instruction in hlo.instructions(text, enter=lambda i: _kind(i) not in KINDS):
         if _kind(instruction) in KINDS:
-            source = instruction.source[:_LONGEST]
-            side = _larger_side(instruction)
-            found.append(Collective(_kind(instruction), side, instruction.times, source))
+            source = instruction.source[:_MAX_SOURCE]
+            moved = _moved_arrays(instruction)
+            found.append(Collective(_kind(instruction), moved, instruction.times, source))
     return found
 
 
 def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
-    """Returns the bytes of one chip in a step, by kind; a loop of unknown length counts once."""
+    """Returns the bytes of one device in a step, by kind; a loop of unknown length counts once."""
     total: dict[str, int] = {}
     for collective in found:
         times = 1 if collective.times is None else collective.times
@@ -78,33 +79,33 @@ def bytes_by_kind(found: list[Collective]) -> dict[str, int]:
     return total
 
 
-def image_movers(
+def excess_image_moves(
     found: list[Collective], *, images: float, view: int, canvas: int
 ) -> list[Collective]:
-    """Returns the collectives that move images beyond what shuffling batch norm needs.
+    """Returns the collectives that move more images than shuffling batch norm needs.
 
-    It moves the views of a device's own images. None should move images as they come from the
-    host, nor more of the views: those would grow with the number of devices.
+    The shuffle moves as many views as a device has images. No collective should move more views,
+    or images as they come from the host: these bytes would grow with the number of devices.
 
     Args:
-      found: of the step.
-      images: of a device.
+      found: collectives of the step.
+      images: images per device.
       view: side of a view, pixels.
       canvas: side of an image from the host, pixels.
     """
 
-    whole, one_view = canvas**2 * 3, view**2 * 3
+    canvas_size, view_size = canvas**2 * 3, view**2 * 3
 
-    def beyond(array: Array) -> bool:
+    def is_excess(array: Array) -> bool:
         if array.dtype == "u8":
-            return array.size >= whole
-        return array.size > images * one_view and _holds(array.shape, one_view)
+            return array.size >= canvas_size
+        return array.size > images * view_size and _contains_view(array.shape, view_size)
 
-    return [c for c in found if any(beyond(array) for array in c.arrays)]
+    return [c for c in found if any(is_excess(array) for array in c.arrays)]
 
 
-def _holds(shape: tuple[int, ...], size: int) -> bool:
-    """Returns whether neighbouring dimensions multiply to the size: a view, flat or not."""
+def _contains_view(shape: tuple[int, ...], size: int) -> bool:
+    """Returns whether neighbouring dimensions multiply to `size`, of a view in any shape."""
     return any(
         math.prod(shape[start:end]) == size
         for start in range(len(shape))
@@ -116,10 +117,10 @@ def _kind(instruction: hlo.Instruction) -> str:
     return instruction.opcode.removesuffix("-start")
 
 
-def _larger_side(instruction: hlo.Instruction) -> tuple[Array, ...]:
-    """Returns the arrays that one chip gives, or for an all-gather those that it gets."""
+def _moved_arrays(instruction: hlo.Instruction) -> tuple[Array, ...]:
+    """Returns the arrays that one device sends, or for an all-gather those that it receives."""
     if _kind(instruction) != "all-gather":
         return instruction.operands
-    if instruction.opcode.endswith("-start"):  # ((operands), (results))
+    if instruction.opcode.endswith("-start"):  # its shape is ((operands), (results))
         return hlo.arrays(hlo.elements(instruction.shape)[1])
     return instruction.results

@@ -1,4 +1,4 @@
-"""The devices to compile for, of chips that aren't here, and a JAX that looks for no others."""
+"""Target devices for ahead-of-time compilation; restricts JAX to the CPU backend."""
 
 import os
 from collections.abc import Sequence
@@ -6,35 +6,35 @@ from typing import Any
 
 import jax
 
-from moco_jax.plan import nvidia, topology
-from moco_jax.plan.topology import Topology
+from moco_jax.plan import nvidia
+from moco_jax.plan.topology import Topology, tpu_devices
 
 
-def use_only_cpus(asked: Sequence[Topology]) -> None:
-    """Makes JAX look for no accelerator of this machine, and gives it a CPU device for each GPU.
+def use_only_cpus(topologies: Sequence[Topology]) -> None:
+    """Restricts JAX to the CPU backend, with a virtual CPU device for each GPU of a topology.
 
-    To be called before anything else of JAX's.
+    Must be called before JAX starts its backends.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     jax.config.update("jax_platforms", "cpu")
-    nvidia.do_without_driver()
-    gpus = [place.devices for place in asked if not place.chip.is_tpu]
+    nvidia.skip_driver_check()
+    gpus = [topology.devices for topology in topologies if not topology.chip.is_tpu]
     if gpus:
         jax.config.update("jax_num_cpu_devices", max(gpus))
 
 
-def devices(place: Topology) -> Sequence[Any]:
-    """Returns the devices to compile for: CPUs for GPUs whose compiler is not installed.
+def devices(topology: Topology) -> Sequence[Any]:
+    """Returns the `jax.Device`s to compile for; CPUs for GPUs whose compiler is not installed.
 
     Raises:
       ValueError: if the compiler refuses the topology.
-      ModuleNotFoundError: if it is there, and does not start.
+      ModuleNotFoundError: if the compiler is installed but does not start.
     """
-    if place.chip.is_tpu:
-        return topology.tpu_devices(place)
-    return nvidia.devices(place) if nvidia.has_compiler() else cpus(place)
+    if topology.chip.is_tpu:
+        return tpu_devices(topology)
+    return nvidia.devices(topology) if nvidia.has_compiler() else cpus(topology)
 
 
-def cpus(place: Topology) -> Sequence[Any]:
-    """Returns as many devices of this machine's processor."""
-    return jax.devices("cpu")[: place.devices]
+def cpus(topology: Topology) -> Sequence[Any]:
+    """Returns as many virtual CPU devices as the topology has devices."""
+    return jax.devices("cpu")[: topology.devices]

@@ -1,4 +1,4 @@
-"""What a compiled step means for a run on a pod: memory, time, epochs a day, decoding."""
+"""Forecast of a run from its compiled step: memory, time, epochs per day, images to decode."""
 
 import dataclasses
 
@@ -7,51 +7,50 @@ from moco_jax.plan.hardware import GIB
 from moco_jax.plan.program import Program
 from moco_jax.plan.topology import Topology
 
-_USABLE_TPU = 0.96  # of the memory, where it is not known how much libtpu keeps
-_USABLE_GPU = 0.75  # of the memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+_USABLE_TPU = 0.96  # fraction of the memory, if the limit of libtpu is unknown
+_USABLE_GPU = 0.75  # fraction of the memory, JAX's default of XLA_PYTHON_CLIENT_MEM_FRACTION
 
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """A run's step on a topology; memory and FLOPs are a chip's, not a device's.
+    """The step of a run on a topology; memory and FLOPs are per chip, not per device.
 
     Attributes:
-      topology: of the run.
-      program: of one device.
-      batch_size: images a step, over all chips.
-      waiting: batches on a chip beside the one in use: those that are ahead, and in use before.
-      mfu: fraction of the chip's peak that is assumed.
-      training_images: of the data set.
+      topology: the chips of the run.
+      program: the compiled step.
+      batch_size: images per step, over all chips.
+      extra_batches: batches on the devices beside the current one, prefetched or still in use.
+      mfu: assumed fraction of the chip's peak FLOP/s.
+      training_images: number of images in the training set.
     """
 
     topology: Topology
     program: Program
     batch_size: int
-    waiting: int
+    extra_batches: int
     mfu: float
     training_images: int
 
     @property
-    def images(self) -> float:
-        """Images a chip and step."""
+    def images_per_chip(self) -> float:
         return self.batch_size / self.topology.chips
 
     @property
     def state_gib(self) -> float:
-        return self._gib(self.program.state)
+        return self._gib(self.program.state_bytes)
 
     @property
     def input_gib(self) -> float:
-        return self._gib(self.program.batch * (1 + self.waiting))
+        return self._gib(self.program.batch_bytes * (1 + self.extra_batches))
 
     @property
     def temporaries_gib(self) -> float | None:
-        temporaries = self.program.temporaries
+        temporaries = self.program.temporary_bytes
         return None if temporaries is None else self._gib(temporaries)
 
     @property
     def code_gib(self) -> float:
-        return self._gib(self.program.code)
+        return self._gib(self.program.code_bytes)
 
     @property
     def total_gib(self) -> float | None:
@@ -71,17 +70,16 @@ class Forecast:
 
     @property
     def flops(self) -> float | None:
-        """Of a chip and step."""
+        """Floating-point operations per chip and step."""
         flops = self.program.flops
         return None if flops is None else flops * self.topology.chip.devices_per_chip
 
     @property
-    def moved(self) -> dict[str, float]:
-        """Bytes of a chip and step, by the kind of collective."""
+    def collective_bytes(self) -> dict[str, float]:
+        """Bytes per chip and step, by the kind of collective."""
         devices = self.topology.chip.devices_per_chip
-        return {
-            kind: size * devices for kind, size in sorted(bytes_by_kind(self.program.moved).items())
-        }
+        by_kind = bytes_by_kind(self.program.collectives)
+        return {kind: size * devices for kind, size in sorted(by_kind.items())}
 
     @property
     def step_seconds(self) -> float | None:
@@ -108,12 +106,15 @@ class Forecast:
     def decode_per_vcpu(self) -> float | None:
         """Images/s that each of a host's vCPUs must decode."""
         chip, rate = self.topology.chip, self.decode_per_host
-        # A part of a host has a part of its vCPUs.
+        # A fraction of a host's chips comes with the same fraction of its vCPUs.
         fraction = min(1.0, self.topology.chips / chip.chips_per_host)
         return None if rate is None else rate / (chip.vcpus_per_host * fraction)
 
-    def most_images(self) -> float | None:
-        """Returns the batch that memory would hold, were all but the state proportional to it."""
+    def estimated_largest_batch(self) -> float | None:
+        """Returns the batch size at which memory is full, if input and temporaries scale with it.
+
+        None if the memory of the step is unknown.
+        """
         if self.temporaries_gib is None:
             return None
         room = self.usable_gib - self.state_gib - self.code_gib
@@ -124,27 +125,27 @@ class Forecast:
 
 
 def table(forecasts: list[Forecast]) -> str:
-    """Returns the forecasts as two tables, memory and speed, a row a topology in each."""
-    kinds = sorted({kind for forecast in forecasts for kind in forecast.moved})
-    memory = "topology chips batch images/chip state input temporaries program GiB/chip usable fits"
-    rows = [memory.split(), *(_memory(forecast) for forecast in forecasts)]
-    speed = ["topology", "TFLOP/chip", *(f"{kind} MB" for kind in kinds)]
-    speed += ["step ms", "epochs/day", "images/s", "a host", "a vCPU", "compiled in"]
-    return "\n\n".join(
-        [_aligned(rows), _aligned([speed, *(_speed(forecast, kinds) for forecast in forecasts)])]
+    """Returns the forecasts as two tables, memory and speed, with one row per topology in each."""
+    kinds = sorted({kind for forecast in forecasts for kind in forecast.collective_bytes})
+    memory = "topology chips batch images/chip state input temporaries program total usable fits"
+    memory_rows = [memory.split(), *(_memory_row(forecast) for forecast in forecasts)]
+    speed = ["topology", "TFLOP/chip", *(f"{kind} MB" for kind in kinds), "step ms", "epochs/day"]
+    speed += ["images/s", "images/s/host", "images/s/vCPU", "compile time"]
+    speed_rows = [speed, *(_speed_row(forecast, kinds) for forecast in forecasts)]
+    return (
+        f"Memory, GiB per chip:\n{_aligned(memory_rows)}\n\n"
+        f"Speed; FLOPs and collectives per chip and step:\n{_aligned(speed_rows)}"
     )
 
 
-def _memory(f: Forecast) -> list[str]:
-    """Returns the row of a forecast in the table of memory."""
+def _memory_row(f: Forecast) -> list[str]:
     sizes = (f.state_gib, f.input_gib, f.temporaries_gib, f.code_gib, f.total_gib, f.usable_gib)
-    counts = [str(f.topology.chips), str(f.batch_size), f"{f.images:.4g}"]
+    counts = [str(f.topology.chips), str(f.batch_size), f"{f.images_per_chip:.4g}"]
     return [str(f.topology), *counts, *(_number(x, 2) for x in sizes), "yes" if f.fits else "NO"]
 
 
-def _speed(f: Forecast, kinds: list[str]) -> list[str]:
-    """Returns the row of a forecast in the table of speed."""
-    moved = [f.moved.get(kind, 0.0) if f.flops else None for kind in kinds]
+def _speed_row(f: Forecast, kinds: list[str]) -> list[str]:
+    moved = [f.collective_bytes.get(kind, 0.0) if f.flops else None for kind in kinds]
     return [
         str(f.topology),
         _number(f.flops, 3, 1e-12),
@@ -152,7 +153,7 @@ def _speed(f: Forecast, kinds: list[str]) -> list[str]:
         _number(f.step_seconds, 1, 1e3),
         _number(f.epochs_per_day, 1),
         *(_number(x, 0) for x in (f.images_per_second, f.decode_per_host, f.decode_per_vcpu)),
-        f"{f.program.seconds:.0f} s",
+        f"{f.program.compile_seconds:.0f} s",
     ]
 
 
@@ -161,7 +162,7 @@ def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    """Returns rows as text, the first column to the left, numbers to the right."""
+    """Returns rows as text; the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

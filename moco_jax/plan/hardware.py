@@ -1,15 +1,16 @@
-"""Facts about accelerators: memory, peak speed, and the hosts that they come with.
+"""Facts about accelerators: memory, peak speed, and their usual hosts.
 
 Sources, read in November 2026:
-  [tpu] docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}: memory, peak, chips a pod; v5e's
-    page also the vCPUs of its virtual machines. Slices of several hosts have 4 chips a host (v5e:
-    ct5lp-hightpu-4t, as xpk and GKE make them), which is also what libtpu takes as the default.
+  [tpu] docs.cloud.google.com/tpu/docs/{v3,v4,v5e,v5p,v6e,tpu7x}: memory, peak, chips per pod. The
+    page of v5e also has the vCPUs of its virtual machines. Slices of several hosts have 4 chips per
+    host (v5e: ct5lp-hightpu-4t, as xpk and GKE create them), which is also libtpu's default.
   [nvidia] data sheets of the A100, H100, H200, B200, L4 and L40S, and the white paper of the Ada
-    architecture; peaks without sparsity (the sheets print twice that), tensor cores, float32 sums.
+    architecture: peak of the tensor cores with float32 sums, without sparsity (the data sheets
+    print twice that).
   [gcp] cloud.google.com/compute/docs/accelerator-optimized-machines: vCPUs of A2, A3, G2.
-  [aws] Lists of EC2 instances: vCPUs of p5en, p6-b200, g6e.
-  libtpu 0.0.42: `usable_gib`, the limit by which its compiler refuses a program.
-What was not found in one of these is named in `unsure` and written from memory.
+  [aws] lists of EC2 instances: vCPUs of p5en, p6-b200, g6e.
+  libtpu 0.0.42: `usable_gib`, the limit above which its compiler refuses a program.
+Values that none of these sources has are named in `unsourced` and written from memory.
 """
 
 import dataclasses
@@ -19,22 +20,22 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator as it is sold, and the host it usually comes with.
+    """An accelerator chip and its usual host.
 
     Attributes:
-      title: its maker's name.
-      memory_gib: GiB of HBM (or of a graphics card's memory) a chip. The makers' GB are GiB here,
-        to a percent; runtimes keep some of it.
-      peak_flops: bfloat16 matrix products, FLOP/s a chip, dense.
-      chips_per_host: chips that one host feeds.
-      vcpus_per_host: of that host.
-      host: the machine meant, for others have other vCPUs.
-      sources: of the above; see the top of this file.
-      unsure: names of attributes that no source was found for.
-      dimensions: of a TPU's topology (2 for 16x16); 0 for GPUs, which have none.
-      pod_chips: the largest slice of a TPU, in chips; 0 for GPUs.
-      devices_per_chip: `jax.Device`s a chip; 2 where its two cores have their own memory.
-      usable_gib: of the memory, what a program may take; 0 if not known.
+      title: the maker's name for it.
+      memory_gib: GiB of HBM (or graphics memory) per chip. The makers' GB are taken as GiB, which
+        is right to a percent. Runtimes reserve part of it.
+      peak_flops: FLOP/s per chip of dense bfloat16 matrix products.
+      chips_per_host: chips of one host.
+      vcpus_per_host: vCPUs of that host.
+      host: machine type of that host; other machine types have other numbers of vCPUs.
+      sources: of these values, see the docstring of this file.
+      unsourced: names of the attributes without a source.
+      dimensions: of a TPU topology (2 for 16x16); 0 for GPUs.
+      pod_chips: chips of the largest TPU slice; 0 for GPUs.
+      devices_per_chip: `jax.Device`s per chip; 2 if the two cores of a chip have separate memory.
+      usable_gib: GiB per chip that a program may take; 0 if unknown.
     """
 
     title: str
@@ -44,7 +45,7 @@ class Chip:
     vcpus_per_host: int
     host: str
     sources: str
-    unsure: tuple[str, ...] = ()
+    unsourced: tuple[str, ...] = ()
     dimensions: int = 0
     pod_chips: int = 0
     devices_per_chip: int = 1
@@ -57,7 +58,8 @@ class Chip:
 
 _VCPUS = ("vcpus_per_host",)
 
-CHIPS: dict[str, Chip] = {  # title; GiB, FLOP/s; chips and vCPUs of the host, and its name; sources
+# title, memory_gib, peak_flops, chips_per_host, vcpus_per_host, host, sources, unsourced
+CHIPS: dict[str, Chip] = {
     "v3": Chip(
         *("TPU v3", 32, 123e12, 4, 96, "v3-8", "tpu", _VCPUS),
         dimensions=2,

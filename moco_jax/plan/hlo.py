@@ -1,4 +1,4 @@
-"""The text of a compiled program, XLA's HLO: its instructions, and how often each runs."""
+"""Parses the text of a compiled program (XLA's HLO): its instructions and how often each runs."""
 
 import dataclasses
 import math
@@ -16,10 +16,10 @@ _SOURCE = re.compile(r'op_name="([^"]*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array as HLO writes it, the part that one chip holds.
+    """An array of one device.
 
     Attributes:
-      dtype: such as bf16.
+      dtype: in HLO's notation, such as bf16.
       shape: its dimensions.
     """
 
@@ -47,11 +47,11 @@ class Instruction:
 
     Attributes:
       name: unique in its computation.
-      shape: of its result, as HLO writes it; several arrays are a tuple.
+      shape: shape of the result in HLO's notation; a tuple if there are several arrays.
       opcode: such as fusion.
-      rest: its operands in parentheses, and its attributes.
-      operand_shapes: of its operands, as HLO writes them.
-      times: how often the program runs it; None in a loop of unknown length.
+      rest: the rest of the line, operands in parentheses and attributes.
+      operand_shapes: shapes of the operands in HLO's notation.
+      times: number of times that the program runs it; None in a loop of unknown length.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """The operation of the Python program that it comes from, as far as XLA tells."""
+        """The operation of the Python program that it was compiled from; "" if unknown."""
         source = _SOURCE.search(self.rest)
         return source[1] if source else ""
 
@@ -79,24 +79,24 @@ class Instruction:
 def instructions(
     hlo: str, enter: Callable[[Instruction], bool] = lambda _: True
 ) -> Iterator[Instruction]:
-    """Yields the instructions of a compiled program's entry and of the computations it calls.
+    """Yields the instructions of a program's entry computation and of the computations it calls.
 
     Args:
       hlo: `compiled.as_text()`.
-      enter: which instructions' computations to go into, such as those of loops only; by default
-        all, of a conditional every branch.
+      enter: returns whether to yield the computations that an instruction calls, too. The default
+        enters all, and every branch of a conditional.
 
     Raises:
       ValueError: if the text has no entry computation.
     """
     computations, entry = _computations(hlo)
     if not entry:
-        raise ValueError("no entry computation: this is no HLO module's text")
+        raise ValueError("the text is not an HLO module: it has no entry computation")
     yield from _walk(computations, entry, 1, enter)
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """Returns the arrays of a shape, those of tuples one after the other."""
+    """Returns the arrays of a shape in HLO's notation; those of nested tuples in order."""
     return tuple(
         Array(dtype, tuple(int(n.strip("<=")) for n in dimensions.split(",") if n))
         for dtype, dimensions in _ARRAY.findall(shape)
@@ -104,7 +104,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def elements(shape: str) -> list[str]:
-    """Returns the elements of a tuple's shape."""
+    """Returns the elements of a tuple's shape in HLO's notation."""
     parts, depth, start = [], 0, 1
     for position, letter in enumerate(shape):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(letter, 0)
@@ -115,7 +115,7 @@ def elements(shape: str) -> list[str]:
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Returns the instructions of each computation, and the entry's name."""
+    """Returns the instructions of each computation, and the name of the entry computation."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in hlo.splitlines():
@@ -136,7 +136,7 @@ def _walk(
     times: int | None,
     enter: Callable[[Instruction], bool],
 ) -> Iterator[Instruction]:
-    """Yields the instructions of a computation that runs so many times."""
+    """Yields the instructions of a computation that runs `times` times, and of those it calls."""
     own = computations.get(name, [])
     shapes = {instruction.name: instruction.shape for instruction in own}
     for instruction in own:
@@ -151,7 +151,7 @@ def _walk(
 
 
 def _calls(instruction: Instruction) -> Iterator[tuple[str, int | None]]:
-    """Yields the computations that an instruction calls, and how often (None: unknown)."""
+    """Yields the computations that an instruction calls, and how often each; None: unknown."""
     times: int | None = 1
     if instruction.opcode == "while":
         trips = _TRIPS.search(instruction.rest)
@@ -163,20 +163,20 @@ def _calls(instruction: Instruction) -> Iterator[tuple[str, int | None]]:
 
 def _operand_shapes(instruction: Instruction, shapes: dict[str, str]) -> tuple[str, ...]:
     operands = instruction.rest[: _closing(instruction.rest) + 1]
-    # Operands are named; older and hand-written HLO gives their shapes, too.
+    # Operands are names; older and hand-written HLO has their shapes, too.
     if arrays(operands):
         return (operands,)
     return tuple(shapes[name] for name in re.findall(r"[\w.\-]+", operands) if name in shapes)
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """Returns the shape that the text begins with, and what follows it."""
+    """Returns the shape at the start of the text, and the rest of the text."""
     end = _closing(text) + 1 if text.startswith("(") else text.find(" ")
     return text[:end], text[end:]
 
 
 def _closing(text: str) -> int:
-    """Returns where the parenthesis closes that the text begins with."""
+    """Returns the position at which the parenthesis at the start of the text closes."""
     depth = 0
     for position, letter in enumerate(text):
         depth += {"(": 1, ")": -1}.get(letter, 0)

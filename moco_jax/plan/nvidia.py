@@ -1,7 +1,7 @@
-"""GPUs that aren't here, to compile for: what XLA must know of each of them.
+"""NVIDIA GPUs to compile for: the facts that XLA needs about each.
 
-JAX's CUDA plugin compiles without a GPU and without its driver. How products and convolutions are
-computed is found by trying, which needs the chip: left out are cuDNN's workspaces.
+JAX's CUDA plugin compiles without a GPU and without its driver. It cannot autotune products and
+convolutions, which needs the GPU, so the memory of a program does not include cuDNN's workspaces.
 """
 
 import dataclasses
@@ -18,26 +18,26 @@ INSTALL = "pip install 'moco-jax[cuda13]'"
 class Target:
     """A GPU as XLA's compiler sees it.
 
-    Sources: XLA's lists (xla/backends/gpu/target_config/specs) for the A100, H100, H200 and B200;
-    of the others data sheets, written from memory.
+    Sources: XLA's lists (xla/backends/gpu/target_config/specs) for the A100, H100, H200 and B200.
+    The others are written from memory of their data sheets.
 
     Attributes:
-      capability: compute capability, major and minor.
-      multiprocessors: number of them.
-      bandwidth: of memory, GB/s.
-      cache: of level 2, MiB.
-      shared: most shared memory of a multiprocessor, KiB.
-      threads: most threads of a multiprocessor.
-      clock: GHz.
+      compute_capability: major and minor.
+      multiprocessors: number of streaming multiprocessors.
+      memory_gb_per_s: memory bandwidth, GB/s.
+      l2_cache_mib: level-2 cache, MiB.
+      shared_memory_kib: largest shared memory of a multiprocessor, KiB.
+      threads: largest number of threads of a multiprocessor.
+      clock_ghz: clock, GHz.
     """
 
-    capability: tuple[int, int]
+    compute_capability: tuple[int, int]
     multiprocessors: int
-    bandwidth: int
-    cache: int
-    shared: int
+    memory_gb_per_s: int
+    l2_cache_mib: int
+    shared_memory_kib: int
     threads: int
-    clock: float
+    clock_ghz: float
 
 
 TARGETS = {
@@ -55,69 +55,69 @@ TARGETS = {
 
 
 def has_compiler() -> bool:
-    """Returns whether JAX's CUDA plugin is installed; it is not loaded."""
+    """Returns whether JAX's CUDA plugin is installed; does not load it."""
     try:
         return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
     except ModuleNotFoundError:
         return False
 
 
-def do_without_driver() -> None:
-    """Lets the plugin start without a driver; to be called before JAX starts its backends."""
+def skip_driver_check() -> None:
+    """Lets the plugin start without a driver. Must be called before JAX starts its backends."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
 
-def devices(place: Topology) -> list:
-    """Returns the `jax.Device`s of GPUs to compile for; they can't run anything.
+def devices(topology: Topology) -> list:
+    """Returns the `jax.Device`s of GPUs; programs can be compiled for them, but not run.
 
     Raises:
-      ModuleNotFoundError: if the plugin is not installed, or did not start.
-      ValueError: if its compiler refuses them, or the hosts would not have equal numbers of them.
+      ModuleNotFoundError: if the plugin is not installed or does not start.
+      ValueError: if the compiler refuses the topology, or hosts have unequal numbers of GPUs.
     """
-    if place.chips % place.hosts:
+    if topology.chips % topology.hosts:
         raise ValueError(
-            f"{place.chips} GPUs can't be spread evenly over {place.hosts} hosts of "
-            f"{place.chip.chips_per_host}"
+            f"--topology={topology}: {topology.chips} GPUs cannot be divided equally among "
+            f"{topology.hosts} hosts of {topology.chip.chips_per_host}"
         )
-    do_without_driver()
+    skip_driver_check()
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
     try:
         found = topologies.get_topology_desc(
             platform="cuda",
-            target_config=_description(place.kind),
-            # Domains of NVLink, hosts in each, GPUs of a host.
-            topology=f"{place.hosts}x1x{place.chips // place.hosts}",
+            target_config=_description(topology.kind),
+            # NVLink domains x hosts per domain x GPUs per host.
+            topology=f"{topology.hosts}x1x{topology.chips // topology.hosts}",
         )
     except NotImplementedError as error:
         raise ModuleNotFoundError(
-            f"compiling for GPUs needs JAX for CUDA, no GPU, and it did not start ({error}); "
-            f"where it is not installed: {INSTALL}"
+            f"JAX's CUDA plugin, which compiles for GPUs, did not start ({error}). Install it with "
+            f"{INSTALL}; no GPU is needed"
         ) from error
     except JaxRuntimeError as error:
-        raise ValueError(f"the compiler for GPUs refuses '{place}': {error}") from error
+        raise ValueError(f"the GPU compiler refuses --topology={topology}: {error}") from error
     return list(found.devices)
 
 
 def _description(kind: str) -> str:
-    """Returns a GPU as XLA's GpuTargetConfigProto, in text."""
+    """Returns XLA's GpuTargetConfigProto of a GPU, in text format."""
     gpu, chip = TARGETS[kind], CHIPS[kind]
-    major, minor = gpu.capability
+    major, minor = gpu.compute_capability
     title = f"NVIDIA {chip.title}"
-    # Instructions that only this very generation has: as XLA's lists say of each.
+    # As in XLA's lists: these generations have instructions that later ones do not have.
     extension = "ACCELERATED_FEATURES" if major in (9, 10) else "NONE"
     return f"""
 gpu_device_info {{
   cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {extension} }}
   core_count: {gpu.multiprocessors}
   fpus_per_core: {64 if major == 8 and minor == 0 else 128}
-  clock_rate_ghz: {gpu.clock}
-  memory_bandwidth: {gpu.bandwidth * 10**9}
+  clock_rate_ghz: {gpu.clock_ghz}
+  memory_bandwidth: {gpu.memory_gb_per_s * 10**9}
   device_memory_size: {int(chip.memory_gib * GIB)}
-  l2_cache_size: {gpu.cache * 2**20}
-  shared_memory_per_core: {gpu.shared * 2**10}
-  shared_memory_per_block_optin: {(gpu.shared - 1) * 2**10}
+  l2_cache_size: {gpu.l2_cache_mib * 2**20}
+  shared_memory_per_core: {gpu.shared_memory_kib * 2**10}
+  shared_memory_per_block_optin: {(gpu.shared_memory_kib - 1) * 2**10}
   shared_memory_per_block: 49152
   threads_per_core_limit: {gpu.threads}
   threads_per_block_limit: 1024

@@ -1,4 +1,4 @@
-"""The train step compiled for devices that aren't here, and what the compiler tells of it."""
+"""Compiles the train step for target devices; returns its memory, FLOPs and collectives."""
 
 import dataclasses
 import re
@@ -9,19 +9,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moco_jax.contrastive.dictionaries import make_dictionary
-from moco_jax.contrastive.train_step import abstract_state, make_train_step
 from moco_jax.data.loading.streamed import StreamedBatches
 from moco_jax.models import convolution
-from moco_jax.models.encoder import make_encoder
 from moco_jax.parallel import notices
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan.collectives import Collective, collectives
-from moco_jax.pretraining.run import jit_step
-from moco_jax.training.optimizers import make_optimizer, make_schedule
+from moco_jax.pretraining.method import make_method
+from moco_jax.pretraining.run import make_run_step
 
-# What the TPU compiler says when a program takes too much; both totals include the arguments.
-_USED = re.compile(
+# The TPU compiler's error for a program that needs too much memory; both totals include the
+# arguments.
+_OUT_OF_MEMORY = re.compile(
     r"(?:HLO temporaries \(|Used )([\d.]+)([KMGT]?)\)? "
     r"(?:exceeds available HBM \(|of )([\d.]+[KMGT]?)"
 )
@@ -30,48 +28,44 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled step, as one device has it.
+    """The compiled step; all numbers are those of one device.
 
     Attributes:
-      state: bytes of the train state.
-      batch: bytes of a batch's images, as they come from the host.
-      temporaries: bytes of all that lives during the step only; None if it did not compile.
-      code: bytes of the program itself.
-      flops: floating-point operations, the augmentation's included; None if it did not compile,
-        or the compiler doesn't count them.
-      moved: the collectives.
-      seconds: that compiling took.
-      platform: compiled for: tpu, gpu, or cpu, which stands in for a GPU.
-      refusal: why the compiler gave up, "" if it did not.
+      state_bytes: of the train state.
+      batch_bytes: of a batch as it comes from the host.
+      temporary_bytes: of all arrays that exist during the step only; None if it did not compile.
+      code_bytes: of the program itself.
+      flops: floating-point operations, with augmentation; None if it did not compile or the
+        compiler does not count them.
+      collectives: in the order of the program.
+      compile_seconds: duration of the compilation.
+      platform: 'tpu', 'gpu', or 'cpu' if the GPU compiler is not installed.
+      refusal: why the compiler refused the step; "" if it compiled.
     """
 
-    state: int
-    batch: int
-    temporaries: int | None
-    code: int
+    state_bytes: int
+    batch_bytes: int
+    temporary_bytes: int | None
+    code_bytes: int
     flops: float | None
-    moved: list[Collective]
-    seconds: float
+    collectives: list[Collective]
+    compile_seconds: float
     platform: str
     refusal: str = ""
 
 
 def abstract_step(config: ConfigDict, layout: Layout, images: int) -> tuple[Any, ...]:
-    """Returns the jitted step of a validated config, and its abstract arguments.
+    """Returns (step, state, arrays, batch, notices): the jitted step and its abstract arguments.
 
-    They are state, arrays, batch and notices; data are taken to be streamed.
+    The data set is streamed.
 
     Args:
-      config: of the run.
-      layout: where arrays lie.
-      images: of the training set.
+      config: validated.
+      layout: the target devices.
+      images: number of images in the training set.
     """
-    encoder = make_encoder(config)
-    steps_per_epoch = max(1, images // config.batch_size)
-    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch))
-    dictionary = make_dictionary(config, layout, images)
-    train_step = make_train_step(config, encoder, optimizer, dictionary, layout)
-    step = jit_step(config, StreamedBatches(), train_step, layout)
+    method = make_method(config, layout, images)
+    step = make_run_step(config, StreamedBatches(), method.train_step(), layout)
     size, canvas, sharding = config.batch_size, config.data.canvas, layout.sharded()
     batch = {
         "images": jax.ShapeDtypeStruct((size, canvas, canvas, 3), jnp.uint8, sharding=sharding),
@@ -79,17 +73,16 @@ def abstract_step(config: ConfigDict, layout: Layout, images: int) -> tuple[Any,
         "indices": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
         "readable": jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding),
     }
-    state = abstract_state(config, encoder, optimizer, dictionary, layout)
-    return step, state, {}, batch, notices.abstract(layout)
+    return step, method.abstract_state(), {}, batch, notices.abstract(layout)
 
 
-def compiled(step: Any, state: Any, *others: Any) -> Program:
-    """Returns what the compiler tells of a jitted step, be it that it doesn't fit.
+def compile_program(step: Any, state: Any, *others: Any) -> Program:
+    """Returns the program of a jitted step, with `refusal` set if it needs too much memory.
 
     Args:
       step: jitted.
       state: its first argument, abstract.
-      *others: its other arguments, abstract: what a step is given anew.
+      *others: its other arguments, abstract; each step gets new ones.
     """
     platform = jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform
     lowered = _lowered(step, state, *others)
@@ -101,41 +94,43 @@ def compiled(step: Any, state: Any, *others: Any) -> Program:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         seconds = time.perf_counter() - begun
-        return _refused(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
+        return _refused_program(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
     seconds = time.perf_counter() - begun
     memory, cost = program.memory_analysis(), program.cost_analysis()
     return Program(
-        state=memory.argument_size_in_bytes - batch_bytes,
-        batch=batch_bytes,
-        temporaries=memory.temp_size_in_bytes,
-        code=memory.generated_code_size_in_bytes,
+        state_bytes=memory.argument_size_in_bytes - batch_bytes,
+        batch_bytes=batch_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        code_bytes=memory.generated_code_size_in_bytes,
         flops=(cost or {}).get("flops"),
-        moved=collectives(program.as_text()),
-        seconds=seconds,
+        collectives=collectives(program.as_text()),
+        compile_seconds=seconds,
         platform=platform,
     )
 
 
 def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:
-    """Returns a device's floating-point operations in a step, before any compiler sees it.
+    """Returns the floating-point operations of a step per device, counted before compilation.
 
     Args:
-      config: of the run.
-      layout: of CPUs, as many as there are devices.
-      images: of the training set.
+      config: validated.
+      layout: CPU devices, as many as the topology has devices.
+      images: number of images in the training set.
     """
     lowered = _lowered(*abstract_step(config, layout, images))
     return lowered.cost_analysis()["flops"] / layout.devices
 
 
 def _lowered(step: Any, *arguments: Any) -> Any:
-    with convolution.lax_only():  # where a CPU's program stands in for that of a GPU
+    with convolution.lax_only():  # a program for CPUs must have the operations of one for GPUs
         return step.lower(*arguments)
 
 
-def _refused(message: str, state: int, batch: int, seconds: float, platform: str) -> Program:
-    """Returns what a compiler's refusal for want of memory tells."""
-    used = _USED.search(message)
+def _refused_program(
+    message: str, state: int, batch: int, seconds: float, platform: str
+) -> Program:
+    """Returns the program of a step that needs too much memory, by the compiler's message."""
+    used = _OUT_OF_MEMORY.search(message)
     temporaries = None
     if used:
         temporaries = max(0, int(float(used[1]) * _UNITS[used[2]]) - state - batch)
@@ -144,7 +139,7 @@ def _refused(message: str, state: int, batch: int, seconds: float, platform: str
 
 
 def _bytes_on_device(arrays: Any) -> int:
-    """Returns the bytes that one device holds of abstract arrays."""
+    """Returns the bytes of a pytree of abstract arrays on one device."""
     total = 0
     for x in jax.tree.leaves(arrays):
         shape = x.sharding.shard_shape(x.shape)

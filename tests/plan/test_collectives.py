@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.plan.collectives import bytes_by_kind, collectives, image_movers
+from moco_jax.plan.collectives import bytes_by_kind, collectives, excess_image_moves
 
 HEAD = "HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}\n"
 ADD = """
@@ -39,7 +39,7 @@ metadata={op_name="jit(step)/transpose(jvp(net))/dot" stack_frame_id=3}
     assert str(collective) == "all-reduce of f32[8] and 1 more (jit(step)/transpose(jvp(net))/dot)"
 
 
-def test_a_start_and_its_done_are_one():
+def test_a_start_and_its_done_count_once():
     text = """
     %gather-start = (f32[8]{0}, f32[64]{0:T(128)}) all-gather-start(%p), channel_id=1
     %gather-done = f32[64]{0} all-gather-done(%gather-start)
@@ -56,7 +56,7 @@ collective-permute-start(%p), channel_id=3, source_target_pairs={{0,1},{1,0}}
     ]
 
 
-def test_a_variadic_asynchronous_gather_counts_what_arrives():
+def test_a_variadic_asynchronous_gather_counts_the_received_arrays():
     text = """
     %q = s8[2]{0} constant({1, 2})
     %start = ((f32[8]{0}, s8[2]{0}), (f32[64]{0}, s8[16]{0})) all-gather-start(%p, %q)
@@ -65,17 +65,17 @@ def test_a_variadic_asynchronous_gather_counts_what_arrives():
     assert found(text) == [("all-gather", 64 * 4 + 16, 1)]
 
 
-def test_a_reduce_scatter_counts_what_is_given():
+def test_a_reduce_scatter_counts_the_sent_array():
     text = "ROOT %r = f32[2]{0} reduce-scatter(%p), dimensions={0}, to_apply=%add"
     assert found(text) == [("reduce-scatter", 32, 1)]
 
 
-def test_shapes_beside_the_operands_are_read_as_well():
+def test_shapes_next_to_the_operands_are_parsed():
     text = "ROOT %r = f32[8]{0} all-to-all(f32[8]{0} %p), dimensions={0}"
     assert found(text) == [("all-to-all", 32, 1)]
 
 
-def test_what_fusions_and_asynchronous_calls_hold_is_found_once():
+def test_collectives_in_fusions_and_asynchronous_calls_count_once():
     inner = """
 %fused (x: f32[8]) -> f32[8] {
   %x = f32[8]{0} parameter(0)
@@ -127,13 +127,13 @@ backend_config={"known_trip_count":{"n":"3"}}
         ("body=%outer", None),
     ],
 )
-def test_a_loop_multiplies_or_is_told(attributes, times):
+def test_a_loop_multiplies_or_gives_none(attributes, times):
     text = f"ROOT %w = (s32[], f32[8]{{0}}) while(%p), condition=%condition, {attributes}"
     assert found(text, LOOP) == [("all-reduce", 32, times)]
     assert bytes_by_kind(collectives(hlo(text, LOOP))) == {"all-reduce": 32 * (times or 1)}
 
 
-def test_text_without_an_entry_is_refused():
+def test_text_without_an_entry_raises():
     with pytest.raises(ValueError, match="no entry computation"):
         collectives("HloModule nothing")
 
@@ -142,6 +142,7 @@ def compiled(function, *shapes) -> list[tuple[str, int, int | None]]:
     layout = make_layout(jax.devices()[:8])
     arguments = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=layout.sharded()) for s in shapes]
     text = jax.jit(lambda *x: function(layout, *x)).lower(*arguments).compile().as_text()
+    assert text
     return [(c.kind, c.bytes, c.times) for c in collectives(text)]
 
 
@@ -170,7 +171,7 @@ def test_a_compiled_loop():
 @pytest.mark.parametrize(
     ("shape", "moves"),
     [
-        ("bf16[1,2,8,32,32,3]", False),  # 16 images, a device's own
+        ("bf16[1,2,8,32,32,3]", False),  # 16 images, as many as a device has
         ("bf16[17,32,32,3]", True),
         ("f32[17,3,32,32]", True),
         ("f32[17,3072]", True),
@@ -179,7 +180,7 @@ def test_a_compiled_loop():
         ("u8[16,16]", False),
     ],
 )
-def test_images_that_move_too_far_are_told(shape, moves):
+def test_excess_image_moves_are_found(shape, moves):
     text = f"ROOT %g = {shape}{{0}} all-gather(%p), dimensions={{0}}"
     found = collectives(hlo(text))
-    assert image_movers(found, images=16, view=32, canvas=64) == (found if moves else [])
+    assert excess_image_moves(found, images=16, view=32, canvas=64) == (found if moves else [])

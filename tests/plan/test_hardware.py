@@ -6,14 +6,14 @@ from moco_jax.plan.hardware import CHIPS
 
 
 @pytest.mark.parametrize("kind", CHIPS)
-def test_each_chip_is_within_what_has_been_built(kind):
+def test_the_values_of_each_chip_are_plausible(kind):
     chip = CHIPS[kind]
     assert 8 <= chip.memory_gib <= 300
-    assert 50e12 <= chip.peak_flops <= 3000e12  # dense bfloat16: no sparse figure is among them
+    assert 50e12 <= chip.peak_flops <= 3000e12  # dense bfloat16, not sparse
     assert 1 <= chip.chips_per_host <= 8
     assert 4 <= chip.vcpus_per_host / chip.chips_per_host <= 64
     assert chip.host and chip.sources
-    assert set(chip.unsure) <= {field.name for field in dataclasses.fields(chip)}
+    assert set(chip.unsourced) <= {field.name for field in dataclasses.fields(chip)}
 
 
 def test_tpus_have_a_topology_and_gpus_none():
@@ -22,7 +22,7 @@ def test_tpus_have_a_topology_and_gpus_none():
         assert chip.is_tpu or chip.devices_per_chip == 1
 
 
-def test_facts_that_others_build_on():
+def test_facts_of_common_chips():
     v5e, h100 = CHIPS["v5e"], CHIPS["h100"]
     assert (v5e.memory_gib, v5e.peak_flops, v5e.pod_chips) == (16, 197e12, 256)
     assert (h100.memory_gib, h100.chips_per_host, h100.vcpus_per_host) == (80, 8, 208)

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text."""
+"""Parsing the text of a compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ ENTRY %main (a: f32[8], b: bf16[2,3]) -> f32[8] {
 """
 
 
-def test_every_instruction_is_met_as_often_as_it_runs():
+def test_every_instruction_has_the_number_of_times_it_runs():
     times = {i.name: i.times for i in hlo.instructions(TEXT)}
     assert times == {"a": 1, "b": 1, "loop": 1, "carry": 5, "x": 5} | {
         "kernel": 5, "p": 5, "sine": 5, "next": 5, "sum": 1
@@ -44,7 +44,7 @@ def test_only_the_computations_asked_for_are_entered():
     assert names == ["a", "b", "loop", "carry", "x", "kernel", "next", "sum"]
 
 
-def test_an_instruction_tells_its_arrays_and_where_it_is_from():
+def test_an_instruction_has_its_arrays_and_source():
     found = {i.name: i for i in hlo.instructions(TEXT)}
     assert found["sum"].operands == (Array("f32", (8,)), Array("bf16", (2, 3)))
     assert found["sum"].results == (Array("f32", (8,)),)
@@ -52,11 +52,11 @@ def test_an_instruction_tells_its_arrays_and_where_it_is_from():
     assert found["kernel"].source == "jit(step)/views/sin" and found["sum"].source == ""
 
 
-def test_a_real_program_is_read():
+def test_a_real_program_is_parsed():
     text = jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.ones((4, 4))).compile().as_text()
     assert text and sum(i.opcode == "parameter" for i in hlo.instructions(text)) >= 1
 
 
-def test_what_is_no_program_is_refused():
+def test_text_without_a_program_raises():
     with pytest.raises(ValueError, match="no entry computation"):
         list(hlo.instructions("nothing"))

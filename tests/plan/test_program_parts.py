@@ -1,4 +1,4 @@
-"""A compiled step by its parts, from a program written by hand."""
+"""The parts of a compiled step, from a hand-written program."""
 
 from benchmarks import program_parts
 
@@ -33,7 +33,7 @@ def test_each_part_has_its_kernels_bytes_and_cycles():
     run = program_parts.kernels(TEXT)
     assert [k.name for k in run] == ["jitter", "key", "query", "back", "new", "out"]
     rows = {line[:18].strip(): line[18:].split() for line in program_parts.table(run).splitlines()}
-    # kernels, fusions and GB (too few to be seen), M cycles and their fraction
+    # kernels, fusions, M cycles and their fraction; GB round to 0
     expected = {
         "views": ["2", "2", "0.00", "0"],
         "keys": ["1", "1", "3.00", "100"],
@@ -48,7 +48,7 @@ def test_each_part_has_its_kernels_bytes_and_cycles():
         assert row[:2] == [kernels, fusions] and row[4:] == [cycles, f"{fraction}.0%"]
 
 
-def test_a_kernel_moves_what_it_reads_and_writes_each_time():
+def test_a_kernel_moves_its_operands_and_results_each_time():
     moved = {kernel.name: program_parts.moved(kernel) for kernel in program_parts.kernels(TEXT)}
     assert moved == {"jitter": 128, "key": 64, "query": 40, "back": 96, "new": 64, "out": 64}
 

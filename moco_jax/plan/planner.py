@@ -1,0 +1,187 @@
+"""Plans a run: which topologies to compile for, whether they fit, and which batch size would."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from moco_jax.contrastive.dictionaries.queue import keys_per_step
+from moco_jax.data.loading.streamed import MOST_ON_DEVICES
+from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.plan import compilers, nvidia, topology
+from moco_jax.plan.collectives import excess_image_moves
+from moco_jax.plan.forecast import Forecast
+from moco_jax.plan.program import abstract_step, compile_program, counted_flops
+from moco_jax.plan.topology import Topology
+from moco_jax.pretraining import validation
+
+_MAX_SECONDS = 400  # a smaller batch is compiled, too, if the first compilation took at most this
+
+
+class Case(NamedTuple):
+    """A run on a topology.
+
+    Attributes:
+      config: of the run, validated for the topology.
+      topology: the chips.
+      layout: the target devices.
+    """
+
+    config: ConfigDict
+    topology: Topology
+    layout: Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Compiles the train step of a run for topologies.
+
+    Attributes:
+      training_images: number of images in the training set.
+      mfu: assumed fraction of the chips' peak FLOP/s.
+      report: called with a line of text before each compilation.
+    """
+
+    training_images: int
+    mfu: float
+    report: Callable[[str], None]
+
+    def forecast(self, case: Case) -> Forecast:
+        """Returns the forecast of a case; compiles its step, which takes minutes."""
+        config, place, layout = case
+        self.report(
+            f"{place}: compiling the step for {layout.devices} devices, "
+            f"{config.batch_size} images ..."
+        )
+        program = compile_program(*abstract_step(config, layout, self.training_images))
+        if program.platform == "gpu" and not program.refusal:
+            # The GPU compiler does not count floating-point operations.
+            cpus = make_layout(compilers.cpus(place), **config.mesh)
+            flops = counted_flops(config, cpus, self.training_images)
+            program = dataclasses.replace(program, flops=flops)
+        return Forecast(
+            topology=place,
+            program=program,
+            batch_size=config.batch_size,
+            extra_batches=MOST_ON_DEVICES - 1,
+            mfu=self.mfu,
+            training_images=self.training_images,
+        )
+
+    def suggest_batch(self, case: Case, found: Forecast) -> tuple[str, Forecast | None]:
+        """Returns advice on the batch size for a case that does not fit.
+
+        Args:
+          case: the run on a topology.
+          found: its forecast.
+
+        Returns:
+          The advice, and the forecast of the suggested batch size if it was compiled.
+        """
+        limit = found.estimated_largest_batch()
+        batch = None if limit is None else largest_valid_batch(case, limit)
+        if batch is None or batch >= case.config.batch_size:
+            return "no smaller batch_size is expected to fit on this topology", None
+        if found.program.compile_seconds > _MAX_SECONDS:
+            return f"batch_size={batch} should fit (estimated, not compiled)", None
+        smaller = case.config.copy_and_resolve_references()
+        smaller.batch_size = batch
+        tried = self.forecast(case._replace(config=smaller))
+        if tried.fits:
+            return f"batch_size={batch} fits (compiled)", tried
+        return f"batch_size={batch} was estimated to fit, but does not (compiled)", tried
+
+
+def parse_topologies(names: list[str]) -> list[Topology]:
+    """Returns the topologies of these names; loads no compiler.
+
+    Raises:
+      ValueError: for a malformed name.
+      ModuleNotFoundError: if the compiler for one is not installed.
+    """
+    found = [topology.parse(name) for name in names if name]
+    if any(place.chip.is_tpu for place in found):
+        topology.check_compiler()
+    return found
+
+
+def prepare(
+    config: ConfigDict, topologies: list[Topology], images_per_chip: int | None = None
+) -> list[Case]:
+    """Returns the case of each topology; compiles nothing.
+
+    Args:
+      config: of the run.
+      topologies: to plan for.
+      images_per_chip: sets the batch size; default: the batch size of the config.
+
+    Raises:
+      ValueError: names each problem of each topology, or of the config on it.
+    """
+    cases, problems = [], []
+    for place in topologies:
+        try:
+            devices = compilers.devices(place)
+            own = config.copy_and_resolve_references()
+            if images_per_chip is not None:
+                own.batch_size = images_per_chip * place.chips
+            validation.check(own, len(devices))
+            cases.append(Case(own, place, make_layout(devices, **own.mesh)))
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return cases
+
+
+def largest_valid_batch(case: Case, limit: float) -> int | None:
+    """Returns the largest batch size up to `limit` that the config allows, None without one."""
+    smaller, devices = case.config.copy_and_resolve_references(), case.layout.devices
+    for batch in range(int(limit) // devices * devices, 0, -devices):
+        smaller.batch_size = batch
+        # The full validation takes longer than this.
+        if smaller.dictionary == "queue" and smaller.queue_size % keys_per_step(smaller):
+            continue
+        try:
+            validation.check(smaller, devices)
+            return batch
+        except ValueError:
+            continue
+    return None
+
+
+def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
+    """Returns the limits of a forecast, a line each, and its largest collectives.
+
+    Args:
+      config: of the run.
+      found: its forecast.
+      largest: number of collectives.
+    """
+    place, chip, program, lines = found.topology, found.topology.chip, found.program, []
+    if not found.fits:
+        reason = program.refusal or f"needs {found.total_gib:.2f} of {found.usable_gib:.2f} GiB"
+        lines.append(f"does NOT fit: {reason}")
+    if program.platform == "cpu":
+        lines.append(
+            "memory is an estimate by the CPU compiler, often far too high; to use the GPU "
+            f"compiler (no GPU is needed): {nvidia.INSTALL}"
+        )
+    if program.platform == "gpu":
+        lines.append("cuDNN's workspaces are not included in the temporaries")
+    if not chip.is_tpu:
+        lines.append("the usable memory is what JAX allocates on a GPU by default")
+        if config.dtype == "float32":
+            lines.append("float32 products (TF32) reach at most half of the bfloat16 peak")
+    images = config.batch_size / place.devices
+    sides = {"view": config.data.image_size, "canvas": config.data.canvas}
+    for collective in excess_image_moves(program.collectives, images=images, **sides):
+        lines.append(f"a collective moves more images than the shuffle needs: {collective}")
+    if any(collective.times is None for collective in program.collectives):
+        lines.append("collectives in loops of unknown length are counted once")
+    if chip.unsourced:
+        lines.append(f"no source was found for {', '.join(chip.unsourced)} of the {chip.title}")
+    ranked = sorted(program.collectives, key=lambda c: c.bytes * (c.times or 1), reverse=True)
+    lines += [f"{c.bytes / 1e6:10.3f} MB  {c}" for c in ranked[:largest]]
+    return [f"{place}: {line}" for line in lines]

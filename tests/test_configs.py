@@ -7,6 +7,7 @@ import pytest
 from moco_jax import config as config_lib
 from moco_jax import variants
 from moco_jax.pretraining import validation
+from moco_jax.training.flat_config import flatten
 
 EXPERIMENTS = [
     ("digits",),
@@ -91,13 +92,13 @@ def test_config_is_valid(repository, which):
 
 @pytest.mark.parametrize("which", EXPERIMENTS)
 def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
-    expected = config_lib.flatten(get(repository, *which))
+    expected = flatten(get(repository, *which))
     changes = dict(OTHER_DEFAULTS)
     for (key, value), others in OTHER_CONDITIONAL_DEFAULTS.items():
         if expected[key] == value:
             changes |= others
     change_defaults(monkeypatch, config_lib, "base", changes)
-    assert config_lib.flatten(get(repository, *which)) == expected
+    assert flatten(get(repository, *which)) == expected
 
 
 def test_variant_sets_nested_keys_tuples_and_placeholders():
@@ -120,7 +121,7 @@ def test_unknown_variant_is_named():
 
 
 def test_v2_matches_the_paper(repository):
-    flat = config_lib.flatten(get(repository, "imagenet"))
+    flat = flatten(get(repository, "imagenet"))
     expected = {
         "epochs": 200,
         "batch_size": 256,
@@ -149,7 +150,7 @@ def test_v2_matches_the_paper(repository):
 
 
 def test_v1_differs_from_v2_as_the_papers_do(repository):
-    v1, v2 = (config_lib.flatten(get(repository, "imagenet", v)) for v in ("v1", "v2"))
+    v1, v2 = (flatten(get(repository, "imagenet", v)) for v in ("v1", "v2"))
     changed = {key: v1[key] for key in v1 if v1[key] != v2[key] and key != "views"}
     assert changed == {
         "name": "imagenet_v1",
@@ -162,7 +163,7 @@ def test_v1_differs_from_v2_as_the_papers_do(repository):
 
 
 def test_cifar_matches_the_demo(repository):
-    flat = config_lib.flatten(get(repository, "cifar10"))
+    flat = flatten(get(repository, "cifar10"))
     expected = {
         "epochs": 200,
         "batch_size": 512,

@@ -7,6 +7,7 @@ from moco_jax import config as pretraining
 from moco_jax import main
 from moco_jax.supervised import config as bases
 from moco_jax.supervised import start, validation
+from moco_jax.training.flat_config import flatten
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.test_configs import change_defaults, get
 from tests.tiny import tiny_config
@@ -63,12 +64,12 @@ def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
     expected = get(repository, *which)
     changes = OTHER_DEFAULTS | OTHER_DEFAULTS_OF_TASK[expected.task]
     change_defaults(monkeypatch, bases, expected.task, changes)
-    assert pretraining.flatten(get(repository, *which)) == pretraining.flatten(expected)
+    assert flatten(get(repository, *which)) == flatten(expected)
 
 
 def test_linear_protocol_matches_the_reference(repository):
     for variant in ("v1", "v2"):
-        flat = pretraining.flatten(get(repository, "imagenet_linear", variant))
+        flat = flatten(get(repository, "imagenet_linear", variant))
         expected = {
             "task": "linear",
             "pretrained": f"runs/imagenet_{variant}",
@@ -99,7 +100,7 @@ def test_linear_protocol_matches_the_reference(repository):
         ("linear", {"pretrained": ""}, "pretrained='' names no encoder; give --config.pretrained="),
         ("linear", {"lr": (1.0, -1.0)}, "lr=(1.0, -1.0) must be one or more numbers above 0"),
         ("linear", {"lr": ("fast",)}, "lr=('fast',) must be one or more numbers above 0"),
-        ("linear", {"lr": (1.0, 1.0)}, "holds a value twice"),
+        ("linear", {"lr": (1.0, 1.0)}, "has a value twice"),
         ("linear", {"l2": ()}, "l2=() must be one or more numbers, 0 or more"),
         ("linear", {"label_fraction": 0.0}, "label_fraction=0 leaves no labels"),
         (
@@ -143,7 +144,7 @@ def test_image_preparation_comes_from_the_encoder(tmp_path):
     )
     other = start.begin(task_config("linear", path, data__image_size=16))
     assert other.config.data.eval_resize == 16
-    assert "data.image_size is 16 here; the encoder was trained at 8" in other.notes
+    assert "data.image_size is 16 here; the encoder was trained with 8" in other.notes
     with pytest.raises(ValueError, match="data.eval_resize=8 must be at least data.image_size=16"):
         start.begin(task_config("linear", path, data__image_size=16, data__eval_resize=8))
 

@@ -1,6 +1,6 @@
-"""README.md and docs/: links lead somewhere, and every command can be typed as it is written.
+"""The documentation: links lead somewhere, and every command can be typed as it is written.
 
-Nothing is run. Flags are read from the source of the commands, configs are built.
+No command runs. Flags are read from the source of the commands, configs are built.
 """
 
 import ast
@@ -20,7 +20,8 @@ from moco_jax.segmentation import config as segmentation
 from moco_jax.supervised import config as supervised
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md"))]
+RECORDS = [REPOSITORY / "CHANGELOG.md", *sorted(REPOSITORY.glob("benchmarks/**/*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -28,7 +29,9 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _EXTRAS = re.compile(r"moco-jax\[([^\]]+)\]")
 _PATH = re.compile(r"(moco_jax|configs|launch|tests|benchmarks|docs)/[\w./-]*")
-_KEY = re.compile(r"(data|model|knn|bank|mesh|head)\.[a-z_]+")
+_KEY = re.compile(r"(data|model|knn|bank|mesh|head)\.(?!py$)[a-z_]+")
+_MESSAGES = re.compile(r"^\| message \|.*\n((?:\|.*\n)*)", re.MULTILINE)
+_COMMANDS = ("python -m ", "bash launch/", "pip install ", "moco-jax ")
 _ASSIGNMENT = re.compile(r"[A-Z_]+=.*")
 _ABSL_FLAGS = {"help", "helpfull", "verbosity"}
 _BASES = (
@@ -41,7 +44,7 @@ _BASES = (
 
 def problems(text: str, page: pathlib.Path) -> list[str]:
     """Returns what is wrong with a page, one line a problem."""
-    found = [*_links(text, page), *_extras(text), *_python(text), *_names(text)]
+    found = [*_links(text, page), *_extras(text), *_python(text), *_names(text), *_messages(text)]
     for command in _commands(text):
         found += [f"{shlex.join(command)}: {problem}" for problem in _command(command)]
     return found
@@ -106,11 +109,36 @@ def _names(text: str) -> Iterator[str]:
             yield f"`{code}`: no base config has this key"
 
 
+def _messages(text: str) -> Iterator[str]:
+    """Yields messages in tables of messages that the package does not print."""
+    for table in _MESSAGES.findall(text):
+        for message in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE):
+            parts = [part.strip() for part in message.split("...")]
+            yield from (
+                f"`{message}`: no message has {part!r}"
+                for part in parts
+                if not any(part in literal for literal in _literals())
+            )
+
+
+@functools.cache
+def _literals() -> list[str]:
+    """Returns the strings of the package, formatted values as {}."""
+    found = []
+    for file in (REPOSITORY / "moco_jax").rglob("*.py"):
+        for node in ast.walk(_tree(file)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (getattr(part, "value", "") for part in node.values)
+                found.append("".join(x if isinstance(x, str) else "{}" for x in parts))
+    return found
+
+
 def _commands(text: str) -> Iterator[list[str]]:
     """Yields the words of every command in bash blocks, and of those within the prose."""
     lines = [line for block in _blocks(text, "bash") for line in _joined(block).splitlines()]
-    starts = ("python -m ", "bash launch/", "pip install ", "moco-jax ")
-    lines += [code for code in _inline_code(text) if code.startswith(starts)]
+    lines += [code for code in _inline_code(text) if code.startswith(_COMMANDS)]
     for line in lines:
         words = shlex.split(line, comments=True)
         while words and _ASSIGNMENT.fullmatch(words[0]):
@@ -222,10 +250,15 @@ def _flags(file: pathlib.Path) -> set[str]:
         if file in seen:
             continue
         seen.add(file)
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(_tree(file)):
             names |= _defined(node)
             pending += [file for file in map(_source, _imported(node)) if file]
     return names
+
+
+@functools.cache
+def _tree(file: pathlib.Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def _defined(node: ast.AST) -> set[str]:
@@ -287,9 +320,20 @@ def test_links_commands_and_names_exist(page):
     assert problems(page.read_text(), page) == []
 
 
-def test_links_of_the_changelog_exist():
-    page = REPOSITORY / "CHANGELOG.md"
+@pytest.mark.parametrize("page", RECORDS, ids=lambda page: page.name)
+def test_links_of_records_exist(page):
     assert list(_links(page.read_text(), page)) == []
+
+
+@pytest.mark.parametrize("folder", ["configs", "moco_jax", "benchmarks"])
+def test_commands_in_docstrings_exist(folder):
+    found = []
+    for file in sorted((REPOSITORY / folder).rglob("*.py")):
+        docstring = _joined(ast.get_docstring(_tree(file)) or "")
+        lines = [line.strip().removeprefix("Command: ") for line in docstring.splitlines()]
+        for line in (line for line in lines if line.startswith(_COMMANDS)):
+            found += [f"{file.name}: {problem}" for problem in _command(shlex.split(line))]
+    assert found == []
 
 
 def test_readme_is_short_and_links_every_page():
@@ -318,6 +362,7 @@ def test_version_is_the_packages():
         ("```python\nx = (\n```", "Python block"),
         ("`moco_jax/none.py`", "no such file or folder"),
         ("`data.none`", "no base config has this key"),
+        ("| message |\n|---|\n| `there is ... nonesuch` |\n", "no message has 'nonesuch'"),
         ("`python -m moco_jax.none`", "no module moco_jax.none"),
         ("`python -m moco_jax.knn --none=1`", "no flag --none"),
         ("`python -m moco_jax.data.benchmark --none=1`", "no flag --none"),

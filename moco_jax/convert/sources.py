@@ -26,7 +26,7 @@ _UNSUPPORTED = {
     "a ResNet-D of timm, whose stem has three convolutions": r"^conv1\.0\.weight$",
     "the encoder of the CIFAR-10 demo, whose layers have numbers": r"^encoder_[qk]\.net\.",
 }
-# Supported, likewise.
+# Supported, each with a pattern that only its names match.
 _FORMATS = {
     "moco": r"^encoder_q\.",
     "huggingface": r"^embedder\.embedder\.convolution\.weight$",

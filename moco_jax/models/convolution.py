@@ -9,7 +9,7 @@ On GPUs and TPUs, XLA compiles `jax.lax.conv_general_dilated` and its gradients 
 - The gradient by the input of a 3x3 convolution of stride 2 is computed separately for even and odd
   rows and columns. XLA computes it from a padded array in which three of four values are zero.
 
-benchmarks/RESULTS.md has the measured speeds.
+benchmarks/results/step.md has the measured speeds.
 """
 
 import contextlib

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.segmentation import segment as segmentation
 from moco_jax.segmentation.scores import scores
-from moco_jax.segmentation.segment import segment
+from moco_jax.segmentation.segment import _prepare, build, segment
+from moco_jax.segmentation.voc import open_scenes
 from moco_jax.supervised.kinds import KINDS
+from moco_jax.supervised.start import begin
 from moco_jax.training import loop
 from moco_jax.training.metrics import MetricsLog
 from tests.conftest import devices_flags
@@ -86,8 +87,8 @@ def test_results_do_not_depend_on_the_number_of_devices(whole, voc, encoder, tmp
 
 def test_the_backbone_starts_with_the_encoders_weights(voc, encoder):
     config = tiny_config(voc, encoder)
-    begun = segmentation.start.begin(config, segmentation._prepare)
-    run = segmentation.build(begun, make_layout(ONE))
+    begun = begin(config, _prepare)
+    run = build(begun, make_layout(ONE))
     state = jax.device_get(run.create())
     for name, tree in encoder_variables().items():
         jax.tree.map(
@@ -119,7 +120,7 @@ def test_errors_of_data_and_checkpoints(whole, voc, encoder, tmp_path):
     with pytest.raises(ValueError, match="classes: 4 in the checkpoint, 5 now"):
         segment(tiny_config(voc, encoder, classes=5), whole[0], devices=ONE)
     with pytest.raises(ValueError, match="of kind 'moco_jax.segment', not 'moco_jax.finetune'"):
-        segmentation.loop.train(
+        loop.train(
             task_config("finetune", encoder),
             whole[0],
             KINDS["finetune"],
@@ -141,7 +142,7 @@ def test_shapes_are_learned(voc, encoder, tmp_path):
 
 
 def _masks(voc):
-    found = segmentation.open_scenes(str(voc), "val", "SegmentationClass", scenes.CLASSES, 1)
+    found = open_scenes(str(voc), "val", "SegmentationClass", scenes.CLASSES, 1)
     return [found.read(i)[1] for i in range(len(found))]
 
 

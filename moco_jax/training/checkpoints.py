@@ -16,14 +16,7 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax.parallel import cluster
-from moco_jax.training.flat_config import flatten
-
-# Keys of versions before 0.2.0 -> keys since.
-_RENAMED = {
-    "data.max_bad_share": "data.max_bad_fraction",
-    "label_share": "label_fraction",
-    "pictures": "images",
-}
+from moco_jax.training.flat_config import flatten, with_current_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +221,10 @@ def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str) -> None:
 
 
 def _renamed(about: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of a checkpoint with today's keys."""
-    about = {_RENAMED.get(key, key): value for key, value in about.items()}
-    recipe = about.get("recipe", {})
-    return about | {"recipe": {_RENAMED.get(key, key): value for key, value in recipe.items()}}
+    """Returns the description of a checkpoint of any version with the keys of this version."""
+    # "pictures" is the name before 0.2.0.
+    about = {"images" if key == "pictures" else key: value for key, value in about.items()}
+    return about | {"recipe": with_current_keys(about.get("recipe", {}))}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

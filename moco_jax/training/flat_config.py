@@ -4,6 +4,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+# Keys of versions before 0.2.0 -> keys since.
+_RENAMED = {
+    "data.max_bad_share": "data.max_bad_fraction",
+    "label_share": "label_fraction",
+}
+
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Returns {"model.name": "resnet50", ...} with values as in JSON: tuples become lists."""
@@ -20,11 +26,11 @@ def unflatten(flat: dict[str, Any], base: ConfigDict) -> ConfigDict:
     """Returns the base config with the values that `flatten` returned, possibly from JSON.
 
     Keys that the base does not have are dropped. Keys that `flat` does not have keep the value of
-    the base. The base is changed in place.
+    the base. Keys of earlier versions are read. The base is changed in place.
     """
     known = flatten(base)
     # Not `update`: optional keys have no value to update, and views change their length.
-    for key, value in flat.items():
+    for key, value in with_current_keys(flat).items():
         if key not in known or value is None:
             continue
         *folders, name = key.split(".")
@@ -33,6 +39,11 @@ def unflatten(flat: dict[str, Any], base: ConfigDict) -> ConfigDict:
             holder = holder[folder]
         holder[name] = _frozen(value)
     return base
+
+
+def with_current_keys(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns a flat config of any version with the keys of this version."""
+    return {_RENAMED.get(key, key): value for key, value in flat.items()}
 
 
 def _frozen(value):

@@ -1,17 +1,14 @@
-"""Encoders read from where runs and conversions leave them."""
-
-import json
-import shutil
+"""Reads encoders from workdirs, checkpoints and files."""
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
-from moco_jax.config import flatten
 from moco_jax.encoders import pretrained
 from moco_jax.pretraining import pretrain
-from moco_jax.training.checkpoints import PRETRAIN, Checkpoints
+from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config, tiny_sources
 
 
@@ -41,31 +38,24 @@ def test_a_file_gives_back_what_was_written(run, tmp_path):
     assert flatten(got.config) == flatten(written.config) and got.source == written.source
 
 
-def test_a_recipe_from_before_a_key_came_goes_on_with_the_keys_default(run, tmp_path):
-    folder, config, _ = run
-    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
-    about = tmp_path / "checkpoints" / "2" / "about" / "metadata"
-    saved = json.loads(about.read_text())
-    for key in ("key_encoder", "bank.loss"):
-        del saved["recipe"][key]
-    about.write_text(json.dumps(saved))
-
-    def check(recipe):
-        with Checkpoints(tmp_path / "checkpoints", 2, recipe, PRETRAIN) as checkpoints:
-            checkpoints.check()
-
-    check(flatten(config))
-    with pytest.raises(ValueError, match="key_encoder: 'momentum' in the checkpoint, 'none' now"):
-        check(flatten(config) | {"key_encoder": "none"})
+def test_file_of_an_earlier_version_is_read(run, tmp_path):
+    written, file = pretrained.read(run[0]), tmp_path / "encoder.safetensors"
+    written.config.data.max_bad_fraction = 0.5
+    pretrained.write(file, written)
+    with safetensors.safe_open(file, framework="numpy") as opened:
+        about = opened.metadata()
+    about["recipe"] = about["recipe"].replace("data.max_bad_fraction", "data.max_bad_share")
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, metadata=about)
+    assert pretrained.read(file).config.data.max_bad_fraction == 0.5
 
 
-def test_other_things_are_refused_by_name(run, tmp_path):
+def test_error_for_a_path_that_is_not_an_encoder(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         pretrained.read(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no checkpoint; allowed: a workdir"):
         pretrained.read(tmp_path)
     (tmp_path / "text").write_text("no weights")
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="text is not a safetensors file"):
         pretrained.read(tmp_path / "text")
     safetensors.numpy.save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="format None, not 'moco_jax.encoder'"):

@@ -1,0 +1,135 @@
+"""Checkpoints: what a config may change, and checkpoints of earlier versions."""
+
+import json
+import logging
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from moco_jax.pretraining.pretrain import checkpoint_kind
+from moco_jax.supervised.kinds import KINDS
+from moco_jax.training.checkpoints import Checkpoints, Kind, read_encoder
+from moco_jax.training.flat_config import flatten, unflatten
+from tests.supervised.tiny import task_config
+from tests.tiny import tiny_config
+
+STATE = {
+    "params": {"backbone": {"kernel": np.arange(6, dtype=np.float32)}},
+    "batch_stats": {"backbone": {"mean": np.float32([1, 2])}},
+    "opt_state": np.zeros(3, np.float32),
+}
+# Keys of version 0.1.0 -> keys of today.
+OLD_KEYS = {"data.max_bad_fraction": "data.max_bad_share", "label_fraction": "label_share"}
+
+
+def checkpoints(folder: pathlib.Path, config: ConfigDict, kind: Kind) -> Checkpoints:
+    return Checkpoints(folder, 2, flatten(config), kind)
+
+
+def save(folder: pathlib.Path, config: ConfigDict, kind: Kind, images: int = 96) -> pathlib.Path:
+    """Saves step 2; returns the file that describes the checkpoint."""
+    with checkpoints(folder, config, kind) as saved:
+        saved.note_images(images)
+        saved.save(2, STATE)
+        saved.wait()
+    return folder / "2" / "about" / "metadata"
+
+
+def make_old(about: pathlib.Path) -> None:
+    """Gives the description of a checkpoint the keys of version 0.1.0."""
+    saved = json.loads(about.read_text())
+    saved["pictures"] = saved.pop("images")
+    saved["recipe"] = {OLD_KEYS.get(key, key): x for key, x in saved["recipe"].items()}
+    assert saved["recipe"].keys() & OLD_KEYS.values()
+    about.write_text(json.dumps(saved))
+
+
+def test_older_recipe_without_a_key_has_the_value_of_the_base_config(tmp_path):
+    config = tiny_config()
+    kind = checkpoint_kind(config)
+    about = save(tmp_path, config, kind)
+    saved = json.loads(about.read_text())
+    for key in ("key_encoder", "bank.loss"):
+        del saved["recipe"][key]
+    about.write_text(json.dumps(saved))
+    with checkpoints(tmp_path, config, kind) as same:
+        same.check()
+    with (
+        checkpoints(tmp_path, tiny_config(key_encoder="none"), kind) as other,
+        pytest.raises(ValueError, match="key_encoder: 'momentum' in the checkpoint, 'none' now"),
+    ):
+        other.check()
+
+
+def test_run_of_an_earlier_version_continues(tmp_path, caplog):
+    config = tiny_config(data__max_bad_fraction=0.5)
+    kind = checkpoint_kind(config)
+    make_old(save(tmp_path, config, kind))
+    with caplog.at_level(logging.WARNING), checkpoints(tmp_path, config, kind) as same:
+        same.check()
+        same.note_images(96)
+        np.testing.assert_array_equal(same.restore(STATE)["params"]["backbone"]["kernel"], range(6))
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING), checkpoints(tmp_path, tiny_config(), kind) as other:
+        other.check()
+        other.note_images(95)
+    changed, images = (record.getMessage() for record in caplog.records)
+    assert "data.max_bad_fraction: 0.5 in the checkpoint, 0.01 now" in changed
+    assert "saw 96 images, now there are 95" in images
+
+
+def test_images_of_a_memory_bank_of_an_earlier_version_are_compared(tmp_path):
+    config = tiny_config(dictionary="memory_bank", key_encoder="none")
+    kind = checkpoint_kind(config)
+    make_old(save(tmp_path, config, kind))
+    with (
+        checkpoints(tmp_path, config, kind) as bank,
+        pytest.raises(ValueError, match="a slot for each of 96 images, now there are 95"),
+    ):
+        bank.note_images(95)
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_label_fraction_of_an_earlier_version_is_compared(task, tmp_path):
+    config = task_config(task, "x", label_fraction=0.1)
+    make_old(save(tmp_path, config, KINDS[task]))
+    with checkpoints(tmp_path, config, KINDS[task]) as same:
+        same.check()
+    with (
+        checkpoints(tmp_path, task_config(task, "x"), KINDS[task]) as other,
+        pytest.raises(ValueError, match=r"label_fraction: 0.1 in the checkpoint, 1.0 now"),
+    ):
+        other.check()
+
+
+def test_encoder_of_an_earlier_version_is_read(tmp_path):
+    config = tiny_config(data__max_bad_fraction=0.5)
+    kind = checkpoint_kind(config)
+    make_old(save(tmp_path, config, kind))
+    about, variables = read_encoder(tmp_path / "2", kind.name)
+    assert about["images"] == 96 and about["recipe"] == flatten(config)
+    assert variables.keys() == {"params", "batch_stats"}
+    np.testing.assert_array_equal(variables["params"]["backbone"]["kernel"], range(6))
+
+
+def test_flat_config_of_an_earlier_version_is_read():
+    config = tiny_config(data__max_bad_fraction=0.5)
+    old = {OLD_KEYS.get(key, key): value for key, value in flatten(config).items()}
+    assert flatten(unflatten(old, tiny_config())) == flatten(config)
+
+
+def test_errors_name_the_checkpoint(tmp_path):
+    config = tiny_config()
+    about = save(tmp_path, config, checkpoint_kind(config))
+    with (
+        checkpoints(tmp_path, config, KINDS["linear"]) as other,
+        pytest.raises(ValueError, match="of kind 'moco_jax.pretrain', not 'moco_jax.linear'"),
+    ):
+        other.check()
+    with pytest.raises(ValueError, match="of kind 'moco_jax.pretrain', not 'moco_jax.linear'"):
+        read_encoder(tmp_path / "2", "moco_jax.linear")
+    about.write_text("{")
+    with pytest.raises(ValueError, match=r"2 is not a checkpoint of moco_jax: "):
+        read_encoder(tmp_path / "2", "moco_jax.pretrain")

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn
 
 from absl import app, flags, logging
@@ -48,8 +48,8 @@ def run_main(
         quieten()
         code = 0
         try:
-            with join(), _messages((*_ERRORS, *errors), interrupted):
-                code = work() or 0
+            with join():
+                code = _run(work, (*_ERRORS, *errors), interrupted)
         except cluster.WrongFlags as error:
             fail(str(error))
         except roll_call.Missing as error:
@@ -62,18 +62,19 @@ def run_main(
     app.run(main, flags_parser=lambda argv: _parse(argv, config))
 
 
-@contextlib.contextmanager
-def _messages(errors: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
-    """Ends the process with one message if the block raises one of the errors or is interrupted."""
+def _run(
+    work: Callable[[], int | None], errors: tuple[type[Exception], ...], interrupted: str
+) -> int:
+    """Returns the exit code of a command; ends the process with one message on an error."""
     try:
-        yield
+        return work() or 0
     except errors as error:
         if logging.level_debug():
             raise
         fail(f"{error}\n(--verbosity=1 prints the traceback)")
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
-        sys.exit(130)
+        return 130
 
 
 def config() -> ConfigDict:

@@ -1,4 +1,4 @@
-"""The command that makes features, and finds neighbours and duplicates among them."""
+"""The command that encodes images, and finds neighbours and duplicates."""
 
 import csv
 import functools
@@ -11,16 +11,18 @@ from PIL import Image
 
 import moco_jax
 from moco_jax.data.sources.source import Source
-from moco_jax.encoders import embedding, feature_file, pretrained
+from moco_jax.encoders import feature_file, pretrained
+from moco_jax.encoders.embedding import embed
 from moco_jax.parallel.mesh import make_layout
 from tests.conftest import run_command
 from tests.encoder_files import write_encoder
+from tests.in_process import run_all
 from tests.tiny import tiny_config, tiny_sources
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An encoder, and images of two classes: one is no image, one is another's copy."""
+    """A folder with an encoder and images of two classes; one is unreadable, one is a copy."""
     folder = tmp_path_factory.mktemp("embed")
     write_encoder(folder / "encoder.safetensors", tiny_config(data__canvas=16))
     rng = np.random.default_rng(0)
@@ -42,14 +44,14 @@ def run(repository, place):
 
 @pytest.fixture(scope="module")
 def made(run, place):
-    """What was said while features.npz was made."""
+    """What the command prints while it writes features.npz."""
     done = run("--encoder=encoder.safetensors", "--images=images", "--out=features.npz",
                "--batch_size=7")  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
 
 
-def test_features_are_those_of_python_without_the_unreadable(made, place):
+def test_features_equal_those_of_the_python_interface(made, place):
     got = feature_file.read(place / "features.npz")
     assert "3.png (no known image format" in made
     assert "features of 17 images of images; 1 can't be read and are left out" in made
@@ -64,7 +66,7 @@ def test_features_are_those_of_python_without_the_unreadable(made, place):
     assert np.ptp(got.features, axis=0).max() > 0.1
 
 
-def test_neighbours_of_a_image(made, run):
+def test_neighbours_of_an_image(made, run):
     done = run("--encoder=encoder.safetensors", "--features=features.npz", "--format=json",
                "--query=images/b/2.png", "--query=images/a/0.png",
                "--neighbours=3")  # fmt: skip
@@ -77,7 +79,7 @@ def test_neighbours_of_a_image(made, run):
     assert rows[4]["cosine"] < 0.9999
 
 
-def test_duplicates_without_a_file(run):
+def test_duplicates_without_writing_a_file(run):
     done = run("--encoder=encoder.safetensors", "--images=images", "--duplicates=0.9999",
                "--format=csv")  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -85,32 +87,43 @@ def test_duplicates_without_a_file(run):
     assert (row["first"], row["second"]) == ("images/a/7.png", "images/b/2.png")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give an encoder, such as --encoder=runs/cifar10"),
-        (["--encoder=encoder.safetensors"], "say what for: --out="),
-        (["--encoder=none", "--out=x.npz"], "there is no encoder at"),
-        (["--encoder=encoder.safetensors", "--out=features.npz"], "features.npz exists; give"),
-        (["--features=features.npz", "--out=x.npz", "--encoder=e"], "give one or the other"),
-        (["--features=features.npz", "--query=a.jpg"], "give an encoder"),
-        (
-            ["--features=features.npz", "--encoder=encoder.safetensors", "--query=none.jpg"],
-            "No such file or directory: 'none.jpg'",
-        ),
-        (["--encoder=encoder.safetensors", "--images=none", "--out=x.npz"], "or folder none"),
-        (["--features=features.npz", "--duplicates=2"], "not a number in the range [-1, 1]"),
-    ],
-)
-def test_errors_are_one_message(made, run, place, arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2 and message in done.stderr
-    assert "error: " in done.stderr and "Traceback" not in done.stderr
+ERRORS = [
+    ([], "--encoder must be given, such as --encoder=runs/cifar10"),
+    (["--encoder=encoder.safetensors"], "one of --out=features.npz, --query="),
+    (["--encoder=none", "--out=x.npz"], "there is no encoder at"),
+    (
+        ["--encoder=encoder.safetensors", "--out=features.npz"],
+        "exists; give another --out",
+    ),
+    (
+        ["--features=features.npz", "--out=x.npz", "--encoder=e"],
+        "--features can't be combined",
+    ),
+    (["--features=features.npz", "--query=a.jpg"], "--encoder must be given"),
+    (
+        ["--features=features.npz", "--encoder=encoder.safetensors", "--query=none.jpg"],
+        "No such file or directory: 'none.jpg'",
+    ),
+    (["--encoder=encoder.safetensors", "--images=none", "--out=x.npz"], "or folder none"),
+    (["--features=features.npz", "--duplicates=2"], "not a number in the range [-1, 1]"),
+]
+
+
+@pytest.fixture(scope="module")
+def errors(made, repository, place):
+    return run_all(repository, "moco_jax.embed", [arguments for arguments, _ in ERRORS], place)
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)), ids=[message for _, message in ERRORS])
+def test_errors_are_one_message(errors, place, case):
+    code, printed = errors[case]
+    assert code == 2 and ERRORS[case][1] in printed
+    assert printed.startswith("error: ") and "Traceback" not in printed
     assert not (place / "x.npz").exists()
 
 
 @pytest.mark.parametrize("megabytes", [0, 100])
-def test_the_unreadable_are_left_out_streamed_or_resident(place, megabytes):
+def test_unreadable_images_are_left_out(place, megabytes):
     read = pretrained.read(place / "encoder.safetensors")
     read.config.data.resident_megabytes = megabytes
     good = tiny_sources(9).train
@@ -118,7 +131,7 @@ def test_the_unreadable_are_left_out_streamed_or_resident(place, megabytes):
         "mixed", lambda i: b"bad" if i in (2, 8) else good.read(i), good.names, None, ()
     )
     layout = make_layout()
-    parts = list(embedding.embed(read, source, layout, output="head", batch_size=8))
+    parts = list(embed(read, source, layout, output="head", batch_size=8))
     assert np.concatenate([indices for _, indices in parts]).tolist() == [0, 1, 3, 4, 5, 6, 7]
     expected = moco_jax.load(place / "encoder.safetensors", output="head")
     images = [good.read(i) for i in (0, 1, 3, 4, 5, 6, 7)]

@@ -1,18 +1,17 @@
-"""kNN of an encoder on disk: what the monitor measures, and the command."""
-
-import functools
+"""kNN accuracy of an encoder on disk: equal to the monitor's; the command and its errors."""
 
 import numpy as np
 import pytest
 
 from moco_jax.data.loading import loader
-from moco_jax.data.sources.opening import Sources
+from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.knn_accuracy import COLUMNS, measure
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining.knn_monitor import KnnMonitor
 from tests.conftest import run_command
 from tests.encoder_files import write_encoder
+from tests.in_process import run_all
 from tests.tiny import tiny_config, tiny_sources
 
 CONFIG = tiny_config(data__canvas=16, knn__temperature=0.07)
@@ -25,7 +24,7 @@ def encoder(tmp_path_factory):
     return path
 
 
-def test_it_measures_what_the_monitor_does(encoder):
+def test_accuracy_equals_that_of_the_monitor(encoder):
     read, sources, layout = pretrained.read(encoder), tiny_sources(), make_layout()
     rows = list(
         measure(
@@ -41,24 +40,19 @@ def test_it_measures_what_the_monitor_does(encoder):
     assert rows[2][0] == "arrays by arrays" and rows[6][0] == "arrays, each by the others"
 
 
-def test_what_can_not_be_measured_is_told(encoder):
+def test_errors_say_what_is_allowed(encoder):
     read, sources = pretrained.read(encoder), tiny_sources()
     options = dict(ks=(1,), temperatures=(1.0,), layout=make_layout())
     with pytest.raises(ValueError, match="arrays has no test split; allowed: a folder test/"):
         list(measure(read, Sources(sources.train, None), CONFIG.data, **options))
     with pytest.raises(ValueError, match="a backbone has no head"):
         list(measure(read, sources, CONFIG.data, output="head", **options))
-    flat = tiny_sources().train.__class__("flat", lambda i: b"", ["a"], None, ())
+    flat = Source("flat", lambda i: b"", ["a"], None, ())
     with pytest.raises(ValueError, match="flat has no classes"):
         list(measure(read, Sources(flat, None), CONFIG.data, **options))
 
 
-@pytest.fixture(scope="module")
-def run(repository):
-    return functools.partial(run_command, repository, "moco_jax.knn")
-
-
-def test_the_command(run, encoder, tmp_path):
+def test_command_prints_a_table(repository, encoder, tmp_path):
     train, test = tiny_sources().train, tiny_sources(seed=1).test
     assert test is not None
     arrays = {
@@ -70,8 +64,9 @@ def test_the_command(run, encoder, tmp_path):
         )
     }
     np.savez(tmp_path / "images.npz", **arrays)
-    done = run(f"--encoder={encoder}", f"--images={tmp_path}/images.npz", "--k=1,500",
-               "--temperature=0.1")  # fmt: skip
+    done = run_command(repository, "moco_jax.knn", f"--encoder={encoder}",
+                       f"--images={tmp_path}/images.npz", "--k=1,500",
+                       "--temperature=0.1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     head, first, second = done.stdout.splitlines()
     assert head.split() == list(COLUMNS)
@@ -80,17 +75,23 @@ def test_the_command(run, encoder, tmp_path):
     assert done.stderr.startswith("backbone of a backbone")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give an encoder"),
-        (["--encoder=/none"], "there is no encoder at /none"),
-        (["--encoder=/none", "--k=1,x"], "--k must be whole numbers above 0, such as 1,2; got"),
-        (["--encoder=/none", "--temperature=0"], "--temperature must be numbers above 0"),
-        (["--encoder=/none", "--config=none.py"], "there is no config file none.py"),
-    ],
-)
-def test_errors_are_one_message(run, arguments, message):
-    done = run(*arguments)
-    assert done.returncode == 2 and message in done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+ERRORS = [
+    ([], "--encoder must be given"),
+    (["--encoder=/none"], "there is no encoder at /none"),
+    (["--encoder=/none", "--k=1,x"], "--k must be whole numbers above 0, such as 1,2; got"),
+    (["--encoder=/none", "--temperature=0"], "--temperature must be numbers above 0"),
+    (["--encoder=/none", "--config=none.py"], "there is no config file none.py"),
+]
+
+
+@pytest.fixture(scope="module")
+def errors(repository):
+    cases = [arguments for arguments, _ in ERRORS]
+    return run_all(repository, "moco_jax.knn", cases, repository)
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)), ids=[message for _, message in ERRORS])
+def test_errors_are_one_message(errors, case):
+    code, printed = errors[case]
+    assert code == 2 and ERRORS[case][1] in printed
+    assert printed.startswith("error: ") and "Traceback" not in printed

@@ -1,21 +1,28 @@
-"""The command line: its errors are one message, and exit with 2 before any time is spent."""
-
-import functools
+"""`python -m moco_jax.main`: errors are one message and the exit code 2, before any work."""
 
 import pytest
 
+from moco_jax import main
 from tests.conftest import run_command
+from tests.in_process import exit_code
 
 
 @pytest.fixture
-def run(repository, tmp_path):
-    return functools.partial(run_command, repository, "moco_jax.main")
+def run(repository, monkeypatch, capsys):
+    """Runs `main` with arguments: returns the exit code and the standard error."""
+
+    def run(*arguments):
+        monkeypatch.chdir(repository)
+        code = exit_code(main.run, *arguments)
+        return code, capsys.readouterr().err
+
+    return run
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give an experiment, such as --config=configs/digits.py"),
+        ([], "--config must be given, such as --config=configs/digits.py"),
         (["--config=configs/digit.py"], "there is no config file configs/digit.py"),
         (["--config=configs/digits.py", "--config.momentun=0.9"], 'Did you mean "momentum"'),
         (["--config=configs/digits.py", "--config.modle.name=x"], 'Did you mean "model"'),
@@ -30,10 +37,10 @@ def run(repository, tmp_path):
     ],
 )
 def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
-    done = run(*arguments, *(["--workdir", str(tmp_path / "w")] if arguments else []))
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    code, printed = run(*arguments, *(["--workdir", str(tmp_path / "w")] if arguments else []))
+    assert code == 2, printed
+    assert message in printed
+    assert printed.startswith("error: ") and "Traceback" not in printed
     assert not (tmp_path / "w").exists()
 
 
@@ -47,24 +54,33 @@ def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
         ("from moco_jax import config\ndef get_config():\n c = config.base()\n c.lrr = 1", "lrr"),
     ],
 )
-def test_a_config_file_that_does_not_work_is_named(run, tmp_path, text, message):
+def test_error_names_the_config_file_that_fails(run, tmp_path, text, message):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    done = run(f"--config={path}", f"--workdir={tmp_path}/w")
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr and "mine.py" in done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr) < 600
+    code, printed = run(f"--config={path}", f"--workdir={tmp_path}/w")
+    assert code == 2, printed
+    assert message in printed and "mine.py" in printed
+    assert "Traceback" not in printed and len(printed) < 600
 
 
 def test_missing_images_are_an_error(run, tmp_path):
-    done = run(f"--config=configs/folder.py:{tmp_path}/none", f"--workdir={tmp_path}/w")
-    assert done.returncode == 2 and f"{tmp_path}/none" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, printed = run(f"--config=configs/folder.py:{tmp_path}/none", f"--workdir={tmp_path}/w")
+    assert code == 2 and f"{tmp_path}/none" in printed
+    assert "Traceback" not in printed
 
 
-def test_one_step_from_the_command_line(run, tmp_path):
-    """`steps` on the command line takes the place of the config's epochs."""
-    done = run(
+def test_error_ends_a_process_of_its_own(repository, tmp_path):
+    done = run_command(repository, "moco_jax.main", "--config=configs/digits.py",
+                       "--config.model.name=resnet5", f"--workdir={tmp_path}/w")  # fmt: skip
+    assert done.returncode == 2 and "known: resnet10" in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_one_step_from_the_command_line(repository, tmp_path):
+    """`steps` on the command line replaces the epochs of the config."""
+    done = run_command(
+        repository,
+        "moco_jax.main",
         "--config=configs/digits.py",
         "--config.steps=1",
         "--config.model.width=0.125",

@@ -1,0 +1,182 @@
+"""What the commands share: the flag --config, error messages and exit codes."""
+
+import contextlib
+import functools
+
+import pytest
+
+from moco_jax import command_line
+from moco_jax.parallel import cluster, roll_call
+from tests.in_process import exit_code
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict({"name": "mine", "epochs": 3, "steps": 0})
+"""
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command: (work, *arguments, **options) -> (exit code, standard error)."""
+
+    def run(work, *arguments, **options):
+        command = functools.partial(command_line.run_main, work, **options)
+        code = exit_code(command, *arguments)
+        return code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def config_flag(tmp_path):
+    (tmp_path / "mine.py").write_text(FILE)
+    return f"--config={tmp_path}/mine.py"
+
+
+def raises(error):
+    """Returns a command that raises an error."""
+
+    def work():
+        raise error
+
+    return work
+
+
+def test_required_config(run, config_flag):
+    names = []
+    work = lambda: names.append(command_line.config().name)  # noqa: E731
+    message = "error: --config must be given, such as --config=configs/digits.py\n"
+    assert run(work) == (2, message) and names == []
+    assert run(work, config_flag, "--config.name=other") == (0, "") and names == ["other"]
+
+
+def test_optional_config(run, config_flag):
+    given = []
+    work = lambda: given.append(command_line.has_config())  # noqa: E731
+    assert run(work, config="optional") == (0, "")
+    assert run(work, config_flag, config="optional") == (0, "")
+    assert given == [False, True]
+
+
+def test_command_without_a_config(run, config_flag):
+    assert run(lambda: None, config="none") == (0, "")
+    code, message = run(raises(AssertionError), config_flag, config="none")
+    assert (code, message) == (2, f"error: {config_flag}: this command takes no config\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=none.py"], "--config=none.py: there is no config file none.py"),
+        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["a", "b=3"], "unexpected arguments: a b=3"),
+    ],
+)
+def test_error_of_the_command_line(run, arguments, message):
+    code, printed = run(raises(AssertionError), *arguments, config="optional")
+    assert code == 2 and printed.startswith("error: ") and message in printed
+
+
+def test_config_must_be_a_config_dict(run, tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(): return [1]")
+    code, printed = run(command_line.config, f"--config={tmp_path}/mine.py")
+    assert code == 2 and "mine.py: get_config() must return a ConfigDict, got list" in printed
+
+
+def test_length_on_the_command_line_replaces_that_of_the_file(run, config_flag):
+    lengths = []
+
+    def work():
+        config = command_line.config()
+        lengths.append((config.epochs, config.steps))
+
+    for arguments in ([], ["--config.steps=5"], ["--config.epochs=7"]):
+        assert run(work, config_flag, *arguments) == (0, "")
+    assert run(work, config_flag, "--config.steps=5", "--config.epochs=7") == (0, "")
+    assert lengths == [(3, 0), (None, 5), (7, None), (7, 5)]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, ModuleNotFoundError, KeyError])
+def test_error_is_one_message(run, error):
+    # KeyError is not among the errors of every command.
+    options = {"errors": (KeyError,)} if error is KeyError else {}
+    code, printed = run(raises(error("bad value")), config="none", **options)
+    assert code == 2
+    assert printed == f"error: {error('bad value')}\n(--verbosity=1 prints the traceback)\n"
+
+
+def test_other_errors_and_verbose_errors_keep_their_traceback(run):
+    with pytest.raises(KeyError):
+        run(raises(KeyError("bug")), config="none")
+    with pytest.raises(ValueError, match="bad value"):
+        run(raises(ValueError("bad value")), "--verbosity=1", config="none")
+
+
+def test_interrupt_is_one_message(run):
+    assert run(raises(KeyboardInterrupt), config="none") == (130, "\ninterrupted\n")
+    code, printed = run(raises(KeyboardInterrupt), config="none", interrupted="nothing is saved")
+    assert (code, printed) == (130, "\nnothing is saved\n")
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (75, 75)])
+def test_result_is_the_exit_code(run, result, code):
+    assert run(lambda: result, config="none") == (code, "")
+
+
+@pytest.mark.parametrize(
+    ("work", "code"), [(lambda: None, 0), (lambda: 75, 75), (raises(KeyboardInterrupt), 130)]
+)
+def test_processes_separate_before_the_exit(run, work, code):
+    events = []
+
+    @contextlib.contextmanager
+    def join():
+        events.append("join")
+        yield
+        events.append("leave")
+
+    assert run(work, config="none", join=join)[0] == code
+    assert events == ["join", "leave"]
+
+
+def test_error_ends_the_process_while_it_is_joined(run):
+    @contextlib.contextmanager
+    def join():
+        with pytest.raises(SystemExit):
+            yield
+        raise SystemExit(7)
+
+    assert run(raises(ValueError), config="none", join=join)[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(cluster.WrongFlags("alone"), 2), (roll_call.Missing("1 is missing"), 1)]
+)
+def test_error_of_joining_is_one_message(run, error, code):
+    assert run(lambda: None, config="none", join=raises(error)) == (code, f"error: {error}\n")
+
+
+def test_list_of_numbers(run):
+    flag = lambda *values: type("Flag", (), {"name": "k", "value": list(values)})  # noqa: E731
+    assert command_line.numbers(flag("1", "20"), int) == [1, 20]
+    for values, kind in ((("1", "x"), int), (("0.5",), int), (("0",), float), ((), int)):
+        code, printed = run(lambda v=values, k=kind: command_line.numbers(flag(*v), k),
+                            config="none")  # fmt: skip
+        what = "whole numbers" if kind is int else "numbers"
+        assert code == 2 and f"--k must be {what} above 0, such as 1,2; got " in printed
+
+
+@pytest.mark.parametrize(
+    ("form", "printed"),
+    [
+        ("table", "name  cosine\na     0.1235\nlong  1\n"),
+        ("csv", "name,cosine\na,0.1235\nlong,1\n"),
+        ("json", '{"name": "a", "cosine": 0.1235}\n{"name": "long", "cosine": 1}\n'),
+    ],
+)
+def test_rows_are_printed_in_each_format(capsys, form, printed):
+    assert form in command_line.FORMATS
+    command_line.print_rows(iter([("a", 0.12345678), ("long", 1)]), ("name", "cosine"), form)
+    assert capsys.readouterr().out == printed

@@ -1,4 +1,4 @@
-"""Encoders on disk for tests of what uses them."""
+"""Writes encoders to disk for tests."""
 
 import functools
 import pathlib
@@ -12,7 +12,7 @@ from moco_jax.models.encoder import make_encoder
 
 
 def write_encoder(path: pathlib.Path, config: ConfigDict, *, head: bool = True) -> None:
-    """Writes an encoder of a config with random weights: drawn here, since JAX would compile."""
+    """Writes an encoder with random weights. NumPy draws them, since JAX would compile."""
     init = functools.partial(make_encoder(config).init, method="projection")
     shapes = jax.eval_shape(init, jax.random.key(0), np.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(0)

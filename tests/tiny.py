@@ -5,11 +5,11 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.data.augment import recipes
-from moco_jax.data.sources.opening import Sources, array_source
+from moco_jax.data.sources.source import Sources, array_source
 
 
 def tiny_config(**changes) -> ConfigDict:
-    """Returns a run of 10 steps on 8x8 images; `changes` by key, `model__width=1` for nested."""
+    """Returns a config of 10 steps on 8x8 images; `changes` by key, nested as `model__width=1`."""
     c = config_lib.base()
     c.update_from_flattened_dict(
         {
@@ -25,7 +25,7 @@ def tiny_config(**changes) -> ConfigDict:
             "momentum": 0.9,
             "queue_size": 128,
             "lr_batch": 32,
-            "lr_schedule": "constant",  # so that shorter runs are beginnings of longer ones
+            "lr_schedule": "constant",  # a shorter run is the beginning of a longer one
             "data.source": "digits",
             "data.image_size": 8,
             "data.eval_resize": 8,
@@ -39,7 +39,7 @@ def tiny_config(**changes) -> ConfigDict:
 
 
 def tiny_sources(images: int = 96, seed: int = 0) -> Sources:
-    """Returns labelled noise of 10x12 pixels, 4 classes of different colour."""
+    """Returns labelled noise of 10x12 pixels in 4 classes with different colours."""
     rng = np.random.default_rng(seed)
 
     def make(n):

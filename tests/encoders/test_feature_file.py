@@ -1,4 +1,4 @@
-"""Features come back from a file as they were written, without what could not be read."""
+"""Writes features to files and reads them back, without the unreadable images."""
 
 import importlib.util
 
@@ -7,6 +7,7 @@ import pytest
 
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file
+from moco_jax.encoders.feature_file import FeatureRows
 
 ABOUT = {"encoder": "runs/x", "output": "backbone"}
 KINDS = ("features.npz", "features.parquet")
@@ -19,9 +20,9 @@ def a_source(labelled=True):
 
 
 def some_parts():
-    """Images 0, 1, 2 and 4: a row of the second batch could not be read."""
+    """Returns features of images 0, 1, 2 and 4: image 3 of the second part is unreadable."""
     features = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    return [(features[:2], np.arange(2)), (features[2:], np.array([2, 4]))]
+    return [FeatureRows(features[:2], np.arange(2)), FeatureRows(features[2:], np.array([2, 4]))]
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -30,19 +31,19 @@ def test_a_file_gives_back_what_was_written(tmp_path, name, labelled):
     source, parts = a_source(labelled), some_parts()
     assert feature_file.write(tmp_path / name, iter(parts), source, ABOUT) == 4
     got = feature_file.read(tmp_path / name)
-    np.testing.assert_array_equal(got.features, np.concatenate([part[0] for part in parts]))
+    np.testing.assert_array_equal(got.features, np.concatenate([part.features for part in parts]))
     assert got.features.dtype == np.float32
     assert got.names.tolist() == [f"folder/{i}/ü.jpg" for i in (0, 1, 2, 4)]
     assert ABOUT.items() <= got.about.items()
     if labelled:
         assert got.labels is not None and got.labels.tolist() == [0, 1, 1, 2]
-        assert got.class_names == ("a", "b", "c") and got.label(3) == "c"
+        assert got.class_names == ("a", "b", "c") and got.class_name(3) == "c"
     else:
-        assert got.labels is None and got.class_names == () and got.label(3) == ""
+        assert got.labels is None and got.class_names == () and got.class_name(3) == ""
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_an_npz_is_numpys_own(tmp_path):
+def test_numpy_reads_an_npz(tmp_path):
     feature_file.write(tmp_path / "features.npz", some_parts(), a_source(), ABOUT)
     with np.load(tmp_path / "features.npz") as file:
         assert set(file.files) == {"features", "names", "labels", "class_names", "about"}
@@ -50,7 +51,7 @@ def test_an_npz_is_numpys_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_one_cut_short_leaves_nothing(tmp_path, name):
+def test_write_that_fails_leaves_no_file(tmp_path, name):
     def parts():
         yield some_parts()[0]
         raise OSError("the disk is gone")
@@ -60,15 +61,15 @@ def test_one_cut_short_leaves_nothing(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_can_not_be_written_is_told_before(tmp_path, monkeypatch):
+def test_check_writable_names_the_flag_or_package(tmp_path, monkeypatch):
     (tmp_path / "old.npz").write_text("old")
     check = feature_file.check_writable
-    with pytest.raises(ValueError, match=r"old.npz exists; give another name, or --overwrite"):
+    with pytest.raises(ValueError, match=r"old.npz exists; give another --out, or --overwrite"):
         check(tmp_path / "old.npz", False)
     check(tmp_path / "old.npz", True)
-    with pytest.raises(ValueError, match=r"unknown ending '.txt'; known: .npz, .parquet"):
+    with pytest.raises(ValueError, match=r"the ending '.txt' is unknown; known: .npz, .parquet"):
         check(tmp_path / "new.txt", False)
-    with pytest.raises(ValueError, match="there is no folder .*/none to write new.npz into"):
+    with pytest.raises(ValueError, match="--out=.*/none/new.npz: there is no folder .*/none$"):
         check(tmp_path / "none" / "new.npz", False)
     check(tmp_path / "new.parquet", False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -76,11 +77,11 @@ def test_what_can_not_be_written_is_told_before(tmp_path, monkeypatch):
         check(tmp_path / "new.parquet", False)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_error_for_a_file_without_features(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         feature_file.read(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="holds no features of"):
+    with pytest.raises(ValueError, match="other.npz is not a file of features; allowed: "):
         feature_file.read(tmp_path / "other.npz")
     for name in KINDS:
         (tmp_path / name).write_text("text")

@@ -1,4 +1,4 @@
-"""Images of every kind in, features out: those of the model on the images of evaluation."""
+"""The encoder as a function of images: all kinds of images, all sizes, and errors."""
 
 import io
 import subprocess
@@ -20,7 +20,7 @@ CONFIG = tiny_config(data__canvas=64, data__eval_resize=10)
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The paths of an encoder with a head and of one without."""
+    """Returns the paths of an encoder with a head and of one without."""
     folder = tmp_path_factory.mktemp("encoders")
     paths = folder / "whole.safetensors", folder / "backbone.safetensors"
     write_encoder(paths[0], CONFIG)
@@ -41,7 +41,7 @@ def images():
 
 
 def expected(files, images, method="features"):
-    """The features of all images at once, on one canvas."""
+    """Returns the features of all images in one batch, on one canvas."""
     read, data = pretrained.read(files[0]), CONFIG.data
     view = evaluation_view(8, 10, data.mean, data.std)
     canvases = np.zeros((len(images), 64, 64, 3), np.uint8)
@@ -52,8 +52,8 @@ def expected(files, images, method="features"):
     return np.asarray(apply(canvases, sizes))
 
 
-def test_any_number_of_any_size(files, encoder, images):
-    features = encoder(images)  # two batches of 16, and one of 5 rows of which are real
+def test_any_number_of_images_of_any_size(files, encoder, images):
+    features = encoder(images)  # two batches of 16 images, and one of 5
     assert features.shape == (37, encoder.dim) and features.dtype == np.float32
     # On another canvas a pixel of a few images may round to the next level.
     off = np.abs(features - expected(files, images)).max(axis=1) / features.max()
@@ -71,7 +71,7 @@ def test_the_head_gives_unit_vectors(files, images):
     np.testing.assert_allclose(features, expected(files, images[:5], "projection"), atol=5e-3)
 
 
-def test_every_kind_of_image_is_understood(encoder, images, tmp_path):
+def test_every_kind_of_image_is_read(encoder, images, tmp_path):
     image = images[3]
     pil, png = Image.fromarray(image), io.BytesIO()
     pil.save(tmp_path / "a.png")
@@ -86,18 +86,18 @@ def test_every_kind_of_image_is_understood(encoder, images, tmp_path):
     assert (grey[0] != features[0]).any()
 
 
-def test_it_compiles_once_for_its_batches(encoder, images):
+def test_batches_of_the_same_length_share_one_compilation(encoder, images):
     encoder(images)
     compiled = encoder._encode._cache_size()
     encoder(images + images)
     assert encoder._encode._cache_size() == compiled
     encoder(images[:2])
     compiled = encoder._encode._cache_size()
-    encoder(images[:7])  # 8 rows, one a device, for both
+    encoder(images[:7])  # both have 8 rows, one a device
     assert encoder._encode._cache_size() == compiled
 
 
-def test_it_tells_what_it_is(encoder):
+def test_repr_describes_the_encoder(encoder):
     assert repr(encoder) == (
         "<ImageEncoder resnet10 of a whole encoder: images -> backbone f32[N, 64], 8 of 10 pixels>"
     )
@@ -107,31 +107,34 @@ def test_it_tells_what_it_is(encoder):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("a.jpg", r"give a list of images, got one \(str\)"),
-        (np.zeros((8, 8, 3), np.uint8), r"shape \(8, 8, 3\); .*; of one image make \[image\]"),
-        (np.zeros((2, 3, 8, 8), np.uint8), "move the channels last first"),
-        (np.zeros((2, 8, 8, 3)), "image 0: it can't be read: the array is float64; allowed"),
-        ([b"no image"], "image 0: it can't be read: no known image format"),
-        ([np.zeros((8, 8, 3), np.uint8), 3], "image 1: it can't be read: got int; allowed: a pa"),
-        (3, "must be an array or a list, got int"),
+        ("a.jpg", r"must be a list or an array, got one image \(str\); give \[image\]"),
+        (np.zeros((8, 8, 3), np.uint8), r"got \(8, 8, 3\); for a single image give \[image\]"),
+        (
+            np.zeros((2, 3, 8, 8), np.uint8),
+            r"8, 8\); move the channels to the last axis",
+        ),
+        (np.zeros((2, 8, 8, 3)), "image 0 can't be read: the array is float64; allowed"),
+        ([b"no image"], "image 0 can't be read: no known image format"),
+        ([np.zeros((8, 8, 3), np.uint8), 3], "image 1 can't be read: got int; allowed: a pa"),
+        (3, "must be a list or an array, got int"),
     ],
 )
-def test_what_is_no_image_is_named(encoder, given, message):
+def test_error_names_what_is_not_an_image(encoder, given, message):
     with pytest.raises(ValueError, match=message):
         encoder(given)
 
 
-def test_what_the_encoder_lacks_is_refused(files):
+def test_error_names_an_output_that_the_encoder_does_not_have(files):
     assert moco_jax.load(files[1])(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 64)
     with pytest.raises(ValueError, match="a backbone has no head; allowed: output='backbone'"):
         moco_jax.load(files[1], output="head")
-    with pytest.raises(ValueError, match="unknown output 'heads'; known: backbone, head"):
+    with pytest.raises(ValueError, match="output='heads' is unknown; known: backbone, head"):
         moco_jax.load(files[0], output="heads")
     with pytest.raises(FileNotFoundError, match="there is no encoder at"):
         moco_jax.load("/no/such/place")
 
 
-def test_the_package_alone_imports_nothing(repository):
+def test_importing_the_package_does_not_import_jax(repository):
     code = "import sys, moco_jax; assert not {'jax', 'numpy'} & set(sys.modules); moco_jax.load"
     subprocess.run([sys.executable, "-c", code], cwd=repository, check=True)
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):

@@ -1,4 +1,4 @@
-"""Neighbours against comparing all with all in numpy, on vectors whose cosines are exact."""
+"""Neighbours against a search in NumPy, on vectors whose cosines are exact."""
 
 import jax
 import numpy as np
@@ -16,19 +16,19 @@ def layout(request):
 
 
 @pytest.fixture
-def small_pieces(monkeypatch):
-    """Blocks of at most 7 rows, and parts of 2 blocks a device."""
-    monkeypatch.setattr(neighbours, "_BLOCK", 7)
+def small_blocks(monkeypatch):
+    """Sets blocks of at most 7 rows, and parts of 2 blocks a device."""
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", 7)
     monkeypatch.setattr(neighbours, "_PART_BYTES", 2 * 7 * 16 * 4)
-    monkeypatch.setattr(neighbours, "_QUERIES", 8)
+    monkeypatch.setattr(neighbours, "_QUERY_BATCH", 8)
 
 
 def corners(count, seed):
-    """Returns f32[count, 16] of +-3: their cosines are multiples of 1/8, many of them equal."""
+    """Returns f32[count, 16] of +-3: the cosines are multiples of 1/8, and many are equal."""
     return 3 * np.random.default_rng(seed).choice(np.float32([-1, 1]), (count, 16))
 
 
-def compared(queries, bank, k, among="all", own=None):
+def reference(queries, bank, k, among="all", own=None):
     """Returns cosines and indices [M, k] by a stable sort of all cosines."""
     cosines = (queries @ bank.T / 144).astype(np.float32)
     for row, cosine in enumerate(cosines):
@@ -42,31 +42,30 @@ def compared(queries, bank, k, among="all", own=None):
 
 @pytest.mark.parametrize("k", [1, 5, 60])
 @pytest.mark.parametrize("among", neighbours.AMONG)
-def test_equal_to_a_stable_sort_of_all_cosines(small_pieces, layout, among, k):
+def test_equal_to_a_stable_sort_of_all_cosines(small_blocks, layout, among, k):
     bank = corners(203, 0)
     own = None if among == "all" else np.arange(0, 200, 10)
     queries = corners(20, 1) if own is None else bank[own]
     got = nearest(queries, bank, k=k, layout=layout, own=own, among=among)
-    expected = compared(queries, bank, k, among, own)
+    expected = reference(queries, bank, k, among, own)
     np.testing.assert_array_equal(got[0], expected[0])
     there = np.isfinite(expected[0])
     np.testing.assert_array_equal(got[1][there], expected[1][there])
-    assert (
-        expected[0][:, 1:] == expected[0][:, :-1]
-    ).any() or k == 1  # the rule for ties was needed
+    ties = expected[0][:, 1:] == expected[0][:, :-1]
+    assert ties.any() or k == 1
     assert not there.all() if among == "later" and k == 60 else there.all()
 
 
-def test_pieces_change_nothing(layout):
+def test_one_block_gives_the_same(layout):
     bank, queries = corners(203, 0), corners(20, 1)
     got = nearest(queries, bank, k=5, layout=layout)
-    np.testing.assert_array_equal(got, compared(queries, bank, 5))
+    np.testing.assert_array_equal(got, reference(queries, bank, 5))
 
 
 @pytest.mark.parametrize("threshold", [0.75, 1.0])
-def test_all_pairs_above_a_cosine_once(small_pieces, layout, threshold):
+def test_each_pair_above_a_cosine_comes_once(small_blocks, layout, threshold):
     features = corners(90, 2)
-    features[10:60] = features[3]  # more than the first try looks at
+    features[10:60] = features[3]  # more duplicates than the first search returns
     first, second, cosine = (
         np.concatenate(part)
         for part in zip(*near_duplicates(features, threshold, layout))  # noqa: B905
@@ -79,8 +78,8 @@ def test_all_pairs_above_a_cosine_once(small_pieces, layout, threshold):
     assert len(expected) >= 51 * 50 / 2
 
 
-def test_the_bank_stays_where_it_is(monkeypatch):
-    monkeypatch.setattr(neighbours, "_BLOCK", 128)
+def test_devices_exchange_only_their_nearest_rows(monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", 128)
     layout, bank = make_layout(), corners(8 * 512, 3)
     [(start, part)] = neighbours._parts(bank, layout)
     assert part.shape == (4, 8, 128, 16) and part.addressable_shards[0].data.shape[1] == 1
@@ -97,18 +96,20 @@ def test_the_bank_stays_where_it_is(monkeypatch):
         *block, part, start, len(bank), among="all", layout=layout
     ).compile()
     moved = collectives.collectives(compiled.as_text())
-    assert moved and max(c.bytes for c in moved) <= 8 * 32 * 5 * 4  # the devices' nearest
+    assert moved and max(c.bytes for c in moved) <= 8 * 32 * 5 * 4
 
 
-def test_what_makes_no_sense_is_refused():
+def test_errors_name_the_argument():
     layout, x = make_layout(), corners(4, 0)
     with pytest.raises(ValueError, match=r"queries \(4, 16\) and bank \(4, 8\)"):
         nearest(x, x[:, :8], k=1, layout=layout)
-    with pytest.raises(ValueError, match="4 queries, a bank of 0"):
+    with pytest.raises(ValueError, match="must have at least one row; got 4 and 0"):
         nearest(x, x[:0], k=1, layout=layout)
     with pytest.raises(ValueError, match="among='late' is unknown; known: all, others, later"):
         nearest(x, x, k=1, layout=layout, own=np.arange(4), among="late")
-    with pytest.raises(ValueError, match="among='others' goes with `own`"):
+    with pytest.raises(ValueError, match=r"among='others' needs own=i32\[M\]"):
         nearest(x, x, k=1, layout=layout, among="others")
+    with pytest.raises(ValueError, match="among='all' needs own=None"):
+        nearest(x, x, k=1, layout=layout, own=np.arange(4))
     with pytest.raises(ValueError, match="k=0 must be at least 1"):
         nearest(x, x, k=0, layout=layout)

@@ -1,23 +1,25 @@
+"""kNN votes against one query at a time and against scikit-learn."""
+
 import jax
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from moco_jax.encoders import votes as knn
+from moco_jax.encoders import votes
 from moco_jax.encoders.votes import knn_table, knn_top1, leave_one_out_table
 from moco_jax.parallel.mesh import make_layout
 
 
 def reference(queries, truth, bank, labels, k, temperature):
-    """Weighted kNN, one query at a time."""
+    """Returns top-1 in percent, one query at a time."""
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     correct = 0
     for q, y in zip(unit(queries), truth, strict=True):
         similarity = unit(bank) @ q
         nearest = np.argsort(-similarity)[:k]
-        votes = np.zeros(labels.max() + 1)
-        np.add.at(votes, labels[nearest], np.exp(similarity[nearest] / temperature))
-        correct += votes.argmax() == y
+        of_classes = np.zeros(labels.max() + 1)
+        np.add.at(of_classes, labels[nearest], np.exp(similarity[nearest] / temperature))
+        correct += of_classes.argmax() == y
     return 100 * correct / len(truth)
 
 
@@ -52,7 +54,7 @@ def blobs(rows, seed):
 KS, TEMPERATURES = (20, 1, 500), (0.07, 0.5)
 
 
-def test_the_table_holds_every_k_and_temperature():
+def test_table_has_every_k_and_temperature():
     (bank, labels), (queries, truth) = blobs(203, 0), blobs(77, 1)
     got = knn_table(
         queries, truth, bank, labels, ks=KS, temperatures=TEMPERATURES, layout=make_layout()
@@ -74,7 +76,7 @@ def test_agrees_with_scikit_learn():
         assert got == pytest.approx(100 * theirs.score(queries, truth))
 
 
-def test_leaving_one_out_asks_all_the_others():
+def test_leave_one_out_uses_all_other_rows():
     x, labels = blobs(60, 2)
     got = leave_one_out_table(x, labels, ks=(1, 7, 200), temperatures=(0.1,), layout=make_layout())
     for row, k in enumerate((1, 7, 59)):
@@ -85,7 +87,7 @@ def test_leaving_one_out_asks_all_the_others():
             for i in range(60)
         ]
         assert got[row, 0] == pytest.approx(np.mean(right))
-    with pytest.raises(ValueError, match="2 or more, got 1"):
+    with pytest.raises(ValueError, match="leave-one-out needs 2 or more images, got 1"):
         leave_one_out_table(x[:1], labels[:1], ks=(1,), temperatures=(1,), layout=make_layout())
 
 
@@ -95,7 +97,7 @@ def test_ties_go_to_the_lower_index_and_the_lower_label():
         a, np.int32([truth]), np.concatenate([b, a, a, a]), np.int32(labels), k=k, temperature=0.1,
         layout=make_layout(),
     )  # fmt: skip
-    assert classify(2, [0, 2, 1, 1], 1) == 100  # of three equally near ones the first
+    assert classify(2, [0, 2, 1, 1], 1) == 100  # of three equally near rows the first
     assert classify(1, [0, 2, 1, 3], 2) == 100  # one vote each for 2 and 1
     assert classify(1, [0, 2, 1, 1], 3) == 100
 
@@ -106,9 +108,9 @@ def test_a_small_temperature_does_not_overflow():
         knn_top1(queries, truth, bank, labels, k=k, temperature=t, layout=make_layout())
         for k, t in ((1, 1.0), (50, 1e-4))
     ]
-    assert got[0] == got[1]  # the nearest alone decides
+    assert got[0] == got[1]  # only the nearest row decides
 
 
-def test_votes_are_counted_in_pieces(monkeypatch):
-    monkeypatch.setattr(knn, "_CELLS", 30)
+def test_votes_are_counted_in_several_parts(monkeypatch):
+    monkeypatch.setattr(votes, "_VOTES_AT_ONCE", 30)
     test_agrees_with_one_query_at_a_time(20, 1)

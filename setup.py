@@ -56,6 +56,7 @@ setup(
             "ruff",
             "pyright",
             "chex>=0.1.90",
+            "filelock>=3.13",  # JAX locks the compilation cache that test processes share
             "scipy",
             "matplotlib",
             "pyarrow>=15",

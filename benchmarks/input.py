@@ -41,7 +41,7 @@ except ImportError:
 from moco_jax import config as config_lib
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.order import ShuffledOrder
-from moco_jax.data.sources import opening as sources
+from moco_jax.data.sources import opening
 from moco_jax.parallel.mesh import make_layout
 
 _SIDE = 224
@@ -164,7 +164,7 @@ def main() -> None:
 
     if cv2 is not None:
         cv2.setNumThreads(1)  # the thread pool already uses all cores
-    source = sources.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
+    source = opening.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
     jpegs = [data for data in map(source.read, range(len(source))) if data[:2] == b"\xff\xd8"]
     config = config_lib.base().data
     config.resident_megabytes = 0

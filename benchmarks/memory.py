@@ -13,7 +13,7 @@ import pathlib
 from moco_jax import config as config_lib
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.order import ShuffledOrder
-from moco_jax.data.sources import opening as sources
+from moco_jax.data.sources import opening
 from moco_jax.parallel.mesh import make_layout
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=50)
     options = parser.parse_args()
 
-    source = sources.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
+    source = opening.open_sources(source="images", path=options.path, held_out=0.0, seed=0).train
     config = config_lib.base().data
     config.resident_megabytes = 0
     data = loader.load(source, config, make_layout())

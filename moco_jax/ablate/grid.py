@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.ablate.studies import Variant
-from moco_jax.data.sources.opening import Sources
+from moco_jax.data.sources.source import Sources
 from moco_jax.pretraining import pretrain, validation
 from moco_jax.training import loop
 from moco_jax.training.checkpoints import differences

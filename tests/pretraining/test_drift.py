@@ -5,7 +5,7 @@ import contextlib
 import jax
 import pytest
 
-from moco_jax.data.sources.opening import Sources
+from moco_jax.data.sources.source import Sources
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.pretraining.run import build

@@ -1,11 +1,11 @@
-"""Counting what is right, with torch's meaning and numbers written out."""
+"""Top-1 and top-5 hits against a sort of the scores."""
 
 import numpy as np
 
 from moco_jax.supervised.accuracy import counts
 
 
-def test_counts_are_those_of_a_sort():
+def test_hits_equal_those_of_a_sort():
     rng = np.random.default_rng(0)
     scores = rng.normal(size=(50, 3, 9)).astype(np.float32)
     labels, weights = rng.integers(0, 9, 50), (rng.random(50) < 0.7).astype(np.float32)
@@ -18,13 +18,13 @@ def test_counts_are_those_of_a_sort():
     np.testing.assert_allclose(got[2], (losses * weights[:, None]).sum(axis=0), rtol=1e-5)
 
 
-def test_equal_scores_are_a_guess_of_the_first_class():
+def test_of_equal_scores_the_first_class_ranks_higher():
     scores = np.zeros((10, 1, 10), np.float32)
     got = counts(scores, np.arange(10), np.ones(10, np.float32))
     np.testing.assert_array_equal(np.asarray(got)[:2, 0], [1, 5])
 
 
-def test_a_head_that_is_not_finite_is_never_right():
+def test_scores_that_are_not_finite_are_no_hits():
     scores = np.zeros((4, 2, 3), np.float32)
     scores[:, 1] = np.nan
     got = np.asarray(counts(scores, np.zeros(4, int), np.ones(4, np.float32)))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from moco_jax import config as pretraining
 from moco_jax import main
-from moco_jax.supervised import config as bases
+from moco_jax.config import IMAGENET_MEAN
+from moco_jax.supervised import config as supervised_config
 from moco_jax.supervised import start, validation
 from moco_jax.training.flat_config import flatten
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
@@ -63,7 +63,7 @@ def test_config_is_valid(repository, which):
 def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
     expected = get(repository, *which)
     changes = OTHER_DEFAULTS | OTHER_DEFAULTS_OF_TASK[expected.task]
-    change_defaults(monkeypatch, bases, expected.task, changes)
+    change_defaults(monkeypatch, supervised_config, expected.task, changes)
     assert flatten(get(repository, *which)) == flatten(expected)
 
 
@@ -136,7 +136,7 @@ def test_image_preparation_comes_from_the_encoder(tmp_path):
     path = write_encoder(tmp_path / "tiny.safetensors")
     begun = start.begin(task_config("linear", path))
     assert begun.config.data.image_size == begun.config.data.eval_resize == 8
-    assert begun.config.data.mean == pretraining.IMAGENET_MEAN
+    assert begun.config.data.mean == IMAGENET_MEAN
     assert begun.config.model.name == "resnet10" and begun.config.model.width == 0.125
     np.testing.assert_array_equal(
         begun.params["stem_conv"]["kernel"],

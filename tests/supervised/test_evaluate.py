@@ -1,4 +1,4 @@
-"""Supervised runs: what they log, resume, refuse, and leave as it is."""
+"""Supervised runs: logging, resuming, errors, and weights that must not change."""
 
 import json
 import os
@@ -11,11 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax.data.sources.opening import Sources, array_source
+from moco_jax.data.sources.source import Sources, array_source
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
-from moco_jax.supervised import evaluate as supervised
+from moco_jax.supervised import evaluate, step
+from moco_jax.supervised.run import build
+from moco_jax.supervised.start import begin
 from moco_jax.training import loop
-from moco_jax.training.checkpoints import FINETUNE, LINEAR
 from moco_jax.training.metrics import MetricsLog
 from tests.conftest import devices_flags
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
@@ -37,33 +39,33 @@ def losses(folder) -> list[float]:
     return [line["loss"] for line in lines(folder) if "loss" in line]
 
 
-def evaluate(config, folder, devices=ONE, sources=None):
+def run(config, folder, devices=ONE, sources=None):
     sources = sources or tiny_sources()
-    return supervised.evaluate(config, folder, devices=devices, sources=sources)
+    return evaluate.evaluate(config, folder, devices=devices, sources=sources)
 
 
-def state_of(config, folder, encoder, monkeypatch, **kwargs):
-    """Runs, and returns the state at the end."""
-    states, train = [], loop.train
+def state_of(config, folder, monkeypatch):
+    """Runs the task; returns the state after the last step."""
+    finished, train = [], loop.train
 
     def noted(*args):
-        states.append(train(*args))
-        return states[-1]
+        finished.append(train(*args))
+        return finished[-1]
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train", noted)
-        evaluate(config, folder, **kwargs)
-    return states[-1]
+        run(config, folder)
+    return finished[-1].state
 
 
 @pytest.fixture(scope="module")
 def sweep(encoder, tmp_path_factory):
-    """A sweep of three rates on one device: folder and rows."""
+    """A run with three learning rates on one device: its workdir and its rows."""
     folder = tmp_path_factory.mktemp("sweep")
-    return folder, evaluate(task_config("linear", encoder, lr=(0.1, 1.0, 1e38)), folder)
+    return folder, run(task_config("linear", encoder, lr=(0.1, 1.0, 1e38)), folder)
 
 
-def test_a_linear_run_tells_last_and_best(sweep):
+def test_linear_run_logs_last_and_best(sweep):
     folder, rows = sweep
     assert [row.name for row in rows] == ["lr=0.1", "lr=1", "lr=1e+38"]
     evaluations = [line for line in lines(folder) if "top1" in line]
@@ -74,34 +76,34 @@ def test_a_linear_run_tells_last_and_best(sweep):
     assert "top5" not in last  # of 4 classes
 
 
-def test_a_head_that_is_not_finite_leaves_the_others_alone(sweep, encoder, tmp_path, capsys):
+def test_diverging_head_does_not_affect_the_others(sweep, encoder, tmp_path, capsys):
     folder, rows = sweep
     assert [row.finite for row in rows] == [True, True, False]
     assert rows[2].top1 == 0.0
-    alone = evaluate(task_config("linear", encoder, lr=(1.0,)), tmp_path)
+    alone = run(task_config("linear", encoder, lr=(1.0,)), tmp_path)
     assert alone[0].top1 == rows[1].top1 and alone[0].best_top1 == rows[1].best_top1
     printed = capsys.readouterr().out
-    assert "no frozen weight has moved: 60 arrays are equal bit for bit" in printed
+    assert "the frozen weights are unchanged: 60 arrays are equal bit for bit" in printed
     assert "top-5" not in printed
 
 
-def test_all_heads_not_finite_stop_the_run(encoder, tmp_path):
+def test_run_stops_when_no_head_is_finite(encoder, tmp_path):
     with pytest.raises(loop.NotFinite, match="A lower --config.lr"):
-        evaluate(task_config("linear", encoder, lr=(1e38, 2e38)), tmp_path)
+        run(task_config("linear", encoder, lr=(1e38, 2e38)), tmp_path)
 
 
-def test_a_finished_run_tells_its_results_again(sweep, encoder):
+def test_finished_run_returns_its_results_again(sweep, encoder):
     folder, rows = sweep
     before = (folder / "metrics.jsonl").read_text()
-    again = evaluate(task_config("linear", encoder, lr=(0.1, 1.0, 1e38)), folder)
+    again = run(task_config("linear", encoder, lr=(0.1, 1.0, 1e38)), folder)
     assert again == rows and (folder / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.parametrize("task", ["linear", "finetune"])
-def test_an_interrupted_run_goes_on_bit_for_bit(task, encoder, tmp_path, monkeypatch):
+def test_interrupted_run_resumes_bit_for_bit(task, encoder, tmp_path, monkeypatch):
     ema = {"ema": 0.9, "mixup": 0.5} if task == "finetune" else {}
     config = task_config(task, encoder, evaluate_every=0.0, **ema)
-    whole = state_of(config, tmp_path / "whole", encoder, monkeypatch)
+    whole = state_of(config, tmp_path / "whole", monkeypatch)
     write = MetricsLog.write
 
     def interrupt(self, step, scalars):
@@ -112,8 +114,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(task, encoder, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", interrupt)
         with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
-            evaluate(config, tmp_path / "cut")
-    resumed = state_of(config, tmp_path / "cut", encoder, monkeypatch)
+            run(config, tmp_path / "cut")
+    resumed = state_of(config, tmp_path / "cut", monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (resumed, whole)))
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
@@ -127,66 +129,64 @@ def test_results_do_not_depend_on_the_number_of_devices(task, encoder, tmp_path)
     rows = []
     for devices in (1, 8):
         folder = tmp_path / str(devices)
-        rows.append(evaluate(config, folder, jax.devices()[:devices], sources))
+        rows.append(run(config, folder, jax.devices()[:devices], sources))
     one, eight = (losses(tmp_path / str(devices)) for devices in (1, 8))
     np.testing.assert_allclose(eight, one, rtol=1e-4)
     assert lines(tmp_path / "8")[-1]["test_images"] == 90
     assert rows[0][0].top1 == pytest.approx(rows[1][0].top1, abs=2.3)  # two images of 90
 
 
-def test_fine_tuning_moves_all_and_linear_evaluation_only_its_head(encoder, tmp_path, monkeypatch):
+def test_finetune_trains_all_weights_and_linear_only_the_head(encoder, tmp_path, monkeypatch):
     before = encoder_variables()["params"]["backbone"]
-    tuned = state_of(task_config("finetune", encoder), tmp_path / "f", encoder, monkeypatch)
+    tuned = state_of(task_config("finetune", encoder), tmp_path / "f", monkeypatch)
     moved = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(tuned.params["backbone"])
     )
     assert all(distance > 0 for distance in jax.tree.leaves(moved)) and tuned.frozen == {}
-    linear = state_of(task_config("linear", encoder), tmp_path / "l", encoder, monkeypatch)
+    linear = state_of(task_config("linear", encoder), tmp_path / "l", monkeypatch)
     assert set(linear.params) == {"head"}
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(linear.frozen))
 
 
-def test_a_frozen_weight_that_moved_is_told(encoder, tmp_path, monkeypatch):
-    make = supervised.step.make_step
+def test_changed_frozen_weight_is_an_error(encoder, tmp_path, monkeypatch):
+    make = step.make_step
 
     def moving(*args):
-        step = make(*args)
+        train_step = make(*args)
 
         def moved(state, images, targets):
-            state, metrics = step(state, images, targets)
+            state, metrics = train_step(state, images, targets)
             stem = state.frozen["stem_conv"]["kernel"] + 1e-6
             return state.replace(frozen=state.frozen | {"stem_conv": {"kernel": stem}}), metrics
 
         return moved
 
-    monkeypatch.setattr(supervised.step, "make_step", moving)
-    with pytest.raises(supervised.FrozenMoved, match=r"1 of 60 arrays .*stem_conv"):
-        evaluate(task_config("linear", encoder), tmp_path)
+    monkeypatch.setattr(step, "make_step", moving)
+    with pytest.raises(evaluate.FrozenMoved, match=r"1 of 60 arrays .*stem_conv"):
+        run(task_config("linear", encoder), tmp_path)
 
 
-def test_the_baseline_is_the_same_from_scratch_and_the_gain_is_told(encoder, tmp_path, capsys):
-    rows = evaluate(task_config("finetune", encoder, baseline=True), tmp_path)
+def test_baseline_runs_from_scratch_and_the_gain_is_printed(encoder, tmp_path, capsys):
+    rows = run(task_config("finetune", encoder, baseline=True), tmp_path)
     scratch = lines(tmp_path / "from_scratch")[-1]["last_top1"]
     printed = capsys.readouterr().out
     assert "random weights of a resnet10, seed 0" in printed
     assert f"gain          {rows[0].top1 - scratch:+6.2f} points" in printed
 
 
-def test_a_workdir_holds_checkpoints_of_one_kind(sweep, encoder, tmp_path):
+def test_workdir_has_checkpoints_of_one_kind(sweep, encoder, tmp_path):
     folder, _ = sweep
-    for task, kind in (("finetune", FINETUNE), ("pretrain", None)):
-        with pytest.raises(ValueError, match=f"of kind '{LINEAR.name}', not 'moco_jax.{task}'"):
-            if kind is None:
-                pretrain.pretrain(tiny_config(), folder, devices=ONE, sources=tiny_sources())
-            else:
-                evaluate(task_config("finetune", encoder), folder)
+    with pytest.raises(ValueError, match="of kind 'moco_jax.linear', not 'moco_jax.finetune'"):
+        run(task_config("finetune", encoder), folder)
+    with pytest.raises(ValueError, match="of kind 'moco_jax.linear', not 'moco_jax.pretrain'"):
+        pretrain.pretrain(tiny_config(), folder, devices=ONE, sources=tiny_sources())
     with pytest.raises(
         ValueError, match=r"lr: \[0.1, 1.0, 1e\+38\] in the checkpoint, \[2.0\] now"
     ):
-        evaluate(task_config("linear", encoder, lr=(2.0,)), folder)
+        run(task_config("linear", encoder, lr=(2.0,)), folder)
 
 
-def test_a_stand_in_for_an_unreadable_image_has_its_own_label(encoder):
+def test_replacement_of_an_unreadable_image_has_its_own_label(encoder):
     sources = tiny_sources()
 
     def read(index):
@@ -196,9 +196,7 @@ def test_a_stand_in_for_an_unreadable_image_has_its_own_label(encoder):
 
     config = task_config("linear", encoder, data__canvas=16, data__resident_megabytes=0)
     bad = Sources(type(sources.train)(**vars(sources.train) | {"read": read}), sources.test)
-    start = supervised.begin(config)
-    layout = supervised.make_layout(ONE)
-    built = supervised.build(start, layout, bad)
+    built = build(begin(config), make_layout(ONE), bad)
     batch = next(built.data.batches([np.arange(8, dtype=np.int32)]))
     indices = np.asarray(built.data.indices(batch))
     assert indices.tolist() == [0, 1, 2, 3, 4, 6, 6, 7]
@@ -206,19 +204,19 @@ def test_a_stand_in_for_an_unreadable_image_has_its_own_label(encoder):
     assert labels.tolist() == sources.train.labels[[0, 1, 2, 3, 4, 6, 6, 7]].tolist()
 
 
-def test_what_can_not_be_evaluated_is_refused(encoder, tmp_path):
+def test_errors_of_the_data_and_the_encoder(encoder, tmp_path):
     images = np.zeros((40, 8, 8, 3), np.uint8)
     unlabelled = Sources(array_source(images, name="images"), None)
     config = task_config("linear", encoder)
     with pytest.raises(ValueError, match="images has no labels; a supervised task needs them"):
-        evaluate(config, tmp_path / "a", sources=unlabelled)
+        run(config, tmp_path / "a", sources=unlabelled)
     labelled = Sources(tiny_sources().train, None)
     with pytest.raises(ValueError, match="has no labelled test images"):
-        evaluate(config, tmp_path / "b", sources=labelled)
-    with pytest.raises(ValueError, match="has 20 labelled images to train on, fewer than batch_"):
-        evaluate(config, tmp_path / "c", sources=tiny_sources(20))
+        run(config, tmp_path / "b", sources=labelled)
+    with pytest.raises(ValueError, match="has 20 labelled images for training, fewer than batch_"):
+        run(config, tmp_path / "c", sources=tiny_sources(20))
     with pytest.raises(FileNotFoundError, match="there is no encoder at"):
-        evaluate(task_config("linear", tmp_path / "none"), tmp_path / "d")
+        run(task_config("linear", tmp_path / "none"), tmp_path / "d")
 
 
 SCRIPT = """
@@ -228,7 +226,7 @@ SCRIPT = """
     if int(processes) > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-    from moco_jax.supervised import evaluate as supervised
+    from moco_jax.supervised import evaluate
     from tests.supervised.tiny import task_config
     from tests.tiny import tiny_sources
 
@@ -236,7 +234,7 @@ SCRIPT = """
         more = dict(data__image_size=16)
         if task == "cached":
             task, more = "linear", more | dict(cached=True)
-        supervised.evaluate(task_config(task, encoder, **more), folder, sources=tiny_sources())
+        evaluate.evaluate(task_config(task, encoder, **more), folder, sources=tiny_sources())
 """
 
 

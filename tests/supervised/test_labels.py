@@ -1,4 +1,4 @@
-"""Which labelled images are trained on."""
+"""Selects labelled images by a fraction or by a list."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def source(labels) -> Source:
     return Source("images", lambda i: i, names, np.asarray(labels, np.int32), classes)
 
 
-def test_a_fraction_is_drawn_class_by_class_and_leaves_none_out():
+def test_fraction_is_drawn_from_each_class():
     labels = np.repeat([0, 1, 2], [200, 100, 3])
     chosen = draw(labels, 0.1, seed=0)
     assert np.bincount(labels[chosen]).tolist() == [20, 10, 1]
@@ -23,12 +23,11 @@ def test_a_fraction_is_drawn_class_by_class_and_leaves_none_out():
     assert not np.array_equal(chosen, draw(labels, 0.1, seed=1))
 
 
-def test_a_fraction_and_its_images_are_told():
-    train, told = labelled(source([0] * 50 + [1] * 50), task_config("linear", label_fraction=0.1))
-    assert (
-        len(train) == 10 and "10 of 100, a fraction of 0.1, drawn class by class by seed 0" in told
-    )
-    for i in range(10):  # labels travel with their images
+def test_note_describes_the_fraction():
+    train, note = labelled(source([0] * 50 + [1] * 50), task_config("linear", label_fraction=0.1))
+    assert len(train) == 10
+    assert "10 of 100 images, 0.1 of each class, drawn with seed 0; 5 to 5 a class" in note
+    for i in range(10):  # each image keeps its label
         assert train.labels[i] == int(train.names[i].split("/")[1])
         assert train.names[i].endswith(f"/{train.read(i)}.JPEG")
 
@@ -37,27 +36,30 @@ def test_a_list_names_images_by_file_name_or_path(tmp_path):
     path = tmp_path / "1percent.txt"
     path.write_text("3.JPEG\n\ntrain/1/60.JPEG\n3.JPEG\n")
     config = task_config("linear", label_list=str(path))
-    train, told = labelled(source([0] * 50 + [1] * 50), config)
+    train, note = labelled(source([0] * 50 + [1] * 50), config)
     assert list(train.names) == ["train/0/3.JPEG", "train/1/60.JPEG"]
-    assert train.labels.tolist() == [0, 1] and str(path) in told
+    assert train.labels.tolist() == [0, 1] and str(path) in note
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n1_5.JPEG\n", "1 of the 1 names in .* are no images of images: n1_5.JPEG"),
-        ("\n", "names no image"),
+        (
+            "n1_5.JPEG\n",
+            "list': 1 of the 1 names are not images of images: n1_5.JPEG; .* like train/0/0.JPEG",
+        ),
+        ("\n", "list': the file has no names of images"),
     ],
 )
-def test_a_list_that_does_not_fit_is_refused(tmp_path, text, message):
+def test_error_names_a_list_that_does_not_match(tmp_path, text, message):
     (tmp_path / "list").write_text(text)
     config = task_config("linear", label_list=str(tmp_path / "list"))
     with pytest.raises(ValueError, match=message):
         labelled(source([0, 1]), config)
 
 
-def test_a_name_that_stands_for_several_is_refused(tmp_path):
+def test_error_names_an_ambiguous_name(tmp_path):
     (tmp_path / "list").write_text("1.JPEG\n")
     both = Source("images", int, ["a/1.JPEG", "b/1.JPEG"], np.array([0, 1]), ("a", "b"))
-    with pytest.raises(ValueError, match="stand for several images .*give their paths"):
+    with pytest.raises(ValueError, match="names match several images .* 1.JPEG; give paths"):
         labelled(both, task_config("linear", label_list=str(tmp_path / "list")))

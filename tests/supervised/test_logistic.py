@@ -1,4 +1,4 @@
-"""L-BFGS against scikit-learn's LogisticRegression: the same objective, the same minimum."""
+"""L-BFGS against scikit-learn's LogisticRegression: same objective, same minimum."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ def data(size: int, seed: int):
 
 
 def fitted(l2: float, devices: int = 8, **changes):
-    features, labels = data(403, 0)  # no multiple of the devices
+    features, labels = data(403, 0)  # not a multiple of the devices
     settings = dict(classes=CLASSES, l2=l2, iterations=500, tolerance=1e-5) | changes
     layout = make_layout(jax.devices()[:devices])
     return fit(features, labels, layout=layout, **settings)
@@ -33,21 +33,21 @@ def test_it_agrees_with_scikit_learn(l2):
     theirs.fit(features.astype(np.float64), labels)
     ours = fitted(l2)
     assert ours.converged and ours.gradient <= 1e-5
-    # Softmax has a direction without effect on the bias: only differences between classes count.
+    # Softmax is invariant to a constant in the bias: compare differences between classes.
     centred = ours.bias - ours.bias.mean()
     np.testing.assert_allclose(centred, theirs.intercept_ - theirs.intercept_.mean(), atol=0.02)
     np.testing.assert_allclose(ours.kernel, theirs.coef_.T, atol=0.02 * np.abs(theirs.coef_).max())
     test, truth = data(2000, 1)
     accuracy = 100 * ((test @ ours.kernel + ours.bias).argmax(1) == truth).mean()
-    assert 50 < accuracy < 99  # neither trivial nor hopeless
+    assert 50 < accuracy < 99  # neither trivial nor impossible
     assert accuracy == pytest.approx(100 * theirs.score(test, truth), abs=0.5)
 
 
-def test_the_number_of_devices_does_not_matter():
+def test_result_does_not_depend_on_the_number_of_devices():
     one, eight = fitted(1e-2, devices=1), fitted(1e-2)
     np.testing.assert_allclose(one.kernel, eight.kernel, atol=1e-3)
 
 
-def test_a_search_that_was_cut_short_says_so():
+def test_fit_with_few_iterations_is_not_converged():
     found = fitted(1e-4, iterations=2)
     assert not found.converged and found.iterations == 2 and found.gradient > 1e-5

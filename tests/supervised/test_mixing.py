@@ -1,3 +1,5 @@
+"""Label smoothing, mixup and CutMix."""
+
 import jax
 import numpy as np
 import pytest
@@ -25,25 +27,25 @@ def test_mixup_blends_images_and_targets_by_one_fraction():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_cutmix_targets_are_in_proportion_to_what_is_seen(seed):
+def test_cutmix_targets_are_in_proportion_to_the_areas(seed):
     images, targets = batch()
     mixed, soft = map(np.asarray, mixing.cutmix(jax.random.key(seed), images, targets, 1.0))
     own = (mixed == images).all(axis=-1)
     other = (mixed == images[::-1]).all(axis=-1)
     assert (own | other).all()
     np.testing.assert_allclose(own[0].mean(), soft[0, 0], atol=1e-6)
-    rows, columns = np.nonzero(other[0])  # a box, and nothing else
+    rows, columns = np.nonzero(other[0])  # exactly one box
     if len(rows):
         assert other[0].sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
 
 
-def test_a_config_without_mixing_leaves_the_batch_alone():
+def test_config_without_mixing_returns_the_batch():
     images, targets = batch()
     got = mixing.mix(jax.random.key(0), images, targets, finetune())
     assert got[0] is images and got[1] is targets
 
 
-def test_with_both_each_batch_has_one_of_them():
+def test_with_mixup_and_cutmix_each_batch_gets_one_of_them():
     images, targets = batch()
     config = finetune()
     config.mixup = config.cutmix = 1.0

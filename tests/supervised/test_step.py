@@ -1,4 +1,4 @@
-"""The supervised step against plain NumPy, and what it computes a gradient of."""
+"""The supervised step against plain NumPy, and which gradients it computes."""
 
 import functools
 
@@ -10,14 +10,14 @@ import pytest
 from moco_jax.models import convolution
 from moco_jax.models.encoder import make_encoder
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.supervised import step as steps
 from moco_jax.supervised.start import Start
+from moco_jax.supervised.step import factors, init_state, make_step
 from moco_jax.training.optimizers import make_optimizer
 from tests.supervised.tiny import FAST, encoder_variables, task_config
 from tests.tiny import tiny_config
 
 CLASSES, BATCH = 4, 16
-RATE = (1.0, 1.0, 0.1)  # the schedule's, step by step
+SCHEDULE = (1.0, 1.0, 0.1)  # factor of the learning rate at each step
 
 
 def prepare(task: str, **changes):
@@ -26,23 +26,23 @@ def prepare(task: str, **changes):
     start = Start(config, make_encoder(tiny_config(bn_groups=2)).backbone, **variables, notes=())
     layout = make_layout(jax.devices()[:1])
     optimizer = make_optimizer(
-        config, lambda at: jnp.asarray(RATE)[at], lambda params: steps.factors(config, params)
+        config, lambda at: jnp.asarray(SCHEDULE)[at], lambda params: factors(config, params)
     )
-    init = functools.partial(steps.init_state, config, start, CLASSES, optimizer)
+    init = functools.partial(init_state, config, start, CLASSES, optimizer)
     state = jax.jit(init, compiler_options=FAST)(variables)
-    return state, steps.make_step(config, start, optimizer, layout), start
+    return state, make_step(config, start, optimizer, layout), start
 
 
 def batches():
     rng = np.random.default_rng(1)
-    for _ in RATE:
+    for _ in SCHEDULE:
         labels = rng.integers(0, CLASSES, BATCH)
         images = rng.normal(size=(BATCH, 8, 8, 3)) + labels[:, None, None, None]
         yield images.astype(np.float32), np.eye(CLASSES, dtype=np.float32)[labels]
 
 
-def test_the_heads_are_those_of_softmax_regression_by_hand():
-    """SGD with momentum .9 on the features; the rates are halved: 16 images of lr_batch=32."""
+def test_heads_equal_softmax_regression_in_numpy():
+    """SGD with momentum .9; a batch of 16 images with lr_batch=32 halves the learning rates."""
     state, step, start = prepare("linear", lr=(0.5, 8.0))
     kernels = np.asarray(state.params["head"]["kernel"], np.float64)
     assert np.abs(kernels).max() < 0.05 and abs(kernels[0].std() - 0.01) < 0.001
@@ -51,7 +51,7 @@ def test_the_heads_are_those_of_softmax_regression_by_hand():
     speeds = [(np.zeros_like(kernel), np.zeros(CLASSES)) for kernel in kernels]
     run = jax.jit(step)
     encode = jax.jit(functools.partial(start.backbone.apply, train=False))
-    for rate, (images, targets) in zip(RATE, batches(), strict=True):
+    for rate, (images, targets) in zip(SCHEDULE, batches(), strict=True):
         features = encode({"params": start.params, "batch_stats": start.batch_stats}, images)
         features, losses = np.asarray(features, np.float64), []
         for i, lr in enumerate((0.25, 4.0)):
@@ -69,8 +69,8 @@ def test_the_heads_are_those_of_softmax_regression_by_hand():
         np.testing.assert_allclose(state.params["head"]["bias"][i], bias, rtol=1e-3, atol=1e-5)
 
 
-def test_no_gradient_of_a_frozen_encoder_is_computed():
-    """A convolution a forward one; the gradients of fine-tuning take two more."""
+def test_frozen_encoder_has_no_backward_pass():
+    """A layer has one convolution; each gradient, of kernel and input, is one more."""
     convolutions = {}
     images, targets = next(batches())
     for task in ("linear", "finetune"):
@@ -80,10 +80,10 @@ def test_no_gradient_of_a_frozen_encoder_is_computed():
         convolutions[task] = text.count("conv_general_dilated[")
     layers = sum(x.ndim == 4 for x in jax.tree.leaves(start.params))
     assert convolutions["linear"] == layers
-    assert convolutions["finetune"] == 3 * layers - 1  # none for the images
+    assert convolutions["finetune"] == 3 * layers - 1  # no gradient of the images
 
 
-def test_fine_tuning_multiplies_the_heads_rate_and_averages():
+def test_fine_tuning_has_its_own_head_lr_and_an_average():
     (images, targets), moved = next(batches()), {}
     for head_lr in (1.0, 10.0):
         state, step, _ = prepare("finetune", head_lr=head_lr, ema=0.75)

@@ -8,15 +8,15 @@ from ml_collections import ConfigDict
 
 from moco_jax.encoders import pretrained
 from moco_jax.models.encoder import make_encoder
-from moco_jax.supervised import config as bases
+from moco_jax.supervised.config import BASES
 from tests.tiny import tiny_config
 
-FAST = {"xla_backend_optimization_level": 0}  # for what runs once
+FAST = {"xla_backend_optimization_level": 0}  # for programs that run once
 
 
 def task_config(task: str, encoder="", **changes) -> ConfigDict:
-    """Returns a run of 6 steps, 3 an epoch; `changes` by key, `data__canvas=16` for nested."""
-    c = {"linear": bases.linear, "finetune": bases.finetune}[task]()
+    """Returns a config of 6 steps, 3 an epoch; `changes` by key, nested as `data__canvas=16`."""
+    c = BASES[task]()
     c.update_from_flattened_dict(
         {
             "name": f"tiny_{task}",
@@ -39,12 +39,12 @@ def task_config(task: str, encoder="", **changes) -> ConfigDict:
 
 @functools.cache
 def encoder_variables() -> dict:
+    """Returns random parameters, and running averages that differ from the initial ones."""
     encoder = make_encoder(tiny_config())
     images = np.zeros((8, 8, 8, 3), np.float32)
     variables = jax.device_get(
         jax.jit(encoder.init, compiler_options=FAST)(jax.random.key(3), images)
     )
-    # Running averages as of a network that was trained: none of them is what it starts with.
     rng = np.random.default_rng(0)
     stats = jax.tree.map(
         lambda x: x + rng.uniform(0, 0.2, x.shape).astype(np.float32), variables["batch_stats"]
@@ -53,6 +53,6 @@ def encoder_variables() -> dict:
 
 
 def write_encoder(path) -> str:
-    """Writes a tiny encoder to a file and returns its path."""
+    """Writes a tiny encoder; returns its path."""
     pretrained.write(path, pretrained.Pretrained(tiny_config(), encoder_variables(), "a tiny one"))
     return str(path)

@@ -222,7 +222,9 @@ def test_five_steps_with_the_gpu_implementation_match_torch(monkeypatch):
 def assert_steps_match(name, devices, monkeypatch):
     drawn = golden(name).get("drawn", np.zeros((STEPS, 1)))  # replaces random draws by torch's
     for function in ("draw_others", "draw_noise"):
-        monkeypatch.setattr(memory_bank, function, lambda _, batch: jnp.asarray(drawn)[batch.step])
+        monkeypatch.setattr(
+            memory_bank, function, lambda config, images, batch: jnp.asarray(drawn)[batch.step]
+        )
     with jax.enable_x64(True):
         got = five_steps(name, devices)
     differences = jax.tree.map(difference, got, expected(name))

@@ -12,9 +12,9 @@ __all__ = ["BANK_LOSSES", "DICTIONARIES", "Dictionary", "StepIndices", "make_dic
 
 BANK_LOSSES = {"info_nce": MemoryBank, "nce": MemoryBankNCE}
 DICTIONARIES = {
-    "queue": Queue.from_config,
-    "in_batch": InBatch.from_config,
-    "memory_bank": lambda config, *rest: BANK_LOSSES[config.bank.loss].from_config(config, *rest),
+    "queue": Queue,
+    "in_batch": InBatch,
+    "memory_bank": lambda config, *rest: BANK_LOSSES[config.bank.loss](config, *rest),
 }
 
 

@@ -15,22 +15,22 @@ class StepIndices(NamedTuple):
 
 
 class Dictionary(Protocol):
-    """Supplies the negatives of a query. Its entries are a pytree in the train state."""
+    """Supplies the negatives of a query. Its entries are a pytree in the train state.
+
+    Attributes:
+      shardings: of the entries, a pytree with the structure of the entries.
+      num_negatives: K, the negatives of a query.
+      chance_loss: the loss of guessing, for one direction of the look-up.
+    """
 
     @property
-    def shardings(self) -> Any:
-        """The shardings of the entries, a pytree with the structure of the entries."""
-        ...
+    def shardings(self) -> Any: ...
 
     @property
-    def num_negatives(self) -> int:
-        """K, the negatives of a query."""
-        ...
+    def num_negatives(self) -> int: ...
 
     @property
-    def chance_loss(self) -> float:
-        """The loss of guessing, for one direction of the look-up."""
-        ...
+    def chance_loss(self) -> float: ...
 
     def init(self, key: jax.Array) -> Any:
         """Returns the entries at step 0, drawn with a PRNG key."""
@@ -47,11 +47,7 @@ class Dictionary(Protocol):
         ...
 
     def reach(self, steps: int) -> int:
-        """Returns how many of the last steps have all their keys in the entries.
-
-        Args:
-          steps: steps done so far.
-        """
+        """Returns how many of the last steps, `steps` done so far, have all keys in the entries."""
         ...
 
     def recall(self, entries: Any, batch: StepIndices) -> jax.Array:

@@ -7,70 +7,51 @@ as large as the batch and keeps nothing between steps.
 
 import dataclasses
 import math
-from typing import Self
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moco_jax.contrastive.dictionaries.dictionary import StepIndices
 from moco_jax.contrastive.info_nce import Contrast
 from moco_jax.parallel.mesh import Layout
 
 
 @dataclasses.dataclass(frozen=True)
 class InBatch:
-    """The other keys of the batch. Gradients pass through keys.
+    """The other keys of the batch; with a shared encoder also the other queries, as in NT-Xent."""
 
-    Attributes:
-      batch_size: B.
-      temperature: T of InfoNCE.
-      own_view: whether the other queries are negatives too, 2B - 2 in all, as in NT-Xent.
-      layout: the devices and shardings.
-    """
-
-    batch_size: int
-    temperature: float
-    own_view: bool
+    config: ConfigDict
     layout: Layout
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
-        """Returns the dictionary of a validated config; the number of images is not used."""
-        own_view = config.key_encoder == "shared"
-        return cls(config.batch_size, config.temperature, own_view, layout)
-
-    @property
-    def shardings(self) -> tuple[()]:
-        return ()
+    images: int = 0
+    shardings = ()
 
     @property
     def num_negatives(self) -> int:
-        return (self.batch_size - 1) * (2 if self.own_view else 1)
+        return (self.config.batch_size - 1) * (2 if self._own_view else 1)
 
     @property
     def chance_loss(self) -> float:
         return math.log(self.num_negatives + 1)
 
-    def init(self, key: jax.Array) -> tuple[()]:
+    def init(self, key):
         return ()
 
-    def look_up(
-        self, queries: jax.Array, keys: jax.Array, entries: tuple[()], batch: StepIndices
-    ) -> Contrast:
+    def look_up(self, queries, keys, entries, batch) -> Contrast:
         """Returns the cross-entropy of each query f32[B, D] over all keys f32[B, D] of the batch.
 
-        The label of a query is its own key. Keys are gathered: B x D is small.
+        The label of a query is its own key. Gradients pass through keys. Keys are gathered: B x D
+        is small.
         """
         similarity = self._similarity(queries, keys)
         own = jnp.eye(len(queries), dtype=bool)
         positive = jnp.sum(queries * keys, axis=-1)
         others = jnp.where(own, -jnp.inf, similarity)
-        if self.own_view:
+        if self._own_view:
             same_view = jnp.where(own, -jnp.inf, self._similarity(queries, queries))
             others = jnp.concatenate([others, same_view], axis=1)
-        logits = positive / self.temperature
-        loss = jnp.logaddexp(logits, jax.nn.logsumexp(others / self.temperature, axis=1)) - logits
+        temperature = self.config.temperature
+        logits = positive / temperature
+        loss = jnp.logaddexp(logits, jax.nn.logsumexp(others / temperature, axis=1)) - logits
         real = jnp.isfinite(others)
         return Contrast(
             loss=loss.mean(),
@@ -79,14 +60,18 @@ class InBatch:
             negative_similarity=jnp.sum(jnp.where(real, others, 0.0)) / real.sum(),
         )
 
-    def update(self, entries: tuple[()], keys: jax.Array, batch: StepIndices) -> tuple[()]:
+    def update(self, entries, keys, batch):
         return ()
 
     def reach(self, steps: int) -> int:
         return 0
 
-    def recall(self, entries: tuple[()], batch: StepIndices) -> jax.Array:
-        raise ValueError("the in_batch dictionary keeps no keys between steps")
+    def recall(self, entries, batch) -> jax.Array:
+        raise ValueError("dictionary='in_batch' keeps no keys between steps")
+
+    @property
+    def _own_view(self) -> bool:
+        return self.config.key_encoder == "shared"
 
     def _similarity(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Returns [B, B], one row a query, sharded over queries."""

@@ -14,11 +14,10 @@ batch, so every number of devices that divides the batch divides P too.
 
 import dataclasses
 import math
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive import nce
@@ -29,59 +28,21 @@ from moco_jax.parallel.mesh import Layout
 _PARTITION_STEPS = 10  # Z is the mean estimate of this many first steps
 
 
-class Sampling(NamedTuple):
-    """How negatives are drawn.
-
-    Attributes:
-      seed: the draws follow from the seed and the step.
-      images: number of training images.
-      negatives: K.
-    """
-
-    seed: int
-    images: int
-    negatives: int
-
-
 @dataclasses.dataclass(frozen=True)
 class MemoryBank:
-    """A slot for each training image, with InfoNCE. The entries are `features`.
+    """A slot for each training image, with InfoNCE. The entries are `features`."""
 
-    Attributes:
-      sampling: how negatives are drawn.
-      batch_size: B.
-      dim: D.
-      momentum: fraction of a slot that is kept when its image is seen.
-      temperature: T.
-      layout: the devices and shardings.
-    """
-
-    sampling: Sampling
-    batch_size: int
-    dim: int
-    momentum: float
-    temperature: float
+    config: ConfigDict
     layout: Layout
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
-        """Returns the bank of a validated config, for a training set of this many images."""
-        return cls(
-            sampling=Sampling(config.seed, images, config.bank.negatives),
-            batch_size=config.batch_size,
-            dim=config.model.dim,
-            momentum=config.bank.momentum,
-            temperature=config.temperature,
-            layout=layout,
-        )
+    images: int
 
     @property
-    def shardings(self) -> NamedSharding:
+    def shardings(self):
         return self.layout.sharded()
 
     @property
     def num_negatives(self) -> int:
-        return self.sampling.negatives
+        return self.config.bank.negatives
 
     @property
     def chance_loss(self) -> float:
@@ -89,28 +50,27 @@ class MemoryBank:
 
     def init(self, key: jax.Array) -> jax.Array:
         """Returns features f32[P, D] of random unit vectors."""
-        rows = -(-self.sampling.images // self.batch_size) * self.batch_size
-        features = jax.random.normal(key, (rows, self.dim), jnp.float32)
+        rows = -(-self.images // self.config.batch_size) * self.config.batch_size
+        features = jax.random.normal(key, (rows, self.config.model.dim), jnp.float32)
         return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
-    def look_up(
-        self, queries: jax.Array, keys: jax.Array, features: jax.Array, batch: StepIndices
-    ) -> Contrast:
+    def look_up(self, queries, keys, features, batch) -> Contrast:
         """Returns InfoNCE of queries f32[B, D] over the slots of their images and K others."""
         # A ring of rows, so that a long one is summed a few rows at a time.
-        rows = _rows(self.sampling.negatives // self.layout.devices)
-        drawn = draw_others(self.sampling, batch).reshape(rows, -1)
+        rows = _rows(self.num_negatives // self.layout.devices)
+        drawn = draw_others(self.config, self.images, batch).reshape(rows, -1)
         ring = self.layout.shard(features[drawn], axis=1)
         positives = self.layout.shard(features[batch.indices])
-        return info_nce(queries, positives, ring, temperature=self.temperature, layout=self.layout)
+        temperature = self.config.temperature
+        return info_nce(queries, positives, ring, temperature=temperature, layout=self.layout)
 
     def update(self, features: jax.Array, keys: jax.Array, batch: StepIndices) -> jax.Array:
         """Returns the features with the slots of this batch moved towards the keys f32[B, D]."""
-        return mix(features, keys, batch.indices, self.momentum)
+        return mix(features, keys, batch.indices, self.config.bank.momentum)
 
     def reach(self, steps: int) -> int:
         """Returns the steps done in this epoch; within an epoch an image is seen once."""
-        per_epoch = self.sampling.images // self.batch_size
+        per_epoch = self.images // self.config.batch_size
         return (steps - 1) % per_epoch + 1 if steps else 0
 
     def recall(self, features: jax.Array, batch: StepIndices) -> jax.Array:
@@ -131,52 +91,36 @@ class NCEEntries(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryBankNCE:
-    """A slot for each training image, with noise-contrastive estimation.
+    """A slot for each training image, with noise-contrastive estimation."""
 
-    Attributes:
-      bank: the slots.
-    """
-
-    bank: MemoryBank
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
-        """Returns the bank of a validated config, for a training set of this many images."""
-        return cls(MemoryBank.from_config(config, layout, images))
+    config: ConfigDict
+    layout: Layout
+    images: int
 
     @property
     def shardings(self) -> NCEEntries:
-        return NCEEntries(self.bank.shardings, self.bank.layout.replicated)
+        return NCEEntries(self.layout.sharded(), self.layout.replicated)
 
     @property
     def num_negatives(self) -> int:
-        return self.bank.num_negatives
+        return self.config.bank.negatives
 
     @property
     def chance_loss(self) -> float:
         noise = self.num_negatives
-        return self.bank.chance_loss + noise * math.log1p(1 / noise)
+        return math.log(noise + 1) + noise * math.log1p(1 / noise)
 
     def init(self, key: jax.Array) -> NCEEntries:
-        return NCEEntries(self.bank.init(key), jnp.zeros(()))
+        return NCEEntries(self._bank.init(key), jnp.zeros(()))
 
-    def look_up(
-        self, queries: jax.Array, keys: jax.Array, entries: NCEEntries, batch: StepIndices
-    ) -> Contrast:
+    def look_up(self, queries, keys, entries, batch) -> Contrast:
         """Returns NCE of queries f32[B, D] on the slots of their images and K noise slots."""
-        sampling = self.bank.sampling
-        positives = self.bank.layout.shard(entries.features[batch.indices])
+        positives = self.layout.shard(entries.features[batch.indices])
         similarity = self._noise_similarity(queries, entries, batch)
-        own = batch.indices[:, None] == draw_noise(sampling, batch)[None, :]
-        return nce.nce(
-            queries,
-            positives,
-            similarity,
-            own,
-            self._partition(entries, similarity, batch),
-            temperature=self.bank.temperature,
-            images=sampling.images,
-        )
+        own = batch.indices[:, None] == draw_noise(self.config, self.images, batch)[None, :]
+        z = self._partition(entries, similarity, batch)
+        options = dict(temperature=self.config.temperature, images=self.images)
+        return nce.nce(queries, positives, similarity, own, z, **options)
 
     def update(self, entries: NCEEntries, keys: jax.Array, batch: StepIndices) -> NCEEntries:
         """Returns the entries with this batch mixed in; the first steps also improve Z."""
@@ -186,53 +130,54 @@ class MemoryBankNCE:
             return self._partition(entries, similarity, batch)
 
         z = jax.lax.cond(batch.step < _PARTITION_STEPS, estimate, lambda: entries.partition)
-        return NCEEntries(self.bank.update(entries.features, keys, batch), z)
+        return NCEEntries(self._bank.update(entries.features, keys, batch), z)
 
     def reach(self, steps: int) -> int:
-        return self.bank.reach(steps)
+        return self._bank.reach(steps)
 
     def recall(self, entries: NCEEntries, batch: StepIndices) -> jax.Array:
-        return self.bank.recall(entries.features, batch)
+        return self._bank.recall(entries.features, batch)
 
-    def _noise_similarity(
-        self, queries: jax.Array, entries: NCEEntries, batch: StepIndices
-    ) -> jax.Array:
+    @property
+    def _bank(self) -> MemoryBank:
+        return MemoryBank(self.config, self.layout, self.images)
+
+    def _noise_similarity(self, queries, entries: NCEEntries, batch: StepIndices) -> jax.Array:
         """Returns f32[B, K], the similarities of queries to the noise."""
-        drawn = draw_noise(self.bank.sampling, batch)
-        noise = self.bank.layout.shard(jax.lax.stop_gradient(entries.features)[drawn])
-        return nce.similarities(queries, noise, self.bank.layout)
+        drawn = draw_noise(self.config, self.images, batch)
+        noise = self.layout.shard(jax.lax.stop_gradient(entries.features)[drawn])
+        return nce.similarities(queries, noise, self.layout)
 
-    def _partition(
-        self, entries: NCEEntries, similarity: jax.Array, batch: StepIndices
-    ) -> jax.Array:
+    def _partition(self, entries: NCEEntries, similarity, batch: StepIndices) -> jax.Array:
         """Returns Z: the mean of the first steps' estimates so far, then constant."""
-        images = self.bank.sampling.images
-        here = nce.partition(similarity, temperature=self.bank.temperature, images=images)
-        mean = entries.partition + (here - entries.partition) / (batch.step + 1)
+        options = dict(temperature=self.config.temperature, images=self.images)
+        mean = entries.partition + (nce.partition(similarity, **options) - entries.partition) / (
+            batch.step + 1
+        )
         return jnp.where(batch.step < _PARTITION_STEPS, mean, entries.partition)
 
 
-def draw_others(sampling: Sampling, batch: StepIndices) -> jax.Array:
+def draw_others(config: ConfigDict, images: int, batch: StepIndices) -> jax.Array:
     """Returns K indices, uniform over the images outside the batch, with replacement.
 
     So the slot of a query is never among its negatives. The draw skips the indices of the batch. If
     an index is there twice (it replaces an unreadable image), some other images are not drawn.
     """
     excluded = jnp.sort(batch.indices)
-    left = sampling.images - len(excluded)
-    drawn = jax.random.randint(_key(sampling, batch), (sampling.negatives,), 0, left)
+    left = images - len(excluded)
+    drawn = jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, left)
     skipped = jnp.searchsorted(excluded - jnp.arange(len(excluded)), drawn, side="right")
     return drawn + skipped
 
 
-def draw_noise(sampling: Sampling, batch: StepIndices) -> jax.Array:
+def draw_noise(config: ConfigDict, images: int, batch: StepIndices) -> jax.Array:
     """Returns K indices, uniform over all images, with replacement: the noise of NCE."""
-    return jax.random.randint(_key(sampling, batch), (sampling.negatives,), 0, sampling.images)
+    return jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, images)
 
 
-def _key(sampling: Sampling, batch: StepIndices) -> jax.Array:
+def _key(config: ConfigDict, batch: StepIndices) -> jax.Array:
     # Key 0 of the root draws the weights, key 1 the views.
-    root = jax.random.fold_in(jax.random.key(sampling.seed), 2)
+    root = jax.random.fold_in(jax.random.key(config.seed), 2)
     return jax.random.fold_in(root, batch.step)
 
 

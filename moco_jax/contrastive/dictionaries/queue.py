@@ -8,12 +8,9 @@ write follows from the step alone.
 
 import dataclasses
 import math
-from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.dictionary import StepIndices
@@ -28,68 +25,37 @@ def keys_per_step(config: ConfigDict) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """The keys of the last K / N steps.
+    """The keys of the last K / N steps; the number of training images does not matter."""
 
-    Attributes:
-      size: K, keys in the queue; a multiple of `keys_per_step`.
-      keys_per_step: N.
-      dim: D, length of a key.
-      temperature: T of InfoNCE.
-      layout: the devices and shardings.
-      dtype: of the stored keys.
-    """
-
-    size: int
-    keys_per_step: int
-    dim: int
-    temperature: float
+    config: ConfigDict
     layout: Layout
-    dtype: DTypeLike = jnp.float32
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, layout: Layout, images: int) -> Self:
-        """Returns the queue of a validated config; the number of training images is not used."""
-        return cls(
-            size=config.queue_size,
-            keys_per_step=keys_per_step(config),
-            dim=config.model.dim,
-            temperature=config.temperature,
-            layout=layout,
-            dtype=config.queue_dtype,
-        )
+    images: int = 0
 
     @property
-    def shardings(self) -> NamedSharding:
+    def shardings(self):
         return self.layout.sharded(axis=1)
 
     @property
     def num_negatives(self) -> int:
-        return self.size
+        return self.config.queue_size
 
     @property
     def chance_loss(self) -> float:
-        return math.log(self.size + 1)
+        return math.log(self.num_negatives + 1)
 
     def init(self, key: jax.Array) -> jax.Array:
-        """Returns a ring [R, N, D] of random unit vectors, as in the reference.
+        """Returns a ring [R, N, D] of random unit vectors, as in the reference."""
+        size, keys = self.config.queue_size, keys_per_step(self.config)
+        if size % keys:
+            raise ValueError(f"queue_size={size} must be a multiple of the {keys} keys of a step")
+        shape = (self._rows, keys_per_step(self.config), self.config.model.dim)
+        ring = jax.random.normal(key, shape, jnp.float32)
+        unit = ring / jnp.linalg.norm(ring, axis=-1, keepdims=True)
+        return unit.astype(self.config.queue_dtype)
 
-        Raises:
-          ValueError: if the size is not a multiple of the keys of a step.
-        """
-        if self.size <= 0 or self.size % self.keys_per_step:
-            raise ValueError(
-                f"queue_size={self.size} must be a multiple of the {self.keys_per_step} keys of a "
-                "step"
-            )
-        rows = self.size // self.keys_per_step
-        ring = jax.random.normal(key, (rows, self.keys_per_step, self.dim), jnp.float32)
-        return (ring / jnp.linalg.norm(ring, axis=-1, keepdims=True)).astype(self.dtype)
-
-    def look_up(
-        self, queries: jax.Array, keys: jax.Array, ring: jax.Array, batch: StepIndices
-    ) -> Contrast:
-        """Returns InfoNCE of queries f32[B, D] over their keys and the ring."""
-        return info_nce(queries, keys, ring, temperature=self.temperature, layout=self.layout)
+    def look_up(self, queries, keys, ring, batch) -> Contrast:
+        temperature = self.config.temperature
+        return info_nce(queries, keys, ring, temperature=temperature, layout=self.layout)
 
     def update(self, ring: jax.Array, keys: jax.Array, batch: StepIndices) -> jax.Array:
         """Returns the ring with its oldest row replaced by the keys f32[N, D] of this step."""
@@ -98,7 +64,11 @@ class Queue:
         return jax.lax.dynamic_update_slice(ring, keys[None], (row, start, start))
 
     def reach(self, steps: int) -> int:
-        return min(steps, self.size // self.keys_per_step)
+        return min(steps, self._rows)
 
     def recall(self, ring: jax.Array, batch: StepIndices) -> jax.Array:
         return ring[batch.step % len(ring)]
+
+    @property
+    def _rows(self) -> int:
+        return self.config.queue_size // keys_per_step(self.config)

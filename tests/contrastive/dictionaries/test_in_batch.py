@@ -9,6 +9,7 @@ from scipy import special
 from moco_jax.contrastive.dictionaries import StepIndices
 from moco_jax.contrastive.dictionaries.in_batch import InBatch
 from moco_jax.parallel.mesh import make_layout
+from tests.tiny import tiny_config
 
 T = 0.2
 
@@ -39,7 +40,8 @@ def reference(q, k, own_view):
 @pytest.mark.parametrize("own_view", [False, True], ids=["keys", "both views"])
 def test_loss_and_gradients_follow_the_formulae(devices, own_view):
     layout = make_layout(jax.devices()[:devices])
-    dictionary = InBatch(batch_size=16, temperature=T, own_view=own_view, layout=layout)
+    key_encoder = "shared" if own_view else "trained"
+    dictionary = InBatch(tiny_config(temperature=T, key_encoder=key_encoder), layout)
 
     @jax.jit
     def loss_and_grad(q, k):

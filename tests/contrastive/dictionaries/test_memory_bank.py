@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy import special, stats
 
 from moco_jax.contrastive.dictionaries import StepIndices, memory_bank
@@ -11,13 +12,16 @@ from moco_jax.contrastive.dictionaries.memory_bank import (
     MemoryBank,
     MemoryBankNCE,
     NCEEntries,
-    Sampling,
 )
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.collectives import collectives
+from tests.tiny import tiny_config
 
 T = 0.1
-SAMPLING = Sampling(seed=3, images=40, negatives=64)
+IMAGES = 40
+CONFIG = tiny_config(
+    seed=3, batch_size=16, model__dim=8, temperature=T, bank__negatives=64, bank__momentum=0.5
+)
 INDICES = np.array([5, 0, 39, 12, 13, 14, 30, 2], np.int32)
 
 
@@ -30,20 +34,20 @@ def batch(step=0) -> StepIndices:
     return StepIndices(jnp.int32(step), jnp.asarray(INDICES))
 
 
-def make_bank(layout, sampling=SAMPLING, momentum=0.5) -> MemoryBank:
-    return MemoryBank(
-        sampling, batch_size=16, dim=8, momentum=momentum, temperature=T, layout=layout
-    )
+def changed(**changes) -> ConfigDict:
+    config = CONFIG.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
 
 
 def test_starts_with_random_unit_vectors_for_every_image():
-    features = make_bank(make_layout(jax.devices()[:1])).init(jax.random.key(0))
+    features = MemoryBank(CONFIG, make_layout(jax.devices()[:1]), IMAGES).init(jax.random.key(0))
     assert features.shape == (48, 8)
     np.testing.assert_allclose(jnp.linalg.norm(features, axis=-1), 1, rtol=1e-5)
 
 
 def test_others_are_drawn_evenly_from_all_but_the_batch():
-    draw = jax.jit(jax.vmap(lambda step: memory_bank.draw_others(SAMPLING, batch(step))))
+    draw = jax.jit(jax.vmap(lambda step: memory_bank.draw_others(CONFIG, IMAGES, batch(step))))
     drawn = np.asarray(draw(jnp.arange(500)))
     counts = np.bincount(drawn.ravel(), minlength=40)
     others = np.setdiff1d(np.arange(40), INDICES)
@@ -53,7 +57,7 @@ def test_others_are_drawn_evenly_from_all_but_the_batch():
 
 
 def test_noise_is_drawn_evenly_from_all():
-    draw = jax.jit(jax.vmap(lambda step: memory_bank.draw_noise(SAMPLING, batch(step))))
+    draw = jax.jit(jax.vmap(lambda step: memory_bank.draw_noise(CONFIG, IMAGES, batch(step))))
     counts = np.bincount(np.asarray(draw(jnp.arange(500))).ravel(), minlength=40)
     assert len(counts) == 40 and stats.chisquare(counts).pvalue > 1e-3
 
@@ -77,13 +81,15 @@ def test_of_an_image_that_comes_twice_the_first_row_counts():
 
 def test_a_query_is_not_compared_with_its_own_slot_among_the_noise():
     layout = make_layout(jax.devices()[:1])
-    sampling = Sampling(seed=3, images=40, negatives=400)  # every slot is drawn
+    config = changed(bank__negatives=400)  # every slot is drawn
     features = np.eye(48, dtype=np.float32)
     entries = NCEEntries(jnp.asarray(features), jnp.float32(1))
     queries = jnp.asarray(features[INDICES])
-    bank = MemoryBankNCE(make_bank(layout, sampling))
+    bank = MemoryBankNCE(config, layout, IMAGES)
     found = bank.look_up(queries, queries, entries, batch(12))
-    assert set(INDICES) <= set(np.asarray(memory_bank.draw_noise(sampling, batch(12))).tolist())
+    assert set(INDICES) <= set(
+        np.asarray(memory_bank.draw_noise(config, IMAGES, batch(12))).tolist()
+    )
     assert float(found.accuracy) == 100
 
 
@@ -110,22 +116,22 @@ def nce_reference(q, features, drawn, z):
 def test_losses_and_gradients_follow_the_formulae(devices, step):
     layout = make_layout(jax.devices()[:devices])
     features, q = unit(48, 8, seed=0), unit(8, 8, seed=1)
-    bank = make_bank(layout)
+    bank, bank_nce = (kind(CONFIG, layout, IMAGES) for kind in (MemoryBank, MemoryBankNCE))
 
     @jax.jit
     def both(q, features):
         entries = NCEEntries(features, jnp.float32(700.0))
         return (
             jax.value_and_grad(loss)(q, features, bank),
-            jax.value_and_grad(loss)(q, entries, MemoryBankNCE(bank)),
+            jax.value_and_grad(loss)(q, entries, bank_nce),
         )
 
     def loss(q, entries, dictionary):
         return dictionary.look_up(q, q, entries, batch(step)).loss
 
     got = both(layout.put_batch(q), layout.put(features, layout.sharded()))
-    others = np.asarray(memory_bank.draw_others(SAMPLING, batch(step)))
-    noise = np.asarray(memory_bank.draw_noise(SAMPLING, batch(step)))
+    others = np.asarray(memory_bank.draw_others(CONFIG, IMAGES, batch(step)))
+    noise = np.asarray(memory_bank.draw_noise(CONFIG, IMAGES, batch(step)))
     q, features = q.astype(np.float64), features.astype(np.float64)
     estimate = 40 * np.exp(q @ features[noise].T / T).mean()
     z = estimate if step == 0 else 700.0  # at step 0 nothing was known before
@@ -137,11 +143,11 @@ def test_losses_and_gradients_follow_the_formulae(devices, step):
 
 def test_z_is_the_mean_over_the_first_steps_and_constant_then():
     layout = make_layout(jax.devices()[:1])
-    update = jax.jit(MemoryBankNCE(make_bank(layout, momentum=1.0)).update)
+    update = jax.jit(MemoryBankNCE(changed(bank__momentum=1.0), layout, IMAGES).update)
     features, estimates = unit(48, 8, seed=0), []
     bank = NCEEntries(jnp.asarray(features), jnp.float32(0))
     for step in range(13):
-        q, noise = unit(8, 8, seed=step), memory_bank.draw_noise(SAMPLING, batch(step))
+        q, noise = unit(8, 8, seed=step), memory_bank.draw_noise(CONFIG, IMAGES, batch(step))
         estimates.append(40 * np.exp(q @ features[noise].T / T).mean())
         bank = update(bank, q, batch(step))
         assert float(bank.partition) == pytest.approx(np.mean(estimates[:10]), rel=1e-4)
@@ -151,9 +157,9 @@ def test_the_bank_is_never_moved():
     """What crosses devices follows from B and K, whatever the number of images."""
     layout = make_layout()
     rows, dim, count = 8 * 4096, 16, 64
-    sampling = Sampling(0, rows, count)
+    config = changed(bank__negatives=count)
 
-    dictionary = MemoryBankNCE(make_bank(layout, sampling))
+    dictionary = MemoryBankNCE(config, layout, rows)
 
     def step(entries, q, indices):
         at = StepIndices(jnp.int32(20), indices)

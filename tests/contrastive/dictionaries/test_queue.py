@@ -6,10 +6,12 @@ import pytest
 from moco_jax.contrastive.dictionaries import StepIndices
 from moco_jax.contrastive.dictionaries.queue import Queue
 from moco_jax.parallel.mesh import make_layout
+from tests.tiny import tiny_config
 
 
-def make_queue(**sizes) -> Queue:
-    return Queue(**sizes, temperature=0.2, layout=make_layout(jax.devices()[:1]))
+def make_queue(size: int, keys_per_step: int, dim: int) -> Queue:
+    config = tiny_config(queue_size=size, batch_size=keys_per_step, model__dim=dim)
+    return Queue(config, make_layout(jax.devices()[:1]))
 
 
 def test_starts_with_random_unit_vectors():

@@ -6,7 +6,6 @@ arithmetic is exact.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,50 +22,6 @@ Channels = Sequence[jax.Array]
 _BITS = np.array([0, 8, 16], np.int32)
 
 
-def brightness(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] blended with black (Pillow's `ImageEnhance.Brightness`).
-
-    Args:
-      planes: uint8[B, S, 3, S].
-      factor: f32[B]; 0 gives black, 1 changes nothing.
-    """
-    return _to_planes(_blend(_channels(planes), factor, 0.0))
-
-
-def contrast(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] blended with their mean grey (`ImageEnhance.Contrast`).
-
-    Args:
-      planes: uint8[B, S, 3, S].
-      factor: f32[B]; 0 gives uniform grey, 1 changes nothing.
-    """
-    rgb = _channels(planes)
-    return _to_planes(_blend(rgb, factor, _per_image(_rounded_mean(_luma(rgb)))))
-
-
-def saturation(planes: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] blended with their grey version (`ImageEnhance.Color`).
-
-    Args:
-      planes: uint8[B, S, 3, S].
-      factor: f32[B]; 0 gives grey, 1 changes nothing.
-    """
-    rgb = _channels(planes)
-    return _to_planes(_blend(rgb, factor, _luma(rgb)))
-
-
-def hue(planes: jax.Array, shift: jax.Array) -> jax.Array:
-    """Returns uint8[B, S, 3, S] with a shifted hue (torchvision's `adjust_hue` on Pillow images).
-
-    The conversion to 8-bit HSV and back changes colours a little, even for a shift of 0.
-
-    Args:
-      planes: uint8[B, S, 3, S].
-      shift: f32[B] in [-.5, .5], in turns of the colour wheel.
-    """
-    return _to_planes(_shift_hue(_channels(planes), shift))
-
-
 def grayscale(planes: jax.Array) -> jax.Array:
     """Returns uint8[B, S, 3, S] with the luma in all channels (Pillow's `convert('L')`)."""
     luma = _luma(_channels(planes)).astype(jnp.uint8)
@@ -78,53 +33,19 @@ def solarize(planes: jax.Array, threshold: float = 128) -> jax.Array:
     return jnp.where(planes.astype(jnp.float32) < threshold, planes, 255 - planes)
 
 
-def color_jitter(
-    key: jax.Array,
-    planes: jax.Array,
-    *,
-    brightness: float,
-    contrast: float,
-    saturation: float,
-    hue: float,
-    applied: jax.Array | None = None,
-) -> jax.Array:
-    """Returns images with changed brightness, contrast, saturation and hue, in random order.
-
-    The distribution is that of torchvision's `ColorJitter`: all 24 orders are equally likely, and
-    every image has its own.
-
-    Args:
-      key: a PRNG key.
-      planes: uint8[B, S, 3, S].
-      brightness: the factor is uniform in [max(0, 1 - brightness), 1 + brightness].
-      contrast: likewise.
-      saturation: likewise.
-      hue: the shift is uniform in [-hue, hue], in turns; 0 skips the operation, as torchvision.
-      applied: bool[B], the images to change; None for all.
-
-    Returns:
-      uint8[B, S, 3, S].
-    """
-    strengths = (brightness, contrast, saturation)
-    ranks, factors, shift = draw_jitter(key, planes.shape[0], strengths, hue)
-    if applied is not None:
-        ranks = jnp.where(applied[:, None], ranks, -1)
-    return apply_jitter(planes, ranks, factors, shift)
-
-
 def draw_jitter(
     key: jax.Array, batch: int, strengths: tuple[float, float, float], hue: float
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Returns the random parameters of `color_jitter` for each of B images.
+    """Returns (ranks, factors, shift) for `apply_jitter`, drawn as torchvision's `ColorJitter`.
+
+    All 24 orders of the changes are equally likely, and every image has its own.
 
     Args:
       key: a PRNG key.
       batch: B.
-      strengths: brightness, contrast and saturation, as for `color_jitter`.
-      hue: likewise.
-
-    Returns:
-      (ranks, factors, shift), the arguments of `apply_jitter`.
+      strengths: brightness, contrast and saturation; the factor of a strength s is uniform in
+        [max(0, 1 - s), 1 + s].
+      hue: the shift is uniform in [-hue, hue], in turns; 0 skips the change, as torchvision.
     """
     order_key, factor_key, hue_key = jax.random.split(key, 3)
     strength = jnp.asarray(strengths, jnp.float32)[None, :]
@@ -140,17 +61,18 @@ def draw_jitter(
 def apply_jitter(
     planes: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None
 ) -> jax.Array:
-    """Returns images with the four changes of `color_jitter`, each image in its own order.
+    """Returns uint8[B, S, 3, S] with four changes, each image in its own order.
+
+    Brightness blends with black, contrast with the mean grey and saturation with the grey version
+    (Pillow's `ImageEnhance`). Hue is torchvision's `adjust_hue` on Pillow images: the conversion to
+    8-bit HSV and back changes colours a little, even for a shift of 0.
 
     Args:
       planes: uint8[B, S, 3, S].
       ranks: i32[B, 4], positions (0..3) of brightness, contrast, saturation and hue in the order;
         -1 skips a change.
-      factors: f32[B, 3], for brightness, contrast and saturation.
-      shift: f32[B], for hue; None skips hue.
-
-    Returns:
-      uint8[B, S, 3, S].
+      factors: f32[B, 3], for brightness, contrast and saturation; 1 changes nothing.
+      shift: f32[B] in [-.5, .5], of hue in turns of the colour wheel; None skips hue.
     """
     # The two rounds pass one packed word per pixel, so that XLA computes it once. Otherwise XLA
     # recomputes everything before a pixel for each channel and each use.
@@ -160,44 +82,31 @@ def apply_jitter(
     return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
 
 
-def _looped(
-    words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
-) -> jax.Array:
-    return lax.fori_loop(0, 2, partial(_round, ranks, factors, shift), words)
+def _looped(words: jax.Array, *drawn: jax.Array) -> jax.Array:
+    return lax.fori_loop(0, 2, lambda number, words: _round(number, words, *drawn), words)
 
 
-def _unrolled(
-    words: jax.Array, ranks: jax.Array, factors: jax.Array, shift: jax.Array | None = None
-) -> jax.Array:
+def _unrolled(words: jax.Array, *drawn: jax.Array) -> jax.Array:
     """Runs both rounds without a loop: a loop is slower on accelerators.
 
     CPUs ignore the barriers, so they need the loop.
     """
     for number in (0, 1):
-        words = _round(ranks, factors, shift, number, lax.optimization_barrier(words))
+        words = _round(number, lax.optimization_barrier(words), *drawn)
     return lax.optimization_barrier(words)
 
 
 def _round(
-    ranks: jax.Array,
-    factors: jax.Array,
-    shift: jax.Array | None,
     number: jax.Array | int,
     words: jax.Array,
+    ranks: jax.Array,
+    factors: jax.Array,
+    shift: jax.Array | None = None,
 ) -> jax.Array:
-    """Applies the changes before contrast, or contrast and the changes after it, to packed images.
+    """Returns packed images i32[B, S, S] after a round; the other arguments as in `apply_jitter`.
 
-    Only contrast depends on more than one pixel, so each round is one pass over memory.
-
-    Args:
-      ranks: i32[B, 4], as for `apply_jitter`.
-      factors: f32[B, 3], likewise.
-      shift: f32[B] or None, likewise.
-      number: 0 for the round before contrast, 1 for contrast and the changes after it.
-      words: i32[B, S, S], packed pixels.
-
-    Returns:
-      i32[B, S, S].
+    Round 0 applies the changes before contrast, round 1 contrast and the changes after it. Only
+    contrast depends on more than one pixel, so each round is one pass over memory.
     """
     contrast_rank, hue_rank = ranks[:, 1:2], ranks[:, 3:4]
     due = jnp.where(number == 0, ranks < contrast_rank, ranks >= contrast_rank) & (ranks >= 0)
@@ -227,14 +136,8 @@ def _brighten_and_saturate(
 def _blend(rgb: Channels, factor: jax.Array, other: jax.Array | float) -> Channels:
     """Returns other + factor * (rgb - other), clipped and truncated as Pillow's `Image.blend`.
 
-    Args:
-      rgb: three f32[B, S, S], whole levels.
-      factor: f32[B].
-      other: broadcastable to f32[B, S, S], whole levels: black for brightness, the mean grey for
-        contrast, the grey of each pixel for saturation.
-
-    Returns:
-      Three f32[B, S, S], whole levels.
+    `factor` is f32[B]; `other` is black for brightness, the mean grey for contrast and the grey of
+    each pixel for saturation. All levels are whole.
     """
     return [jnp.floor(clip_levels(other + _per_image(factor) * (x - other))) for x in rgb]
 
@@ -296,11 +199,6 @@ def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Channe
 def _channels(planes: jax.Array) -> Channels:
     """Returns red, green and blue f32[B, S, S] from planes uint8[B, S, 3, S]."""
     return [planes[:, :, channel].astype(jnp.float32) for channel in range(3)]
-
-
-def _to_planes(rgb: Channels) -> jax.Array:
-    """Returns planes uint8[B, S, 3, S] from red, green and blue f32[B, S, S]."""
-    return jnp.stack([channel.astype(jnp.uint8) for channel in rgb], axis=2)
 
 
 def _pack(rgb: Channels) -> jax.Array:

@@ -19,16 +19,7 @@ def random_apply(
     """Returns planes with `op(key, planes)` applied to each image with probability `p`.
 
     It computes `op` for all images and then selects: a branch per image costs more on an
-    accelerator.
-
-    Args:
-      key: a PRNG key.
-      planes: uint8[B, S, 3, S].
-      op: takes a key and planes, returns planes of the same shape.
-      p: in [0, 1]; for 0 and 1 no choice is drawn.
-
-    Returns:
-      uint8[B, S, 3, S].
+    accelerator. For a `p` of 0 or 1 it draws no choice.
     """
     if p <= 0:
         return planes
@@ -55,20 +46,21 @@ def color_jitter(
     hue: float,
     p: float = 1.0,
 ) -> jax.Array:
-    """Returns uint8[B, S, 3, S] jittered by `color.color_jitter` with probability `p`."""
+    """Returns uint8[B, S, 3, S] changed as by torchvision's `ColorJitter` with probability `p`.
+
+    `color.draw_jitter` documents the strengths.
+    """
     if p <= 0:
         return planes
     apply_key, op_key = jax.random.split(key)
-    return color.color_jitter(
-        op_key,
-        planes,
-        brightness=brightness,
-        contrast=contrast,
-        saturation=saturation,
-        hue=hue,
-        # `applied` avoids a select afterwards, which would be another pass over memory.
-        applied=_choose(apply_key, planes.shape[0], p),
+    batch = planes.shape[0]
+    applied = _choose(apply_key, batch, p)
+    ranks, factors, shift = color.draw_jitter(
+        op_key, batch, (brightness, contrast, saturation), hue
     )
+    # A rank of -1 avoids a select afterwards, which would be another pass over memory.
+    ranks = jnp.where(applied[:, None], ranks, -1)
+    return color.apply_jitter(planes, ranks, factors, shift)
 
 
 def grayscale(key: jax.Array, planes: jax.Array, *, p: float = 1.0) -> jax.Array:
@@ -99,9 +91,5 @@ def flip(key: jax.Array, planes: jax.Array, *, p: float = 0.5) -> jax.Array:
 
 
 OPS: dict[str, Callable[..., jax.Array]] = {
-    "color_jitter": color_jitter,
-    "grayscale": grayscale,
-    "solarize": solarize,
-    "blur": blur,
-    "flip": flip,
+    op.__name__: op for op in (color_jitter, grayscale, solarize, blur, flip)
 }

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from moco_jax.data.augment import color
+from moco_jax.data.augment import color, photometric
 from tests.data.augment import pillow_images
 
 FACTORS = np.array([0.0, 0.31, 0.6, 1.0, 1.37, 1.9], np.float32)
@@ -40,9 +40,19 @@ PILLOW = {
 }
 
 
+def change(planes, name, values):
+    """Returns planes with one of the four changes, by a factor or a shift per image."""
+    position = list(PILLOW).index(name)
+    ranks, factors = np.full((len(planes), 4), -1), np.ones((len(planes), 3), np.float32)
+    ranks[:, position] = 0
+    if name != "hue":
+        factors[:, position] = values
+    return jax.jit(color.apply_jitter)(planes, ranks, factors, values if name == "hue" else None)
+
+
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
 def test_blends_equal_pillow(photographs, name):
-    changed = jax.jit(getattr(color, name))(pillow_images.planes(photographs), FACTORS)
+    changed = change(pillow_images.planes(photographs), name, FACTORS)
     expected = [PILLOW[name](p, f) for p, f in zip(photographs, FACTORS, strict=True)]
     difference = pillow_images.difference(changed, expected)
     # If a product is close to a whole level, its last bit changes the truncated level.
@@ -51,7 +61,7 @@ def test_blends_equal_pillow(photographs, name):
 
 
 def test_hue_equals_torchvision_on_pillow(photographs):
-    changed = jax.jit(color.hue)(pillow_images.planes(photographs), SHIFTS)
+    changed = change(pillow_images.planes(photographs), "hue", SHIFTS)
     expected = [PILLOW["hue"](p, s) for p, s in zip(photographs, SHIFTS, strict=True)]
     assert pillow_images.difference(changed, expected).mean() < 0.02
 
@@ -122,11 +132,10 @@ def test_all_orders_equal_the_single_changes(hue):
     images = rng.integers(0, 256, (24, 6, 3, 6), np.uint8)
     factors = rng.uniform(0.0, 2.0, (24, 3)).astype(np.float32)
     shifts = rng.uniform(-0.5, 0.5, 24).astype(np.float32)
-    changes = [color.brightness, color.contrast, color.saturation, color.hue]
     expected = images
     for turn in range(4):
         turned = [
-            change(expected, x) for change, x in zip(changes, [*factors.T, shifts], strict=True)
+            change(expected, name, x) for name, x in zip(PILLOW, [*factors.T, shifts], strict=True)
         ]
         turned[3] = turned[3] if hue else expected
         expected = np.stack([turned[kind][i] for i, kind in enumerate(orders[:, turn])])
@@ -169,7 +178,7 @@ def test_color_jitter_draws_from_its_ranges():
     # A uniform grey of 100 shows the brightness factor; contrast and saturation do not change it.
     images = jnp.full((4000, 2, 3, 2), 100, jnp.uint8)
     strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-    jittered = jax.jit(partial(color.color_jitter, **strengths))(jax.random.key(0), images)
+    jittered = jax.jit(partial(photometric.color_jitter, **strengths))(jax.random.key(0), images)
     levels = np.asarray(jittered)[:, 0, 0, 0]
     assert levels.min() == 60 and levels.max() == 139
     # Truncation lowers the mean of 100 by half a level.
@@ -182,5 +191,5 @@ def test_color_jitter_draws_from_its_ranges():
 def test_color_jitter_without_hue_keeps_colours():
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 3, 8), np.uint8)
     none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-    jittered = jax.jit(partial(color.color_jitter, **none))(jax.random.key(0), images)
+    jittered = jax.jit(partial(photometric.color_jitter, **none))(jax.random.key(0), images)
     np.testing.assert_array_equal(jittered, images)

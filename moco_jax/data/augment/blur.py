@@ -19,11 +19,8 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
     photographs, and .7 on small images that are all texture.
 
     Args:
-      planes: uint8[B, S, 3, S].
+      planes: uint8[B, S, 3, S], as the result.
       sigma: f32[B], standard deviations in pixels.
-
-    Returns:
-      uint8[B, S, 3, S].
     """
     matrix = _blur_matrix(sigma, planes.shape[1])
     return resample(planes, matrix, matrix)
@@ -31,11 +28,9 @@ def gaussian_blur(planes: jax.Array, sigma: jax.Array) -> jax.Array:
 
 def _blur_matrix(sigma: jax.Array, size: int) -> jax.Array:
     """Returns f32[B, size, size], three box blurs for `sigma` f32[B] as one matrix."""
-    box = _box_matrix(_box_radius(sigma), size)
-    precision = lax.Precision.HIGHEST
-    matrix = box
+    matrix = box = _box_matrix(_box_radius(sigma), size)
     for _ in range(_PASSES - 1):
-        matrix = jnp.einsum("bij,bjk->bik", matrix, box, precision=precision)
+        matrix = jnp.einsum("bij,bjk->bik", matrix, box, precision=lax.Precision.HIGHEST)
     return matrix
 
 

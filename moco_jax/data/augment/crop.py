@@ -118,16 +118,10 @@ def crop_resize(
 
 
 def _triangle_weights(window: jax.Array, bounds: jax.Array, length: int, out: int) -> jax.Array:
-    """Returns the interpolation matrices for one axis.
+    """Returns the interpolation matrices f32[B, out, length] for one axis.
 
-    Args:
-      window: f32[B, 2], start and length of the windows in pixels.
-      bounds: f32[B, 2], start and length of the range that may be read.
-      length: pixels of the canvas along this axis.
-      out: pixels of the result along this axis.
-
-    Returns:
-      f32[B, out, length]; rows sum to 1, or are 0 if no pixel is near.
+    Rows sum to 1, or are 0 if no pixel is near. `window` and `bounds` f32[B, 2] are the start and
+    the length of the windows and of the ranges that may be read, in pixels of the canvas.
     """
     start, step = window[:, 0:1, None], window[:, 1:2, None] / out
     # Distances from the start of the window stay exact: the start is whole in training.

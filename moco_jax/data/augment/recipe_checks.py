@@ -9,11 +9,7 @@ from moco_jax.data.augment.recipes import CROP, PARAMETERS, PROBABILITY, Paramet
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
-    """Returns the problems of a recipe, one string per problem; empty if the recipe is valid.
-
-    Args:
-      recipe: a sequence of mappings (dicts or `ConfigDict`s), such as `recipes.v2()`.
-    """
+    """Returns the problems of a recipe, one string per problem; empty if the recipe is valid."""
     if isinstance(recipe, str | Mapping) or not isinstance(recipe, Sequence):
         return [f"a recipe must be a sequence of mappings with a key 'op', got {recipe!r}"]
     problems = []
@@ -40,9 +36,7 @@ def _check_step(name: Any, step: Any) -> list[str]:
         return [f"must be a mapping with a key 'op', got {step!r}"]
     if name not in PARAMETERS:
         return [f"unknown op{_did_you_mean(name, PARAMETERS)}"]
-    allowed = dict(PARAMETERS[name])
-    if name != CROP:
-        allowed["p"] = PROBABILITY
+    allowed = PARAMETERS[name] | ({} if name == CROP else {"p": PROBABILITY})
     given = {key: value for key, value in step.items() if key != "op"}
     problems = [
         f"unknown parameter {key!r}{_did_you_mean(key, allowed)}"
@@ -60,19 +54,15 @@ def _check_step(name: Any, step: Any) -> list[str]:
 def _check_value(key: str, value: Any, parameter: Parameter) -> list[str]:
     """Returns the problem of a parameter value in a list; empty if the value is valid."""
     low, high, is_range, positive, _ = parameter
-    if not is_range:
-        if not _is_number(value) or not low <= value <= high:
-            return [f"{key} must be a number in [{low:g}, {high:g}], got {value!r}"]
-        return []
-    pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
-    inside = pair and low <= value[0] <= value[1] <= high
-    if not inside or (positive and value[0] <= 0):
-        opening = "(" if positive else "["
-        return [
-            f"{key} must be (lowest, highest) with lowest <= highest, "
-            f"both in {opening}{low:g}, {high:g}], got {value!r}"
-        ]
-    return []
+    interval = f"{'(' if positive else '['}{low:g}, {high:g}]"
+    if is_range:
+        pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+        valid = pair and low <= value[0] <= value[1] <= high and (value[0] > 0 or not positive)
+        allowed = f"(lowest, highest) with lowest <= highest, both in {interval}"
+    else:
+        valid = _is_number(value) and low <= value <= high
+        allowed = f"a number in {interval}"
+    return [] if valid else [f"{key} must be {allowed}, got {value!r}"]
 
 
 def _is_number(value: Any) -> bool:

@@ -14,24 +14,16 @@ _INFINITY = float("inf")
 
 
 class Parameter(NamedTuple):
-    """The allowed values of a parameter.
-
-    Attributes:
-      low: smallest value.
-      high: largest value.
-      is_range: whether the value is a pair (lowest, highest) instead of a number.
-      positive: whether 0 is excluded; only for ranges.
-      optional: whether a recipe may omit the parameter.
-    """
+    """The allowed values of a parameter."""
 
     low: float
     high: float
-    is_range: bool = False
-    positive: bool = False
-    optional: bool = False
+    is_range: bool = False  # the value is a pair (lowest, highest) instead of a number
+    positive: bool = False  # 0 is excluded; only for ranges
+    optional: bool = False  # a recipe may omit the parameter
 
 
-_STRENGTH = Parameter(0.0, _INFINITY)
+_STRENGTHS = ("brightness", "contrast", "saturation")
 # The parameters of each operation.
 PARAMETERS: dict[str, dict[str, Parameter]] = {
     CROP: {
@@ -39,9 +31,7 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
         "ratio": Parameter(0.0, _INFINITY, is_range=True, positive=True),
     },
     "color_jitter": {
-        "brightness": _STRENGTH,
-        "contrast": _STRENGTH,
-        "saturation": _STRENGTH,
+        **dict.fromkeys(_STRENGTHS, Parameter(0.0, _INFINITY)),
         "hue": Parameter(0.0, 0.5),
     },
     "grayscale": {},
@@ -115,30 +105,13 @@ def supervised(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
     return (_crop(min_scale), {"op": "flip", "p": 0.5})
 
 
-# {name: (recipe of the query view, recipe of the key view)}.
-RECIPES = {
-    "v1": (v1, v1),
-    "v2": (v2, v2),
-    "v3": (v3_first, v3_second),
-    "cifar": (cifar, cifar),
-}
-
-
 def _crop(min_scale: float) -> dict[str, Any]:
     return {"op": CROP, "scale": (min_scale, 1.0), "ratio": (3 / 4, 4 / 3)}
 
 
-def _jitter(
-    brightness: float, contrast: float, saturation: float, hue: float, *, p: float
-) -> dict[str, Any]:
-    return {
-        "op": "color_jitter",
-        "brightness": brightness,
-        "contrast": contrast,
-        "saturation": saturation,
-        "hue": hue,
-        "p": p,
-    }
+def _jitter(*strengths: float, p: float) -> dict[str, Any]:
+    values = zip((*_STRENGTHS, "hue"), strengths, strict=True)
+    return {"op": "color_jitter", **dict(values), "p": p}
 
 
 def _blur(*, p: float) -> dict[str, Any]:

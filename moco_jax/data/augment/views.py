@@ -33,8 +33,7 @@ def make_view(
     Args:
       recipe: a sequence of mappings (dicts or `ConfigDict`s), such as `recipes.v2()`.
       image_size: S, side of the view in pixels.
-      mean: one value per channel, for pixels in 0..1.
-      std: likewise.
+      mean, std: one value per channel, for pixels in 0..1.
       dtype: of the view.
 
     Returns:
@@ -70,10 +69,6 @@ def make_views(
     The views depend on the seed, the step and the images only, so those of a past step can be drawn
     again.
 
-    Args:
-      config: the config of the run.
-      layout: the mesh.
-
     Returns:
       A function (step i32[], images uint8[B, H, W, 3], sizes i32[B, 2]) -> tuple of views
       dtype[B, S, S, 3].
@@ -107,9 +102,8 @@ def evaluation_view(
 
     Args:
       image_size: S, side of the central square in pixels.
-      resize: length of the shorter side before the crop, in pixels; at least `image_size`.
-      mean: one value per channel, for pixels in 0..1.
-      std: likewise.
+      resize: length of the shorter side before the crop, in pixels.
+      mean, std: one value per channel, for pixels in 0..1.
       dtype: of the result.
 
     Returns:

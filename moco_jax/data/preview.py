@@ -3,15 +3,18 @@
 Each row has the original image, then draws of the query view and of the key view.
 """
 
+import itertools
+
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
 from moco_jax import command_line
 from moco_jax.data.augment.views import make_view
-from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.loading.loader import on_canvases
+from moco_jax.data.loading.reader import Reader
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
 
@@ -30,21 +33,14 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     Raises:
       ValueError: if none of the selected images can be read.
     """
-    rng = np.random.default_rng(config.seed)
-    originals = []
-    for index in rng.permutation(len(source))[: 2 * images]:
-        try:
-            originals.append(decode(source.read(int(index)), config.data.canvas))
-        except (BadImage, OSError) as error:
-            logging.warning("skipped unreadable image %s (%s)", source.names[int(index)], error)
-        if len(originals) == images:
-            break
+    reader = Reader(source, config.data.canvas, max_bad_fraction=1.0)
+    drawn = np.random.default_rng(config.seed).permutation(len(source))[: 2 * images]
+    readable = (image for i in drawn if (image := reader.read(int(i))) is not None)
+    originals = list(itertools.islice(readable, images))
     if not originals:
         raise ValueError(f"none of the images selected from {source.name} can be read")
     sizes = np.array([image.shape[:2] for image in originals], np.int32)
-    canvases = np.zeros((len(originals), *sizes.max(axis=0), 3), np.uint8)
-    for canvas, image in zip(canvases, originals, strict=True):
-        canvas[: image.shape[0], : image.shape[1]] = image
+    canvases = on_canvases(originals, sizes)
     size = config.data.image_size
     columns = [np.stack([_on_square(image, size) for image in originals])]
     for recipe_number, recipe in enumerate(config.views):
@@ -70,9 +66,9 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
     enlarge = -(-_MIN_SIZE // cells.shape[2])
     cells = cells.repeat(enlarge, axis=2).repeat(enlarge, axis=3)
     gap = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    cells = np.pad(cells, gap, constant_values=255)
-    rows, columns_, height, width, _ = cells.shape
-    return cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns_ * width, 3)
+    return np.concatenate(
+        [np.concatenate(row, axis=1) for row in np.pad(cells, gap, constant_values=255)]
+    )
 
 
 def main() -> None:

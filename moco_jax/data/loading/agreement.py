@@ -15,12 +15,13 @@ def check_same_images(source: Source, data: DataSet, test: Any) -> None:
     """Raises a ValueError on all processes unless they have the same images.
 
     A process may see an old copy of the data set, or only some of its files. Training would go on
-    with wrong batches, and the processes would wait for each other at the end.
+    with wrong batches, and the processes would wait for each other at the end. The names
+    and labels of `source`, the type and length of `data`, and whether `test` is None must be equal.
 
     Args:
-      source: the training images; names and labels must be equal.
-      data: the data set loaded from `source`; type and length must be equal.
-      test: what evaluates the test images, or None without any; all or no processes must have one.
+      source: the training images.
+      data: the data set loaded from `source`.
+      test: what evaluates the test images, or None without any.
     """
     if jax.process_count() == 1:
         return

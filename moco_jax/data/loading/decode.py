@@ -10,8 +10,6 @@ import simplejpeg
 from PIL import Image
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
-# libjpeg can drop high frequencies while it decodes, which gives n/8 of the full size.
-_DCT_EIGHTHS = (7, 6, 5, 4, 3, 2, 1)
 
 
 class BadImage(ValueError):
@@ -43,10 +41,8 @@ def decode(data: bytes | np.ndarray, canvas: int) -> np.ndarray:
         return _shrink(_rgb_array(data), canvas)
     if not data:
         raise BadImage("the file is empty (0 bytes)")
-    if data[:3] == _JPEG_MAGIC:
-        image = _decode_jpeg(data, canvas)
-        if image is not None:
-            return _shrink(image, canvas)
+    if data[:3] == _JPEG_MAGIC and (image := _decode_jpeg(data, canvas)) is not None:
+        return _shrink(image, canvas)
     return _decode_with_pillow(data, canvas)
 
 
@@ -54,14 +50,12 @@ def _rgb_array(array: np.ndarray) -> np.ndarray:
     """Returns a uint8 array as [H, W, 3]; grey becomes three equal channels."""
     if array.dtype != np.uint8:
         raise BadImage(f"the array is {array.dtype}; allowed: uint8")
-    grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
-    if not grey and (array.ndim != 3 or array.shape[2] != 3):
+    pixels = array[..., None] if array.ndim == 2 else array
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise BadImage(f"the array's shape is {array.shape}; allowed: [H, W], [H, W, 1], [H, W, 3]")
     if 0 in array.shape:
         raise BadImage(f"the array's shape is {array.shape}: it has no pixels")
-    if grey:
-        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    return array
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
@@ -89,8 +83,11 @@ def _decode_jpeg(data: bytes, canvas: int) -> np.ndarray | None:
 
 
 def _dct_size(height: int, width: int, canvas: int) -> tuple[int, int]:
-    """Returns (h, w) of the largest n/8 that fits the canvas, or of 1/8; rounds up as libjpeg."""
-    sizes = [(-(-height * n // 8), -(-width * n // 8)) for n in _DCT_EIGHTHS]
+    """Returns (h, w) of the largest n/8 that fits the canvas, or of 1/8; rounds up as libjpeg.
+
+    libjpeg drops high frequencies while it decodes, which gives n/8 of the full size.
+    """
+    sizes = [(-(-height * n // 8), -(-width * n // 8)) for n in range(7, 0, -1)]
     return next((size for size in sizes if max(size) <= canvas), sizes[-1])
 
 
@@ -128,9 +125,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _shrink(image: np.ndarray, canvas: int) -> np.ndarray:
     """Returns [H, W, 3] averaged over boxes; their side is the smallest that fits the canvas."""
     factor = -(-max(image.shape[:2]) // canvas)
-    if factor <= 1:
-        return image
-    return np.asarray(Image.fromarray(image).reduce(factor))
+    return image if factor <= 1 else np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def _check_pixels(width: int, height: int) -> None:

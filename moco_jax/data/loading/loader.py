@@ -4,8 +4,9 @@ Both kinds of data set have the same interface: `batches(plan)` yields small pyt
 step turns each into images with `images(arrays, batch)`.
 """
 
+import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -13,9 +14,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.data.loading.bad_images import BadImages
 from moco_jax.data.loading.decode import BadImage, decode
 from moco_jax.data.loading.order import Plan
+from moco_jax.data.loading.reader import Reader
 from moco_jax.data.loading.resident import ResidentData
 from moco_jax.data.loading.streamed import StreamedData
 from moco_jax.data.sources.source import Source
@@ -85,71 +86,56 @@ class DataSet(Batches, Protocol):
 def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
     """Returns the data set of a source, in device memory if it fits into `resident_megabytes`.
 
-    Args:
-      source: the images.
-      config: `data` of the whole config.
-      layout: the mesh.
+    `config` is `data` of the whole config.
 
     Raises:
       ValueError: if more than `max_bad_fraction` of the images can't be read.
     """
-    bad = BadImages(source, config.max_bad_fraction)
-    workers = threads(config)
+    reader = Reader(source, config.canvas, config.max_bad_fraction)
     limit = config.resident_megabytes * 2**20
     height, width = _probe(source, config.canvas)
     if len(source) * height * width * 3 <= limit:
-        images = _decode_all(source, config.canvas, bad, workers)
+        images = _decode_all(reader, threads(config))
         sizes = np.asarray([image.shape[:2] for image in images.values()], np.int32)
         if len(images) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
-            canvases = _on_canvases(images, sizes)
-            return ResidentData(source, np.fromiter(images, np.int64), canvases, sizes, layout)
-    largest = max(height, width)
-    return StreamedData(source, config.canvas, bad, workers, layout, largest=largest)
+            arrays = {"images": on_canvases(list(images.values()), sizes), "sizes": sizes}
+            return ResidentData(source, np.fromiter(images, np.int64), arrays, layout)
+    return StreamedData(reader, threads(config), layout, largest=max(height, width))
 
 
 def threads(config: ConfigDict) -> int:
     """Returns the number of decoding threads, from `data` of the whole config."""
-    if config.threads:
-        return config.threads
-    if hasattr(os, "sched_getaffinity"):  # Linux; a container may have fewer cores than the host
-        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-    return min(os.cpu_count() or 1, _MAX_THREADS)
+    # On Linux a container may have fewer cores than the host.
+    on_linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
+    return config.threads or min(cores, _MAX_THREADS)
 
 
 def _probe(source: Source, canvas: int) -> tuple[int, int]:
     """Returns the largest height and width among evenly spaced images of the source."""
     height = width = 0
     for index in np.linspace(0, len(source) - 1, min(_PROBED_IMAGES, len(source))).astype(int):
-        try:
+        with contextlib.suppress(BadImage, OSError):  # the later read of the whole source counts it
             shape = decode(source.read(int(index)), canvas).shape
-        except (BadImage, OSError):
-            continue  # the later read of the whole source counts it
-        height, width = max(height, shape[0]), max(width, shape[1])
+            height, width = max(height, shape[0]), max(width, shape[1])
     return height, width
 
 
-def _decode_all(source: Source, canvas: int, bad: BadImages, threads: int) -> dict[int, np.ndarray]:
+def _decode_all(reader: Reader, threads: int) -> dict[int, np.ndarray]:
     """Returns {index: uint8[h, w, 3]} of the readable images, in the order of the source."""
-
-    def read(index: int) -> np.ndarray | None:
-        try:
-            return decode(source.read(index), canvas)
-        except (BadImage, OSError) as error:
-            bad.add(index, error)
-            return None
-
-    chunks = [range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
+    indices = range(len(reader.source))
+    chunks = [indices[i : i + _CHUNK] for i in indices[::_CHUNK]]
     with ThreadPoolExecutor(threads) as pool:
-        done = pool.map(lambda chunk: [(i, read(i)) for i in chunk], chunks)
+        done = pool.map(lambda chunk: [(i, reader.read(i)) for i in chunk], chunks)
         images = {i: image for chunk in done for i, image in chunk if image is not None}
     if not images:
-        raise ValueError(f"none of the images of {source.name} can be read")
+        raise ValueError(f"none of the images of {reader.source.name} can be read")
     return images
 
 
-def _on_canvases(images: dict[int, np.ndarray], sizes: np.ndarray) -> np.ndarray:
+def on_canvases(images: Sequence[np.ndarray], sizes: np.ndarray) -> np.ndarray:
     """Returns uint8[n, H, W, 3], each image in the top left corner of a canvas of maximal size."""
     canvases = np.zeros((len(images), *sizes.max(axis=0), 3), np.uint8)
-    for row, image in zip(canvases, images.values(), strict=True):
+    for row, image in zip(canvases, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
     return canvases

@@ -20,18 +20,12 @@ class ShuffledOrder:
     """A new permutation for each epoch; the incomplete last batch of an epoch is dropped.
 
     Any step can be computed without state, so a resumed run continues with the next batch.
-
-    Attributes:
-      seed: of the permutations.
-      size: number of images in the data set.
-      batch_size: B, images per step.
-      steps: length of the run.
     """
 
     seed: int
-    size: int
+    size: int  # images in the data set
     batch_size: int
-    steps: int
+    steps: int  # length of the run
 
     @property
     def steps_per_epoch(self) -> int:
@@ -54,13 +48,10 @@ def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
 
 def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Returns batches i32[B] that cover `indices` once; the last is padded with its first index."""
-    batches = []
-    for start in range(0, len(indices), batch_size):
-        batch = np.full(batch_size, indices[start], np.int32)
-        part = indices[start : start + batch_size]
-        batch[: len(part)] = part
-        batches.append(batch)
-    return batches
+    first = np.arange(0, len(indices), batch_size)[:, None]
+    positions = first + np.arange(batch_size)
+    positions = np.where(positions < len(indices), positions, first)
+    return list(indices[positions].astype(np.int32))
 
 
 def subset(size: int, limit: int, seed: int) -> np.ndarray:

@@ -15,38 +15,23 @@ from moco_jax.parallel.mesh import Layout
 class ResidentData:
     """All readable images of a source, replicated on every device.
 
-    Each image lies in the top left corner of a canvas.
+    Each image lies in the top left corner of a canvas. `loader.DataSet` documents the interface.
 
     Attributes:
-      labels: i32[N], or None.
-      source_indices: i64[N], the indices of the images in the source.
       arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
       bad: number of unreadable images in the source, on process 0; 0 on the others.
     """
 
     def __init__(
-        self,
-        source: Source,
-        good: np.ndarray,
-        images: np.ndarray,
-        sizes: np.ndarray,
-        layout: Layout,
+        self, source: Source, good: np.ndarray, arrays: dict[str, np.ndarray], layout: Layout
     ):
-        """Copies the images to the devices.
-
-        Args:
-          source: the data set.
-          good: [N], indices of the readable images in the source.
-          images: uint8[N, H, W, 3], canvases.
-          sizes: i32[N, 2], heights and widths of the images.
-          layout: the mesh.
-        """
+        """Copies `arrays` to the devices; `good` [N] are the indices of the readable images."""
         self.labels = None if source.labels is None else source.labels[good]
         self.source_indices = good
         # Every process reads all images, and the loop sums `bad` over processes.
         self.bad = len(source) - len(good) if jax.process_index() == 0 else 0
         self._name = source.name
-        self.arrays = layout.put({"images": images, "sizes": sizes}, layout.replicated)
+        self.arrays = layout.put(arrays, layout.replicated)
         self._layout = layout
 
     def __len__(self) -> int:
@@ -71,7 +56,6 @@ class ResidentData:
         )
 
     def indices(self, batch: jax.Array) -> jax.Array:
-        """Returns i32[B]; the batch is the image indices."""
         return batch
 
     def readable(self, batch: jax.Array) -> jax.Array:

@@ -8,11 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from moco_jax.data.loading.bad_images import BadImages
 from moco_jax.data.loading.buffers import Buffers
-from moco_jax.data.loading.decode import BadImage, decode
 from moco_jax.data.loading.order import Plan
-from moco_jax.data.sources.source import Source
+from moco_jax.data.loading.reader import Reader
 from moco_jax.parallel.mesh import Layout
 
 _TASK_IMAGES = 16  # small tasks: all threads work on the next batch, whatever its size
@@ -22,72 +20,56 @@ MOST_ON_DEVICES = _AHEAD + _IN_USE
 
 
 class StreamedBatches:
-    """Access to streamed batches inside jit."""
+    """Access to streamed batches inside jit, as `loader.Batches`; a stand-in has its own index."""
 
     def images(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns canvases uint8[B, C, C, 3] and image sizes i32[B, 2]."""
         return batch["images"], batch["sizes"]
 
     def indices(self, batch: Any) -> jax.Array:
-        """Returns the image indices i32[B]; a stand-in has its own index."""
         return batch["indices"]
 
     def readable(self, batch: Any) -> jax.Array:
-        """Returns bool[B], false where a stand-in replaces an unreadable image."""
         return batch["readable"]
 
 
 class StreamedData(StreamedBatches):
     """Images that Grain threads read and decode onto square canvases of C x C pixels.
 
-    The next readable image of the source is the stand-in for an unreadable one.
-
-    Attributes:
-      labels: i32[N], or None.
-      source_indices: i64[N], 0 to N - 1: all images of the source.
-      arrays: empty.
+    The next readable image of the source is the stand-in for an unreadable one, so the data set has
+    all images of the source. `loader.DataSet` documents the interface; `arrays` is empty.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        canvas: int,
-        bad: BadImages,
-        threads: int,
-        layout: Layout,
-        *,
-        largest: int,
-    ):
+    def __init__(self, reader: Reader, threads: int, layout: Layout, *, largest: int):
         """Reads no images yet.
 
         Args:
-          source: the images.
-          canvas: C, side of the canvases in pixels.
-          bad: counts unreadable images.
+          reader: decodes the images; its `canvas` is C.
           threads: number of threads that read and decode.
           layout: the mesh.
           largest: longest side in pixels among the images seen so far.
         """
-        self.labels, self.arrays = source.labels, {}
-        self.source_indices = np.arange(len(source))
-        self._largest = largest
-        self._source, self._canvas, self._bad = source, canvas, bad
+        self.labels, self.arrays = reader.source.labels, {}
+        self.source_indices = np.arange(len(reader.source))
+        self._reader, self._canvas, self._largest = reader, reader.canvas, largest
         self._threads, self._layout = threads, layout
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._reader.source)
 
     @property
     def bad(self) -> int:
-        """The number of unreadable images that this process has found so far."""
-        return len(self._bad)
+        return self._reader.bad
 
     def describe(self, batch_size: int) -> str:
         """Returns name, size and the most host memory that batches of B images use, in one line."""
         rows = len(self._layout.rows(batch_size))
-        megabytes = -(-self.max_batches(rows) * rows * self._canvas**2 * 3 // 2**20)
+        tasks = -(-rows // _TASK_IMAGES)
+        # The tasks that run ahead fill this many batches, the last ones partly.
+        filling = -(-self._ahead(tasks) // tasks) + 1
+        batches = filling + _AHEAD + 1 + _IN_USE
+        megabytes = -(-batches * rows * self._canvas**2 * 3 // 2**20)
         text = (
-            f"{self._source.name}: {len(self)} images, streamed by {self._threads} threads "
+            f"{self._reader.source.name}: {len(self)} images, streamed by {self._threads} threads "
             f"(at most {megabytes} MB of host memory)"
         )
         if 2 * self._largest <= self._canvas:
@@ -97,13 +79,6 @@ class StreamedData(StreamedBatches):
                 f"times fewer bytes than data.canvas={self._canvas}"
             )
         return text
-
-    def max_batches(self, rows: int) -> int:
-        """Returns the most batches in host memory, with this many rows on this process."""
-        tasks = _tasks_per_batch(rows)
-        # The tasks that run ahead fill this many batches, the last ones partly.
-        filling = -(-self._ahead(tasks) // tasks) + 1
-        return filling + _AHEAD + 1 + _IN_USE
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[Any]:
         """Yields `images` uint8[B, C, C, 3], `sizes`, `indices` and `readable` of each step.
@@ -116,7 +91,7 @@ class StreamedData(StreamedBatches):
         if start >= len(plan):
             return
         rows = self._layout.rows(len(plan[start]))
-        per_batch = _tasks_per_batch(len(rows))
+        per_batch = -(-len(rows) // _TASK_IMAGES)  # tasks
         filling = _BatchesInProgress(len(rows), self._canvas)
 
         def read(task: int) -> int:
@@ -128,9 +103,8 @@ class StreamedData(StreamedBatches):
         # A task depends on its number only, so a run resumes at any task, and the batches do not
         # depend on the number of threads.
         tasks = grain.MapDataset.range(start * per_batch, len(plan) * per_batch).map(read)
-        options = grain.ReadOptions(
-            num_threads=self._threads, prefetch_buffer_size=self._ahead(per_batch)
-        )
+        ahead = self._ahead(per_batch)
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
         steps = tasks.to_iter_dataset(options).batch(per_batch, batch_fn=lambda steps: steps[0])
         copied = steps.map(lambda step: self._layout.put_batch(filling.pop(step)))
         yield from grain.experimental.ThreadPrefetchIterDataset(copied, prefetch_buffer_size=_AHEAD)
@@ -150,15 +124,9 @@ class StreamedData(StreamedBatches):
     def _read_one(self, index: int) -> tuple[np.ndarray, int]:
         """Returns the image and its index, or those of its stand-in: the next readable image."""
         for candidate in itertools.chain(range(index, len(self)), range(index)):
-            try:
-                return decode(self._source.read(candidate), self._canvas), candidate
-            except (BadImage, OSError) as error:
-                self._bad.add(candidate, error)
-        raise ValueError(f"none of the images of {self._source.name} can be read")
-
-
-def _tasks_per_batch(rows: int) -> int:
-    return -(-rows // _TASK_IMAGES)
+            if (image := self._reader.read(candidate)) is not None:
+                return image, candidate
+        raise ValueError(f"none of the images of {self._reader.source.name} can be read")
 
 
 class _BatchesInProgress:

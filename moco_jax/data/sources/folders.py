@@ -4,9 +4,11 @@ Folders and archives follow the same rules, so this module sees only relative pa
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+
+from moco_jax.data.sources.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # The folders tried for the test split 'test'; the first one with classes is used.
@@ -15,19 +17,17 @@ TEST_FOLDERS = ("test", "val", "validation")
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images of one split.
+    """Images of one split."""
 
-    Attributes:
-      folder: the folder of the split, such as 'train'; '' if there are no splits.
-      paths: [N] relative paths, sorted.
-      labels: int32 [N], or None without classes.
-      class_names: indexed by label; () without classes.
-    """
+    folder: str  # such as 'train'; '' if there are no splits
+    paths: Sequence[str]  # [N], relative and sorted
+    labels: np.ndarray | None  # int32 [N], or None without classes
+    class_names: tuple[str, ...]  # indexed by label; () without classes
 
-    folder: str
-    paths: Sequence[str]
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
+    def source(self, where: str, names: Sequence[str], read: Callable[[int], bytes]) -> Source:
+        """Returns the split as a source of images with these names, in a folder or an archive."""
+        name = f"{where}, {self.folder}" if self.folder else where
+        return Source(name, read, names, self.labels, self.class_names)
 
 
 def is_hidden(name: str) -> bool:
@@ -38,11 +38,6 @@ def is_hidden(name: str) -> bool:
 def is_image(name: str) -> bool:
     """Returns whether a file name has one of EXTENSIONS, in upper or lower case."""
     return name.lower().endswith(EXTENSIONS)
-
-
-def source_name(where: str, split: Split) -> str:
-    """Returns the name of a split, for messages."""
-    return f"{where}, {split.folder}" if split.folder else where
 
 
 def assign_splits(
@@ -70,8 +65,7 @@ def assign_splits(
         _check_no_splits(folders, where, train_split, test_split)
         return _label(paths, prefix, ""), None
     train = _label(folders[train_split], prefix, train_split)
-    candidates = TEST_FOLDERS if test_split == "test" else (test_split,)
-    for name in candidates:
+    for name in TEST_FOLDERS if test_split == "test" else (test_split,):
         test = _label_test(folders.get(name, []), prefix, name, train.class_names, where)
         if test is not None:
             return train, test
@@ -141,8 +135,8 @@ def _with_classes(
     names = sorted(classes)
     number = {name: label for label, name in enumerate(class_names)}
     paths = [path for name in names for path in classes[name]]
-    labels = np.repeat([number[name] for name in names], [len(classes[name]) for name in names])
-    return Split(folder, paths, labels.astype(np.int32), class_names)
+    labels = np.array([number[name] for name in names for _ in classes[name]], np.int32)
+    return Split(folder, paths, labels, class_names)
 
 
 def _check_no_splits(folders: dict, where: str, train_split: str, test_split: str) -> None:

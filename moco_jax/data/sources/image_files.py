@@ -22,10 +22,7 @@ def open_folder(path: str, train_split: str = "train", test_split: str = "test")
     if not found:
         raise ValueError(no_images(f"the folder {path}", others))
     train, test = folders.assign_splits(found, path, train_split, test_split)
-    return Sources(
-        _folder_source(path, train),
-        None if test is None else _folder_source(path, test),
-    )
+    return Sources(_folder_source(path, train), test and _folder_source(path, test))
 
 
 def list_images(root: str) -> tuple[list[str], collections.Counter]:
@@ -65,12 +62,5 @@ def no_images(what: str, others: collections.Counter) -> str:
 
 
 def _folder_source(root: str, split: folders.Split) -> Source:
-    """Returns a source whose `read` opens one file."""
     names = [os.path.join(root, path) for path in split.paths]
-
-    def read(index: int) -> bytes:
-        with open(names[index], "rb") as file:
-            return file.read()
-
-    name = folders.source_name(root, split)
-    return Source(name, read, names, split.labels, split.class_names)
+    return split.source(root, names, lambda i: pathlib.Path(names[i]).read_bytes())

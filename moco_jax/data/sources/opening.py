@@ -10,6 +10,7 @@ an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>
 
 import os
 import zipfile
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,33 +19,19 @@ from moco_jax.data.sources import digits, folders, image_files, tar_archive, tfd
 from moco_jax.data.sources.source import Source, Sources, array_source, hold_out
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
+_KEYS = ("source", "path", "held_out", "train_split", "test_split")  # of `data` in a config
 _NPZ_KEYS = ("images", "labels", "test_images", "test_labels")
 
 
-def open_named(config: ConfigDict) -> Sources:
-    """Returns the train and test images of a whole config; see `open_sources`."""
-    data = config.data
-    return open_sources(
-        source=data.source,
-        path=data.path,
-        held_out=data.held_out,
-        seed=config.seed,
-        train_split=data.train_split,
-        test_split=data.test_split,
-    )
+def open_named(config: ConfigDict, **changes: Any) -> Sources:
+    """Returns the train and test images of a whole config; `changes` are for `open_sources`."""
+    options = {key: config.data[key] for key in _KEYS} | changes
+    return open_sources(seed=config.seed, **options)
 
 
 def open_whole(config: ConfigDict) -> Source:
     """Returns the train images of a whole config without holding any out."""
-    data = config.data
-    return open_sources(
-        source=data.source,
-        path=data.path,
-        held_out=0.0,
-        seed=config.seed,
-        train_split=data.train_split,
-        test_split="",
-    ).train
+    return open_named(config, held_out=0.0, test_split="").train
 
 
 def open_sources(
@@ -79,14 +66,12 @@ def open_sources(
     if source not in ("digits", "images") and not source.startswith("tfds:"):
         raise ValueError(f"data.source={source!r} is unknown; known: {_KNOWN}")
     opened = _open(source, os.path.expanduser(path), train_split, test_split)
-    if opened.test is not None:
-        return opened
-    return hold_out(opened.train, held_out, seed)
+    return hold_out(opened.train, held_out, seed) if opened.test is None else opened
 
 
 def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
     """Returns the splits that the data set itself has."""
-    name = source.removeprefix("tfds:") if source.startswith("tfds:") else ""
+    name = source.partition("tfds:")[2]
     if source == "tfds:":
         raise ValueError("data.source='tfds:' must name a data set, such as 'tfds:cifar10'")
     if not path:
@@ -147,10 +132,8 @@ def _open_npz(path: str) -> Sources:
     train = array_source(arrays["images"], arrays.get("labels"), f"{name}, train")
     if "test_images" not in arrays:
         return Sources(train, None)
-    test = array_source(
-        arrays["test_images"], arrays["test_labels"], f"{name}, test", train.class_names
-    )
-    return Sources(train, test)
+    test = arrays["test_images"], arrays["test_labels"]
+    return Sources(train, array_source(*test, f"{name}, test", train.class_names))
 
 
 def _read_npz(path: str) -> dict[str, np.ndarray]:

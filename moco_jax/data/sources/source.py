@@ -17,20 +17,15 @@ MAX_HELD_OUT = 10_000
 class Source:
     """Images by index.
 
-    Attributes:
-      name: for messages, such as "cifar10.tar.gz, train".
-      read: returns one image: the bytes of an image file, or a decoded uint8 array [H, W, 3],
-        [H, W] or [H, W, 1]. Safe to call from several threads at once.
-      names: [N], one per image: a path, a member of an archive, or a TFDS index.
-      labels: int32 [N], or None without classes.
-      class_names: indexed by label; () without classes.
+    `read` returns one image: the bytes of an image file, or a decoded uint8 array [H, W, 3], [H, W]
+    or [H, W, 1]. It is safe to call from several threads at once.
     """
 
-    name: str
+    name: str  # for messages, such as "cifar10.tar.gz, train"
     read: Callable[[int], bytes | np.ndarray]
-    names: Sequence[str]
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
+    names: Sequence[str]  # [N], one per image: a path, a member of an archive, or a TFDS index
+    labels: np.ndarray | None  # int32 [N], or None without classes
+    class_names: tuple[str, ...]  # indexed by label; () without classes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,8 +42,8 @@ class Sources:
     test: Source | None
 
 
-class _NumberedNames(Sequence):
-    """'name/0', 'name/1', ...; formatted on access, since a million strings take 100 MB."""
+class NumberedNames(Sequence):
+    """'name/0' to 'name/<length - 1>'; formatted on access, since a million strings take 100 MB."""
 
     def __init__(self, name: str, length: int):
         self._name, self._length = name, length
@@ -60,11 +55,6 @@ class _NumberedNames(Sequence):
         if isinstance(index, slice):
             return [self[i] for i in range(self._length)[index]]
         return f"{self._name}/{range(self._length)[index]}"
-
-
-def numbered_names(name: str, length: int) -> Sequence[str]:
-    """Returns the names 'name/0' to 'name/<length - 1>', for images without names."""
-    return _NumberedNames(name, length)
 
 
 def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
@@ -81,15 +71,15 @@ def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
     """
     images = np.asarray(images)
     _check_images(images, name)
+    names = NumberedNames(name, len(images))
     if labels is None:
-        return Source(name, images.__getitem__, numbered_names(name, len(images)), None, ())
+        return Source(name, images.__getitem__, names, None, ())
     labels = _checked_labels(np.asarray(labels), len(images), name)
     class_names = tuple(class_names) or tuple(str(c) for c in range(labels.max() + 1))
     if labels.max() >= len(class_names):
         raise ValueError(
             f"{name}: label {labels.max()} has no class name; got {len(class_names)} names"
         )
-    names = numbered_names(name, len(images))
     return Source(name, images.__getitem__, names, labels, class_names)
 
 
@@ -124,13 +114,9 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
 
 def take(source: Source, indices: np.ndarray, name: str) -> Source:
     """Returns the images of a source at indices int [M], in that order, with another name."""
-
-    def read(index: int) -> bytes | np.ndarray:
-        return source.read(int(indices[index]))
-
     names = [source.names[int(i)] for i in indices]
     labels = None if source.labels is None else source.labels[indices]
-    return Source(name, read, names, labels, source.class_names)
+    return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:
@@ -139,21 +125,15 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
     Every class loses this fraction of its images. A class with two or more images loses at least
     one, and no class loses its last image. At most MAX_HELD_OUT images are held out, and none if
     the fraction is 0 or there are no labels.
-
-    Raises:
-      ValueError: if the fraction is not in [0, 1).
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"the held-out fraction must be in [0, 1); got {fraction}")
     if fraction == 0 or source.labels is None:
         return Sources(source, None)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(source))
-    by_class = np.split(
-        order[np.argsort(source.labels[order], kind="stable")],
-        np.cumsum(np.bincount(source.labels))[:-1],
-    )
-    counts = _held_out_counts(np.array([len(members) for members in by_class]), fraction)
+    order = order[np.argsort(source.labels[order], kind="stable")]
+    sizes = np.bincount(source.labels)
+    by_class = np.split(order, np.cumsum(sizes)[:-1])
+    counts = _held_out_counts(sizes, fraction)
     chosen = [members[:n] for members, n in zip(by_class, counts, strict=True)]
     # With more classes than MAX_HELD_OUT, not every class can hold out an image.
     test = np.sort(rng.permutation(np.concatenate(chosen))[:MAX_HELD_OUT])

@@ -51,10 +51,12 @@ def open_tar(path: str, train_split: str = "train", test_split: str = "test") ->
     if not extents:
         raise ValueError(image_files.no_images(f"the archive {path}", others))
     train, test = folders.assign_splits(extents, path, train_split, test_split)
-    return Sources(
-        _tar_source(path, train, extents, read_at),
-        None if test is None else _tar_source(path, test, extents, read_at),
-    )
+
+    def open_split(split: folders.Split) -> Source:
+        own_extents = [extents[member] for member in split.paths]
+        return split.source(os.path.basename(path), split.paths, lambda i: read_at(own_extents[i]))
+
+    return Sources(open_split(train), test and open_split(test))
 
 
 def _opener(path: str) -> Callable | None:
@@ -77,10 +79,9 @@ def _decompress(path: str, opener: Callable) -> io.BytesIO:
                         f"({_COMMANDS[opener]} {path}) and set data.path to the .tar"
                     )
                 contents.write(chunk)
-    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
-        raise ValueError(f"the archive {path} is damaged or incomplete: {error}") from error
-    except OSError as error:
-        if error.errno is not None:  # a disk or permission error; bz2 sets no errno
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        # A disk or permission error has an errno; errors of gzip and bz2 have none.
+        if getattr(error, "errno", None) is not None:
             raise
         raise ValueError(f"the archive {path} is damaged or incomplete: {error}") from error
     return contents
@@ -151,19 +152,3 @@ def _reader_from_memory(file: io.BytesIO) -> Callable[[_Extent], bytes]:
     """Returns a function that copies an extent from memory."""
     contents = file.getbuffer()
     return lambda extent: bytes(contents[extent[0] : extent[0] + extent[1]])
-
-
-def _tar_source(
-    path: str,
-    split: folders.Split,
-    extents: dict[str, _Extent],
-    read_at: Callable[[_Extent], bytes],
-) -> Source:
-    """Returns a source that reads members; the names of the images are those of the members."""
-    own_extents = [extents[member] for member in split.paths]
-
-    def read(index: int) -> bytes:
-        return read_at(own_extents[index])
-
-    name = folders.source_name(os.path.basename(path), split)
-    return Source(name, read, split.paths, split.labels, split.class_names)

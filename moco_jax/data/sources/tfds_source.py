@@ -9,7 +9,7 @@ import shlex
 
 import numpy as np
 
-from moco_jax.data.sources.source import Source, Sources, numbered_names
+from moco_jax.data.sources.source import NumberedNames, Source, Sources
 
 _CHUNK = 1024  # records read at once to collect labels
 RANDOM_ACCESS = frozenset({"array_record", "parquet"})
@@ -31,8 +31,7 @@ def open_tfds(
       name: the TFDS name, such as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
       data_dir: the TFDS data directory; '' for the default (~/tensorflow_datasets).
       train_split: a split or a slice of one, such as 'train[:10%]'.
-      test_split: likewise; '' for none. If 'test' is absent or has no labels, 'validation' is
-        used.
+      test_split: '' for none. If 'test' is absent or has no labels, 'validation' is used.
 
     Raises:
       ValueError: if the name or a split is unknown, there is no image feature, or the data set is
@@ -45,11 +44,8 @@ def open_tfds(
         found = [split for split in ("test", "validation") if split in builder.info.splits]
     else:
         found = [test_split] if test_split else []
-    for split in found:
-        test = _split_source(builder, name, split)
-        if test.labels is not None:
-            return Sources(train, test)
-    return Sources(train, None)
+    tests = (_split_source(builder, name, split) for split in found)
+    return Sources(train, next((test for test in tests if test.labels is not None), None))
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
@@ -64,11 +60,7 @@ def how_to_prepare(name: str, data_dir: str) -> str:
 
 
 def open_builder(name: str, data_dir: str):
-    """Returns the TFDS builder of a data set, prepared or not.
-
-    Args:
-      name: as for `open_tfds`.
-      data_dir: as for `open_tfds`.
+    """Returns the TFDS builder of a data set, prepared or not; `open_tfds` documents the arguments.
 
     Raises:
       ValueError: if the name, the version or the config is unknown.
@@ -141,13 +133,10 @@ def _split_source(builder, name: str, split: str) -> Source:
     if not length:
         raise ValueError(f"the split {split!r} of the TFDS data set {name!r} is empty")
     labels = _labels(records, label_key) if label_key else None
-    names = numbered_names(f"{name}/{split}", length)
+    names = NumberedNames(f"{name}/{split}", length)
     class_names = () if labels is None else tuple(builder.info.features[label_key].names)
-
-    def read(index: int) -> bytes:
-        return records[index][image_key]
-
-    return Source(f"tfds:{name}, {split}", read, names, labels, class_names)
+    where = f"tfds:{name}, {split}"
+    return Source(where, lambda i: records[i][image_key], names, labels, class_names)
 
 
 def _features(builder, name: str) -> tuple[str, str | None, list[str]]:

@@ -96,11 +96,8 @@ def device_stages(run: PretrainRun, seconds: float) -> Iterator[Stage]:
     draw = draw_views(run)
     work = lambda: jax.block_until_ready(draw(0, run.data.arrays, batch))  # noqa: E731
     work()  # compile before timing
-    yield Stage(
-        "augmenting",
-        _rate(work, size, seconds),
-        f"{len(run.config.views)} views of {data.image_size}",
-    )
+    rate = _rate(work, size, seconds)
+    yield Stage("augmenting", rate, f"{len(run.config.views)} views of {data.image_size}")
 
 
 def draw_views(run: PretrainRun) -> Callable:
@@ -135,30 +132,21 @@ def _train(run: PretrainRun, step, state, batches, notes) -> tuple[float, float,
 
     def dispatched() -> Iterator[Any]:
         nonlocal state, waited, begun
-        for number, (seconds, batch) in enumerate(_timed(batches)):
+        asked = time.perf_counter()
+        for number, batch in enumerate(batches):
+            seconds = time.perf_counter() - asked
             if number == _AHEAD:
                 jax.block_until_ready(state)
                 waited, begun = 0.0, time.perf_counter()
             waited += seconds
             state, metrics = step(state, run.data.arrays, batch, notes)
             yield metrics
+            asked = time.perf_counter()
 
     for metrics in pipelined(dispatched()):  # as in a run
         jax.block_until_ready(metrics)
     jax.block_until_ready(state)
     return time.perf_counter() - begun, waited, state
-
-
-def _timed(batches) -> Iterator[tuple[float, Any]]:
-    """Yields (seconds spent waiting for the batch, batch)."""
-    batches = iter(batches)
-    while True:
-        begun = time.perf_counter()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        yield time.perf_counter() - begun, batch
 
 
 def flops_per_image(run: PretrainRun) -> float:
@@ -183,21 +171,16 @@ def hosts_table(decoding_per_core: float, flops: float, mfu: float) -> str:
 
 
 def _bytes(source: Source, index: int) -> bytes | np.ndarray | None:
-    try:
+    with contextlib.suppress(OSError):
         return source.read(index)
-    except OSError:
-        return None
 
 
 def _decoded(data, config: ConfigDict) -> np.ndarray | None:
-    try:
+    with contextlib.suppress(BadImage):
         return decode(data, config.data.canvas)
-    except BadImage:
-        return None
 
 
 def _first_batch(run: PretrainRun) -> Any:
-    """Returns the first batch of the run."""
     with contextlib.closing(run.data.batches(run.order)) as batches:
         return next(batches)
 

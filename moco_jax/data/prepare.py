@@ -5,6 +5,7 @@ beside them, and dataset_info.json lists both formats. TFDS's own convert_format
 TensorFlow and Apache Beam. TFDS downloads and prepares a data set that is absent.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -50,10 +51,8 @@ def prepare(name: str, data_dir: str = "", manual_dir: str = "") -> None:
     """Makes a data set readable by index, and prints what it does and where the data set is.
 
     Args:
-      name: the TFDS name, such as 'cifar10' or 'imagenet_resized/64x64:0.1.0'.
-      data_dir: the TFDS data directory; '' for the default (~/tensorflow_datasets).
-      manual_dir: folder of files that must be downloaded by hand; '' for the default
-        (<data_dir>/downloads/manual).
+      name, data_dir: as for `tfds_source.open_tfds`.
+      manual_dir: folder of files downloaded by hand; '' for <data_dir>/downloads/manual.
 
     Raises:
       ValueError: if the name is unknown, TFRecords are damaged, or a package or a file must be
@@ -141,7 +140,11 @@ def _convert(builder) -> None:
         for stale in folder.glob(f"{_INCOMPLETE}*"):
             stale.unlink()
     left = [shard for shard in shards if not _is_whole(shard)]
-    _check_sources(left)
+    missing = [shard.source for shard in left if not shard.source.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(left)} shards of TFRecords are missing, such as {missing[0]}"
+        )
     _check_space(left)
     print(f"converting {len(left)} of {len(shards)} shards in {info.parent}", flush=True)
     reported = time.monotonic()
@@ -154,15 +157,11 @@ def _convert(builder) -> None:
 
 
 def _shards(builder) -> list[_Shard]:
-    """Returns the shards of all splits."""
     shards = []
     for split in builder.info.splits.values():
         template, count = split.filename_template, split.num_shards
         files = [
-            [
-                pathlib.Path(path)
-                for path in template.replace(filetype_suffix=suffix).sharded_filepaths(count)
-            ]
+            template.replace(filetype_suffix=suffix).sharded_filepaths(count)
             for suffix in ("tfrecord", _FORMAT)
         ]
         if not count or files[0] == files[1]:
@@ -170,6 +169,7 @@ def _shards(builder) -> list[_Shard]:
                 f"can't convert the split {split.name!r} in {builder.data_path}: "
                 "dataset_info.json has " + ("file names without a format" if count else "no shards")
             )
+        files = [map(pathlib.Path, paths) for paths in files]
         shards += map(_Shard, *files, split.shard_lengths)
     return shards
 
@@ -179,21 +179,10 @@ def _is_whole(shard: _Shard) -> bool:
     if not shard.target.exists():
         return False
     try:
-        reader = ArrayRecordReader(str(shard.target))
-        whole = reader.ok() and reader.num_records() == shard.length
-        reader.close()
+        with contextlib.closing(ArrayRecordReader(str(shard.target))) as reader:
+            return reader.ok() and reader.num_records() == shard.length
     except RuntimeError:  # a truncated file
         return False
-    return whole
-
-
-def _check_sources(shards: list[_Shard]) -> None:
-    """Raises a FileNotFoundError if TFRecord files are missing."""
-    missing = [shard.source for shard in shards if not shard.source.exists()]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(shards)} shards of TFRecords are missing, such as {missing[0]}"
-        )
 
 
 def _check_space(shards: list[_Shard]) -> None:

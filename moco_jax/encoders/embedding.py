@@ -23,8 +23,6 @@ def embed(
 
     Args:
       pretrained: the encoder; its config says how images are loaded and prepared.
-      source: the images.
-      layout: the devices and shardings.
       output: 'backbone' or 'head'.
       batch_size: images encoded at once; rounded up to a multiple of the devices.
 
@@ -36,7 +34,6 @@ def embed(
     config.max_bad_fraction = 1.0
     data = loader.load(source, config, layout)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
-    batch_size = -(-batch_size // layout.devices) * layout.devices
     stream = make_stream(data, encode, batch_size, layout)
     variables, row = layout.put(pretrained.variables, layout.replicated), 0
     for features, readable in stream(variables, np.arange(len(data))):
@@ -50,12 +47,7 @@ def neighbours(
 ) -> Iterator[tuple[str, int, float, str, str]]:
     """Yields (query, rank, cosine, image, class) for the k nearest images of each query.
 
-    Args:
-      features: that are searched.
-      queries: f32[M, F].
-      names: [M], of the queries.
-      k: neighbours; at most N are found.
-      layout: the devices and shardings.
+    Finds at most N. `queries` is f32[M, F]; `names` [M] are the names of the queries.
     """
     k = min(k, len(features.names))
     cosines, indices = nearest(queries, features.features, k=k, layout=layout)

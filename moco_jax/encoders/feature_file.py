@@ -1,21 +1,21 @@
 """Files of features and the names of their images: .npz, or .parquet with pyarrow."""
 
-import collections
+import contextlib
 import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moco_jax.data.sources.source import Source
 
-_COPY_BYTES = 2**22
 _FORMAT = "moco_jax.features"
 
 
@@ -61,13 +61,11 @@ def check_writable(path: pathlib.Path, overwrite: bool) -> None:
       ValueError: for an unknown ending, a file that exists, a folder that does not exist, or a
         .parquet file without pyarrow.
     """
-    _check_ending(path)
+    _check_format(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; give another --out, or --overwrite")
     if not path.absolute().parent.is_dir():
         raise ValueError(f"--out={path}: there is no folder {path.absolute().parent}")
-    if path.suffix == ".parquet":
-        _check_pyarrow()
 
 
 def write(
@@ -76,12 +74,7 @@ def write(
     """Writes features one part at a time; returns the number of features.
 
     Only names and labels are held in memory. The file has another name until it is complete.
-
-    Args:
-      path: ends in .npz or .parquet.
-      parts: the features.
-      source: the images.
-      about: saved with the features as JSON.
+    `about` is saved as JSON.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")
     note = json.dumps(about | {"format": _FORMAT})
@@ -112,7 +105,7 @@ def read(path: pathlib.Path) -> Features:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there are no features at {path}: no such file")
-    _check_ending(path)
+    _check_format(path)
     return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
 
 
@@ -135,8 +128,7 @@ def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source,
             with archive.open("features.npy", "w", force_zip64=True) as file:
                 shape = {"descr": dtype.str, "fortran_order": False, "shape": (len(rows), width)}
                 np.lib.format.write_array_header_1_0(file, shape)
-                while chunk := spool.read(_COPY_BYTES):
-                    file.write(chunk)
+                shutil.copyfileobj(spool, file)
             for name, array in small.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, array, allow_pickle=False)
@@ -150,13 +142,8 @@ def _read_npz(path: pathlib.Path) -> Features:
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"can't read the features of {path}: {error}") from error
     about = _about(str(arrays.get("about", "{}")), path)
-    return Features(
-        arrays["features"],
-        arrays["names"],
-        arrays.get("labels"),
-        tuple(str(name) for name in arrays.get("class_names", ())),
-        about,
-    )
+    classes = tuple(map(str, arrays.get("class_names", ())))
+    return Features(arrays["features"], arrays["names"], arrays.get("labels"), classes, about)
 
 
 def _write_parquet(
@@ -166,38 +153,29 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet
 
-    counts = collections.Counter()
-    classes = json.dumps(source.class_names)
-
-    def tables() -> Iterator[pa.Table]:
+    metadata = {"about": note, "class_names": json.dumps(source.class_names)}
+    writer, count = None, 0
+    with contextlib.ExitStack() as stack:
         for features, rows in parts:
+            labels = [None] * len(rows) if source.labels is None else source.labels[rows]
+            classes = [None if label is None else source.class_names[label] for label in labels]
             values = pa.array(np.ravel(features), pa.float32())
-            labels = None if source.labels is None else source.labels[rows]
-            names = (
-                [None] * len(rows) if labels is None else [source.class_names[x] for x in labels]
-            )
             columns = {
                 "name": pa.array([source.names[int(i)] for i in rows], pa.string()),
-                "label": pa.array([None] * len(rows) if labels is None else labels, pa.int32()),
-                "class": pa.array(names, pa.string()),
+                "label": pa.array(labels, pa.int32()),
+                "class": pa.array(classes, pa.string()),
                 "features": pa.FixedSizeListArray.from_arrays(values, features.shape[1]),
             }
-            counts["rows"] += len(rows)
-            yield pa.table(columns, metadata={"about": note, "class_names": classes})
-
-    writer = None
-    try:
-        for table in tables():
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            table = pa.table(columns, metadata=metadata)
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+                stack.enter_context(writer)
             writer.write_table(table)
-    finally:
-        if writer:
-            writer.close()
-    return counts["rows"]
+            count += len(rows)
+    return count
 
 
 def _read_parquet(path: pathlib.Path) -> Features:
-    _check_pyarrow()
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -207,15 +185,10 @@ def _read_parquet(path: pathlib.Path) -> Features:
         raise ValueError(f"can't read the features of {path}: {error}") from error
     metadata = table.schema.metadata or {}
     about = _about(metadata.get(b"about", b"{}").decode(), path)
-    column = table["features"].combine_chunks()
+    features = table["features"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    names, classes = np.array(table["name"].to_pylist()), json.loads(metadata[b"class_names"])
     labels = None if table["label"].null_count else table["label"].to_numpy().astype(np.int32)
-    return Features(
-        column.flatten().to_numpy().reshape(len(table), -1),
-        np.array(table["name"].to_pylist()),
-        labels,
-        tuple(json.loads(metadata[b"class_names"])),
-        about,
-    )
+    return Features(features, names, labels, tuple(classes), about)
 
 
 def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
@@ -228,15 +201,12 @@ def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
     return about
 
 
-def _check_ending(path: pathlib.Path) -> None:
+def _check_format(path: pathlib.Path) -> None:
     if path.suffix not in _WRITERS:
         raise ValueError(
             f"{path}: the ending {path.suffix!r} is unknown; known: {', '.join(_WRITERS)}"
         )
-
-
-def _check_pyarrow() -> None:
-    if importlib.util.find_spec("pyarrow") is None:
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(
             ".parquet files need pyarrow: pip install 'moco-jax[parquet]'; or use an .npz file"
         )

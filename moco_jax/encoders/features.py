@@ -39,7 +39,6 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
       config: of the encoder's run; its `data` says how images are resized, cropped, normalised.
       encoder: an `Encoder`.
       output: one of `FEATURES`: 'backbone', the pooled features, or 'head', unit vectors.
-      layout: the devices and shardings.
 
     Raises:
       ValueError: for an unknown output.
@@ -62,14 +61,10 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
 def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
     """Returns a function (variables, indices) -> iterator of `EncodedImages`, one for each batch.
 
-    Every process gets all features, in the order of the indices.
-
-    Args:
-      data: the images.
-      encode: (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> f32[B, F], jitted.
-      batch_size: B, a multiple of the devices.
-      layout: the devices and shardings.
+    Every process gets all features, in the order of the indices. B is `batch_size`, rounded up to a
+    multiple of the devices.
     """
+    batch_size = -(-batch_size // layout.devices) * layout.devices
     # Separate from `encode`, so that data sets with the same canvas share one compiled encoder.
     fetch = jax.jit(data.images, out_shardings=layout.sharded())
     readable = jax.jit(data.readable, out_shardings=layout.replicated)
@@ -89,10 +84,7 @@ def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
 
 
 def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
-    """Returns a function (variables, indices) -> `EncodedImages` of all indices.
-
-    The arguments are those of `make_stream`.
-    """
+    """Returns a function (variables, indices) -> `EncodedImages` of all; see `make_stream`."""
     stream = make_stream(data, encode, batch_size, layout)
 
     def extract(variables: Any, indices: np.ndarray) -> EncodedImages:
@@ -105,3 +97,15 @@ def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout)
         return EncodedImages(features, marks)
 
     return extract
+
+
+def labelled_features(
+    data: DataSet, encode: Encode, variables: Any, batch_size: int, layout: Layout
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the features f32[N, F] and labels i32[N] of readable images; see `make_stream`."""
+    extract = make_extract(data, encode, batch_size, layout)
+    features, readable = extract(variables, np.arange(len(data)))
+    assert data.labels is not None
+    if readable.all():  # the features may be gigabytes: avoid a copy
+        return features, data.labels
+    return features[readable], data.labels[readable]

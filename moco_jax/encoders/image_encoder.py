@@ -60,7 +60,9 @@ class ImageEncoder:
         self._batch_size = batch_size
         self._encode = make_encode(self.config, pretrained.encoder, output, self._layout)
         self._variables = self._layout.put(pretrained.variables, self._layout.replicated)
-        self.dim = self._feature_length()
+        images = jax.ShapeDtypeStruct((self._layout.devices, 8, 8, 3), np.uint8)
+        sizes = jax.ShapeDtypeStruct((self._layout.devices, 2), np.int32)
+        self.dim = jax.eval_shape(self._encode, self._variables, images, sizes).shape[1]
 
     def __repr__(self) -> str:
         model, data = self.config.model, self.config.data
@@ -87,20 +89,22 @@ class ImageEncoder:
         numbered = enumerate(_checked(images))
 
         def dispatched(pool: ThreadPoolExecutor) -> Iterator[tuple[int, jax.Array]]:
-            rows = 0
+            rows, devices = 0, self._layout.devices
             while some := list(itertools.islice(numbered, self._batch_size)):
                 decoded = list(pool.map(lambda item: self._decode(*item), some))
-                rows = rows or self._rows(len(decoded))  # the last batch is padded to this too
+                # Few rows for few images, so that one image is cheap. All batches have these rows.
+                rows = rows or devices * _power_of_two(-(-len(decoded) // devices))
                 yield len(decoded), self._encode_batch(decoded, rows)
 
         with ThreadPoolExecutor(loader.threads(self.config.data)) as pool:
-            parts = list(itertools.starmap(_on_host, pipelined(dispatched(pool))))
+            found = pipelined(dispatched(pool))
+            parts = [np.asarray(features, np.float32)[:length] for length, features in found]
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
 
     def _encode_batch(self, decoded: list[np.ndarray], rows: int) -> jax.Array:
         """Returns features f32[rows, F]; the rows after those of the images are padding."""
-        side = _power_of_two(max(max(image.shape[:2]) for image in decoded))
-        side = max(_SMALLEST_CANVAS, side)
+        largest = max(max(image.shape[:2]) for image in decoded)
+        side = max(_SMALLEST_CANVAS, _power_of_two(largest))
         canvases = np.zeros((rows, side, side, 3), np.uint8)
         sizes = np.ones((rows, 2), np.int32)
         for row, image in enumerate(decoded):
@@ -116,24 +120,9 @@ class ImageEncoder:
             path = f" ({str(image)!r})" if isinstance(image, (str, os.PathLike)) else ""
             raise ValueError(f"image {number}{path} can't be read: {error}") from error
 
-    def _rows(self, images: int) -> int:
-        """Returns the rows of a batch: few for few images, so that one image is cheap."""
-        devices = self._layout.devices
-        return devices * _power_of_two(-(-images // devices))
-
-    def _feature_length(self) -> int:
-        """Returns F without computing features."""
-        images = jax.ShapeDtypeStruct((self._layout.devices, 8, 8, 3), np.uint8)
-        sizes = jax.ShapeDtypeStruct((self._layout.devices, 2), np.int32)
-        return jax.eval_shape(self._encode, self._variables, images, sizes).shape[1]
-
 
 def _checked(images: np.ndarray | Iterable[ImageLike]) -> Iterator[ImageLike]:
-    """Returns an iterator over the images.
-
-    Raises:
-      ValueError: for a single image, an array of another shape, or another type.
-    """
+    """Returns an iterator over the images; raises a ValueError for one image or a wrong shape."""
     if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
         raise ValueError(
             f"images must be a list or an array, got one image ({type(images).__name__}); give "
@@ -168,10 +157,6 @@ def _contents(image: ImageLike) -> np.ndarray | bytes:
             "image or a uint8 array"
         )
     return np.asarray(image)
-
-
-def _on_host(length: int, features: jax.Array) -> np.ndarray:
-    return np.asarray(features, np.float32)[:length]
 
 
 def _power_of_two(number: int) -> int:

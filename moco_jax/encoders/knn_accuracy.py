@@ -1,5 +1,6 @@
 """kNN accuracy of an encoder on all images, for several k and temperatures."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,12 +9,11 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source, Sources
-from moco_jax.encoders.features import make_encode, make_extract
+from moco_jax.encoders.features import labelled_features, make_encode
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.encoders.votes import knn_table, leave_one_out_table
 from moco_jax.parallel.mesh import Layout
 
-Row = tuple[str, int, float, float]
 COLUMNS = ("classified", "k", "temperature", "top1_percent")
 
 
@@ -28,16 +28,14 @@ def measure(
     output: str = "backbone",
     batch_size: int = 256,
     leave_one_out: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[tuple[str, int, float, float]]:
     """Yields (which images are classified, k, temperature, top-1 in percent).
 
     Args:
       pretrained: the encoder; its own config says how images are prepared.
       sources: labelled images; those of `train` are the neighbours.
       data: how images are loaded: the `data` of a config.
-      ks: numbers of neighbours.
-      temperatures: of the votes.
-      layout: the devices and shardings.
+      ks, temperatures: see `knn_table`.
       output: 'backbone' or 'head'.
       batch_size: images encoded at once; rounded up to a multiple of the devices.
       leave_one_out: also classify each training image by all the others.
@@ -60,28 +58,19 @@ def measure(
     pretrained.check_output(output)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
     variables = layout.put(pretrained.variables, layout.replicated)
-    batch_size = -(-batch_size // layout.devices) * layout.devices
 
     def features(source: Source) -> tuple[np.ndarray, np.ndarray]:
         images = loader.load(source, data, layout)
-        extract = make_extract(images, encode, batch_size, layout)
-        found, readable = extract(variables, np.arange(len(images)))
-        assert images.labels is not None
-        if readable.all():  # the features may be gigabytes: avoid a copy
-            return found, images.labels
-        return found[readable], images.labels[readable]
+        return labelled_features(images, encode, variables, batch_size, layout)
 
     bank = features(train)
-    options: dict[str, Any] = dict(ks=ks, temperatures=temperatures, layout=layout)
+    votes: dict[str, Any] = dict(ks=ks, temperatures=temperatures, layout=layout)
+    tables = {}
     if test is not None:
-        table = knn_table(*features(test), *bank, **options)
-        yield from _rows(f"{test.name} by {train.name}", ks, temperatures, table)
+        tables[f"{test.name} by {train.name}"] = knn_table(*features(test), *bank, **votes)
     if leave_one_out:
-        table = leave_one_out_table(*bank, **options)
-        yield from _rows(f"{train.name}, each by the others", ks, temperatures, table)
-
-
-def _rows(what: str, ks: Sequence[int], temperatures: Sequence[float], table) -> Iterator[Row]:
-    for k, line in zip(ks, table, strict=True):
-        for temperature, percent in zip(temperatures, line, strict=True):
-            yield what, k, temperature, float(percent)
+        tables[f"{train.name}, each by the others"] = leave_one_out_table(*bank, **votes)
+    for classified, table in tables.items():
+        options = itertools.product(ks, temperatures)
+        for (k, temperature), percent in zip(options, table.flat, strict=True):
+            yield classified, k, temperature, float(percent)

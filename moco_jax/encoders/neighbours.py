@@ -43,8 +43,6 @@ def nearest(
     Args:
       queries: f32[M, F], not normalised.
       bank: f32[N, F], not normalised.
-      k: neighbours.
-      layout: the devices and shardings.
       own: i32[M], the index of each query's own row in the bank; for 'others' and 'later' only.
       among: the rows that are searched: 'all'; 'others', all but the query's own row; 'later',
         the rows after the query's own row.
@@ -76,12 +74,8 @@ def near_duplicates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields all pairs whose cosine is at least a threshold: first i64[P], second i64[P], f32[P].
 
-    Each pair comes once, with first < second. Rows with few duplicates come before rows with many.
-
-    Args:
-      features: f32[N, F].
-      threshold: the lowest cosine of a pair.
-      layout: the devices and shardings.
+    Each pair of rows of f32[N, F] comes once, with first < second. Rows with few duplicates come
+    before rows with many.
     """
     pending, k = np.arange(len(features)), _FIRST_K
     while len(pending):
@@ -125,15 +119,10 @@ def _search(queries, own, cosines, indices, part, start, length, *, among: str, 
     """Returns the k nearest so far, f32[Q, k] and i32[Q, k], with the rows of one more part.
 
     Args:
-      queries: f32[Q, F].
-      own: i32[Q].
-      cosines: f32[Q, k], of the nearest rows of earlier parts, which have lower indices.
-      indices: i32[Q, k], of these rows.
+      cosines, indices: [Q, k], of the nearest rows of earlier parts, which have lower indices.
       part: f32[blocks, shards, rows, F].
       start: index of the part's first row.
       length: rows of the whole bank; later rows are padding.
-      among: see `nearest`.
-      layout: the devices and shardings.
     """
     # shard_map, since XLA gathers all cosines on every device for a sharded top_k.
     search = jax.shard_map(
@@ -200,6 +189,5 @@ def _unit(features: np.ndarray) -> np.ndarray:
 
 def _pad(x: np.ndarray, length: int) -> np.ndarray:
     """Returns x [n, ...] padded with zeros to a length."""
-    if len(x) == length:
-        return x
-    return np.concatenate([x, np.zeros((length - len(x), *x.shape[1:]), x.dtype)])
+    more = length - len(x)
+    return np.concatenate([x, np.zeros((more, *x.shape[1:]), x.dtype)]) if more else x

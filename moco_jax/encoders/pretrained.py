@@ -65,19 +65,14 @@ def read(path: str | os.PathLike) -> Pretrained:
     where = pathlib.Path(path).expanduser().absolute()
     if not where.exists():
         raise FileNotFoundError(f"there is no encoder at {where}: no such file or folder")
-    if where.is_file():
-        return _read_file(where)
-    return _read_folder(where)
+    return _read_file(where) if where.is_file() else _read_folder(where)
 
 
 def write(path: str | os.PathLike, pretrained: Pretrained) -> None:
     """Writes an encoder as a safetensors file with the config as metadata, for `read`."""
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(pretrained.variables, sep="/"))
-    about = {
-        "format": FORMAT,
-        "recipe": json.dumps(flatten(pretrained.config)),
-        "source": pretrained.source,
-    }
+    recipe = json.dumps(flatten(pretrained.config))
+    about = {"format": FORMAT, "recipe": recipe, "source": pretrained.source}
     safetensors.numpy.save_file(flat, pathlib.Path(path), metadata=about)
 
 
@@ -106,7 +101,6 @@ def _read_file(file: pathlib.Path) -> Pretrained:
             f"{file} is a safetensors file of format {about.get('format')!r}, not {FORMAT!r}; "
             "`python -m moco_jax.convert` converts weights of other projects"
         )
-    flat = safetensors.numpy.load_file(file)
-    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(file), sep="/")
     config = unflatten(json.loads(about["recipe"]), config_lib.base())
     return Pretrained(config, variables, about["source"])

@@ -10,27 +10,9 @@ from moco_jax.parallel.mesh import Layout
 _VOTES_AT_ONCE = 2**22  # queries x classes: 32 MB
 
 
-def knn_top1(
-    queries: np.ndarray,
-    query_labels: np.ndarray,
-    bank: np.ndarray,
-    bank_labels: np.ndarray,
-    *,
-    k: int,
-    temperature: float,
-    layout: Layout,
-) -> float:
+def knn_top1(*rows: np.ndarray, k: int, temperature: float, layout: Layout) -> float:
     """Returns top-1 in percent for one k and one temperature; see `knn_table`."""
-    table = knn_table(
-        queries,
-        query_labels,
-        bank,
-        bank_labels,
-        ks=(k,),
-        temperatures=(temperature,),
-        layout=layout,
-    )
-    return float(table[0, 0])
+    return float(knn_table(*rows, ks=(k,), temperatures=(temperature,), layout=layout)[0, 0])
 
 
 def knn_table(
@@ -56,7 +38,6 @@ def knn_table(
       bank_labels: i32[N].
       ks: numbers of neighbours; at most N are used.
       temperatures: of the votes.
-      layout: the devices and shardings.
     """
     k = min(max(ks), len(bank))
     cosines, indices = nearest(queries, bank, k=k, layout=layout)
@@ -71,14 +52,7 @@ def leave_one_out_table(
     temperatures: Sequence[float],
     layout: Layout,
 ) -> np.ndarray:
-    """Returns the `knn_table` of rows that are classified by all the other rows.
-
-    Args:
-      features: f32[N, F], N at least 2.
-      labels: i32[N].
-      ks: numbers of neighbours; at most N - 1 are used.
-      temperatures: of the votes.
-      layout: the devices and shardings.
+    """Returns the `knn_table` of rows f32[N, F] that are classified by all the other rows.
 
     Raises:
       ValueError: for fewer than 2 rows.
@@ -91,13 +65,7 @@ def leave_one_out_table(
     return _table(cosines, labels[indices], labels, ks, temperatures)
 
 
-def _table(
-    cosines: np.ndarray,
-    neighbours: np.ndarray,
-    labels: np.ndarray,
-    ks: Sequence[int],
-    temperatures: Sequence[float],
-) -> np.ndarray:
+def _table(cosines, neighbours, labels, ks, temperatures) -> np.ndarray:
     """Returns percentages f64[ks, temperatures] from cosines and labels [M, k] of neighbours."""
     classes = int(max(neighbours.max(), labels.max())) + 1
     step = max(1, _VOTES_AT_ONCE // classes)
@@ -110,13 +78,7 @@ def _table(
     return 100.0 * correct / len(labels)
 
 
-def _votes(
-    cosines: np.ndarray,
-    neighbours: np.ndarray,
-    ks: Sequence[int],
-    temperature: float,
-    classes: int,
-) -> np.ndarray:
+def _votes(cosines, neighbours, ks, temperature: float, classes: int) -> np.ndarray:
     """Returns the winning classes, i64[ks, M]; a larger k adds to the votes of a smaller one."""
     # Minus the largest cosine, so that small temperatures do not overflow; the winner is the same.
     weights = np.exp((cosines.astype(np.float64) - cosines[:, :1]) / temperature)

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import in_order
-from moco_jax.models.resnet import ResNet
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
+from moco_jax.supervised.start import Start
 from moco_jax.supervised.step import encode, logits
 
 
@@ -55,25 +56,18 @@ def counts(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Arra
     return jnp.stack([masked(finite & (rank < 1)), masked(finite & (rank < 5)), masked(losses)])
 
 
-def make_scores(
-    data: DataSet, arrays: Any, backbone: ResNet, view: Callable, batch_size: int, layout: Layout
-) -> Callable[[dict[str, Any]], Scores]:
-    """Returns a function: the `evaluated()` of a state -> `Scores`.
-
-    Args:
-      data: the images.
-      arrays: `images`, the data set's arrays, and `labels` i32[N].
-      backbone: of the encoder.
-      view: (uint8[B, H, W, 3], sizes i32[B, 2]) -> images [B, S, S, 3].
-      batch_size: B, a multiple of the devices.
-      layout: the devices and shardings.
-    """
+def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[str, Any]], Scores]:
+    """Returns a function: the `evaluated()` of a state -> `Scores` on labelled images."""
+    batch_size, c = start.config.batch_size, start.config.data
+    dtype = jnp.dtype(start.config.dtype)
+    view = evaluation_view(c.image_size, c.eval_resize, c.mean, c.std, dtype)
+    arrays = {"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)}
 
     @layout.jit
     def count(variables, arrays, batch, real):
         images = layout.shard(view(*data.images(arrays["images"], batch)))
         params = layout.replicate(variables["backbone"])
-        features = encode(backbone, params, variables["batch_stats"], images)
+        features = encode(start.backbone, params, variables["batch_stats"], images)
         labels = jnp.take(arrays["labels"], data.indices(batch))
         # The padding of the last batch was counted before.
         weights = (jnp.arange(batch_size) < real) & data.readable(batch)

@@ -14,7 +14,7 @@ import numpy as np
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source, Sources
-from moco_jax.encoders.features import make_extract
+from moco_jax.encoders.features import labelled_features
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised import logistic, results
@@ -49,24 +49,19 @@ def evaluate(
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
         )
         cluster.on_first(lambda: workdir.record(folder, config, 0))
-        log = stack.enter_context(
-            contextlib.closing(MetricsLog(folder, 0, KINDS["linear"].results))
-        )
+        log = MetricsLog(folder, 0, KINDS["linear"].results)
+        stack.enter_context(contextlib.closing(log))
         log.open()
         classes = max(len(sources.train.class_names), int(truth.max()) + 1)
+        limits = {"iterations": config.iterations, "tolerance": config.tolerance}
         rows = []
         for l2 in config.l2:
-            found = logistic.fit(
-                train,
-                labels,
-                classes=classes,
-                l2=l2,
-                iterations=config.iterations,
-                tolerance=config.tolerance,
-                layout=layout,
-            )
+            found = logistic.fit(train, labels, classes=classes, l2=l2, layout=layout, **limits)
             row = _row(l2, found, test, truth, classes)
-            log.write(found.iterations, _scalars(l2, row, found))
+            scalars = {"l2": l2, "top1": row.top1, "iterations": found.iterations}
+            scalars |= {"gradient": found.gradient, "converged": float(found.converged)}
+            scalars |= {} if math.isnan(row.top5) else {"top5": row.top5}
+            log.write(found.iterations, scalars)
             cluster.say(_convergence(row, found, config.iterations))
             rows.append(row)
     cluster.say(results.table(rows))
@@ -78,23 +73,16 @@ def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndar
     config, data = start.config, start.config.data
     dtype = jnp.dtype(config.dtype)
     view = evaluation_view(data.image_size, data.eval_resize, data.mean, data.std, dtype)
-    variables = layout.put(
-        {"params": start.params, "batch_stats": start.batch_stats}, layout.replicated
-    )
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    variables = layout.put(variables, layout.replicated)
 
     @jax.jit
     def features(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
-        seen = view(images, sizes)
-        return layout.shard(encode(start.backbone, **variables, images=seen))
+        return layout.shard(encode(start.backbone, **variables, images=view(images, sizes)))
 
     def extract(source: Source) -> tuple[np.ndarray, np.ndarray]:
-        loaded = loader.load(source, data, layout)
-        every = np.arange(len(loaded), dtype=np.int32)
-        found, readable = make_extract(loaded, features, config.batch_size, layout)(
-            variables, every
-        )
-        assert loaded.labels is not None
-        return found[readable], loaded.labels[readable]
+        images = loader.load(source, data, layout)
+        return labelled_features(images, features, variables, config.batch_size, layout)
 
     return extract
 
@@ -112,19 +100,7 @@ def _row(l2: float, found: logistic.Fit, test, truth, classes: int) -> results.R
     return results.Row(f"l2={l2:g}", top1, top5, top1, math.nan, finite)
 
 
-def _scalars(l2: float, row: results.Row, found: logistic.Fit) -> dict[str, float]:
-    scalars = {
-        "l2": l2,
-        "top1": row.top1,
-        "iterations": found.iterations,
-        "gradient": found.gradient,
-        "converged": float(found.converged),
-    }
-    return scalars if math.isnan(row.top5) else scalars | {"top5": row.top5}
-
-
 def _convergence(row: results.Row, found: logistic.Fit, most: int) -> str:
-    """Returns a line that says whether the fit converged."""
     if found.converged:
         return f"{row.name}: converged after {found.iterations} iterations"
     return (

@@ -37,7 +37,7 @@ def evaluate(
     """Trains a classifier on an encoder; returns the result of each head.
 
     Args:
-      config: of the task; see `moco_jax.supervised.config`.
+      config: see `moco_jax.supervised.config`.
       folder: the workdir; the workdir of the baseline is `from_scratch` in it.
       devices: `jax.Device`s; default all.
       sources: images; default those of `config.data`.
@@ -52,16 +52,11 @@ def evaluate(
     devices = jax.devices() if devices is None else devices
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
-
-    def last_and_best(rows: list[results.Row]) -> tuple[float, float]:
-        row = results.best(rows)
-        return row.top1, row.best_top1
-
     return results.with_baseline(
         config,
         pathlib.Path(folder),
         lambda config, folder: _evaluate_one(config, folder, layout, sources),
-        last_and_best,
+        lambda rows: (results.best(rows).top1, results.best(rows).best_top1),
         # The linear protocol trains no encoder: a random encoder stays random.
         name="random" if config.task == "linear" else "from scratch",
         metric="top-1",
@@ -71,20 +66,14 @@ def evaluate(
 def _evaluate_one(
     config: ConfigDict, folder: pathlib.Path, layout: Layout, sources: Sources | None
 ) -> list[results.Row]:
-    """Evaluates one encoder."""
     start = begin(config)
-    for note in start.notes:
-        cluster.say(note)
+    cluster.say("\n".join(start.notes))
     if config.task == "linear" and config.cached:
-        opened, notes = open_labelled(start.config, sources)
-        cluster.say("\n".join(notes))
+        opened, note = open_labelled(start.config, sources)
+        cluster.say(note)
         return cached.evaluate(start, folder / "cached", layout, opened)
-    finished = loop.train(
-        start.config,
-        folder,
-        KINDS[config.task],
-        lambda log: _task(build(start, layout, sources), log),
-    )
+    make_task = lambda log: _task(build(start, layout, sources), log)  # noqa: E731
+    finished = loop.train(start.config, folder, KINDS[config.task], make_task)
     rows = _rows(finished.run, finished.results)
     cluster.say(results.table(rows))
     if finished.state.frozen:
@@ -94,6 +83,7 @@ def _evaluate_one(
 
 def _task(run: SupervisedRun, log: MetricsLog) -> Task:
     heads = len(run.heads)
+    top_rate = max(step.rates(run.config)) if run.config.task == "linear" else 1.0
 
     def progress(m: Scalars) -> str:
         live = m["live_heads"]
@@ -104,18 +94,13 @@ def _task(run: SupervisedRun, log: MetricsLog) -> Task:
         run=run,
         introduce=lambda state: _introduce(run, state),
         progress=progress,
-        extra=lambda at: {"lr": float(run.schedule(at - 1)) * max(_unit_rates(run.config))},
+        extra=lambda at: {"lr": float(run.schedule(at - 1)) * top_rate},
         evaluate=lambda state, at: _evaluate(run, state, at, log),
         every_epochs=run.config.evaluate_every,
         at_first=False,
         hint=f"A lower --config.lr (now {run.config.lr}, for {run.config.lr_batch} images) often "
         "helps: the right learning rate depends on the size of the features.",
     )
-
-
-def _unit_rates(config: ConfigDict) -> tuple[float, ...]:
-    """Returns the heads' learning rates over the schedule's value."""
-    return step.rates(config) if config.task == "linear" else (1.0,)
 
 
 def _introduce(run: SupervisedRun, state: SupervisedState) -> Iterator[str]:
@@ -151,8 +136,7 @@ def _evaluate(
     epoch = at / run.order.steps_per_epoch
     scalars |= {"epoch": epoch, "test_images": scores.images}
     if at == len(run.order):
-        rows = _rows(run, [*log.results, {"step": at, **scalars}])
-        row = results.best(rows)
+        row = results.best(_rows(run, [*log.results, {"step": at, **scalars}]))
         scalars |= {"last_top1": row.top1, "best_top1": row.best_top1, "best_epoch": row.best_epoch}
     line = results.accuracy_text(scores.top1[top], scores.top5[top], run.classes)
     diverged = [name for i, name in enumerate(names) if not np.isfinite(scores.loss[i])]
@@ -169,15 +153,9 @@ def _rows(run: SupervisedRun, lines: list[dict[str, float]]) -> list[results.Row
     for name in run.heads:
         end = f"/{name}" if len(run.heads) > 1 else ""
         last, best = lines[-1], max(lines, key=lambda line: line["top1" + end])
+        top5, finite = last.get("top5" + end, math.nan), bool(last.get("finite" + end, 1.0))
         rows.append(
-            results.Row(
-                name,
-                last["top1" + end],
-                last.get("top5" + end, math.nan),
-                best["top1" + end],
-                best["epoch"],
-                bool(last.get("finite" + end, 1.0)),
-            )
+            results.Row(name, last["top1" + end], top5, best["top1" + end], best["epoch"], finite)
         )
     return rows
 

@@ -42,11 +42,10 @@ def labelled(source: Source, config: ConfigDict) -> tuple[Source, str]:
 
 def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Returns ascending indices of a random fraction of each class, at least one image of each."""
-    rng, chosen = np.random.default_rng(seed), []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        chosen.append(members[: max(1, round(fraction * len(members)))])
-    return np.sort(np.concatenate(chosen))
+    rng = np.random.default_rng(seed)
+    classes = (rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels))
+    drawn = [members[: max(1, round(fraction * len(members)))] for members in classes]
+    return np.sort(np.concatenate(drawn))
 
 
 def _listed(source: Source, path: str) -> np.ndarray:

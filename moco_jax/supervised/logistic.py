@@ -49,10 +49,8 @@ def fit(
       features: f32[N, F]; every process has all of them.
       labels: i32[N].
       classes: C.
-      l2: strength of the regularisation.
       iterations: most iterations.
       tolerance: the fit stops when the gradient's largest entry is at most this.
-      layout: the devices and shardings.
     """
     padding = -len(features) % layout.devices
     rows = (
@@ -60,31 +58,20 @@ def fit(
         np.pad(labels.astype(np.int32), (0, padding)),
         np.pad(np.ones(len(features), np.float32), (0, padding)),
     )
-    kernel, bias, count, gradient = jax.device_get(
-        _minimise(
-            *layout.put(rows, layout.sharded()),
-            np.float32(l2),
-            np.float32(tolerance),
-            classes=classes,
-            iterations=iterations,
-            layout=layout,
-        )
+    found = _minimise(
+        *layout.put(rows, layout.sharded()),
+        np.float32(l2),
+        np.float32(tolerance),
+        classes=classes,
+        iterations=iterations,
+        layout=layout,
     )
+    kernel, bias, count, gradient = jax.device_get(found)
     return Fit(kernel, bias, int(count), float(gradient), bool(gradient <= tolerance))
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "iterations", "layout"))
-def _minimise(
-    features: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
-    l2: jax.Array,
-    tolerance: jax.Array,
-    *,
-    classes: int,
-    iterations: int,
-    layout: Layout,
-):
+def _minimise(features, labels, weights, l2, tolerance, *, classes, iterations, layout: Layout):
     """Returns kernel, bias, number of iterations and the gradient's largest entry."""
 
     def objective(params: Any) -> jax.Array:
@@ -111,10 +98,7 @@ def _minimise(
         largest = optax.tree.norm(optax.tree.get(state, "grad"), ord=jnp.inf)
         return params, state, count + 1, largest
 
-    params: Any = {
-        "kernel": jnp.zeros((features.shape[1], classes)),
-        "bias": jnp.zeros(classes),
-    }
+    params: Any = {"kernel": jnp.zeros((features.shape[1], classes)), "bias": jnp.zeros(classes)}
     start = params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.asarray(jnp.inf)
     params, _, count, gradient = jax.lax.while_loop(unfinished, iterate, start)
     return layout.replicate((params["kernel"], params["bias"], count, gradient))

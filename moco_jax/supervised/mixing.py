@@ -19,16 +19,14 @@ def mix(
     and CutMix, each batch gets one of them with probability 1/2.
     """
     draw, which = jax.random.split(key)
-    if config.mixup and config.cutmix:
-        mixed = mixup(draw, images, targets, config.mixup)
-        cut = cutmix(draw, images, targets, config.cutmix)
-        chosen = jax.random.bernoulli(which)
-        return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), mixed, cut)
-    if config.mixup:
-        return mixup(draw, images, targets, config.mixup)
-    if config.cutmix:
-        return cutmix(draw, images, targets, config.cutmix)
-    return images, targets
+    mixed = mixup(draw, images, targets, config.mixup) if config.mixup else (images, targets)
+    if not config.cutmix:
+        return mixed
+    cut = cutmix(draw, images, targets, config.cutmix)
+    if not config.mixup:
+        return cut
+    chosen = jax.random.bernoulli(which)
+    return jax.tree.map(lambda a, b: jnp.where(chosen, a, b), mixed, cut)
 
 
 def mixup(

@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
 
-_TOP5_ABOVE = 5  # classes; with five or fewer, top-5 is always right
-
 Result = TypeVar("Result")
 
 
@@ -44,13 +42,12 @@ def best(rows: list[Row]) -> Row:
 
 def accuracy_text(top1: float, top5: float, classes: int) -> str:
     """Returns 'top-1 71.10%  top-5 90.20%'; without top-5 for few classes."""
-    text = f"top-1 {top1:.2f}%"
-    return text + (f"  top-5 {top5:.2f}%" if has_top5(classes) else "")
+    return f"top-1 {top1:.2f}%" + (f"  top-5 {top5:.2f}%" if has_top5(classes) else "")
 
 
 def has_top5(classes: int) -> bool:
-    """Returns whether top-5 is meaningful."""
-    return classes > _TOP5_ABOVE
+    """Returns whether top-5 is meaningful; with five or fewer classes it is always right."""
+    return classes > 5
 
 
 def table(rows: list[Row]) -> str:
@@ -72,23 +69,6 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def gain(trained: tuple[float, float], baseline: tuple[float, float], name: str) -> str:
-    """Returns three lines: pretrained, the baseline and the difference.
-
-    Args:
-      trained: last and best, percent.
-      baseline: last and best, percent.
-      name: of the baseline.
-    """
-    return "\n".join(
-        [
-            f"{'pretrained':14}{trained[0]:6.2f}%  (best {trained[1]:.2f}%)",
-            f"{name:14}{baseline[0]:6.2f}%  (best {baseline[1]:.2f}%)",
-            f"{'gain':14}{trained[0] - baseline[0]:+6.2f} points after the last step",
-        ]
-    )
-
-
 def with_baseline(
     config: ConfigDict,
     folder: pathlib.Path,
@@ -101,18 +81,23 @@ def with_baseline(
     """Trains on the encoder of the config; with `baseline` also without it, and prints the gain.
 
     Args:
-      config: of the task.
       folder: the workdir; the workdir of the baseline is `from_scratch` in it.
       train: runs the task in a workdir.
       last_and_best: result -> percent after the last step, and of the best evaluation.
       name: of the baseline.
-      metric: the name of what is compared.
+      metric: the name of the percentage.
     """
     result = train(config, folder)
     if config.baseline:
         scratch = copy.deepcopy(config)
         scratch.from_scratch, scratch.baseline = True, False
         cluster.say(f"\nthe same, {name}:")
-        other = train(scratch, folder / "from_scratch")
-        cluster.say(f"\n{metric}\n{gain(last_and_best(result), last_and_best(other), name)}")
+        last, best = last_and_best(result)
+        other_last, other_best = last_and_best(train(scratch, folder / "from_scratch"))
+        cluster.say(
+            f"\n{metric}\n"
+            f"{'pretrained':14}{last:6.2f}%  (best {best:.2f}%)\n"
+            f"{name:14}{other_last:6.2f}%  (best {other_best:.2f}%)\n"
+            f"{'gain':14}{last - other_last:+6.2f} points after the last step"
+        )
     return result

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from moco_jax.data.augment.views import evaluation_view, make_view
+from moco_jax.data.augment.views import make_view
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
@@ -48,12 +48,11 @@ class SupervisedRun(task.Run):
     @property
     def heads(self) -> list[str]:
         """The names of the heads."""
-        values = self.config.lr if isinstance(self.config.lr, tuple) else (self.config.lr,)
-        return [f"lr={value:g}" for value in values]
+        return [f"lr={value:g}" for value in step.unscaled_rates(self.config)]
 
 
-def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, tuple[str, ...]]:
-    """Returns labelled images for training and test, and lines about them."""
+def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, str]:
+    """Returns labelled images for training and test, and a line about them."""
     sources = open_named(config) if sources is None else sources
     train, note = labelled(sources.train, config)
     if sources.test is None or sources.test.labels is None:
@@ -61,7 +60,7 @@ def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources,
             f"{train.name} has no labelled test images; set --config.data.test_split to a split "
             "that exists, or --config.data.held_out above 0"
         )
-    return Sources(train, sources.test), (note,)
+    return Sources(train, sources.test), note
 
 
 def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRun:
@@ -71,7 +70,7 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
       ValueError: if the images can't be read, have no labels, or are fewer than a batch.
     """
     config = start.config
-    sources, notes = open_labelled(config, sources)
+    sources, note = open_labelled(config, sources)
     assert sources.test is not None and sources.test.labels is not None
     data = loader.load(sources.train, config.data, layout)
     test = loader.load(sources.test, config.data, layout)
@@ -86,9 +85,9 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     classes = max(len(sources.train.class_names), int(sources.test.labels.max()) + 1)
     schedule = make_schedule(config, per_epoch, 1.0 if config.task == "linear" else peak_lr(config))
     optimizer = make_optimizer(config, schedule, lambda params: step.factors(config, params))
-    variables = layout.put(
-        {"params": start.params, "batch_stats": start.batch_stats}, layout.replicated
-    )
+    train_step = step.make_step(config, start, optimizer, layout)
+    variables = {"params": start.params, "batch_stats": start.batch_stats}
+    variables = layout.put(variables, layout.replicated)
     init = functools.partial(step.init_state, config, start, classes, optimizer)
     target = abstract_state(init, layout.parameters, variables)
     return SupervisedRun(
@@ -96,30 +95,16 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         layout=layout,
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
-        arrays=_with_labels(data, layout),
-        step=_run_step(
-            config, data, step.make_step(config, start, optimizer, layout), classes, layout
-        ),
+        arrays={"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)},
+        step=_run_step(config, data, train_step, classes, layout),
         schedule=jax.jit(schedule),
         create=lambda: create_state(init, target, variables),
         target=target,
-        scores=_scores(start, test, layout),
+        scores=make_scores(start, test, layout),
         classes=classes,
         start=start,
-        notes=(*notes, f"test: {len(test)} images of {sources.test.name}, {classes} classes"),
+        notes=(note, f"test: {len(test)} images of {sources.test.name}, {classes} classes"),
     )
-
-
-def _with_labels(data: loader.DataSet, layout: Layout) -> dict[str, Any]:
-    """Returns the arrays of a step: those of the data, and labels by index."""
-    return {"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)}
-
-
-def _scores(start: Start, test: loader.DataSet, layout: Layout) -> Callable:
-    data, dtype = start.config.data, jnp.dtype(start.config.dtype)
-    view = evaluation_view(data.image_size, data.eval_resize, data.mean, data.std, dtype)
-    arrays = _with_labels(test, layout)
-    return make_scores(test, arrays, start.backbone, view, start.config.batch_size, layout)
 
 
 def _run_step(

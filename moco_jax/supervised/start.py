@@ -44,7 +44,6 @@ def begin(
     """Returns the start of a validated config.
 
     Args:
-      config: of the task.
       prepare: (config, config of the encoder) -> lines to print; fills in how images are prepared
         where the config leaves it to the encoder. Default `prepare_squares`.
 
@@ -53,10 +52,12 @@ def begin(
       ValueError: if it is not an encoder, or does not fit the config's images.
     """
     read = pretrained.read(config.pretrained) if config.pretrained else None
-    origin = _own_model(config) if read is None else read.config
+    origin = read.config if read else pretraining.base()
     config = copy.deepcopy(config)
-    for key in config.model:
-        config.model[key] = origin.model[key]
+    if read:
+        config.model.update({key: origin.model[key] for key in config.model})
+    else:
+        origin.model.update(config.model)
     notes = (prepare or prepare_squares)(config, origin)
     backbone = _backbone(config, origin)
     if read is None or config.from_scratch:
@@ -65,20 +66,8 @@ def begin(
     else:
         source = f"pretrained: {read.source}"
         variables = {name: tree["backbone"] for name, tree in read.variables.items()}
-    return Start(
-        config,
-        backbone,
-        variables["params"],
-        variables.get("batch_stats", {}),
-        (source, *notes),
-    )
-
-
-def _own_model(config: ConfigDict) -> ConfigDict:
-    """Returns the config of an encoder with the task's `model`."""
-    origin = pretraining.base()
-    origin.model.update({key: config.model[key] for key in config.model})
-    return origin
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return Start(config, backbone, params, batch_stats, (source, *notes))
 
 
 def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:

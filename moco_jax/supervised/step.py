@@ -19,8 +19,8 @@ from moco_jax.supervised.start import Start
 from moco_jax.training.optimizers import scaled_lr
 
 Metrics = dict[str, jax.Array]
-# images -> (params -> (features f32[B, F], batch_stats))
-Forward = Callable[[Any, jax.Array], Callable[[Any], tuple[jax.Array, Any]]]
+# params -> (features f32[B, F], batch_stats)
+Forward = Callable[[Any], tuple[jax.Array, Any]]
 
 
 class SupervisedState(flax.struct.PyTreeNode):
@@ -52,10 +52,14 @@ class SupervisedState(flax.struct.PyTreeNode):
         }
 
 
+def unscaled_rates(config: ConfigDict) -> tuple[float, ...]:
+    """Returns the learning rates of the heads, for a batch of `lr_batch` images."""
+    return config.lr if isinstance(config.lr, tuple) else (config.lr,)
+
+
 def rates(config: ConfigDict) -> tuple[float, ...]:
     """Returns the learning rates of the heads, scaled to the batch."""
-    values = config.lr if isinstance(config.lr, tuple) else (config.lr,)
-    return tuple(scaled_lr(config, lr) for lr in values)
+    return tuple(scaled_lr(config, lr) for lr in unscaled_rates(config))
 
 
 def factors(config: ConfigDict, params: Any) -> Any:
@@ -84,25 +88,15 @@ def init_state(
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     heads, features = len(rates(config)), start.backbone.features
     kernel = 0.01 * jax.random.normal(key, (1, features, classes))
-    head = {
-        "kernel": jnp.tile(kernel, (heads, 1, 1)),
-        "bias": jnp.zeros((heads, classes), jnp.float32),
-    }
-    params, frozen = {"head": head}, variables["params"]
+    head = {"kernel": jnp.tile(kernel, (heads, 1, 1)), "bias": jnp.zeros((heads, classes))}
+    params, frozen, stats = {"head": head}, variables["params"], variables["batch_stats"]
+    averaged = {}
     if config.task == "finetune":
         params, frozen = {"head": head, "backbone": frozen}, {}
-    stats = variables["batch_stats"]
-    averaged = {}
-    if config.task == "finetune" and config.ema:
-        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
-    return SupervisedState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        frozen=frozen,
-        batch_stats=stats,
-        averaged=averaged,
-        opt_state=optimizer.init(params),
-    )
+        if config.ema:
+            averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
+    step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
+    return SupervisedState(step, params, frozen, stats, averaged, opt_state)
 
 
 def logits(head: Any, features: jax.Array) -> jax.Array:
@@ -119,42 +113,33 @@ def encode(backbone: ResNet, params: Any, batch_stats: Any, images: jax.Array) -
     return features
 
 
-def _frozen(backbone: ResNet, layout: Layout) -> Forward:
-    def forward(state, images):
-        # Outside the gradient: no gradient of the backbone is ever computed.
-        features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
-        return lambda params: (features, state.batch_stats)
+def _frozen(backbone: ResNet, state: SupervisedState, images, layout: Layout) -> Forward:
+    # Outside the gradient: no gradient of the backbone is ever computed.
+    features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
+    return lambda params: (features, state.batch_stats)
+
+
+def _trained(backbone: ResNet, state: SupervisedState, images, layout: Layout) -> Forward:
+    def forward(params):
+        weights, stats = layout.replicate(params["backbone"]), state.batch_stats
+        variables = {"params": weights, "batch_stats": stats}
+        features, changed = backbone.apply(variables, images, train=True, mutable=["batch_stats"])
+        return features, changed["batch_stats"]
 
     return forward
 
 
-def _trained(backbone: ResNet, layout: Layout) -> Forward:
-    def forward(state, images):
-        def features(params):
-            variables = {
-                "params": layout.replicate(params["backbone"]),
-                "batch_stats": state.batch_stats,
-            }
-            got, changed = backbone.apply(variables, images, train=True, mutable=["batch_stats"])
-            return got, changed["batch_stats"]
-
-        return features
-
-    return forward
-
-
-FORWARDS = {"linear": _frozen, "finetune": _trained}
+_FORWARDS = {"linear": _frozen, "finetune": _trained}
 
 
 def make_step(
     config: ConfigDict, start: Start, optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[[SupervisedState, jax.Array, jax.Array], tuple[SupervisedState, Metrics]]:
     """Returns the pure step (state, images [B, S, S, 3], targets f32[B, C]) -> (state, metrics)."""
-    make_forward = FORWARDS[config.task](start.backbone, layout)
     ema = config.ema if config.task == "finetune" else 0.0
 
     def step(state, images, targets):
-        forward = make_forward(state, images)
+        forward = _FORWARDS[config.task](start.backbone, state, images, layout)
 
         def objective(params):
             features, batch_stats = forward(params)
@@ -166,17 +151,10 @@ def make_step(
         grads, (losses, scores, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        averaged = state.averaged
+        averaged, now = state.averaged, {"params": params, "batch_stats": batch_stats}
         if ema:
-            now = {"params": params, "batch_stats": batch_stats}
             averaged = optax.incremental_update(now, averaged, 1 - ema)
-        after = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            averaged=averaged,
-            opt_state=opt_state,
-        )
+        after = state.replace(step=state.step + 1, averaged=averaged, opt_state=opt_state, **now)
         after = jax.lax.with_sharding_constraint(after, layout.parameters(after))
         return after, layout.replicate(_metrics(params, losses, scores, targets))
 

@@ -11,14 +11,9 @@ from moco_jax.training import checks
 
 
 def check(config: ConfigDict, devices: int) -> None:
-    """Raises one error with every problem of the config.
+    """Raises one ValueError with every problem of the config: the value and what is allowed.
 
-    Args:
-      config: of the task, made from one of `supervised.config.BASES`.
-      devices: number of devices that split the batch.
-
-    Raises:
-      ValueError: names each problem, the value and what is allowed.
+    The config is made from one of `supervised.config.BASES`.
     """
     checks.check(
         config,
@@ -47,8 +42,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     for problem in check_recipe(config.view):
         yield f"view: {problem}"
     if config.task == "linear":
-        yield from _several("lr", config.lr, positive=True)
-        yield from _several("l2", config.l2, positive=False)
+        yield from _several("lr", config.lr, checks.positive, "numbers above 0")
+        yield from _several("l2", config.l2, checks.not_negative, "numbers, 0 or more")
 
 
 def encoder(config: ConfigDict) -> Iterator[str]:
@@ -69,11 +64,9 @@ def encoder(config: ConfigDict) -> Iterator[str]:
         yield "baseline=True compares with from_scratch=True, which this run already is"
 
 
-def _several(key: str, values: tuple[float, ...], *, positive: bool) -> Iterator[str]:
+def _several(key: str, values: tuple, rule: checks.Rule, allowed: str) -> Iterator[str]:
     """Yields problems of a key that has one value or several."""
-    rule = checks.positive if positive else checks.not_negative
     if not values or any(map(rule, values)):
-        allowed = "numbers above 0" if positive else "numbers, 0 or more"
         yield f"{key}={tuple(values)!r} must be one or more {allowed}"
     elif len(set(values)) < len(values):
         yield f"{key}={tuple(values)!r} has a value twice"

@@ -20,8 +20,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as c
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 
-_ERRORS = (OSError, ValueError, ModuleNotFoundError)
-
 
 def run_main(
     work: Callable[[], int | None],
@@ -45,11 +43,12 @@ def run_main(
     """
 
     def main(_) -> None:
-        quieten()
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
         code = 0
         try:
             with join():
-                code = _run(work, (*_ERRORS, *errors), interrupted)
+                code = _run(work, (OSError, ValueError, ModuleNotFoundError, *errors), interrupted)
         except cluster.WrongFlags as error:
             fail(str(error))
         except roll_call.Missing as error:
@@ -62,9 +61,7 @@ def run_main(
     app.run(main, flags_parser=lambda argv: _parse(argv, config))
 
 
-def _run(
-    work: Callable[[], int | None], errors: tuple[type[Exception], ...], interrupted: str
-) -> int:
+def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int:
     """Returns the exit code of a command; ends the process with one message on an error."""
     try:
         return work() or 0
@@ -96,12 +93,6 @@ def has_config() -> bool:
     return bool(flags.FLAGS["config"].present)
 
 
-def quieten() -> None:
-    """Logs warnings only, unless --verbosity is given."""
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
-
-
 def _parse(argv: list[str], config: str) -> list[str]:
     """Returns the arguments that are not flags; ends the process with a message on an error."""
     try:
@@ -118,9 +109,7 @@ def _parse(argv: list[str], config: str) -> list[str]:
     except Exception as error:  # a config file may raise anything
         message = str(error.args[0] if error.args else error)
         # ml_collections lists every field of the config between the key and its suggestion.
-        message = re.sub(
-            r"Other fields present:.*?(?=Did you mean|$)", "", message, flags=re.DOTALL
-        )
+        message = re.sub(r"(?s)Other fields present:.*?(?=Did you mean|$)", "", message)
         fail(f"{type(error).__name__} in {' '.join(argv[1:])}: {message}")
     if config == "required" and not has_config():
         fail("--config must be given, such as --config=configs/digits.py")

@@ -16,7 +16,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from moco_jax import command_line
-from moco_jax.data.sources.opening import open_whole
+from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.encoders.embedding import duplicates, embed, neighbours
@@ -51,7 +51,6 @@ _FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMATS, "Of the pri
 
 
 def _run() -> None:
-    """Encodes or reads features; writes them, or searches them."""
     searched = bool(_QUERY.value) or _DUPLICATES.value is not None
     _check_flags(searched)
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
@@ -67,12 +66,10 @@ def _run() -> None:
         about = {"encoder": read.source, "output": _OUTPUT.value}
         parts = embed(read, source, layout, output=_OUTPUT.value, batch_size=_BATCH.value)
         if not searched:
-            _write(out, parts, source, about)
-            return
+            return _write(out, parts, source, about)
         found, indices = feature_file.collect(parts, source, about)
         if out:
-            parts = [FeatureRows(found.features, indices)]
-            _write(out, parts, source, about)
+            _write(out, [FeatureRows(found.features, indices)], source, about)
     if _DUPLICATES.value is not None:
         _print(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
     else:
@@ -98,17 +95,15 @@ def _check_flags(searched: bool) -> None:
 
 def _open(config: ConfigDict) -> Source:
     """Returns the images of the flags --images and --split."""
-    data = ConfigDict(config.data)
-    data.train_split = _SPLIT.value if flags.FLAGS["split"].present else data.train_split
-    if _IMAGES.value:
-        named = _IMAGES.value == "digits" or _IMAGES.value.startswith("tfds:")
-        data.source = _IMAGES.value if named else "images"
-        data.path = "" if named else _IMAGES.value
-        if not flags.FLAGS["split"].present:
-            data.train_split = "train"
-    whole = ConfigDict({"seed": config.seed})
-    whole.data = data
-    return open_whole(whole)
+    changes = {"held_out": 0.0, "test_split": ""}  # all images of the split
+    images = _IMAGES.value or ""
+    if images == "digits" or images.startswith("tfds:"):
+        changes |= {"source": images, "path": ""}
+    elif images:
+        changes |= {"source": "images", "path": images}
+    if images or flags.FLAGS["split"].present:
+        changes["train_split"] = _SPLIT.value
+    return open_named(config, **changes).train
 
 
 def _write(out, parts, source: Source, about: dict[str, str]) -> None:
@@ -117,7 +112,6 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
         for _ in parts:
             pass
         return
-    assert out is not None
     count = feature_file.write(out, parts, source, about)
     left_out = len(source) - count
     more = f"; {left_out} can't be read and are left out" if left_out else ""
@@ -126,17 +120,14 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
 
 def _print_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
     encoder = ImageEncoder(read, found.about["output"], 32)
+    made_by = found.about["encoder"]
     if encoder.dim != found.features.shape[1]:
         raise ValueError(
             f"the features have length {found.features.shape[1]}, but features of {read.source} "
-            f"have length {encoder.dim}; {found.about['encoder']} made the file"
+            f"have length {encoder.dim}; {made_by} made the file"
         )
-    if found.about["encoder"] != read.source:
-        logging.warning(
-            "%s made the features, but %s encodes the queries",
-            found.about["encoder"],
-            read.source,
-        )
+    if made_by != read.source:
+        logging.warning("%s made the features, but %s encodes the queries", made_by, read.source)
     rows = neighbours(found, encoder(_QUERY.value), _QUERY.value, _NEIGHBOURS.value, layout)
     _print(rows, ("query", "rank", "cosine", "image", "class"))
 

@@ -45,7 +45,7 @@ def main() -> None:
         config.data.path = str(pathlib.Path(_IMAGES.value).expanduser())
     if cluster.is_first():
         print(f"{_OUTPUT.value} of {read.source}", file=sys.stderr)
-    rows = measure(
+    found = measure(
         read,
         open_named(config),
         config.data,
@@ -56,9 +56,9 @@ def main() -> None:
         batch_size=_BATCH.value,
         leave_one_out=_LEAVE_ONE_OUT.value,
     )
-    table = list(rows)
+    rows = list(found)  # on all processes
     if cluster.is_first():
-        command_line.print_rows(table, COLUMNS, _FORMAT.value)
+        command_line.print_rows(rows, COLUMNS, _FORMAT.value)
 
 
 if __name__ == "__main__":

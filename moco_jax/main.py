@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 not all processes joined, or a crash; 2 a problem that the message names; 75
 stopped by SIGTERM with the state saved, start the same command again; 130 stopped by Ctrl-C with
-the state saved. This file is kept short: flags, and one call.
+the state saved.
 """
 
 import os
@@ -18,8 +18,7 @@ from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
 from moco_jax.training import loop
 
-# The tasks by the config's `task`.
-TASKS = {
+TASKS = {  # by the config's `task`
     "pretrain": pretrain.pretrain,
     "linear": evaluate.evaluate,
     "finetune": evaluate.evaluate,

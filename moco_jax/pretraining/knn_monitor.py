@@ -1,6 +1,7 @@
 """The kNN monitor of a pretraining run: whether the features separate the classes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import subset
-from moco_jax.encoders.features import make_encode, make_extract
+from moco_jax.encoders.features import Encode, make_encode, make_extract
 from moco_jax.encoders.votes import knn_top1
 from moco_jax.parallel.mesh import Layout
 
@@ -29,49 +30,44 @@ class KnnMonitor:
     ):
         self._config, self._layout = config, layout
         self.train, self.test = train, test
-        self._bank_indices = subset(len(train), config.knn.bank, config.seed)
-        self._query_indices = subset(len(test), config.knn.queries, config.seed)
         encode = make_encode(config, encoder, config.knn.features, layout)
-        self._extract_features = self._extractors(encode)
+        self._measure = self._make_measure(encode)
 
     def top1(self, params, batch_stats) -> float:
         """Returns top-1 in percent of the encoder with these parameters."""
-        return self._measure(self._extract_features, {"params": params, "batch_stats": batch_stats})
+        return self._measure({"params": params, "batch_stats": batch_stats})
 
     def pixels_top1(self) -> float:
         """Returns top-1 in percent of raw pixels; larger images are reduced to 32x32."""
         data = self._config.data
         side = min(_LARGEST_SIDE, data.image_size)
-        view = evaluation_view(
-            side, round(side * data.eval_resize / data.image_size), data.mean, data.std
-        )
+        resize = round(side * data.eval_resize / data.image_size)
+        view = evaluation_view(side, resize, data.mean, data.std)
 
         @jax.jit
         def pixels(variables, images, sizes):
             x = view(images, sizes)
             return self._layout.shard(x.reshape(len(x), -1))
 
-        return self._measure(self._extractors(pixels), {})
+        return self._make_measure(pixels)({})
 
-    def _extractors(self, encode: Callable) -> tuple[Callable, Callable]:
-        """Returns the functions that encode images of `train` and of `test`."""
-        size = self._config.batch_size
-        return (
-            make_extract(self.train, encode, size, self._layout),
-            make_extract(self.test, encode, size, self._layout),
-        )
+    def _make_measure(self, encode: Encode) -> Callable[[Any], float]:
+        """Returns a function: the variables of `encode` -> top-1 in percent."""
+        knn, size, seed = self._config.knn, self._config.batch_size, self._config.seed
+        parts = [
+            (data, subset(len(data), limit, seed), make_extract(data, encode, size, self._layout))
+            for data, limit in ((self.train, knn.bank), (self.test, knn.queries))
+        ]
 
-    def _measure(self, extractors: tuple[Callable, Callable], variables: dict) -> float:
-        assert self.train.labels is not None and self.test.labels is not None
-        extract_bank, extract_queries = extractors
-        bank, bank_readable = extract_bank(variables, self._bank_indices)
-        queries, query_readable = extract_queries(variables, self._query_indices)
-        return knn_top1(
-            queries[query_readable],
-            self.test.labels[self._query_indices[query_readable]],
-            bank[bank_readable],
-            self.train.labels[self._bank_indices[bank_readable]],
-            k=self._config.knn.k,
-            temperature=self._config.knn.temperature,
-            layout=self._layout,
-        )
+        def measure(variables: Any) -> float:
+            found = []
+            for data, indices, extract in parts:
+                assert data.labels is not None
+                features, readable = extract(variables, indices)
+                found.append((features[readable], data.labels[indices[readable]]))
+            bank, queries = found
+            return knn_top1(
+                *queries, *bank, k=knn.k, temperature=knn.temperature, layout=self._layout
+            )
+
+        return measure

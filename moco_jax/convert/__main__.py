@@ -44,8 +44,7 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     left_out = targets.left_out(source, to)
     if left_out:
         print(f"  left out: {', '.join(left_out)}")
-    print(f"wrote {out} ({to})")
-    print("\n".join(lines), end="\n" * bool(lines))
+    print(f"wrote {out} ({to})", *lines, sep="\n")
 
 
 def main() -> None:

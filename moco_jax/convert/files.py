@@ -16,20 +16,16 @@ import safetensors
 import safetensors.numpy
 
 _TORCH_STARTS = (b"PK", b"\x80")  # a zip archive; before torch 1.6, a pickle
-INSTALL = "pip install 'moco-jax[convert]'"
 
 
 def import_torch() -> Any:
-    """Returns the module torch.
-
-    Raises:
-      ModuleNotFoundError: if it is not installed; names the command that installs it.
-    """
+    """Returns torch; the error without it names the command that installs it."""
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"torch files need torch; install it with {INSTALL}, or use safetensors"
+            "torch files need torch; install it with pip install 'moco-jax[convert]', or use "
+            "safetensors"
         ) from error
 
 

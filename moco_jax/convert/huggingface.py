@@ -26,11 +26,10 @@ def check_config(file: pathlib.Path) -> None:
         raise ValueError(
             f"Hugging Face's weights need their config.json; {file} can't be read: {error}"
         ) from error
-    given = {key: content.get(key, _DEFAULTS[key]) for key in _FIXED}
     wrong = [
-        f"{key}={given[key]!r} (allowed: {value!r})"
+        f"{key}={given!r} (allowed: {value!r})"
         for key, value in _FIXED.items()
-        if given[key] != value
+        if (given := content.get(key, _DEFAULTS[key])) != value
     ]
     if wrong:
         raise ValueError(f"{file} describes an unsupported network: {', '.join(wrong)}")

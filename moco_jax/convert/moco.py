@@ -41,27 +41,20 @@ _BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
 
 
 class Checkpoint(NamedTuple):
-    """The content of a checkpoint of the reference.
+    """The content of a checkpoint of the reference."""
 
-    Attributes:
-      source: its path, for messages.
-      epoch: epochs done; 0 if the checkpoint does not contain it.
-      arrays: by name, without DistributedDataParallel's `module.`.
-      optimizer: the state dict of torch's SGD; {} if the checkpoint has none.
-    """
-
-    source: str
-    epoch: int
-    arrays: dict[str, np.ndarray]
-    optimizer: dict[str, Any]
+    source: str  # its path, for messages
+    epoch: int  # epochs done; 0 if the checkpoint does not contain it
+    arrays: dict[str, np.ndarray]  # by name, without DistributedDataParallel's `module.`
+    optimizer: dict[str, Any]  # the state dict of torch's SGD; {} if the checkpoint has none
 
     @property
     def other_parts(self) -> list[str]:
         """The parts of the checkpoint besides the query encoder."""
         parts = {
-            "the key encoder": any(name.startswith(KEY) for name in self.arrays),
+            "the key encoder": encoder(self.arrays, KEY),
             "the queue": "queue" in self.arrays,
-            "the optimizer": bool(self.optimizer),
+            "the optimizer": self.optimizer,
         }
         return [part for part, present in parts.items() if present]
 
@@ -77,9 +70,6 @@ def write_workdir(
     """Writes a workdir that resumes pretraining; returns lines to print.
 
     Args:
-      checkpoint: of the reference.
-      config: of the resumed run.
-      out: the workdir.
       images: number of training images. None takes the step from the checkpoint's batch counter,
         which is right for the same images and batch size.
 
@@ -95,19 +85,15 @@ def write_workdir(
     layout = make_layout(jax.devices()[:1])
     step = _step(checkpoint, config, images)
     state = _state(checkpoint, config, layout, step)
+    kept = config.keep_checkpoints, flatten(config), checkpoint_kind(config)
     with workdir.opened(out) as folder:
         workdir.record(folder, config, step)
-        recipe = flatten(config)
-        keep = config.keep_checkpoints
-        with Checkpoints(
-            folder / "checkpoints", keep, recipe, checkpoint_kind(config)
-        ) as checkpoints:
+        with Checkpoints(folder / "checkpoints", *kept) as checkpoints:
             if images is not None:
                 checkpoints.note_images(images)
             checkpoints.save(step, state)
             checkpoints.wait()
-    per_epoch = step / checkpoint.epoch
-    line = f"step {step}: {checkpoint.epoch} epochs of {per_epoch:g} steps each"
+    line = f"step {step}: {checkpoint.epoch} epochs of {step / checkpoint.epoch:g} steps each"
     return [line, *_recipe_differences(checkpoint, config)]
 
 
@@ -117,8 +103,7 @@ def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int
         raise ValueError(f"{checkpoint.source} contains no epoch, which --to=workdir needs")
     if images is not None:
         return checkpoint.epoch * max(1, images // config.batch_size)
-    counter = f"{QUERY}bn1.{COUNTER}"
-    count, queue, pointer = _required(checkpoint, counter, "queue", "queue_ptr")
+    count, queue, pointer = _required(checkpoint, f"{QUERY}bn1.{COUNTER}", "queue", "queue_ptr")
     step, pointer = int(count), int(np.ravel(pointer)[0])
     if step < 1 or step * config.batch_size % queue.shape[1] != pointer:
         raise ValueError(
@@ -146,12 +131,13 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
     naming, source = NAMINGS["torchvision"], checkpoint.source
     shapes = variables.template(config, head=True)
     _required(checkpoint, f"{KEY}conv1.weight")
-    query = variables.to_flax(encoder(checkpoint.arrays, QUERY), naming, config, shapes, source)
-    key = variables.to_flax(encoder(checkpoint.arrays, KEY), naming, config, shapes, source)
-    trained = {path: shape for path, shape in shapes.items() if path[0] == "params"}
-    trace = variables.to_flax(
-        _momentum_buffers(checkpoint), naming, config, trained, f"{source}: optimizer"
+    query, key = (
+        variables.to_flax(encoder(checkpoint.arrays, prefix), naming, config, shapes, source)
+        for prefix in (QUERY, KEY)
     )
+    trained = {path: shape for path, shape in shapes.items() if path[0] == "params"}
+    buffers = _momentum_buffers(checkpoint)
+    trace = variables.to_flax(buffers, naming, config, trained, f"{source}: optimizer")
     method = make_method(config, layout, 0)  # the state does not depend on the number of images
     opt_state = method.abstract_state().opt_state
     opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), opt_state)
@@ -195,11 +181,8 @@ def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
             f"{checkpoint.source} lacks the optimizer, which --to=workdir needs; --to=moco_jax "
             "converts the query encoder alone"
         )
-    names = [
-        name
-        for name in checkpoint.arrays
-        if name.startswith((QUERY, KEY)) and not name.endswith(_BUFFERS)
-    ]
+    encoders = (name for name in checkpoint.arrays if name.startswith((QUERY, KEY)))
+    names = [name for name in encoders if not name.endswith(_BUFFERS)]
     numbers = [number for group in groups for number in group["params"]]
     if len(names) != len(numbers):
         raise ValueError(
@@ -208,11 +191,11 @@ def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         )
     states = checkpoint.optimizer["state"]
     buffers = {
-        name: states.get(number, {}).get("momentum_buffer")
+        name: buffer
         for name, number in zip(names, numbers, strict=True)
+        if (buffer := states.get(number, {}).get("momentum_buffer")) is not None
     }
-    present = {name: buffer for name, buffer in buffers.items() if buffer is not None}
-    return encoder(present, QUERY)
+    return encoder(buffers, QUERY)
 
 
 def _recipe_differences(checkpoint: Checkpoint, config: ConfigDict) -> list[str]:

@@ -1,11 +1,10 @@
 """Other projects' names for the modules of an encoder.
 
-A naming is one function from our module to the project's, so reading and writing use the same
-table. To support another project, add its naming to `NAMINGS`.
+Reading and writing use the same table. To support another project, add its column to `_LAYERS` and
+its naming to `NAMINGS`.
 """
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple
 
 Path = tuple[str, ...]
@@ -21,35 +20,42 @@ LEAVES = {
 COUNTER = "num_batches_tracked"  # in torch's batch norm; evaluation does not use it
 
 # The head's layers in the reference's `fc`: a linear layer (v1) or a sequence with a ReLU (v2).
-_HEADS = {
-    "linear": {"output": "fc"},
-    "mlp": {"hidden_layer": "fc.0", "output": "fc.2"},
+_HEADS = {"linear": {"output": "fc"}, "mlp": {"hidden_layer": "fc.0", "output": "fc.2"}}
+
+# Our layers in the stem and in a block, to those of torchvision, Hugging Face and Detectron2.
+_LAYERS = {
+    "stem_conv": ("conv1", "convolution", "conv1"),
+    "stem_norm": ("bn1", "normalization", "conv1.norm"),
+    "Conv_0": ("conv1", "layer.0.convolution", "conv1"),
+    "Conv_1": ("conv2", "layer.1.convolution", "conv2"),
+    "Conv_2": ("conv3", "layer.2.convolution", "conv3"),
+    "GroupedBatchNorm_0": ("bn1", "layer.0.normalization", "conv1.norm"),
+    "GroupedBatchNorm_1": ("bn2", "layer.1.normalization", "conv2.norm"),
+    "GroupedBatchNorm_2": ("bn3", "layer.2.normalization", "conv3.norm"),
+    "shortcut_conv": ("downsample.0", "shortcut.convolution", "shortcut"),
+    "shortcut_norm": ("downsample.1", "shortcut.normalization", "shortcut.norm"),
 }
 
 
 class Naming(NamedTuple):
-    """How a project names the arrays of a ResNet.
+    """How a project names the arrays of a ResNet."""
 
-    Attributes:
-      title: the project's networks, for messages.
-      backbone: (stage, block, layer) -> the project's module. Stage and block count from 1; stage 0
-        is the stem. `layer` is our name of the layer in the stem or block.
-      classifier: the project's module from features to classes; our encoders have none.
-      counts_batches: whether the batch norms have torch's counter.
-    """
-
-    title: str
-    backbone: Callable[[int, int, str], str]
-    classifier: str = "fc"
-    counts_batches: bool = True
+    title: str  # the project's networks, for messages
+    column: int  # the project's column of `_LAYERS`
+    stem: str  # prefix of the stem's layers
+    block: str  # prefix of a block's layers, with places for the numbers of the stage and the block
+    first_stage: int  # number of the first stage; blocks count from 0
+    classifier: str = "fc"  # the module from features to classes; our encoders have none
+    counts_batches: bool = True  # whether the batch norms have torch's counter
 
     def name(self, module: Path) -> str:
         """Returns the project's name of a module like ("backbone", "stage1_block1", "Conv_0")."""
-        _, part, *layer = module
-        block = re.fullmatch(r"stage(\d+)_block(\d+)", part)
+        layer = _LAYERS[module[-1]][self.column]
+        block = re.fullmatch(r"stage(\d+)_block(\d+)", module[1])
         if block is None:
-            return self.backbone(0, 0, part)
-        return self.backbone(int(block[1]), int(block[2]), *layer)
+            return self.stem + layer
+        stage = int(block[1]) - 1 + self.first_stage
+        return self.block.format(stage, int(block[2]) - 1) + layer
 
 
 def head_module(head: str, layer: str) -> str:
@@ -65,54 +71,17 @@ def head_module(head: str, layer: str) -> str:
     return _HEADS[head][layer]
 
 
-_TORCHVISION = {
-    "stem_conv": "conv1",
-    "stem_norm": "bn1",
-    "Conv_0": "conv1",
-    "Conv_1": "conv2",
-    "Conv_2": "conv3",
-    "GroupedBatchNorm_0": "bn1",
-    "GroupedBatchNorm_1": "bn2",
-    "GroupedBatchNorm_2": "bn3",
-    "shortcut_conv": "downsample.0",
-    "shortcut_norm": "downsample.1",
-}
-
-
-def _torchvision(stage: int, block: int, layer: str) -> str:
-    inner = _TORCHVISION[layer]
-    return f"layer{stage}.{block - 1}.{inner}" if stage else inner
-
-
-def _huggingface(stage: int, block: int, layer: str) -> str:
-    kind = "normalization" if "norm" in layer.lower() else "convolution"
-    if not stage:
-        return f"embedder.embedder.{kind}"
-    place = "shortcut" if layer.startswith("shortcut") else f"layer.{layer[-1]}"
-    return f"encoder.stages.{stage - 1}.layers.{block - 1}.{place}.{kind}"
-
-
-_DETECTRON2 = {
-    "stem_conv": "conv1",
-    "stem_norm": "conv1.norm",
-    "Conv_0": "conv1",
-    "Conv_1": "conv2",
-    "Conv_2": "conv3",
-    "GroupedBatchNorm_0": "conv1.norm",
-    "GroupedBatchNorm_1": "conv2.norm",
-    "GroupedBatchNorm_2": "conv3.norm",
-    "shortcut_conv": "shortcut",
-    "shortcut_norm": "shortcut.norm",
-}
-
-
-def _detectron2(stage: int, block: int, layer: str) -> str:
-    inner = _DETECTRON2[layer]
-    return f"res{stage + 1}.{block - 1}.{inner}" if stage else f"stem.{inner}"
-
-
 NAMINGS = {
-    "torchvision": Naming("a ResNet of torchvision or timm", _torchvision),
-    "huggingface": Naming("a ResNet of Hugging Face", _huggingface, classifier="classifier.1"),
-    "detectron2": Naming("a backbone of Detectron2", _detectron2, counts_batches=False),
+    "torchvision": Naming("a ResNet of torchvision or timm", 0, "", "layer{}.{}.", first_stage=1),
+    "huggingface": Naming(
+        "a ResNet of Hugging Face",
+        1,
+        "embedder.embedder.",
+        "encoder.stages.{}.layers.{}.",
+        first_stage=0,
+        classifier="classifier.1",
+    ),
+    "detectron2": Naming(
+        "a backbone of Detectron2", 2, "stem.", "res{}.{}.", first_stage=2, counts_batches=False
+    ),
 }

@@ -1,5 +1,6 @@
 """Recognises a ResNet and its head from the shapes of their arrays."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax.convert.names import Naming, head_module
 from moco_jax.convert.variables import Arrays
-from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, resnet
+from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, ResNet, resnet
 
 _STEMS = {7: "imagenet", 3: "small"}  # by the kernel size of the first convolution
 
@@ -24,12 +25,11 @@ def backbone(arrays: Arrays, naming: Naming, source: str) -> dict[str, Any]:
         array = arrays.get(f"{naming.name(('backbone', *module))}.weight")
         return () if array is None else tuple(array.shape)
 
-    stem, stages = shape("stem_conv"), []
-    for stage in range(1, 5):
-        blocks = 0
-        while shape(f"stage{stage}_block{blocks + 1}", "Conv_0"):
-            blocks += 1
-        stages.append(blocks)
+    stem = shape("stem_conv")
+    stages = tuple(
+        next(n for n in itertools.count() if not shape(f"stage{stage}_block{n + 1}", "Conv_0"))
+        for stage in range(1, 5)
+    )
     if len(stem) != 4 or not all(stages):
         raise ValueError(f"{source} is not a ResNet of four stages ({naming.title})")
     if stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
@@ -41,35 +41,20 @@ def backbone(arrays: Arrays, naming: Naming, source: str) -> dict[str, Any]:
     block, filters = (Bottleneck, last[0] // 4) if last else (BasicBlock, middle[0])
     groups = middle[0] // middle[1]
     base_width = middle[0] * 64 // (groups * filters)
-    found = tuple(stages), block, groups, base_width
-    return {
-        "name": _model_name(*found, source),
-        "stem": _STEMS[stem[2]],
-        "width": filters / 64,
-    }
-
-
-def _model_name(stages: tuple[int, ...], block: type, groups: int, base: int, source: str) -> str:
-    for name in NAMES:
-        known = resnet(name)
-        if (stages, block, groups, base) == (
-            known.stage_sizes,
-            known.block,
-            known.groups,
-            known.base_width,
-        ):
-            return name
-    raise ValueError(
-        f"{source} is an unsupported ResNet: {block.__name__}s {stages}, {groups} groups of {base} "
-        f"channels; allowed: {', '.join(NAMES)}"
-    )
+    found = ResNet(stages, block, groups=groups, base_width=base_width)
+    name = next((name for name in NAMES if resnet(name) == found), None)
+    if name is None:
+        raise ValueError(
+            f"{source} is an unsupported ResNet: {block.__name__}s {stages}, {groups} groups "
+            f"of {base_width} channels; allowed: {', '.join(NAMES)}"
+        )
+    return {"name": name, "stem": _STEMS[stem[2]], "width": filters / 64}
 
 
 def head(arrays: Arrays) -> dict[str, Any]:
     """Returns `head`, `hidden` and `dim` of the reference's head; {} without a head."""
-    output = arrays.get(f"{head_module('mlp', 'output')}.weight")
-    hidden = arrays.get(f"{head_module('mlp', 'hidden_layer')}.weight")
-    linear = arrays.get(f"{head_module('linear', 'output')}.weight")
+    layers = ("mlp", "output"), ("mlp", "hidden_layer"), ("linear", "output")
+    output, hidden, linear = (arrays.get(f"{head_module(*layer)}.weight") for layer in layers)
     if output is not None and hidden is not None:
         size = 0 if hidden.shape[0] == hidden.shape[1] else hidden.shape[0]
         return {"head": "mlp", "hidden": size, "dim": output.shape[0]}
@@ -95,23 +80,20 @@ def config_of(name: str, model: dict[str, Any], given: ConfigDict | None) -> Con
         config.name = name
         config.model.update(model)
         return config
-    other = {key: value for key, value in model.items() if _model_value(given, key) != value}
-    if other:
-        differences = "\n".join(
-            f"  model.{key}: {value!r} in the weights, {given.model[key]!r} in the config"
-            for key, value in other.items()
-        )
+    expected = given.model.to_dict()
+    if expected["hidden"] == resnet(given.model.name, width=given.model.width).features:
+        expected["hidden"] = 0  # means the number of features
+    differences = [
+        f"\n  model.{key}: {value!r} in the weights, {given.model[key]!r} in the config"
+        for key, value in model.items()
+        if value != expected[key]
+    ]
+    if differences:
         raise ValueError(
-            f"the weights do not match the model of the config {given.name!r}:\n{differences}"
+            f"the weights do not match the model of the config {given.name!r}:"
+            + "".join(differences)
         )
     return given
-
-
-def _model_value(config: ConfigDict, key: str) -> Any:
-    """Returns `config.model[key]`, with 0 for `hidden` equal to the number of features."""
-    value = config.model[key]
-    model = resnet(config.model.name, width=config.model.width)
-    return 0 if key == "hidden" and value == model.features else value
 
 
 def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
@@ -122,8 +104,8 @@ def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
     if "head" not in parameters:
         return f"{text}; no head"
     layers = parameters["head"]
-    sizes = [layers[k]["kernel"].shape[-1] for k in ("hidden_layer", "output") if k in layers]
-    size = "-".join(str(size) for size in sizes)
+    kernels = [layers[k]["kernel"] for k in ("hidden_layer", "output") if k in layers]
+    size = "-".join(str(kernel.shape[-1]) for kernel in kernels)
     return f"{text}; {model.head} head {size}, {_millions(layers)} parameters"
 
 

@@ -36,19 +36,12 @@ _WRAPPERS = ("module.", "resnet.")  # of DataParallel and of Hugging Face's clas
 
 
 class Source(NamedTuple):
-    """An encoder to convert.
-
-    Attributes:
-      pretrained: the encoder.
-      title: the recognised kind of weights.
-      left_out: the parts of the file that are not in `pretrained`.
-      checkpoint: the whole file, if it is a pretraining checkpoint of the reference.
-    """
+    """An encoder to convert."""
 
     pretrained: Pretrained
-    title: str
-    left_out: list[str]
-    checkpoint: moco.Checkpoint | None = None
+    title: str  # the recognised kind of weights
+    left_out: list[str]  # the parts of the file that are not in `pretrained`
+    checkpoint: moco.Checkpoint | None = None  # the whole file, if it is the reference's
 
 
 def read(path: pathlib.Path, config: ConfigDict | None = None) -> Source:
@@ -111,8 +104,9 @@ def _state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not any(isinstance(x, np.ndarray) for x in found.values()):
-        keys = variables.listed(map(str, found)) if isinstance(found, dict) else ""
-        kind = f"a dict with {keys or 'no keys'}" if isinstance(found, dict) else _kind(found)
+        kind = "a tensor" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
+        if isinstance(found, dict):
+            kind = f"a dict with {variables.listed(map(str, found)) or 'no keys'}"
         raise ValueError(f"{path} contains no state dict but {kind}; allowed: {ALLOWED}")
     odd = [str(name) for name, array in found.items() if not isinstance(array, np.ndarray)]
     if odd:
@@ -120,10 +114,6 @@ def _state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
     for wrapper in _WRAPPERS:
         found = {str(name).removeprefix(wrapper): array for name, array in found.items()}
     return found
-
-
-def _kind(content: Any) -> str:
-    return "a tensor" if isinstance(content, np.ndarray) else f"a {type(content).__name__}"
 
 
 def _format_of(arrays: dict[str, np.ndarray], path: pathlib.Path) -> str:
@@ -157,34 +147,41 @@ def _check_not_linear(content: dict[str, Any], path: pathlib.Path) -> None:
 def _read_moco(
     content: dict[str, Any], arrays: dict[str, np.ndarray], path: pathlib.Path, config: Any
 ) -> Source:
-    naming, query = NAMINGS["torchvision"], moco.encoder(arrays, moco.QUERY)
+    query = moco.encoder(arrays, moco.QUERY)
     head = network.head(query)
     if not head:
         raise ValueError(f"{path} is not a MoCo v1 or v2 checkpoint: it has no head {moco.QUERY}fc")
-    model = network.backbone(query, naming, str(path)) | head
-    config = network.config_of(_experiment_name(path), model, config)
-    shapes = variables.template(config, head=True)
-    found = variables.to_flax(query, naming, config, shapes, str(path))
     epoch = int(content.get("epoch") or 0)
     title = "a pretraining checkpoint of MoCo v1 or v2" + (f", epoch {epoch}" if epoch else "")
+    encoder = _encoder(query, NAMINGS["torchvision"], path, config, title, head)
     checkpoint = moco.Checkpoint(str(path), epoch, arrays, content.get("optimizer") or {})
-    encoder = Pretrained(config, found, f"{path} ({title})")
     return Source(encoder, title, checkpoint.other_parts, checkpoint)
 
 
 def _read_backbone(
     arrays: dict[str, np.ndarray], naming: Naming, path: pathlib.Path, config: ConfigDict | None
 ) -> Source:
-    classifier = [f"{naming.classifier}.{leaf}" for leaf in ("weight", "bias")]
-    left_out = [
-        f"the classifier of {len(arrays[n])} classes" for n in classifier[:1] if n in arrays
-    ]
-    arrays = {name: array for name, array in arrays.items() if name not in classifier}
-    model = network.backbone(arrays, naming, str(path))
+    weight, bias = (f"{naming.classifier}.{leaf}" for leaf in ("weight", "bias"))
+    left_out = [f"the classifier of {len(arrays[weight])} classes"] if weight in arrays else []
+    backbone = {name: array for name, array in arrays.items() if name not in (weight, bias)}
+    encoder = _encoder(backbone, naming, path, config, naming.title, {})
+    return Source(encoder, naming.title, left_out)
+
+
+def _encoder(
+    arrays: dict[str, np.ndarray],
+    naming: Naming,
+    path: pathlib.Path,
+    config: ConfigDict | None,
+    title: str,
+    head: dict[str, Any],
+) -> Pretrained:
+    """Returns the encoder; `head` has its values of `config.model`, {} without a head."""
+    model = network.backbone(arrays, naming, str(path)) | head
     config = network.config_of(_experiment_name(path), model, config)
-    shapes = variables.template(config, head=False)
+    shapes = variables.template(config, head=bool(head))
     found = variables.to_flax(arrays, naming, config, shapes, str(path))
-    return Source(Pretrained(config, found, f"{path} ({naming.title})"), naming.title, left_out)
+    return Pretrained(config, found, f"{path} ({title})")
 
 
 def _experiment_name(path: pathlib.Path) -> str:

@@ -12,28 +12,22 @@ from moco_jax.convert import detectron2, files, huggingface, moco, variables
 from moco_jax.convert.names import NAMINGS
 from moco_jax.convert.sources import Source
 from moco_jax.encoders import pretrained
-from moco_jax.models.resnet import resnet
 
 
 class Target(NamedTuple):
-    """A format for an encoder.
+    """A format for an encoder."""
 
-    Attributes:
-      write: (source, out, number of training images or None) -> lines to print.
-      suffixes: allowed endings of the file's name; () for a folder.
-      keeps_head: whether the format contains the head.
-    """
-
-    write: Callable[[Source, pathlib.Path, int | None], list[str]]
-    suffixes: tuple[str, ...] = ()
-    keeps_head: bool = False
+    # (source, temporary path, final path, number of training images or None) -> lines to print. It
+    # writes to the temporary path.
+    write: Callable[[Source, pathlib.Path, pathlib.Path, int | None], list[str]]
+    suffixes: tuple[str, ...] = ()  # allowed endings of the file's name; () for a folder
+    keeps_head: bool = False  # whether the format contains the head
 
 
 def write(source: Source, to: str, out: pathlib.Path, images: int | None = None) -> list[str]:
     """Writes an encoder and returns lines that say how to load it; an error leaves no file.
 
     Args:
-      source: the encoder.
       to: one of `TARGETS`.
       out: file or folder, which must not exist.
       images: number of training images, to resume pretraining; see `moco.write_workdir`.
@@ -43,7 +37,8 @@ def write(source: Source, to: str, out: pathlib.Path, images: int | None = None)
       ModuleNotFoundError: if the format needs torch and torch is not installed.
     """
     check(to, out)
-    return TARGETS[to].write(source, out, images)
+    with files.atomic_output(out) as temporary:
+        return TARGETS[to].write(source, temporary, out, images)
 
 
 def check(to: str, out: pathlib.Path) -> None:
@@ -64,38 +59,31 @@ def left_out(source: Source, to: str) -> list[str]:
     return [*source.left_out, *["the head"] * head]
 
 
-def _moco_jax(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
-    with files.atomic_output(out) as temporary:
-        pretrained.write(temporary, source.pretrained)
+def _moco_jax(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
+    pretrained.write(file, source.pretrained)
     return []
 
 
-def _workdir(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
-    config = source.pretrained.config
+def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
     if source.checkpoint is None:
         raise ValueError(
             "--to=workdir needs a pretraining checkpoint of MoCo v1 or v2; "
             f"{source.pretrained.source} is {source.title}"
         )
-    with files.atomic_output(out) as temporary:
-        lines = moco.write_workdir(source.checkpoint, config, temporary, images)
     return [
-        *lines,
+        *moco.write_workdir(source.checkpoint, source.pretrained.config, folder, images),
         "resume pretraining with",
         f"  python -m moco_jax.main --config=... --workdir={out}",
     ]
 
 
-def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
+def _torchvision(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     _check_width(config, "torchvision")
-    with files.atomic_output(out) as temporary:
-        files.write_torch(temporary, _arrays(source, "torchvision"))
-    name, blocks = config.model.name, resnet(config.model.name)
-    built = f"torchvision.models.{name}()"
-    if name == "resnet10":
-        stages = list(blocks.stage_sizes)
-        built = f"torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, {stages})"
+    files.write_torch(file, _arrays(source, "torchvision"))
+    built = f"torchvision.models.{config.model.name}()"
+    if config.model.name == "resnet10":
+        built = "torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
     return [
         "load it with",
         "  import torch, torchvision",
@@ -106,15 +94,13 @@ def _torchvision(source: Source, out: pathlib.Path, images: int | None) -> list[
     ]
 
 
-def _timm(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
+def _timm(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     _check_width(config, "timm")
-    with files.atomic_output(out) as temporary:
-        files.write_safetensors(temporary, _arrays(source, "torchvision"))
-    name, stages = config.model.name, resnet(config.model.name).stage_sizes
-    built = f'timm.create_model("{name}", num_classes=0)'
-    if name == "resnet10":
-        built = f"timm.models.ResNet(timm.models.resnet.BasicBlock, {stages}, num_classes=0)"
+    files.write_safetensors(file, _arrays(source, "torchvision"))
+    built = f'timm.create_model("{config.model.name}", num_classes=0)'
+    if config.model.name == "resnet10":
+        built = "timm.models.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=0)"
     return [
         "load it with",
         "  import timm, torch, safetensors.torch",
@@ -124,12 +110,11 @@ def _timm(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
     ]
 
 
-def _huggingface(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
+def _huggingface(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
     content = huggingface.make_config(source.pretrained.config)
-    with files.atomic_output(out) as temporary:
-        temporary.mkdir()
-        (temporary / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-        files.write_safetensors(temporary / "model.safetensors", _arrays(source, "huggingface"))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    files.write_safetensors(folder / "model.safetensors", _arrays(source, "huggingface"))
     return [
         "load it with",
         "  import transformers",
@@ -137,16 +122,14 @@ def _huggingface(source: Source, out: pathlib.Path, images: int | None) -> list[
     ]
 
 
-def _detectron2(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
+def _detectron2(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     settings = detectron2.settings(source.pretrained.config)
     content = {
         "model": _arrays(source, "detectron2"),
         "__author__": "moco_jax",
         "matching_heuristics": True,  # Detectron2 finds the backbone in the detector
     }
-    with files.atomic_output(out) as temporary:
-        with open(temporary, "wb") as file:
-            pickle.dump(content, file)
+    file.write_bytes(pickle.dumps(content))
     return [
         "set in Detectron2's config",
         f"  MODEL.WEIGHTS: {out}",
@@ -155,13 +138,12 @@ def _detectron2(source: Source, out: pathlib.Path, images: int | None) -> list[s
     ]
 
 
-def _moco(source: Source, out: pathlib.Path, images: int | None) -> list[str]:
+def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     _check_width(config, "the reference")
     arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
     state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
-    with files.atomic_output(out) as temporary:
-        files.write_torch(temporary, {"arch": config.model.name, "state_dict": state})
+    files.write_torch(file, {"arch": config.model.name, "state_dict": state})
     return [
         "it contains the query encoder only; run the reference's linear classification with",
         f"  python main_lincls.py -a {config.model.name} --pretrained {out} ...",

@@ -14,8 +14,7 @@ from moco_jax.models.encoder import make_encoder
 
 Arrays = Mapping[str, np.ndarray]
 
-# By the number of axes: a convolution [O, I, kh, kw] <-> [kh, kw, I, O], a linear weight
-# [O, I] <-> [I, O].
+# By the number of axes: convolutions [O, I, kh, kw] <-> [kh, kw, I, O], weights [O, I] <-> [I, O].
 _AXES_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _AXES_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _MOST_LISTED = 6
@@ -36,8 +35,6 @@ def to_flax(
 
     Args:
       arrays: by the project's names; torch's batch counters are ignored.
-      naming: of `arrays`.
-      config: of the network.
       shapes: the Flax arrays to return, from `template`.
       source: where the arrays come from, for messages.
 
@@ -46,19 +43,22 @@ def to_flax(
     """
     names = {path: _torch_name(path, naming, config) for path in shapes}
     given = {name for name in arrays if not name.endswith(f".{COUNTER}")}
-    missing, unexpected = set(names.values()) - given, given - set(names.values())
-    if missing or unexpected:
-        problems = [f"missing {listed(missing)}"] if missing else []
-        problems += [f"unexpected {listed(unexpected)}"] if unexpected else []
+    needed = set(names.values())
+    odd = {"missing": needed - given, "unexpected": given - needed}
+    problems = [f"{what} {listed(which)}" for what, which in odd.items() if which]
+    if not problems:
+        expected = {
+            name: tuple(shapes[path].shape[axis] for axis in _AXES_TO_TORCH[shapes[path].ndim])
+            for path, name in names.items()
+        }
+        wrong = [
+            f"{name} has shape {arrays[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if arrays[name].shape != shape
+        ]
+        problems = [listed(wrong)] if wrong else []
+    if problems:
         raise ValueError(f"{source} does not match {config.model.name}: {'; '.join(problems)}")
-    expected = {name: _torch_shape(shapes[path].shape) for path, name in names.items()}
-    wrong = [
-        f"{name} has shape {arrays[name].shape}, expected {shape}"
-        for name, shape in expected.items()
-        if arrays[name].shape != shape
-    ]
-    if wrong:
-        raise ValueError(f"{source} does not match {config.model.name}: {listed(wrong)}")
     flat: Any = {}
     for path, name in names.items():
         array = arrays[name].transpose(_AXES_TO_FLAX[arrays[name].ndim])
@@ -78,10 +78,6 @@ def to_torch(
         if naming.counts_batches and path[-1] == "mean":
             arrays[f"{name.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
     return arrays
-
-
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _AXES_TO_TORCH[len(shape)])
 
 
 def _torch_name(path: Path, naming: Naming, config: ConfigDict) -> str:

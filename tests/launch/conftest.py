@@ -51,7 +51,7 @@ def run(checkout):
             ["bash", str(checkout / "launch" / script), *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
             **options,
         )
 

@@ -86,11 +86,11 @@ class Slice:
         return self.end(self.start(*arguments))
 
     def end(self, process: subprocess.Popen) -> subprocess.CompletedProcess:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def wait_for(self, call: str, times: int = 1) -> None:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300
         while self.did().count(call) < times:
             assert time.monotonic() < until, self.did()
             time.sleep(0.02)

@@ -19,6 +19,7 @@ from tests.conftest import devices_flags
 from tests.tiny import tiny_sources
 
 STEPS = 10
+PATIENCE = 900  # seconds: many times what a slow machine takes, since only a hang may fail
 
 # SLOW names a phase that sleeps, so that a signal arrives between two steps, in an evaluation or in
 # a compilation.
@@ -83,7 +84,9 @@ def start(repository, config):
         }
         for i in range(processes):
             joining = [f"--coordinator=localhost:{port}", f"--processes={processes}"]
-            joining = [*joining, f"--process={i}", "--join_timeout=60"] if processes > 1 else []
+            joining = (
+                [*joining, f"--process={i}", f"--join_timeout={PATIENCE}"] if processes > 1 else []
+            )
             command = [sys.executable, "-m", "moco_jax.main", f"--config={config}"]
             with open(folder.parent / f"{folder.name}-{i}.out", "w") as out:
                 running.append(
@@ -108,11 +111,11 @@ def output(folder: pathlib.Path, process: int = 0) -> str:
     return (folder.parent / f"{folder.name}-{process}.out").read_text()
 
 
-def ended(processes, seconds=200) -> list[int]:
+def ended(processes, seconds=PATIENCE) -> list[int]:
     return [process.wait(timeout=seconds) for process in processes]
 
 
-def wait_for(condition, processes, seconds=200):
+def wait_for(condition, processes, seconds=PATIENCE):
     deadline = time.monotonic() + seconds
     while not condition():
         assert all(process.poll() is None for process in processes), "ended too early"
@@ -177,7 +180,7 @@ def test_a_run_resumes_bit_for_bit_after_a_kill_and_a_signal(two, start, tmp_pat
     running = start(folder, 2, slow="step")
     wait_for((folder / "checkpoints" / "4").exists, running)
     running[1].send_signal(signal.SIGKILL)
-    assert running[0].wait(timeout=60) not in (0, 75)
+    assert running[0].wait(timeout=PATIENCE) not in (0, 75)
     assert not (folder / "checkpoints" / "10").exists(), "the run ended before the kill"
 
     running = start(folder, 2, slow="step")
@@ -200,15 +203,13 @@ def test_a_run_resumes_bit_for_bit_after_a_kill_and_a_signal(two, start, tmp_pat
 def test_sigterm_loses_no_step(two, start, tmp_path, phase, processes):
     """A single process stops at once; one of several first finishes the step with the others."""
     folder = tmp_path / "run"
-    seconds = 0.3 if phase == "step" else 15 if processes == 1 else 3
+    # A single process does not wait for the end of the phase: it would take the whole hour.
+    seconds = 0.3 if phase == "step" else 3600 if processes == 1 else 3
     running = start(folder, processes, slow=phase, seconds=seconds)
     seen = {"step": 3, "knn": 3, "compile": 1}[phase]  # kNN: network and pixels at 0, then step 6
     wait_for(lambda: output(folder).count(f"slow {phase}") >= seen, running)
-    begun = time.monotonic()
     running[-1].send_signal(signal.SIGTERM)
-    assert ended(running, 60) == [75] * processes, output(folder)
-    if phase != "step" and processes == 1:
-        assert time.monotonic() - begun < 12, "the process waited for the phase to end"
+    assert ended(running) == [75] * processes, output(folder)
     done = max(measured(folder, "loss"), default=0)
     saved = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
     assert max(saved, default=0) >= done

@@ -101,7 +101,7 @@ def test_killed_and_restarted_it_continues_bit_for_bit(whole, tmp_path, reposito
         env=os.environ | {"PYTHONPATH": str(repository)},
     )
     saved = tmp_path / "checkpoints" / "4"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 1200
     while not saved.exists():
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

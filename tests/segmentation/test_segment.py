@@ -174,7 +174,7 @@ def test_two_processes_give_the_results_of_one(
         for process in range(2)
     ]
     try:
-        assert [process.wait(timeout=240) for process in running] == [0, 0]
+        assert [process.wait(timeout=1200) for process in running] == [0, 0]
     finally:
         for process in running:
             process.kill()

@@ -253,7 +253,7 @@ def test_two_processes_give_the_results_of_one(task, encoder, tmp_path, reposito
             for process in range(processes)
         ]
         try:
-            assert [process.wait(timeout=240) for process in running] == [0] * processes
+            assert [process.wait(timeout=1200) for process in running] == [0] * processes
         finally:
             for process in running:
                 process.kill()

@@ -65,7 +65,7 @@ def draw(repository, tmp_path):
             for i, file in enumerate(files)
         ]
         try:
-            assert [process.wait(timeout=120) for process in running] == [0] * processes
+            assert [process.wait(timeout=1200) for process in running] == [0] * processes
         finally:
             for process in running:
                 process.kill()

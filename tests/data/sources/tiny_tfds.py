@@ -134,5 +134,5 @@ def run_command(command, cwd):
         env=os.environ | {"XLA_FLAGS": ""},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=1000,
     )

@@ -26,8 +26,6 @@ class GroupedBatchNorm(nn.Module):
       use_running_average: whether to normalise by the running averages (evaluation).
       momentum: fraction of the running average that is kept (.9 is torch's .1).
       epsilon: added to the variance.
-      dtype: dtype of the result.
-      scale_init: initialiser of the scale.
       rectify: whether to apply a ReLU to the result; one backward pass then computes both
         gradients.
     """
@@ -49,16 +47,15 @@ class GroupedBatchNorm(nn.Module):
         mean_avg = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var_avg = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if self.use_running_average:
-            factor, offset = _fold(
-                mean_avg.value[None], var_avg.value[None], scale, bias, self.epsilon
-            )
-            y = _scaled(_wide(x)[None], factor, offset)[0].astype(self.dtype)
+            mean, var = mean_avg.value[None], var_avg.value[None]
+            y = _scaled(_wide(x)[None], mean, var, scale, bias, self.epsilon)[0].astype(self.dtype)
             return relu(y) if self.rectify else y
 
-        grouped = self._split(x)
-        y, mean, var = _normalize(
-            grouped, scale, bias, self.epsilon, jnp.dtype(self.dtype), self.rectify
-        )
+        if x.shape[0] % self.groups:
+            raise ValueError(f"bn_groups={self.groups} must divide the batch of {x.shape[0]}")
+        grouped = x.reshape(self.groups, -1, *x.shape[1:])
+        dtype = jnp.dtype(self.dtype)
+        y, mean, var = _normalize(grouped, scale, bias, self.epsilon, dtype, self.rectify)
         if not self.is_initializing():
             # `_normalize` has no gradient for the statistics.
             mean, var = jax.lax.stop_gradient((mean, var))
@@ -66,11 +63,6 @@ class GroupedBatchNorm(nn.Module):
             mean_avg.value = self._running(mean_avg.value, mean)
             var_avg.value = self._running(var_avg.value, var * (count / max(count - 1, 1)))
         return y.reshape(x.shape)
-
-    def _split(self, x: jax.Array) -> jax.Array:
-        if x.shape[0] % self.groups:
-            raise ValueError(f"bn_groups={self.groups} must divide the batch of {x.shape[0]}")
-        return x.reshape(self.groups, x.shape[0] // self.groups, *x.shape[1:])
 
     def _running(self, average: jax.Array, new: jax.Array) -> jax.Array:
         return self.momentum * average + (1 - self.momentum) * new.mean(axis=0)
@@ -89,7 +81,7 @@ def _normalize_plain(
     mean = wide.mean(axis=axes)
     # Both sums take one pass over x. The difference can round to below 0.
     var = jnp.maximum(jnp.square(wide).mean(axis=axes) - jnp.square(mean), 0.0)
-    y = _scaled(wide, *_fold(mean, var, scale, bias, epsilon)).astype(dtype)
+    y = _scaled(wide, mean, var, scale, bias, epsilon).astype(dtype)
     return jax.nn.relu(y) if rectify else y, mean, var
 
 
@@ -112,7 +104,7 @@ def _normalize_backward(epsilon, dtype, rectify, saved, gradients):
         wide = _wide(x)
         by_y = by_y.astype(wide.dtype)
         if rectify:
-            y = _scaled(wide, *_fold(mean, var, scale, bias, epsilon)).astype(dtype)
+            y = _scaled(wide, mean, var, scale, bias, epsilon).astype(dtype)
             by_y = jnp.where(y > 0, by_y, 0)
         return wide, by_y
 
@@ -140,13 +132,10 @@ def _normalize_backward(epsilon, dtype, rectify, saved, gradients):
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-def _fold(mean, var, scale, bias, epsilon) -> tuple[jax.Array, jax.Array]:
-    """Returns factor and offset [G, C], so that x * factor + offset is the normalised x."""
+def _scaled(x: jax.Array, mean, var, scale, bias, epsilon: float) -> jax.Array:
+    """Returns the normalised x [G, B / G, ..., C] as a multiply-add, given statistics [G, C]."""
     factor = jax.lax.rsqrt(var + epsilon) * scale[None]
-    return factor, bias[None] - mean * factor
-
-
-def _scaled(x: jax.Array, factor: jax.Array, offset: jax.Array) -> jax.Array:
+    offset = bias[None] - mean * factor
     return x * _broadcast(factor, x) + _broadcast(offset, x)
 
 

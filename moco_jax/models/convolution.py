@@ -77,8 +77,12 @@ def conv_general_dilated(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, w: jax.Array, stride: int) -> jax.Array:
-    default = functools.partial(_lax_conv, stride=stride)
-    return by_platform(x, w, cpu=_forward(x, w, stride), default=default)
+    forward = _lax_conv
+    if w.shape[0] == 1:
+        forward = _pointwise
+    elif stride == 1 and _winograd_pays(x, w):
+        forward = _winograd
+    return _on_cpu(forward, _lax_conv, x, w, stride=stride)
 
 
 def _conv_forward(x, w, stride):
@@ -87,34 +91,26 @@ def _conv_forward(x, w, stride):
 
 def _conv_backward(stride, saved, g):
     x, w = saved
-    cpu_by_x, cpu_by_w = _backward(x, w, stride)
-    by_x = by_platform(g, x, w, cpu=cpu_by_x, default=_lax_by_x(stride))
-    by_w = by_platform(g, x, w, cpu=cpu_by_w, default=_lax_by_w(stride))
-    return by_x, by_w
+    by_x, by_w = _lax_by_x, _lax_by_w
+    if w.shape[0] == 1:
+        by_x, by_w = _pointwise_by_x, _pointwise_by_w
+    elif stride == 2:
+        by_x = _strided_by_x
+    elif _winograd_pays(x, w):
+        by_x = _winograd_by_x
+    return (
+        _on_cpu(by_x, _lax_by_x, g, x, w, stride=stride),
+        _on_cpu(by_w, _lax_by_w, g, x, w, stride=stride),
+    )
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _forward(x: jax.Array, w: jax.Array, stride: int) -> Callable[..., jax.Array]:
-    """Returns the forward function (x, w) -> y for a CPU."""
-    if w.shape[0] == 1:
-        return functools.partial(_pointwise, stride=stride)
-    if stride == 1 and _winograd_pays(x, w):
-        return _winograd
-    return functools.partial(_lax_conv, stride=stride)
-
-
-def _backward(x: jax.Array, w: jax.Array, stride: int) -> tuple[Callable[..., Any], ...]:
-    """Returns the gradient functions (g, x, w) -> gradient, by x and by w, for a CPU."""
-    if w.shape[0] == 1:
-        by_w = functools.partial(_pointwise_by_w, stride=stride)
-        return functools.partial(_pointwise_by_x, stride=stride), by_w
-    if stride == 2:
-        return _strided_by_x, _lax_by_w(stride)
-    if _winograd_pays(x, w):
-        return _winograd_by_x, _lax_by_w(stride)
-    return _lax_by_x(stride), _lax_by_w(stride)
+def _on_cpu(function: Callable, by_lax: Callable, *arrays: jax.Array, stride: int) -> jax.Array:
+    """Returns `function` of the arrays and the stride on a CPU, `by_lax` of them elsewhere."""
+    cpu, default = (functools.partial(f, stride=stride) for f in (function, by_lax))
+    return by_platform(*arrays, cpu=cpu, default=default)
 
 
 def _winograd_pays(x: jax.Array, w: jax.Array) -> bool:
@@ -123,17 +119,15 @@ def _winograd_pays(x: jax.Array, w: jax.Array) -> bool:
 
 def _lax_conv(x, w, stride):
     pad = w.shape[0] // 2
-    return lax.conv_general_dilated(
-        x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=_NHWC
-    )
+    return lax.conv_general_dilated(x, w, (stride,) * 2, ((pad, pad),) * 2, dimension_numbers=_NHWC)
 
 
-def _lax_by_x(stride: int):
-    return lambda g, x, w: jax.linear_transpose(lambda x: _lax_conv(x, w, stride), x)(g)[0]
+def _lax_by_x(g, x, w, stride):
+    return jax.linear_transpose(lambda x: _lax_conv(x, w, stride), x)(g)[0]
 
 
-def _lax_by_w(stride: int):
-    return lambda g, x, w: jax.linear_transpose(lambda w: _lax_conv(x, w, stride), w)(g)[0]
+def _lax_by_w(g, x, w, stride):
+    return jax.linear_transpose(lambda w: _lax_conv(x, w, stride), w)(g)[0]
 
 
 def _times(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -149,10 +143,8 @@ def _pointwise_by_x(g, x, w, stride):
     by_x = _times(g, w[0, 0].T)
     if stride == 1:
         return by_x
-    last = [
-        (0, size - 2 * small + 1, 1) for size, small in zip(x.shape[1:3], g.shape[1:3], strict=True)
-    ]
-    return lax.pad(by_x, jnp.zeros((), g.dtype), ((0, 0, 0), *last, (0, 0, 0)))
+    pads = [(0, n - 2 * half + 1, 1) for n, half in zip(x.shape[1:3], g.shape[1:3], strict=True)]
+    return lax.pad(by_x, jnp.zeros((), g.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
 
 
 def _pointwise_by_w(g, x, w, stride):
@@ -165,7 +157,7 @@ def _pointwise_by_w(g, x, w, stride):
 _TAPS = (((1, 0),), ((2, 0), (0, 1)))
 
 
-def _strided_by_x(g, x, w):
+def _strided_by_x(g, x, w, stride):
     """Returns the gradient by x [B, H, W, C] of a 3x3 convolution of stride 2, g [B, H/2, ...]."""
     height, width = g.shape[1:3]
     padded = jnp.pad(g, ((0, 0), (0, 1), (0, 1), (0, 0)))
@@ -183,21 +175,17 @@ def _strided_by_x(g, x, w):
 
 
 def _interleave(parts: Sequence[Any]) -> jax.Array:
-    """Returns [B, 2H, 2W, C] of four parts [B, H, W, C].
-
-    The parts are (even rows, even columns), (even, odd), (odd, even) and (odd, odd).
-    """
+    """Returns [B, 2H, 2W, C] of four parts: even rows (even, then odd columns), then odd rows."""
     rows = [jnp.stack(parts[i : i + 2], axis=3) for i in (0, 2)]
     batch, height, width, _, channels = rows[0].shape
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
-# Transform of the kernel (Lavin and Gray, sec. 4.1). The transforms of the input and the output are
-# `_transform_input` and `_transform_output`.
+# Transform of the kernel (Lavin and Gray, sec. 4.1).
 _G = ((1.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.0, 0.0, 1.0))
 
 
-def _winograd(x: jax.Array, w: jax.Array) -> jax.Array:
+def _winograd(x: jax.Array, w: jax.Array, stride: int = 1) -> jax.Array:
     """Returns the convolution of x [B, H, W, C] with w [3, 3, C, F], padded by 1: [B, H, W, F].
 
     Each tile of 2x2 results takes 4x4 inputs and 16 products instead of 36.
@@ -209,15 +197,15 @@ def _winograd(x: jax.Array, w: jax.Array) -> jax.Array:
         [padded[:, i : i + even_height - 1 : 2, j : j + even_width - 1 : 2] for j in range(4)]
         for i in range(4)
     ]
-    tiles = _columns(_transform_input, _rows(_transform_input, tiles))
+    tiles = _transformed(_transform_input, tiles)
     transform = jnp.asarray(_G, w.dtype)
     kernel = jnp.einsum("ai,bj,ijcf->abcf", transform, transform, w)
     products = [[_times(tiles[i][j], kernel[i, j]) for j in range(4)] for i in range(4)]
-    (a, b), (c, d) = _columns(_transform_output, _rows(_transform_output, products))
+    (a, b), (c, d) = _transformed(_transform_output, products)
     return _interleave((a, b, c, d))[:, :height, :width]
 
 
-def _winograd_by_x(g, x, w):
+def _winograd_by_x(g, x, w, stride):
     return _winograd(g, w[::-1, ::-1].swapaxes(2, 3))
 
 
@@ -229,9 +217,8 @@ def _transform_output(a, b, c, d):
     return a + b + c, b - c - d
 
 
-def _rows(transform, grid):
-    return [transform(*row) for row in grid]
-
-
-def _columns(transform, grid):
-    return list(zip(*_rows(transform, zip(*grid, strict=True)), strict=True))
+def _transformed(transform, grid):
+    """Returns a grid of arrays with each row transformed, and then each column."""
+    rows = [transform(*row) for row in grid]
+    columns = [transform(*column) for column in zip(*rows, strict=True)]
+    return list(zip(*columns, strict=True))

@@ -1,17 +1,10 @@
 """Projection heads, initialised as in the reference: by torch's default."""
 
-import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-
-def torch_linear_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32, *, fan_in: int):
-    """Returns samples of uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), torch's default initialiser."""
-    bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 class LinearHead(nn.Module):
@@ -27,15 +20,10 @@ class LinearHead(nn.Module):
 
 
 class MLPHead(nn.Module):
-    """MoCo v2's head: linear, ReLU, linear, without batch norm. Maps f32[B, F] to f32[B, dim].
-
-    Attributes:
-      dim: length of the result.
-      hidden: length of the hidden layer; 0: the length of the input, as in the reference.
-    """
+    """MoCo v2's head: linear, ReLU, linear, without batch norm. Maps f32[B, F] to f32[B, dim]."""
 
     dim: int
-    hidden: int = 0
+    hidden: int = 0  # length of the hidden layer; 0: the length of the input, as in the reference
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -45,7 +33,11 @@ class MLPHead(nn.Module):
 
 
 def _linear(x: jax.Array, features: int, dtype, name: str) -> jax.Array:
-    init = functools.partial(torch_linear_init, fan_in=x.shape[-1])
+    bound = 1 / math.sqrt(x.shape[-1])  # torch's default for the kernel and the bias
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init, name=name)(x)
 
 

@@ -9,15 +9,12 @@ from moco_jax.parallel.platforms import by_platform
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """Returns the maxima of 3x3 windows at stride 2 and padding 1: [B, ceil(H/2), ceil(W/2), C].
+    """Returns [B, ceil(H/2), ceil(W/2), C], the maxima of 3x3 windows at stride 2 and padding 1.
 
     XLA's gradient scatters on GPUs, where the order of the sums is then not deterministic, and
     uses one thread on CPUs. There, the forward pass stores a byte for each window, the place of its
     (first) maximum. The gradient of a pixel is gathered from the windows that contain it. TPUs have
     an instruction for the gradient.
-
-    Args:
-      x: [B, H, W, C].
     """
     return _lax_max_pool(x)
 

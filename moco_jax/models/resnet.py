@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -13,14 +13,11 @@ from moco_jax.models.batch_norm import GroupedBatchNorm
 from moco_jax.models.pooling import max_pool
 from moco_jax.models.relu import relu
 
-# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as torchvision's ResNet uses it.
-conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
 STEMS = ("imagenet", "small")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (He et al. 2016). Maps [B, H, W, C] to [B, H/s, W/s, filters]."""
+class Block(nn.Module):
+    """A residual block. Maps [B, H, W, C] to [B, H/s, W/s, expansion * filters]."""
 
     filters: int
     strides: int
@@ -29,6 +26,12 @@ class BasicBlock(nn.Module):
     groups: int = 1
     base_width: int = 64
     dilation: int = 1
+    expansion: ClassVar[int]
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions (He et al. 2016)."""
+
     expansion = 1
 
     @nn.compact
@@ -37,22 +40,12 @@ class BasicBlock(nn.Module):
         y = self.norm(rectify=True)(y)
         y = self.conv(self.filters, 3, dilation=self.dilation)(y)
         y = self.norm()(y)
-        return relu(y + _shortcut(self, x, self.filters))
+        return relu(y + _shortcut(self, x))
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, the stride in the 3x3 (torchvision's ResNet v1.5).
+class Bottleneck(Block):
+    """1x1, 3x3 and 1x1 convolutions, the stride in the 3x3 (torchvision's ResNet v1.5)."""
 
-    Maps [B, H, W, C] to [B, H/s, W/s, 4 * filters].
-    """
-
-    filters: int
-    strides: int
-    conv: Callable[..., Any]
-    norm: Callable[..., Any]
-    groups: int = 1
-    base_width: int = 64
-    dilation: int = 1
     expansion = 4
 
     @nn.compact
@@ -65,11 +58,12 @@ class Bottleneck(nn.Module):
         y = self.norm(rectify=True)(y)
         y = self.conv(self.filters * self.expansion, 1)(y)
         y = self.norm()(y)
-        return relu(y + _shortcut(self, x, self.filters * self.expansion))
+        return relu(y + _shortcut(self, x))
 
 
-def _shortcut(block: BasicBlock | Bottleneck, x: jax.Array, features: int) -> jax.Array:
+def _shortcut(block: Block, x: jax.Array) -> jax.Array:
     """Returns x [B, H, W, C], projected if the block changes its shape."""
+    features = block.filters * block.expansion
     if block.strides == 1 and x.shape[-1] == features:
         return x
     x = block.conv(features, 1, block.strides, name="shortcut_conv")(x)
@@ -81,14 +75,12 @@ class ResNet(nn.Module):
 
     Attributes:
       stage_sizes: blocks in each stage.
-      block: `BasicBlock` or `Bottleneck`.
       stem: 'imagenet' (7x7 at stride 2, then max-pooling) or 'small' (3x3 at stride 1, no pooling),
         the reference's network for 32x32 images.
       width: multiplies the channels of every layer (R50w2x: 2).
       groups: groups of the 3x3 convolution (ResNeXt).
       base_width: channels per group in the first stage (ResNeXt, wide ResNets), before `width`
         multiplies them.
-      bn_groups: groups of GroupedBatchNorm.
       dilated: whether the last stage keeps the resolution of the stage before and its 3x3
         convolutions have dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The
         parameters are the same. torchvision does not dilate the first of these convolutions.
@@ -98,7 +90,7 @@ class ResNet(nn.Module):
     """
 
     stage_sizes: tuple[int, ...]
-    block: type[BasicBlock] | type[Bottleneck]
+    block: type[Block]
     stem: str = "imagenet"
     width: float = 1.0
     groups: int = 1
@@ -119,8 +111,9 @@ class ResNet(nn.Module):
     @property
     def stride(self) -> int:
         """Image pixels between neighbouring positions of the last stage's maps."""
-        stem = 4 if self.stem == "imagenet" else 1
-        return stem * 2 ** (len(self.stage_sizes) - 1 - self.dilated)
+        return (4 if self.stem == "imagenet" else 1) * 2 ** (
+            len(self.stage_sizes) - 1 - self.dilated
+        )
 
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns features f32[B, F] of images [B, H, W, 3]."""
@@ -132,19 +125,14 @@ class ResNet(nn.Module):
         """Returns the last stage's feature maps [B, ceil(H / stride), ceil(W / stride), F]."""
         conv = functools.partial(padded_conv, dtype=self.dtype)
         norm = functools.partial(
-            GroupedBatchNorm,
-            groups=self.bn_groups,
-            use_running_average=not train,
-            dtype=self.dtype,
+            GroupedBatchNorm, self.bn_groups, use_running_average=not train, dtype=self.dtype
         )
+        kernel, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = images.astype(self.dtype)
+        x = conv(self._channels(0), kernel, strides, name="stem_conv")(x)
+        x = norm(name="stem_norm", rectify=True)(x)
         if self.stem == "imagenet":
-            x = conv(self._channels(0), 7, 2, name="stem_conv")(x)
-            x = norm(name="stem_norm", rectify=True)(x)
             x = max_pool(x)
-        else:
-            x = conv(self._channels(0), 3, name="stem_conv")(x)
-            x = norm(name="stem_norm", rectify=True)(x)
         block = nn.remat(self.block) if self.remat and train else self.block
         for stage, blocks in enumerate(self.stage_sizes):
             dilated = self.dilated and stage == len(self.stage_sizes) - 1
@@ -170,11 +158,12 @@ def padded_conv(
     return nn.Conv(
         features,
         (kernel, kernel),
-        (strides, strides),
-        padding=((pad, pad), (pad, pad)),
-        kernel_dilation=(dilation, dilation),
+        strides,
+        padding=pad,
+        kernel_dilation=dilation,
         use_bias=False,
-        kernel_init=conv_init,
+        # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as in torchvision's ResNet.
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         conv_general_dilated=convolution.conv_general_dilated,
         **kwargs,
     )
@@ -200,11 +189,7 @@ NAMES = tuple(BACKBONES)
 
 
 def resnet(name: str, **options) -> ResNet:
-    """Returns the backbone of a name.
-
-    Args:
-      name: one of `NAMES`.
-      **options: further attributes of `ResNet`.
+    """Returns the backbone of a name, with further attributes of `ResNet`.
 
     Raises:
       ValueError: for an unknown name.

@@ -16,9 +16,6 @@ from jax.experimental import multihost_utils
 
 from moco_jax.parallel import roll_call
 
-_HEARTBEAT_TIMEOUT = 30  # seconds without a heartbeat; then the other processes exit
-_SHUTDOWN_TIMEOUT = 60  # seconds that a finished process waits for the others
-
 
 class WrongFlags(ValueError):
     """--coordinator, --processes and --process are incomplete or out of range."""
@@ -43,7 +40,6 @@ def joined(
 
     Args:
       coordinator: host:port of process 0, reachable from all processes.
-      processes: number of processes.
       process: number of this process, from 0.
       timeout: seconds to wait until all processes have joined.
 
@@ -51,10 +47,8 @@ def joined(
       WrongFlags: if only some of the first three arguments are given, or one is out of range.
       Missing: if not all processes join in time.
     """
-    if coordinator is None and processes is None and process is None:
-        found = _detected(timeout)
-    else:
-        found = _checked(coordinator, processes, process)
+    flags = (coordinator, processes, process)
+    found = _detected(timeout) if flags == (None, None, None) else _checked(*flags)
     if found is None or found[1] == 1:
         yield
         return
@@ -66,8 +60,8 @@ def joined(
         local_device_ids=_local_devices(),
         cluster_detection_method="deactivate",
         initialization_timeout=timeout,
-        heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
-        shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        heartbeat_timeout_seconds=30,  # without a heartbeat; then the other processes exit
+        shutdown_timeout_seconds=60,  # that a finished process waits for the others
     )
     try:
         yield
@@ -90,8 +84,7 @@ def say(text: str) -> None:
 def on_first(work: Callable[[], Any]) -> Any:
     """Calls `work` on process 0 only, and returns its result on all processes.
 
-    Args:
-      work: returns a value that JSON can encode.
+    JSON must be able to encode the result.
 
     Raises:
       Exception: on process 0, what `work` raises.
@@ -130,7 +123,7 @@ def check_all(what: str, check: Callable[[], str]) -> None:
         where = f" (process {jax.process_index()})" if jax.process_count() > 1 else ""
         raise ValueError(f"{what} {problem}{where}")
     if wrong.any():
-        numbers = ", ".join(str(number) for number in np.flatnonzero(wrong))
+        numbers = ", ".join(map(str, np.flatnonzero(wrong)))
         raise ValueError(f"{what}: see the error message of process {numbers}")
 
 
@@ -162,10 +155,9 @@ def _checked(
     """Returns the three flags of the command line if they are complete and in range."""
     if coordinator is None or processes is None or process is None:
         flags = {"coordinator": coordinator, "processes": processes, "process": process}
-        given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        given = " ".join(f"--{name}={x}" for name, x in flags.items() if x is not None)
         raise WrongFlags(
-            "--coordinator, --processes and --process must be given together; "
-            f"got {' '.join(given)}"
+            f"--coordinator, --processes and --process must be given together; got {given}"
         )
     if not re.fullmatch(r".+:\d+", coordinator):
         raise WrongFlags(f"--coordinator must be HOST:PORT; got --coordinator={coordinator}")
@@ -179,9 +171,8 @@ def _checked(
 
 def _detected(timeout: int) -> tuple[str, int, int] | None:
     """Returns coordinator, number of processes and number of this one; None if it is alone."""
-    environment = os.environ.keys()
-    in_kubernetes = "KUBERNETES_SERVICE_HOST" in environment
-    if in_kubernetes and not environment & {"JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"}:
+    several_pods = os.environ.keys() & {"JOB_COMPLETION_INDEX", "TPU_WORKER_HOSTNAMES"}
+    if "KUBERNETES_SERVICE_HOST" in os.environ and not several_pods:
         return None  # a single pod, such as a notebook
     # Private API: jax.distributed.initialize() detects the same, but its error does not name the
     # missing processes, and the roll call needs the address first.
@@ -223,13 +214,11 @@ def _tasks_here() -> int:
 
 def _exit(error: BaseException) -> None:
     """Exits with Python's message and exit code, but without waiting for the other processes."""
-    code = 1
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-    else:
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
         traceback.print_exception(error)
+    elif isinstance(code, str):
+        print(code, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code if isinstance(code, int) else int(code is not None))

@@ -36,12 +36,9 @@ class Layout:
     Batches and dictionaries are split over all devices. Parameters are replicated; if the `fsdp`
     axis has more than one device, large parameters are split over that axis. "Layout" means this
     class everywhere in the package.
-
-    Attributes:
-      mesh: axes `data` and `fsdp` over all devices in use.
     """
 
-    mesh: Mesh
+    mesh: Mesh  # axes `data` and `fsdp` over all devices in use
 
     @property
     def devices(self) -> int:
@@ -92,12 +89,9 @@ class Layout:
         return np.unique([np.arange(batch_size)[index] for index in slices])
 
     def put_batch(self, batch: Any) -> Any:
-        """Returns global device arrays [B, ...], split over B, of this process's `rows`.
+        """Returns global device arrays [B, ...] of host arrays [b, ...], this process's `rows`.
 
-        The copy is asynchronous.
-
-        Args:
-          batch: host arrays [b, ...], the `rows` of this process.
+        They are split over B. The copy is asynchronous.
         """
         sharding = self.sharded()
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -106,10 +100,9 @@ class Layout:
         """Returns a line for the log: number of parameters, devices and processes."""
         count = sum(x.size for x in jax.tree.leaves(params))
         parameters = f"{count / 1e6:.1f} M" if count >= 50_000 else str(count)
-        processes = jax.process_count()
-        processes_part = f" of {processes} processes" if processes > 1 else ""
+        processes = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
         kind = self.mesh.devices.flat[0].device_kind
-        return f"{parameters} parameters; {self.devices} x {kind}{processes_part}"
+        return f"{parameters} parameters; {self.devices} x {kind}{processes}"
 
     def put(self, arrays: Any, sharding: NamedSharding) -> Any:
         """Returns device arrays of host arrays that every process holds in full."""
@@ -131,8 +124,7 @@ def make_layout(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: i
       ValueError: if data * fsdp is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    problem = mesh_problem(data, fsdp, len(devices))
-    if problem:
+    if problem := mesh_problem(data, fsdp, len(devices)):
         raise ValueError(problem)
     # With explicit axes, the default of make_mesh, the backward pass of a Linen conv net fails.
     mesh = jax.make_mesh(

@@ -11,8 +11,6 @@ import numpy as np
 
 from moco_jax.parallel.mesh import Layout
 
-_STOP, _BAD_IMAGES = 0, 1  # columns
-
 
 class Notices:
     """Puts this process's numbers on its devices; copies them only when they change."""
@@ -44,6 +42,6 @@ def abstract(layout: Layout) -> jax.ShapeDtypeStruct:
 def combined(notices: jax.Array) -> dict[str, jax.Array]:
     """Returns the largest `stop` and the sum of `bad_images`, f32[] each; for use inside jit."""
     return {
-        "stop": notices[:, _STOP].max().astype(jnp.float32),
-        "bad_images": notices[:, _BAD_IMAGES].sum().astype(jnp.float32),
+        "stop": notices[:, 0].max().astype(jnp.float32),
+        "bad_images": notices[:, 1].sum().astype(jnp.float32),
     }

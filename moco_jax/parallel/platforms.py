@@ -33,14 +33,11 @@ def by_platform(
     implementations must not close over other arrays.
 
     Args:
-      *arrays: arguments of the implementation.
       default: arrays -> a pytree of arrays; for platforms without an implementation of their own.
-      cpu: likewise, for CPUs; must return the same shapes and dtypes as `default`.
-      gpu: likewise, for CUDA and ROCm.
-      tpu: likewise, for TPUs.
+      cpu, gpu, tpu: for these platforms (gpu: CUDA and ROCm); must return the same shapes and
+        dtypes as `default`.
     """
-    results = jax.eval_shape(default, *arrays)
-    leaves, tree = jax.tree.flatten(results)
+    leaves, tree = jax.tree.flatten(jax.eval_shape(default, *arrays))
     shapes = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
     given = {"default": default, "cpu": cpu, "gpu": gpu, "tpu": tpu}
     functions = {name: _flat(function) for name, function in given.items() if function}

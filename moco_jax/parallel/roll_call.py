@@ -10,6 +10,7 @@ import json
 import select
 import socket
 import time
+from collections.abc import Container
 
 _RETRY_PAUSE = 0.2  # seconds between two attempts to reach process 0
 _GO = "go"
@@ -26,7 +27,6 @@ def meet(address: str, processes: int, process: int, timeout: float) -> None:
 
     Args:
       address: host:port of process 0.
-      processes: number of processes.
       process: number of this process, from 0.
       timeout: seconds.
 
@@ -34,8 +34,6 @@ def meet(address: str, processes: int, process: int, timeout: float) -> None:
       Missing: after the timeout; names the missing processes.
     """
     host, _, port = address.rpartition(":")
-    if processes == 1:
-        return
     if process == 0:
         _listen(int(port), processes, timeout)
     else:
@@ -49,25 +47,16 @@ def _listen(port: int, processes: int, timeout: float) -> None:
     unidentified: list[socket.socket] = []
     try:
         with _server(port) as server:
-            while len(present) < processes - 1:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    break
+            while len(present) < processes - 1 and (left := deadline - time.monotonic()) > 0:
                 ready, _, _ = select.select([server, *unidentified], [], [], left)
                 for connection in ready:
                     if connection is server:
                         unidentified.append(server.accept()[0])
                         continue
                     unidentified.remove(connection)
-                    number = _number(connection, processes)
-                    if number in present:
-                        _send(
-                            connection,
-                            f"process {number} has already joined; every process must be started "
-                            "once, with a --process number of its own",
-                        )
-                    if number is None or number in present:
-                        connection.close()  # for example a port scanner
+                    number = _new_number(connection, processes, present)
+                    if number is None:
+                        connection.close()
                     else:
                         present[number] = connection
         missing = [number for number in range(1, processes) if number not in present]
@@ -96,21 +85,29 @@ def _server(port: int) -> socket.socket:
         ) from error
 
 
-def _number(connection: socket.socket, processes: int) -> int | None:
-    """Returns the process number that a caller sends; None if it is not a process of this run."""
+def _new_number(connection: socket.socket, processes: int, present: Container[int]) -> int | None:
+    """Returns the process number that a caller sends; None if no new process of this run calls."""
     try:
         connection.settimeout(5)
         number, total = json.loads(connection.recv(_MAX_MESSAGE))
     except (OSError, ValueError, TypeError):
-        return None
+        return None  # for example a port scanner
     if total != processes:
-        _send(
-            connection,
+        problem = (
             f"process 0 was started as one of {processes} processes, this one as one of {total}; "
-            "--processes must be the same on all",
+            "--processes must be the same on all"
         )
+    elif number not in range(1, processes):
         return None
-    return number if number in range(1, processes) else None
+    elif number in present:
+        problem = (
+            f"process {number} has already joined; every process must be started once, with a "
+            "--process number of its own"
+        )
+    else:
+        return number
+    _send(connection, problem)
+    return None
 
 
 def _missing_message(numbers: list[int], processes: int, timeout: float) -> str:
@@ -138,16 +135,14 @@ def _call(host: str, port: int, processes: int, process: int, timeout: float) ->
                 connection.settimeout(deadline - time.monotonic() + timeout + grace)
                 connection.sendall(json.dumps([process, processes]).encode())
                 answer = connection.recv(_MAX_MESSAGE).decode(errors="replace")
+            # For example JAX's coordinator of a run that still holds the port.
+            error = "another program answers there" if answer else "the connection was closed"
         except OSError as reason:
-            error = reason
-            time.sleep(_RETRY_PAUSE)
-            continue
+            answer, error = "", reason
         if answer == _PREFIX + _GO:
             return
         if answer.startswith(_PREFIX):
             raise Missing(answer.removeprefix(_PREFIX))
-        # For example JAX's coordinator of a run that still holds the port.
-        error = "another program answers there" if answer else "the connection was closed"
         time.sleep(_RETRY_PAUSE)
     raise Missing(
         f"process {process} of {processes} could not reach process 0 at {host}:{port} within "

@@ -20,36 +20,22 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator chip and its usual host.
+    """An accelerator chip and its usual host."""
 
-    Attributes:
-      title: the maker's name for it.
-      memory_gib: GiB of HBM (or graphics memory) per chip. The makers' GB are taken as GiB, which
-        is right to a percent. Runtimes reserve part of it.
-      peak_flops: FLOP/s per chip of dense bfloat16 matrix products.
-      chips_per_host: chips of one host.
-      vcpus_per_host: vCPUs of that host.
-      host: machine type of that host; other machine types have other numbers of vCPUs.
-      sources: of these values, see the docstring of this file.
-      unsourced: names of the attributes without a source.
-      dimensions: of a TPU topology (2 for 16x16); 0 for GPUs.
-      pod_chips: chips of the largest TPU slice; 0 for GPUs.
-      devices_per_chip: `jax.Device`s per chip; 2 if the two cores of a chip have separate memory.
-      usable_gib: GiB per chip that a program may take; 0 if unknown.
-    """
-
-    title: str
+    title: str  # the maker's name for it
+    # HBM or graphics memory of a chip; runtimes reserve part of it. The makers' GB are taken as
+    # GiB, which is right to a percent.
     memory_gib: float
-    peak_flops: float
+    peak_flops: float  # FLOP/s of dense bfloat16 matrix products
     chips_per_host: int
     vcpus_per_host: int
-    host: str
-    sources: str
-    unsourced: tuple[str, ...] = ()
-    dimensions: int = 0
-    pod_chips: int = 0
-    devices_per_chip: int = 1
-    usable_gib: float = 0.0
+    host: str  # machine type; other machine types have other numbers of vCPUs
+    sources: str  # of these values, see the docstring of this file
+    unsourced: tuple[str, ...] = ()  # names of the attributes without a source
+    dimensions: int = 0  # of a TPU topology (2 for 16x16); 0 for GPUs
+    pod_chips: int = 0  # chips of the largest TPU slice; 0 for GPUs
+    usable_gib: float = 0.0  # memory of a chip that a program may take; 0 if unknown
+    devices_per_chip: int = 1  # `jax.Device`s; 2 if the two cores of a chip have separate memory
 
     @property
     def is_tpu(self) -> bool:
@@ -58,45 +44,14 @@ class Chip:
 
 _VCPUS = ("vcpus_per_host",)
 
-# title, memory_gib, peak_flops, chips_per_host, vcpus_per_host, host, sources, unsourced
+# The values are in the order of the attributes of `Chip`.
 CHIPS: dict[str, Chip] = {
-    "v3": Chip(
-        *("TPU v3", 32, 123e12, 4, 96, "v3-8", "tpu", _VCPUS),
-        dimensions=2,
-        pod_chips=1024,
-        devices_per_chip=2,
-        usable_gib=30.96,
-    ),
-    "v4": Chip(
-        *("TPU v4", 32, 275e12, 4, 240, "ct4p-hightpu-4t", "tpu", _VCPUS),
-        dimensions=3,
-        pod_chips=4096,
-        usable_gib=30.75,
-    ),
-    "v5e": Chip(
-        *("TPU v5e", 16, 197e12, 4, 112, "ct5lp-hightpu-4t", "tpu"),
-        dimensions=2,
-        pod_chips=256,
-        usable_gib=15.75,
-    ),
-    "v5p": Chip(
-        *("TPU v5p", 95, 459e12, 4, 208, "ct5p-hightpu-4t", "tpu", _VCPUS),
-        dimensions=3,
-        pod_chips=6144,
-        usable_gib=95.74,
-    ),
-    "v6e": Chip(
-        *("TPU v6e", 32, 918e12, 4, 180, "ct6e-standard-4t", "tpu", _VCPUS),
-        dimensions=2,
-        pod_chips=256,
-        usable_gib=31.25,
-    ),
-    "tpu7x": Chip(
-        *("TPU7x", 192, 2307e12, 4, 224, "tpu7x-standard-4t", "tpu", _VCPUS),
-        dimensions=3,
-        pod_chips=9216,
-        devices_per_chip=2,
-    ),
+    "v3": Chip("TPU v3", 32, 123e12, 4, 96, "v3-8", "tpu", _VCPUS, 2, 1024, 30.96, 2),
+    "v4": Chip("TPU v4", 32, 275e12, 4, 240, "ct4p-hightpu-4t", "tpu", _VCPUS, 3, 4096, 30.75),
+    "v5e": Chip("TPU v5e", 16, 197e12, 4, 112, "ct5lp-hightpu-4t", "tpu", (), 2, 256, 15.75),
+    "v5p": Chip("TPU v5p", 95, 459e12, 4, 208, "ct5p-hightpu-4t", "tpu", _VCPUS, 3, 6144, 95.74),
+    "v6e": Chip("TPU v6e", 32, 918e12, 4, 180, "ct6e-standard-4t", "tpu", _VCPUS, 2, 256, 31.25),
+    "tpu7x": Chip("TPU7x", 192, 2307e12, 4, 224, "tpu7x-standard-4t", "tpu", _VCPUS, 3, 9216, 0, 2),
     "a100-40": Chip("A100 40 GB", 40, 312e12, 8, 96, "a2-highgpu-8g", "nvidia, gcp"),
     "a100-80": Chip("A100 80 GB", 80, 312e12, 8, 96, "p4de.24xlarge", "nvidia, aws", _VCPUS),
     "h100": Chip("H100 SXM", 80, 989e12, 8, 208, "a3-highgpu-8g", "nvidia, gcp"),

@@ -4,9 +4,11 @@ JAX's CUDA plugin compiles without a GPU and without its driver. It cannot autot
 convolutions, which needs the GPU, so the memory of a program does not include cuDNN's workspaces.
 """
 
-import dataclasses
 import importlib.util
-import os
+from typing import NamedTuple
+
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
 
 from moco_jax.plan.hardware import CHIPS, GIB
 from moco_jax.plan.topology import Topology
@@ -14,29 +16,19 @@ from moco_jax.plan.topology import Topology
 INSTALL = "pip install 'moco-jax[cuda13]'"
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """A GPU as XLA's compiler sees it.
 
     Sources: XLA's lists (xla/backends/gpu/target_config/specs) for the A100, H100, H200 and B200.
     The others are written from memory of their data sheets.
-
-    Attributes:
-      compute_capability: major and minor.
-      multiprocessors: number of streaming multiprocessors.
-      memory_gb_per_s: memory bandwidth, GB/s.
-      l2_cache_mib: level-2 cache, MiB.
-      shared_memory_kib: largest shared memory of a multiprocessor, KiB.
-      threads: largest number of threads of a multiprocessor.
-      clock_ghz: clock, GHz.
     """
 
-    compute_capability: tuple[int, int]
+    compute_capability: tuple[int, int]  # major and minor
     multiprocessors: int
     memory_gb_per_s: int
     l2_cache_mib: int
-    shared_memory_kib: int
-    threads: int
+    shared_memory_kib: int  # largest of a multiprocessor
+    threads: int  # largest number on a multiprocessor
     clock_ghz: float
 
 
@@ -56,19 +48,13 @@ TARGETS = {
 
 def has_compiler() -> bool:
     """Returns whether JAX's CUDA plugin is installed; does not load it."""
-    try:
-        return importlib.util.find_spec("jax_plugins.xla_cuda13") is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def skip_driver_check() -> None:
-    """Lets the plugin start without a driver. Must be called before JAX starts its backends."""
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    return all(importlib.util.find_spec(x) for x in ("jax_plugins", "jax_plugins.xla_cuda13"))
 
 
 def devices(topology: Topology) -> list:
     """Returns the `jax.Device`s of GPUs; programs can be compiled for them, but not run.
+
+    `compilers.use_only_cpus` must be called before JAX starts its backends.
 
     Raises:
       ModuleNotFoundError: if the plugin is not installed or does not start.
@@ -79,10 +65,6 @@ def devices(topology: Topology) -> list:
             f"--topology={topology}: {topology.chips} GPUs cannot be divided equally among "
             f"{topology.hosts} hosts of {topology.chip.chips_per_host}"
         )
-    skip_driver_check()
-    from jax.errors import JaxRuntimeError
-    from jax.experimental import topologies
-
     try:
         found = topologies.get_topology_desc(
             platform="cuda",

@@ -10,22 +10,18 @@ import math
 import os
 import re
 
-from moco_jax.plan.hardware import CHIPS, Chip
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
 
-INSTALL = "pip install 'moco-jax[plan]'"
+from moco_jax.plan.hardware import CHIPS, Chip
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Connected chips of one kind.
+    """Connected chips of one kind."""
 
-    Attributes:
-      kind: a key of `hardware.CHIPS`.
-      shape: chips along each dimension; for GPUs, their number.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
+    kind: str  # a key of `hardware.CHIPS`
+    shape: tuple[int, ...]  # chips along each dimension; for GPUs, their number
 
     @property
     def chip(self) -> Chip:
@@ -54,7 +50,7 @@ def parse(text: str) -> Topology:
     Raises:
       ValueError: for a malformed name; the message gives the allowed ones.
     """
-    kind, colon, size = text.strip().lower().partition(":")
+    kind, _, size = text.strip().lower().partition(":")
     if kind not in CHIPS:
         close = [known for known in CHIPS if kind and known.startswith(kind)]
         close = close or difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
@@ -63,13 +59,12 @@ def parse(text: str) -> Topology:
             f"--topology={text}: unknown chip {kind!r}; {hint}known: {', '.join(CHIPS)}"
         )
     chip = CHIPS[kind]
-    if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):
         raise ValueError(f"--topology={text} is malformed; {_allowed(kind)}")
     topology = Topology(kind, tuple(int(side) for side in size.split("x")))
-    if len(topology.shape) != max(1, chip.dimensions):
-        raise ValueError(
-            f"--topology={text} has {len(topology.shape)} dimensions; {_allowed(kind)}"
-        )
+    dimensions = len(topology.shape)
+    if dimensions != max(1, chip.dimensions):
+        raise ValueError(f"--topology={text} has {dimensions} dimensions; {_allowed(kind)}")
     if chip.is_tpu and topology.chips > chip.pod_chips:
         raise ValueError(f"--topology={text} has {topology.chips} chips; {_allowed(kind)}")
     return topology
@@ -92,7 +87,7 @@ def check_compiler() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise ModuleNotFoundError(
             "to compile for TPUs, the package libtpu must be installed (no TPU is needed): "
-            f"{INSTALL}",
+            "pip install 'moco-jax[plan]'",
             name="libtpu",
         )
 
@@ -109,15 +104,10 @@ def tpu_devices(topology: Topology) -> list:
     os.environ["TPU_ACCELERATOR_TYPE"] = f"{topology.kind}-{topology.devices}"
     # One process at a time may use a TPU; any number may compile.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    from jax.errors import JaxRuntimeError
-    from jax.experimental import topologies
-
     # `jax.devices()` on a v4 chip has one device; libtpu's default here is one per core, two.
     options = {"chip_config_name": "megacore"} if topology.kind == "v4" else {}
     try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=str(topology), **options
-        ).devices
+        found = topologies.get_topology_desc(str(topology), platform="tpu", **options).devices
     except JaxRuntimeError as error:
         raise ValueError(
             f"the TPU compiler refuses --topology={topology}: {error}; {_allowed(topology.kind)}"

@@ -1,5 +1,6 @@
 """Plans a run: which topologies to compile for, whether they fit, and which batch size would."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,7 +8,6 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
-from moco_jax.data.loading.streamed import MOST_ON_DEVICES
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import compilers, nvidia, topology
 from moco_jax.plan.collectives import excess_image_moves
@@ -20,32 +20,20 @@ _MAX_SECONDS = 400  # a smaller batch is compiled, too, if the first compilation
 
 
 class Case(NamedTuple):
-    """A run on a topology.
+    """A run on a topology."""
 
-    Attributes:
-      config: of the run, validated for the topology.
-      topology: the chips.
-      layout: the target devices.
-    """
-
-    config: ConfigDict
+    config: ConfigDict  # validated for the topology
     topology: Topology
-    layout: Layout
+    layout: Layout  # of the target devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """Compiles the train step of a run for topologies.
-
-    Attributes:
-      training_images: number of images in the training set.
-      mfu: assumed fraction of the chips' peak FLOP/s.
-      report: called with a line of text before each compilation.
-    """
+    """Compiles the train step of a run for topologies."""
 
     training_images: int
-    mfu: float
-    report: Callable[[str], None]
+    mfu: float  # assumed fraction of the chips' peak FLOP/s
+    report: Callable[[str], None]  # called with a line of text before each compilation
 
     def forecast(self, case: Case) -> Forecast:
         """Returns the forecast of a case; compiles its step, which takes minutes."""
@@ -60,27 +48,14 @@ class Planner:
             cpus = make_layout(compilers.cpus(place), **config.mesh)
             flops = counted_flops(config, cpus, self.training_images)
             program = dataclasses.replace(program, flops=flops)
-        return Forecast(
-            topology=place,
-            program=program,
-            batch_size=config.batch_size,
-            extra_batches=MOST_ON_DEVICES - 1,
-            mfu=self.mfu,
-            training_images=self.training_images,
-        )
+        return Forecast(place, program, config.batch_size, self.mfu, self.training_images)
 
     def suggest_batch(self, case: Case, found: Forecast) -> tuple[str, Forecast | None]:
-        """Returns advice on the batch size for a case that does not fit.
+        """Returns advice on the batch size for a case whose forecast `found` does not fit.
 
-        Args:
-          case: the run on a topology.
-          found: its forecast.
-
-        Returns:
-          The advice, and the forecast of the suggested batch size if it was compiled.
+        The second value is the forecast of the suggested batch size if it was compiled, else None.
         """
-        limit = found.estimated_largest_batch()
-        batch = None if limit is None else largest_valid_batch(case, limit)
+        batch = largest_valid_batch(case, found.estimated_largest_batch())
         if batch is None or batch >= case.config.batch_size:
             return "no smaller batch_size is expected to fit on this topology", None
         if found.program.compile_seconds > _MAX_SECONDS:
@@ -111,10 +86,7 @@ def prepare(
 ) -> list[Case]:
     """Returns the case of each topology; compiles nothing.
 
-    Args:
-      config: of the run.
-      topologies: to plan for.
-      images_per_chip: sets the batch size; default: the batch size of the config.
+    `images_per_chip` replaces the batch size of the config.
 
     Raises:
       ValueError: names each problem of each topology, or of the config on it.
@@ -143,23 +115,16 @@ def largest_valid_batch(case: Case, limit: float) -> int | None:
         # The full validation takes longer than this.
         if smaller.dictionary == "queue" and smaller.queue_size % keys_per_step(smaller):
             continue
-        try:
+        with contextlib.suppress(ValueError):
             validation.check(smaller, devices)
             return batch
-        except ValueError:
-            continue
     return None
 
 
 def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
-    """Returns the limits of a forecast, a line each, and its largest collectives.
-
-    Args:
-      config: of the run.
-      found: its forecast.
-      largest: number of collectives.
-    """
-    place, chip, program, lines = found.topology, found.topology.chip, found.program, []
+    """Returns the limits of a forecast, a line each, and its `largest` largest collectives."""
+    place, chip, program = found.topology, found.topology.chip, found.program
+    moves, lines = program.collectives, []
     if not found.fits:
         reason = program.refusal or f"needs {found.total_gib:.2f} of {found.usable_gib:.2f} GiB"
         lines.append(f"does NOT fit: {reason}")
@@ -176,12 +141,12 @@ def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
             lines.append("float32 products (TF32) reach at most half of the bfloat16 peak")
     images = config.batch_size / place.devices
     sides = {"view": config.data.image_size, "canvas": config.data.canvas}
-    for collective in excess_image_moves(program.collectives, images=images, **sides):
-        lines.append(f"a collective moves more images than the shuffle needs: {collective}")
-    if any(collective.times is None for collective in program.collectives):
+    for move in excess_image_moves(moves, images=images, **sides):
+        lines.append(f"a collective moves more images than the shuffle needs: {move}")
+    if any(move.times is None for move in moves):
         lines.append("collectives in loops of unknown length are counted once")
     if chip.unsourced:
         lines.append(f"no source was found for {', '.join(chip.unsourced)} of the {chip.title}")
-    ranked = sorted(program.collectives, key=lambda c: c.bytes * (c.times or 1), reverse=True)
-    lines += [f"{c.bytes / 1e6:10.3f} MB  {c}" for c in ranked[:largest]]
+    ranked = sorted(moves, key=lambda move: move.bytes_per_step, reverse=True)
+    lines += [f"{move.bytes / 1e6:10.3f} MB  {move}" for move in ranked[:largest]]
     return [f"{place}: {line}" for line in lines]

@@ -1,6 +1,7 @@
 """Compiles the train step for target devices; returns its memory, FLOPs and collectives."""
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
@@ -28,41 +29,23 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled step; all numbers are those of one device.
-
-    Attributes:
-      state_bytes: of the train state.
-      batch_bytes: of a batch as it comes from the host.
-      temporary_bytes: of all arrays that exist during the step only; None if it did not compile.
-      code_bytes: of the program itself.
-      flops: floating-point operations, with augmentation; None if it did not compile or the
-        compiler does not count them.
-      collectives: in the order of the program.
-      compile_seconds: duration of the compilation.
-      platform: 'tpu', 'gpu', or 'cpu' if the GPU compiler is not installed.
-      refusal: why the compiler refused the step; "" if it compiled.
-    """
+    """The compiled step; all numbers are those of one device."""
 
     state_bytes: int
-    batch_bytes: int
-    temporary_bytes: int | None
+    batch_bytes: int  # of a batch as it comes from the host
+    temporary_bytes: float  # of all arrays that exist during the step only; NaN if unknown
     code_bytes: int
-    flops: float | None
-    collectives: list[Collective]
+    flops: float  # floating-point operations, with augmentation; NaN if unknown
+    collectives: list[Collective]  # in the order of the program
     compile_seconds: float
-    platform: str
-    refusal: str = ""
+    platform: str  # 'tpu', 'gpu', or 'cpu' if the GPU compiler is not installed
+    refusal: str = ""  # why the compiler refused the step; "" if it compiled
 
 
 def abstract_step(config: ConfigDict, layout: Layout, images: int) -> tuple[Any, ...]:
     """Returns (step, state, arrays, batch, notices): the jitted step and its abstract arguments.
 
-    The data set is streamed.
-
-    Args:
-      config: validated.
-      layout: the target devices.
-      images: number of images in the training set.
+    The data set, of `images` images, is streamed.
     """
     method = make_method(config, layout, images)
     step = make_run_step(config, StreamedBatches(), method.train_step(), layout)
@@ -79,10 +62,7 @@ def abstract_step(config: ConfigDict, layout: Layout, images: int) -> tuple[Any,
 def compile_program(step: Any, state: Any, *others: Any) -> Program:
     """Returns the program of a jitted step, with `refusal` set if it needs too much memory.
 
-    Args:
-      step: jitted.
-      state: its first argument, abstract.
-      *others: its other arguments, abstract; each step gets new ones.
+    The arguments of the step are abstract; each step gets new `others`.
     """
     platform = jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform
     lowered = _lowered(step, state, *others)
@@ -96,13 +76,13 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
         seconds = time.perf_counter() - begun
         return _refused_program(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
     seconds = time.perf_counter() - begun
-    memory, cost = program.memory_analysis(), program.cost_analysis()
+    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
     return Program(
         state_bytes=memory.argument_size_in_bytes - batch_bytes,
         batch_bytes=batch_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
-        flops=(cost or {}).get("flops"),
+        flops=cost.get("flops", math.nan),
         collectives=collectives(program.as_text()),
         compile_seconds=seconds,
         platform=platform,
@@ -112,10 +92,7 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
 def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:
     """Returns the floating-point operations of a step per device, counted before compilation.
 
-    Args:
-      config: validated.
-      layout: CPU devices, as many as the topology has devices.
-      images: number of images in the training set.
+    `layout` has as many CPU devices as the topology has devices.
     """
     lowered = _lowered(*abstract_step(config, layout, images))
     return lowered.cost_analysis()["flops"] / layout.devices
@@ -130,18 +107,16 @@ def _refused_program(
     message: str, state: int, batch: int, seconds: float, platform: str
 ) -> Program:
     """Returns the program of a step that needs too much memory, by the compiler's message."""
-    used = _OUT_OF_MEMORY.search(message)
-    temporaries = None
-    if used:
+    temporaries, reason = math.nan, message.splitlines()[0]
+    if used := _OUT_OF_MEMORY.search(message):
         temporaries = max(0, int(float(used[1]) * _UNITS[used[2]]) - state - batch)
-    reason = f"needs {used[1]}{used[2]} of {used[3]}" if used else message.splitlines()[0]
-    return Program(state, batch, temporaries, 0, None, [], seconds, platform, reason)
+        reason = f"needs {used[1]}{used[2]} of {used[3]}"
+    return Program(state, batch, temporaries, 0, math.nan, [], seconds, platform, reason)
 
 
 def _bytes_on_device(arrays: Any) -> int:
     """Returns the bytes of a pytree of abstract arrays on one device."""
-    total = 0
-    for x in jax.tree.leaves(arrays):
-        shape = x.sharding.shard_shape(x.shape)
-        total += jax.ShapeDtypeStruct(shape, x.dtype).size * x.dtype.itemsize
-    return total
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )

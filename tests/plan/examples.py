@@ -27,7 +27,7 @@ def example(**changes) -> Forecast:
         "compile_seconds": 83.4,
         "platform": "tpu",
     }
-    return Forecast(Topology("v5e", (4, 4)), Program(**facts | changes), 1024, 4, 0.4, 1_281_167)
+    return Forecast(Topology("v5e", (4, 4)), Program(**facts | changes), 1024, 0.4, 1_281_167)
 
 
 def light_config(**changes):

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from moco_jax.plan import forecast
@@ -29,16 +31,15 @@ def test_columns_are_aligned():
 
 def test_a_chip_of_two_devices_holds_the_memory_of_both():
     place = Topology("v3", (2, 2))
-    found = Forecast(place, example().program, 256, 4, 0.4, 1000)
+    found = Forecast(place, example().program, 256, 0.4, 1000)
     assert found.total_gib == pytest.approx(24)
     assert found.flops == pytest.approx(157.6e12)
     assert found.collective_bytes["all-to-all"] == 2 * 64 * 224 * 224 * 3 * 2
-    assert found.images_per_chip == 64
+    assert forecast.table([found]).splitlines()[2].split()[:4] == ["v3:2x2", "4", "256", "64"]
 
 
 def test_some_chips_of_a_host_have_the_same_fraction_of_its_vcpus():
-    found = Forecast(Topology("h100", (2,)), example().program, 256, 4, 0.4, 1000)
-    assert found.images_per_second
+    found = Forecast(Topology("h100", (2,)), example().program, 256, 0.4, 1000)
     assert found.decode_per_vcpu == pytest.approx(found.images_per_second / (208 / 4))
 
 
@@ -47,3 +48,5 @@ def test_the_largest_batch_is_estimated_from_memory():
     assert not large.fits
     # 15.75 - 1.5 GiB are free for input and temporaries, which take 26.5 at 1024 images.
     assert large.estimated_largest_batch() == pytest.approx(1024 * 14.25 / 26.5)
+    unknown = example(temporary_bytes=math.nan)
+    assert not unknown.fits and unknown.estimated_largest_batch() == 0

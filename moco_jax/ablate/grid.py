@@ -1,6 +1,7 @@
 """Runs the variants of a study in sequence, each in its own workdir; keeps finished runs."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -23,36 +24,22 @@ _RESULT, _CONFIG = "result.json", "study.json"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The numbers at the end of a run; None if not measured.
+    """The numbers at the end of a run; None if not measured."""
 
-    Attributes:
-      label: of the variant.
-      seed: of the run.
-      knn_top1: percent; None without held-out labels.
-      accuracy: pretext accuracy of the last step, percent.
-      loss: of the last step.
-      chance: loss of a random guess.
-      key_cosine: mean cosine of the oldest keys to the current encoder's; None if no key is older
-        than a step.
-      seconds: time of all steps, from the median step.
-      megabytes: device memory of the step.
-      failure: why training failed; "" if it did not.
-    """
-
-    label: str
+    label: str  # of the variant
     seed: int
-    knn_top1: float | None = None
-    accuracy: float | None = None
-    loss: float | None = None
-    chance: float | None = None
+    knn_top1: float | None = None  # percent; None without held-out labels
+    accuracy: float | None = None  # pretext accuracy of the last step, percent
+    loss: float | None = None  # of the last step
+    chance: float | None = None  # loss of a random guess
+    # Mean cosine of the oldest keys to the current encoder's; None if no key is older than a step.
     key_cosine: float | None = None
-    seconds: float | None = None
-    megabytes: float | None = None
-    failure: str = ""
+    seconds: float | None = None  # of all steps, from the median step
+    megabytes: float | None = None  # device memory of the step
+    failure: str = ""  # why training failed
 
 
 def workdir(folder: pathlib.Path, label: str, seed: int) -> pathlib.Path:
-    """Returns the workdir of a run of the study."""
     return folder / label / f"seed_{seed}"
 
 
@@ -66,17 +53,18 @@ def run_all(
     """Returns the results of all runs, seed by seed; runs those that have no result yet.
 
     Args:
-      variants: of the study.
-      seeds: each variant runs with each seed.
-      folder: of the study.
-      devices: `jax.Device`s.
+      variants: of the study; each runs with each seed.
       sources: images; default the configs' sources.
 
     Raises:
       ValueError: if a config is wrong (before any run), or the folder contains other runs.
       loop.Interrupted: after SIGINT or SIGTERM; the same call resumes.
     """
-    planned = [(v.label, _seeded(v.config, seed)) for seed in seeds for v in variants]
+    planned = []
+    for seed, variant in itertools.product(seeds, variants):
+        config = variant.config.copy_and_resolve_references()
+        config.seed = seed
+        planned.append((variant.label, config))
     check(planned, len(devices))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out={folder} is not a folder; change --out")
@@ -95,12 +83,6 @@ def check(planned: Sequence[tuple[str, ConfigDict]], devices: int) -> None:
             validation.check(config, devices)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from None
-
-
-def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
-    seeded = config.copy_and_resolve_references()
-    seeded.seed = seed
-    return seeded
 
 
 def _run(
@@ -135,13 +117,11 @@ def _read(file: pathlib.Path) -> Any:
 
 def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
     """Records a new run's config; raises a ValueError if the run began with another config."""
-    file, now = path / _CONFIG, json.loads(json.dumps(flatten(config)))
+    file = path / _CONFIG
+    now, base = (json.loads(json.dumps(flatten(c))) for c in (config, config_lib.base()))
     started = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
-    changed = {}
-    if started and file.exists():
-        # Runs older than a key of the config used that key's default.
-        base = json.loads(json.dumps(flatten(config_lib.base())))
-        changed = differences(base | _read(file), now)
+    # Runs older than a key of the config used that key's default.
+    changed = differences(base | _read(file), now) if started and file.exists() else {}
     if changed:
         listed = ", ".join(f"{key}: {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise ValueError(
@@ -153,12 +133,11 @@ def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
 
 def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
     """Returns the result of a finished run from its `metrics.jsonl`."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_lines(metrics)
     steps = [line for line in lines if "loss" in line]
     last = steps[-1]
     measured = [line["knn_top1"] for line in lines if "knn_top1" in line]
     cosines = [value for value in map(oldest_cosine, lines) if value is not None]
-    seconds = statistics.median(line["seconds_per_step"] for line in steps) * last["step"]
     return Result(
         label=label,
         seed=seed,
@@ -167,9 +146,13 @@ def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
         loss=last["loss"],
         chance=last["chance_loss"],
         key_cosine=cosines[-1] if cosines else None,
-        seconds=seconds,
+        seconds=statistics.median(line["seconds_per_step"] for line in steps) * last["step"],
         megabytes=last.get("step_megabytes"),
     )
+
+
+def read_lines(metrics: pathlib.Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
 def oldest_cosine(line: dict[str, float]) -> float | None:

@@ -1,21 +1,12 @@
 """Formats a study's results as a table and a plot."""
 
-import json
+import collections
 import pathlib
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 
-from moco_jax.ablate.grid import Result, oldest_cosine, workdir
+from moco_jax.ablate.grid import Result, oldest_cosine, read_lines, workdir
 from moco_jax.training.metrics import duration
-
-_COLUMNS = (
-    "kNN top-1, %",
-    "pretext accuracy, %",
-    "loss - chance loss",
-    "oldest keys' cosine",
-    "time of all steps",
-    "memory per device, MB",
-)
 
 
 def table(knob: str, results: Sequence[Result]) -> str:
@@ -24,26 +15,19 @@ def table(knob: str, results: Sequence[Result]) -> str:
     lines = [_row(head), _row(["---"] * len(head))]
     for label, runs in _by_label(results).items():
         ended = [run for run in runs if not run.failure]
-        cells = [
-            _mean([run.knn_top1 for run in ended], 2),
-            _mean([run.accuracy for run in ended], 1),
-            _mean([_above_chance(run) for run in ended], 2),
-            _mean([run.key_cosine for run in ended], 3),
-            duration(statistics.median(run.seconds or 0 for run in ended)) if ended else "-",
-            _mean([run.megabytes for run in ended][:1], 0),
-        ]
+        cells = [cell(ended) for cell in _COLUMNS.values()]
         count = str(len(ended))
-        failed = [run for run in runs if run.failure]
-        if failed:
-            count += f", {len(failed)} failed ({failed[0].failure})"
+        failures = [run.failure for run in runs if run.failure]
+        if failures:
+            count += f", {len(failures)} failed ({failures[0]})"
         lines.append(_row([label, count, *cells]))
     return "\n".join(lines)
 
 
 def _by_label(results: Iterable[Result]) -> dict[str, list[Result]]:
-    grouped: dict[str, list[Result]] = {}
+    grouped = collections.defaultdict(list)
     for result in results:
-        grouped.setdefault(result.label, []).append(result)
+        grouped[result.label].append(result)
     return grouped
 
 
@@ -55,13 +39,26 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
+def _mean(values: Iterable[float | None], digits: int) -> str:
     """Returns 'mean ± standard deviation' of the values that are not None."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     mean = f"{statistics.mean(known):.{digits}f}"
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
+
+
+# Titles to cells, for the runs of a variant that did not fail.
+_COLUMNS: dict[str, Callable[[list[Result]], str]] = {
+    "kNN top-1, %": lambda runs: _mean([run.knn_top1 for run in runs], 2),
+    "pretext accuracy, %": lambda runs: _mean([run.accuracy for run in runs], 1),
+    "loss - chance loss": lambda runs: _mean(map(_above_chance, runs), 2),
+    "oldest keys' cosine": lambda runs: _mean([run.key_cosine for run in runs], 3),
+    "time of all steps": lambda runs: (
+        duration(statistics.median(run.seconds or 0 for run in runs)) if runs else "-"
+    ),
+    "memory per device, MB": lambda runs: _mean([run.megabytes for run in runs][:1], 0),
+}
 
 
 def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathlib.Path) -> None:
@@ -88,12 +85,10 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
         if finals:
             left.plot(position, statistics.mean(finals), "_", color=color, ms=24)
         for number, run in enumerate(runs):
-            lines = _lines(workdir(folder, label, run.seed) / "metrics.jsonl")
+            lines = read_lines(workdir(folder, label, run.seed) / "metrics.jsonl")
             for axes, measured in zip(curves, _MEASURED.values(), strict=True):
-                values = [(line["step"], measured(line)) for line in lines]
-                steps, heights = zip(
-                    *[v for v in values if v[1] is not None] or [((), ())], strict=True
-                )
+                known = [line for line in lines if measured(line) is not None]
+                steps, heights = [line["step"] for line in known], list(map(measured, known))
                 axes.plot(steps, heights, color=color, label=None if number else label, lw=1)
     left.set_xticks(range(len(grouped)), [label.replace("_", "\n") for label in grouped])
     left.set(xlabel=knob, title="final kNN top-1, %")
@@ -102,10 +97,6 @@ def plot(knob: str, results: Sequence[Result], folder: pathlib.Path, out: pathli
     curves[0].legend(fontsize="small")
     figure.savefig(out, dpi=110)
     plt.close(figure)
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # Curve titles to values in a line of the metrics; None if the line has none.

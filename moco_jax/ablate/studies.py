@@ -1,75 +1,60 @@
 """The studies by name; each derives variants of a config that differ in one knob of the paper."""
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 
+Changes = dict[str, Any]  # of a flat config
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A config with one value of the knob.
 
-    Attributes:
-      label: name in tables and folders.
-      config: of its runs.
-    """
+class Variant(NamedTuple):
+    """A config with one value of the knob; the label is its name in tables and folders."""
 
     label: str
     config: ConfigDict
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """A knob and its variants.
+class Study(NamedTuple):
+    """A knob and its variants."""
 
-    Attributes:
-      knob: title of the knob in tables and axes.
-      variants: (config, values) -> variants. Values are text; () uses the study's default values.
-    """
-
-    knob: str
-    variants: Callable[[ConfigDict, Sequence[str]], list[Variant]]
-
-
-def _change(config: ConfigDict, **changes: Any) -> ConfigDict:
-    """Returns a copy with changed keys; `bank__loss=` changes a nested key."""
-    changed = config.copy_and_resolve_references()
-    changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return changed
+    knob: str  # title of the knob in tables and axes
+    # (config, values) -> (label, changes of the config) of each variant. Values are text; () uses
+    # the study's default values.
+    variants: Callable[[ConfigDict, Sequence[str]], list[tuple[str, Changes]]]
 
 
 def _numbers(key: str, kind: type, default: Callable[[ConfigDict], Sequence[Any]]):
     """Returns the function of `Study.variants` for a config key with numbers as values."""
 
-    def variants(config: ConfigDict, values: Sequence[str]) -> list[Variant]:
+    def variants(config: ConfigDict, values: Sequence[str]) -> list[tuple[str, Changes]]:
         try:
-            chosen = [kind(value) for value in values] or list(default(config))
+            chosen = [kind(value) for value in values] or default(config)
         except ValueError:
             what = "whole numbers" if kind is int else "numbers"
             raise ValueError(f"--values of {key} must be {what}, got {','.join(values)}") from None
-        return [Variant(str(value), _change(config, **{key: value})) for value in chosen]
+        return [(str(value), {key: value}) for value in chosen]
 
     return variants
 
 
-def _named(make: Callable[[ConfigDict], dict[str, dict[str, Any]]]):
+def _named(make: Callable[[ConfigDict], dict[str, Changes]]):
     """Returns the function of `Study.variants` for settings with names; `values` selects names."""
 
-    def variants(config: ConfigDict, values: Sequence[str]) -> list[Variant]:
+    def variants(config: ConfigDict, values: Sequence[str]) -> list[tuple[str, Changes]]:
         known = make(config)
         unknown = [value for value in values if value not in known]
         if unknown:
             raise ValueError(f"unknown --values={unknown[0]}; allowed: {', '.join(known)}")
-        return [Variant(name, _change(config, **known[name])) for name in values or known]
+        return [(name, known[name]) for name in values or known]
 
     return variants
 
 
-def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def _mechanisms(config: ConfigDict) -> dict[str, Changes]:
     """Returns the mechanisms of MoCo, fig. 2 and 3, with K negatives each.
 
     All have the same batches, steps and learning rate, NCE too. The end-to-end mechanism has only
@@ -80,21 +65,21 @@ def _mechanisms(config: ConfigDict) -> dict[str, dict[str, Any]]:
             "--study=dictionary needs symmetric=False and two views; got "
             f"symmetric={config.symmetric}, {len(config.views)} views"
         )
-    bank = dict(
-        dictionary="memory_bank",
-        key_encoder="none",
-        bank__negatives=config.queue_size,
-        views=tuple(config.views[:1]),
-    )
+    bank = {
+        "dictionary": "memory_bank",
+        "key_encoder": "none",
+        "bank.negatives": config.queue_size,
+        "views": tuple(config.views[:1]),
+    }
     return {
-        "moco": dict(dictionary="queue", key_encoder="momentum"),
-        "end_to_end": dict(dictionary="in_batch", key_encoder="trained"),
-        "memory_bank": bank | dict(bank__loss="info_nce"),
-        "memory_bank_nce": bank | dict(bank__loss="nce"),
+        "moco": {"dictionary": "queue", "key_encoder": "momentum"},
+        "end_to_end": {"dictionary": "in_batch", "key_encoder": "trained"},
+        "memory_bank": bank | {"bank.loss": "info_nce"},
+        "memory_bank_nce": bank | {"bank.loss": "nce"},
     }
 
 
-def _shuffling(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def _shuffling(config: ConfigDict) -> dict[str, Changes]:
     """Returns shuffling on and off (MoCo, sec. A.9), and one group for the whole batch."""
     if config.bn_groups == 1 or config.key_encoder == "none":
         raise ValueError(
@@ -102,19 +87,16 @@ def _shuffling(config: ConfigDict) -> dict[str, dict[str, Any]]:
             f"bn_groups={config.bn_groups}, key_encoder={config.key_encoder!r}"
         )
     return {
-        "shuffled": dict(shuffle_bn=True),
-        "not_shuffled": dict(shuffle_bn=False),
-        "one_group": dict(shuffle_bn=False, bn_groups=1),
+        "shuffled": {"shuffle_bn": True},
+        "not_shuffled": {"shuffle_bn": False},
+        "one_group": {"shuffle_bn": False, "bn_groups": 1},
     }
 
 
 def _queue_sizes(config: ConfigDict) -> list[int]:
     """Returns queue sizes (MoCo, fig. 3): one step's keys, then times 4, up to 4x the config's."""
-    sizes, size = [], keys_per_step(config)
-    while size <= 4 * config.queue_size:
-        sizes.append(size)
-        size *= 4
-    return sizes
+    sizes = (keys_per_step(config) * 4**n for n in itertools.count())
+    return list(itertools.takewhile(lambda size: size <= 4 * config.queue_size, sizes))
 
 
 STUDIES = {
@@ -131,7 +113,7 @@ STUDIES = {
     # MoCo v2, table 1.
     "head": Study(
         "projection head",
-        _named(lambda config: {name: dict(model__head=name) for name in ("linear", "mlp")}),
+        _named(lambda config: {name: {"model.head": name} for name in ("linear", "mlp")}),
     ),
 }
 
@@ -157,7 +139,11 @@ def variants(study: str, config: ConfigDict, values: Sequence[str] = ()) -> list
     key, value = needed.get(study, ("task", "pretrain"))
     if config[key] != value:
         raise ValueError(f"--study={study} needs {key}={value!r}, got {config[key]!r}")
-    found = STUDIES[study].variants(config, values)
+    found = []
+    for label, changes in STUDIES[study].variants(config, values):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(changes)
+        found.append(Variant(label, changed))
     labels = [variant.label for variant in found]
     if len(set(labels)) < len(labels):
         raise ValueError(f"--values has a value twice: {', '.join(labels)}")

@@ -60,15 +60,7 @@ RULES = DOWNSTREAM_RULES | {
 
 
 def check(config: ConfigDict, devices: int) -> None:
-    """Raises one error with every problem of the config.
-
-    Args:
-      config: made from `base()`.
-      devices: number of devices that split the batch.
-
-    Raises:
-      ValueError: names each problem, the value and what is allowed.
-    """
+    """Raises one ValueError with every problem of the config, for this number of devices."""
     checks.check(
         config,
         devices,
@@ -87,7 +79,7 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if checks.is_whole(config.classes) and config.classes > IGNORED:
         yield f"classes={config.classes} must be at most {IGNORED}, the label of ignored pixels"
     scale = list(data.scale)
-    numbers = len(scale) == 2 and all(checks.is_number(x) for x in scale)
+    numbers = len(scale) == 2 and all(map(checks.is_number, scale))
     if not (numbers and 0 < scale[0] <= scale[1]):
         yield f"data.scale={scale!r} must be the lowest and the highest scale, above 0"
     # Empty values are checked after the encoder's values replace them.

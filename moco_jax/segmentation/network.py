@@ -12,21 +12,13 @@ from moco_jax.models.resnet import ResNet, padded_conv
 
 
 class Classifier(nn.Module):
-    """Two dilated 3x3 convolutions with batch norm and ReLU, then a 1x1 convolution to C classes.
+    """Two dilated 3x3 convolutions with batch norm and ReLU, then a 1x1 convolution to classes."""
 
-    Attributes:
-      classes: C.
-      width: channels of the 3x3 convolutions.
-      dilation: of the 3x3 convolutions.
-      bn_groups: G of GroupedBatchNorm.
-      dtype: of the 3x3 convolutions; the 1x1 convolution and the scores are float32.
-    """
-
-    classes: int
-    width: int = 256
-    dilation: int = 6
+    classes: int  # C
+    width: int = 256  # channels of the 3x3 convolutions
+    dilation: int = 6  # of the 3x3 convolutions
     bn_groups: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype = jnp.float32  # of the 3x3 convolutions; the scores are float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -49,12 +41,7 @@ class Classifier(nn.Module):
 
 
 class FCN(nn.Module):
-    """Scores the classes of each pixel (MoCo, appendix, VOC segmentation).
-
-    Attributes:
-      backbone: dilated ResNet.
-      classifier: head on its feature maps.
-    """
+    """Scores the classes of each pixel with a dilated ResNet (MoCo, appendix, VOC segmentation)."""
 
     backbone: ResNet
     classifier: Classifier
@@ -71,12 +58,7 @@ def upsample(scores: jax.Array, size: tuple[int, int], stride: int) -> jax.Array
 
     Convolutions padded on both sides centre map column i on pixel i x stride, so column i is placed
     there. With 513 pixels and stride 16 this equals `align_corners=True`. Pixels beyond the last
-    column get its values.
-
-    Args:
-      scores: [B, h, w, C].
-      size: (H, W).
-      stride: image pixels per map column.
+    column get its values. `size` is (H, W); `stride` is in image pixels per map column.
     """
     down, across = (
         jnp.asarray(_weights(n, out, stride), scores.dtype)
@@ -94,13 +76,6 @@ def _weights(length: int, out: int, stride: int) -> np.ndarray:
 
 def make_fcn(config: Any, backbone: ResNet) -> FCN:
     """Returns the network for a config's `classes`, `head`, `bn_groups` and `dtype`."""
-    return FCN(
-        backbone.clone(dilated=True),
-        Classifier(
-            config.classes,
-            config.head.width,
-            config.head.dilation,
-            config.bn_groups,
-            jnp.dtype(config.dtype),
-        ),
-    )
+    dtype = jnp.dtype(config.dtype)
+    classifier = Classifier(config.classes, **config.head, bn_groups=config.bn_groups, dtype=dtype)
+    return FCN(backbone.clone(dilated=True), classifier)

@@ -16,17 +16,11 @@ from moco_jax.segmentation.voc import IGNORED
 
 
 class Scores(NamedTuple):
-    """Scores from a confusion matrix, in percent.
+    """Scores from a confusion matrix, in percent."""
 
-    Attributes:
-      miou: mean IoU of the classes that occur.
-      accuracy: of the pixels.
-      ious: f64[C], IoU per class; NaN for a class that does not occur.
-    """
-
-    miou: float
-    accuracy: float
-    ious: np.ndarray
+    miou: float  # mean IoU of the classes that occur
+    accuracy: float  # of the pixels
+    ious: np.ndarray  # f64[C], IoU per class; NaN for a class that does not occur
 
 
 def scores(confusion: np.ndarray) -> Scores:
@@ -48,7 +42,6 @@ def confusion(
       predictions: i32[B, H, W].
       masks: uint8[B, H, W]; 255 is not counted.
       counted: bool[B], false for images that are not counted.
-      classes: C.
     """
     valid = (masks != IGNORED) & counted[:, None, None]
     # A last bin takes the pixels that are not counted.
@@ -67,11 +60,8 @@ def make_confusion(
     canvas, where convolutions deep in the network see zeros at the border; DeepLab pads likewise.
 
     Args:
-      data: the scenes.
-      network: predicts the scores.
       view: (uint8[B, H, W, 3], sizes) -> normalized images.
       batch_size: B, a multiple of the number of devices.
-      layout: the devices and shardings.
     """
     classes = network.classifier.classes
 
@@ -90,9 +80,7 @@ def make_confusion(
             yield count(variables, batch, real)
 
     def count_all(variables: dict[str, Any]) -> np.ndarray:
-        total = np.zeros((classes, classes), np.int64)
-        for counts in map(jax.device_get, pipelined(dispatched(variables))):
-            total += counts
-        return total
+        counts = map(jax.device_get, pipelined(dispatched(variables)))
+        return sum(counts, np.zeros((classes, classes), np.int64))
 
     return count_all

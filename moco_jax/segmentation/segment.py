@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -38,34 +38,21 @@ KIND = Kind(
 
 @dataclasses.dataclass(frozen=True)
 class SegmentationRun(task.Run):
-    """The parts of a segmentation run; its state is a `SegmentationState`, its data are scenes.
+    """The parts of a segmentation run; its state is a `SegmentationState`, its data are scenes."""
 
-    Attributes:
-      lr: step -> learning rate.
-      confusion: the `variables()` of a state -> confusion matrix of the test scenes.
-      test: a line about the test scenes.
-    """
-
-    lr: Callable[[int], jax.Array]
+    lr: Callable[[int], jax.Array]  # step -> learning rate
+    # The `variables()` of a state -> confusion matrix of the test scenes.
     confusion: Callable[[dict[str, Any]], np.ndarray]
-    test: str
+    test: str  # a line about the test scenes
 
 
-@dataclasses.dataclass(frozen=True)
-class Reached:
-    """The result of a run on the test scenes, percent.
+class Reached(NamedTuple):
+    """The result of a run on the test scenes, percent."""
 
-    Attributes:
-      miou: after the last step.
-      accuracy: of pixels, after the last step.
-      best_miou: the highest of all evaluations, chosen on the test scenes themselves.
-      best_epoch: of that evaluation.
-    """
-
-    miou: float
-    accuracy: float
-    best_miou: float
-    best_epoch: float
+    miou: float  # after the last step
+    accuracy: float  # of pixels, after the last step
+    best_miou: float  # the highest of all evaluations, chosen on the test scenes themselves
+    best_epoch: float  # of that evaluation
 
 
 def segment(
@@ -99,7 +86,6 @@ def segment(
 
 
 def _segment_one(config: ConfigDict, folder: pathlib.Path, layout: Layout) -> Reached:
-    """Trains on one encoder, or from scratch."""
     begun = start.begin(config, _prepare)
     cluster.say("\n".join(begun.notes))
     finished = loop.train(begun.config, folder, KIND, lambda log: _task(build(begun, layout), log))
@@ -112,7 +98,7 @@ def _segment_one(config: ConfigDict, folder: pathlib.Path, layout: Layout) -> Re
 
 
 def _prepare(config: ConfigDict, origin: ConfigDict) -> list[str]:
-    """Fills in how pixels are normalised; returns lines to print."""
+    """Fills in how pixels are normalized; returns lines to print."""
     notes = start.fill_data(config, origin, ("mean", "std"))
     data = config.data
     low, high = data.scale
@@ -130,10 +116,8 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
       ValueError: if the scenes can't be used, or are fewer than a batch.
       FileNotFoundError: if their files are absent.
     """
-    config = begun.config
-    data, test = (
-        _open(config, split, layout) for split in (config.data.train_split, config.data.test_split)
-    )
+    config, splits = begun.config, (begun.config.data.train_split, begun.config.data.test_split)
+    data, test = (_open(config, split, layout) for split in splits)
     if len(data) < config.batch_size:
         raise ValueError(
             f"data.train_split={config.data.train_split!r} has {len(data)} images, fewer than "
@@ -147,7 +131,7 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
     variables = layout.put(variables, layout.replicated)
     init = functools.partial(step.init_state, config, network, optimizer)
     target = abstract_state(init, layout.parameters, variables)
-    view = views.evaluation_view(config)
+    view = functools.partial(views.evaluation_view, config)
     steps = total_steps(config, per_epoch)
     return SegmentationRun(
         config=config,
@@ -175,14 +159,12 @@ def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
 
 
 def _run_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
-    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
-    view = views.training_view(config)
 
     def run_step(state, arrays, batch):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
         images, sizes = data.images(arrays, batch)
-        images, masks = layout.shard(view(key, images, batch["masks"], sizes))
-        return train_step(state, images, masks)
+        crops = views.training_view(config, key, images, batch["masks"], sizes)
+        return train_step(state, *layout.shard(crops))
 
     return jit_step(run_step, layout)
 
@@ -217,7 +199,6 @@ def _introduce(run: SegmentationRun, state: SegmentationState) -> Iterator[str]:
 def _evaluate(
     run: SegmentationRun, state: SegmentationState, at: int, log: MetricsLog
 ) -> tuple[Scalars, str]:
-    """Returns the scores on the test scenes, and a line."""
     found = scores(run.confusion(state.variables()))
     epoch = at / run.order.steps_per_epoch
     scalars = {"miou": found.miou, "pixel_accuracy": found.accuracy, "epoch": epoch}

@@ -19,11 +19,7 @@ Metrics = dict[str, jax.Array]
 class SegmentationState(flax.struct.PyTreeNode):
     """Everything that a resumed run needs besides its config.
 
-    Attributes:
-      step: i32[], steps done.
-      params: `backbone` and `classifier`.
-      batch_stats: running averages of both.
-      opt_state: of the optimizer.
+    `step` is i32[], steps done; `params` and `batch_stats` have `backbone` and `classifier`.
     """
 
     step: jax.Array
@@ -32,7 +28,6 @@ class SegmentationState(flax.struct.PyTreeNode):
     opt_state: Any
 
     def variables(self) -> dict[str, Any]:
-        """Returns the variables of the network."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -50,20 +45,13 @@ def init_state(
         {"backbone": backbone[name], "classifier": classifier[name]}
         for name in ("params", "batch_stats")
     )
-    return SegmentationState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=stats,
-        opt_state=optimizer.init(params),
-    )
+    return SegmentationState(jnp.zeros((), jnp.int32), params, stats, optimizer.init(params))
 
 
 def loss(scores: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the mean cross-entropy over the pixels that are not ignored, and their accuracy.
 
-    Args:
-      scores: f32[B, H, W, C].
-      masks: uint8[B, H, W].
+    Shapes: scores f32[B, H, W, C], masks uint8[B, H, W].
     """
     valid = masks != IGNORED
     labels = jnp.where(valid, masks, 0).astype(jnp.int32)
@@ -90,9 +78,8 @@ def make_step(
             mean, accuracy = loss(layout.shard(scores), masks)
             return mean, (accuracy, changed["batch_stats"])
 
-        (mean, (accuracy, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(
-            state.params
-        )
+        differentiate = jax.value_and_grad(objective, has_aux=True)
+        (mean, (accuracy, batch_stats)), grads = differentiate(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         after = SegmentationState(state.step + 1, params, batch_stats, opt_state)

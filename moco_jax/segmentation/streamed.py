@@ -7,42 +7,31 @@ skipped.
 from collections.abc import Generator
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moco_jax.data.loading.order import Plan
+from moco_jax.data.loading.streamed import StreamedBatches
 from moco_jax.parallel.mesh import Layout
 from moco_jax.segmentation.voc import IGNORED, BadScene, Scenes
 
 _AHEAD = 2  # batches copied to the devices in advance
 
 
-class SceneData:
-    """Scenes that Grain's threads decode onto canvases of the largest scene's size.
+class SceneData(StreamedBatches):
+    """Scenes that Grain's threads decode onto canvases of the largest scene's size."""
 
-    Attributes:
-      labels: None; labels are per pixel, in the masks.
-      source_indices: i64[N].
-      arrays: {}; batches contain all data.
-      bad: 0; an unreadable scene raises an error.
-      canvas: height and width of the canvases in pixels.
-    """
-
-    labels = None
-    bad = 0
+    labels = None  # labels are per pixel, in the masks
+    bad = 0  # an unreadable scene raises an error
 
     def __init__(self, scenes: Scenes, threads: int, layout: Layout):
-        """Reads nothing yet."""
         self.arrays, self.source_indices = {}, np.arange(len(scenes))
-        self.canvas = tuple(int(side) for side in scenes.sizes.max(axis=0))
+        self.canvas = tuple(int(side) for side in scenes.sizes.max(axis=0))  # height, width
         self._scenes, self._threads, self._layout = scenes, threads, layout
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def describe(self, batch_size: int) -> str:
-        """Returns a one-line summary."""
         height, width = self.canvas
         return (
             f"{self._scenes.name}: {len(self)} images with masks, up to {width}x{height}, "
@@ -53,10 +42,6 @@ class SceneData:
         """Yields `images` uint8[B, H, W, 3], `masks` uint8[B, H, W], `sizes`, `indices` per step.
 
         Decoding and copying to the devices run in threads, which end with the generator.
-
-        Args:
-          plan: indices of the scenes of each step.
-          start: first step to yield.
 
         Raises:
           BadScene: if a scene can't be read.
@@ -94,16 +79,5 @@ class SceneData:
             "masks": labels,
             "sizes": size,
             "indices": np.asarray(index, np.int32),
+            "readable": np.asarray(True),
         }
-
-    def images(self, arrays: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
-        """Returns, inside jit, canvases uint8[B, H, W, 3] and the images' sizes i32[B, 2]."""
-        return batch["images"], batch["sizes"]
-
-    def indices(self, batch: Any) -> jax.Array:
-        """Returns i32[B], the images' indices in the data set."""
-        return batch["indices"]
-
-    def readable(self, batch: Any) -> jax.Array:
-        """Returns bool[B], all true: an unreadable scene raises an error."""
-        return jnp.ones(batch["indices"].shape, bool)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.crop import crop_resize, image_bounds
@@ -25,17 +24,13 @@ def random_windows(key: jax.Array, sizes: jax.Array, out: int, scale: Sequence[f
     place is uniform within the window instead.
 
     Args:
-      key: random key.
       sizes: [B, 2], height and width of the images.
       out: S, side of the resized window in pixels.
       scale: lowest and highest scale.
     """
     scale_key, place_key = jax.random.split(key)
-    low, high = scale
-    drawn = jax.random.uniform(scale_key, (sizes.shape[0], 1), minval=low, maxval=high)
-    side = out / drawn
-    place = jax.random.uniform(place_key, sizes.shape)
-    corner = place * (sizes - side)
+    side = out / jax.random.uniform(scale_key, (len(sizes), 1), minval=scale[0], maxval=scale[1])
+    corner = jax.random.uniform(place_key, sizes.shape) * (sizes - side)
     return jnp.concatenate([corner, side, side], axis=1)
 
 
@@ -66,10 +61,7 @@ def cut(
 def _nearest(window: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array, jax.Array]:
     """Returns the source pixel i32[B, S] at each output pixel's centre, and whether it exists.
 
-    Args:
-      window: f32[B, 2], start and length on an axis.
-      length: i32[B], pixels of the image on the axis.
-      out: S.
+    `window` f32[B, 2] is start and length on an axis where the image has `length` i32[B] pixels.
     """
     centers = window[:, :1] + (jnp.arange(out)[None] + 0.5) * (window[:, 1:] / out)
     pixels = jnp.floor(centers).astype(jnp.int32)
@@ -77,55 +69,30 @@ def _nearest(window: jax.Array, length: jax.Array, out: int) -> tuple[jax.Array,
     return jnp.clip(pixels, 0, length[:, None] - 1), inside
 
 
-def training_view(config: ConfigDict):
-    """Returns a function that draws one random crop of each scene.
-
-    It maps (key, images, masks, sizes) to (dtype[B, S, S, 3], uint8[B, S, S]).
-
-    Args:
-      config: the whole config; reads `data` and `dtype`.
-    """
-    data, dtype = config.data, jnp.dtype(config.dtype)
-
-    def view(key, images, masks, sizes):
-        window_key, flip_key = jax.random.split(key)
-        windows = random_windows(window_key, sizes, data.image_size, data.scale)
-        images, labels, inside = cut(images, masks, sizes, windows, data.image_size)
-        images = _normalized(images, inside, data.mean, data.std, dtype)
-        flipped = jax.random.bernoulli(flip_key, data.flip, (images.shape[0], 1, 1))
-        images = jnp.where(flipped[..., None], images[:, :, ::-1], images)
-        return images, jnp.where(flipped, labels[:, :, ::-1], labels)
-
-    return view
+def training_view(
+    config: ConfigDict, key: jax.Array, images: jax.Array, masks: jax.Array, sizes: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns one random crop of each scene: dtype[B, S, S, 3], and its mask uint8[B, S, S]."""
+    data = config.data
+    window_key, flip_key = jax.random.split(key)
+    windows = random_windows(window_key, sizes, data.image_size, data.scale)
+    images, labels, inside = cut(images, masks, sizes, windows, data.image_size)
+    images = _normalized(images, inside, config)
+    flipped = jax.random.bernoulli(flip_key, data.flip, (images.shape[0], 1, 1))
+    images = jnp.where(flipped[..., None], images[:, :, ::-1], images)
+    return images, jnp.where(flipped, labels[:, :, ::-1], labels)
 
 
-def evaluation_view(config: ConfigDict):
-    """Returns a function that normalizes whole images at their own sizes.
-
-    It maps (images, sizes) to dtype[B, H, W, 3].
-
-    Args:
-      config: the whole config; reads `data` and `dtype`.
-    """
-    data, dtype = config.data, jnp.dtype(config.dtype)
-
-    def view(images, sizes):
-        height, width = images.shape[1:3]
-        rows = jnp.arange(height)[None] < sizes[:, :1]
-        columns = jnp.arange(width)[None] < sizes[:, 1:]
-        inside = rows[:, :, None] & columns[:, None, :]
-        return _normalized(images, inside, data.mean, data.std, dtype)
-
-    return view
+def evaluation_view(config: ConfigDict, images: jax.Array, sizes: jax.Array) -> jax.Array:
+    """Returns whole images at their own sizes, normalized: dtype[B, H, W, 3]."""
+    height, width = images.shape[1:3]
+    rows = jnp.arange(height)[None] < sizes[:, :1]
+    columns = jnp.arange(width)[None] < sizes[:, 1:]
+    return _normalized(images, rows[:, :, None] & columns[:, None, :], config)
 
 
-def _normalized(
-    images: jax.Array,
-    inside: jax.Array,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: DTypeLike,
-) -> jax.Array:
+def _normalized(images: jax.Array, inside: jax.Array, config: ConfigDict) -> jax.Array:
     """Returns the normalized images, 0 outside of them."""
-    normalized = normalize(images, mean, std, dtype)
+    dtype = jnp.dtype(config.dtype)
+    normalized = normalize(images, config.data.mean, config.data.std, dtype)
     return jnp.where(inside[..., None], normalized, jnp.zeros((), dtype))

@@ -28,21 +28,13 @@ class BadScene(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """Image and mask files, by index.
+    """Image and mask files, by index."""
 
-    Attributes:
-      name: folder and split, for messages.
-      images: N paths.
-      masks: N paths.
-      sizes: i32[N, 2], height and width in pixels.
-      classes: C; labels are 0..C - 1 and 255.
-    """
-
-    name: str
+    name: str  # folder and split, for messages
     images: Sequence[pathlib.Path]
     masks: Sequence[pathlib.Path]
-    sizes: np.ndarray
-    classes: int
+    sizes: np.ndarray  # i32[N, 2], height and width in pixels
+    classes: int  # C; labels are 0..C - 1 and 255
 
     def __len__(self) -> int:
         return len(self.images)
@@ -53,9 +45,9 @@ class Scenes:
         Raises:
           BadScene: if a file can't be read or a label is not allowed.
         """
-        path, height_width = self.images[index], self.sizes[index]
+        path = self.images[index]
         try:
-            image = decode(path.read_bytes(), int(height_width.max()))
+            image = decode(path.read_bytes(), int(self.sizes[index].max()))
         except (BadImage, OSError) as error:
             raise BadScene(f"{path}: {error}") from error
         mask = _read_mask(self.masks[index])
@@ -75,7 +67,6 @@ def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -
       path: folder that contains `JPEGImages`, the masks and `ImageSets`; ~ is the home folder.
       split: name of a list, without `.txt`.
       masks: name of the masks' folder.
-      classes: C.
       threads: number of threads that read headers.
 
     Raises:
@@ -93,7 +84,6 @@ def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -
 
 
 def _listed(root: pathlib.Path, split: str) -> list[str]:
-    """Returns the names in a split's list."""
     folder = root / "ImageSets" / "Segmentation"
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -111,11 +101,6 @@ def _listed(root: pathlib.Path, split: str) -> list[str]:
 
 
 def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> list[pathlib.Path]:
-    """Returns the file of each name.
-
-    Raises:
-      FileNotFoundError: names the first missing files.
-    """
     if not folder.is_dir():
         raise FileNotFoundError(f"the folder {folder} does not exist")
     # One listing is faster than a lookup per name (10,000) on a remote file system.
@@ -131,7 +116,6 @@ def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> li
 
 
 def _common_size(image: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
-    """Returns the height and width in both headers."""
     size, mask_size = _size(image), _size(mask)
     if size != mask_size:
         raise BadScene(

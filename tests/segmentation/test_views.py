@@ -1,5 +1,7 @@
 """Tests that crops of an image and its mask agree."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def config(**changes):
 
 
 def draw(batch, seed=0, **changes):
-    view = jax.jit(views.training_view(config(**changes)))
+    view = jax.jit(functools.partial(views.training_view, config(**changes)))
     images, masks = jax.device_get(view(jax.random.key(seed), *batch))
     return np.round(images * 255), masks
 
@@ -105,8 +107,9 @@ def test_windows_have_valid_scales_and_places():
 
 def test_evaluation_shows_whole_images_with_mean_padding(batch):
     images, masks, sizes = batch
-    view = views.evaluation_view(config(data__mean=(0.5,) * 3, data__std=(0.25,) * 3))
-    found = np.asarray(jax.jit(view)(images, sizes))
+    changed = config(data__mean=(0.5,) * 3, data__std=(0.25,) * 3)
+    view = jax.jit(functools.partial(views.evaluation_view, changed))
+    found = np.asarray(view(images, sizes))
     assert found.shape == images.shape
     outside = masks == 255
     assert (found[outside] == 0).all()

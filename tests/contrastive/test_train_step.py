@@ -34,7 +34,12 @@ def prepare(devices: int, **changes):
     config = tiny_config(**(recipe | changes))
     layout = make_layout(jax.devices()[:devices], **config.mesh)
     method = make_method(config, layout, IMAGES)
-    return method.create_state(), jax.jit(method.train_step(), donate_argnums=0), layout
+    # Created on one device and moved: each number of devices would compile it anew.
+    one = make_method(config, make_layout(jax.devices()[:1]), IMAGES)
+    state = jax.device_put(
+        jax.device_get(one.create_state()), method.state_shardings(one.abstract_state())
+    )
+    return state, jax.jit(method.train_step(), donate_argnums=0), layout
 
 
 def indices(step: int) -> np.ndarray:

@@ -175,6 +175,7 @@ def alike(losses, expected, steps: int, *, rtol=1e-5) -> None:
     )
 
 
+@pytest.mark.slow  # eight processes; tests/pretraining has the same of one process
 def test_a_run_resumes_bit_for_bit_after_a_kill_and_a_signal(two, start, tmp_path):
     folder = tmp_path / "run"
     running = start(folder, 2, slow="step")

@@ -7,6 +7,7 @@ import pytest
 from moco_jax.encoders import pretrained
 from tests.conftest import run_command
 from tests.convert.networks import assert_same, encoder
+from tests.in_process import run_all
 
 
 @pytest.fixture
@@ -37,30 +38,41 @@ def test_prints_what_it_recognised_and_wrote(run, tmp_path):
         assert_same(tree, {"backbone": want[kind]["backbone"]})
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--source, --to and --out must be given"),
-        (["--source=IN", "--to=timm", "--out=IN"], "in.safetensors already exists"),
-        (["--source=no.pth", "--to=moco_jax", "--out=OUT.safetensors"], "no.pth does not exist"),
-        (["--source=IN", "--to=jax", "--out=OUT"], "unknown --to=jax; allowed: moco_jax"),
-        (["--source=IN", "--to=workdir", "--out=OUT"], "--to=workdir needs the experiment"),
-        (
-            ["--source=IN", "--to=huggingface", "--out=OUT", "--config=configs/digits.py"],
-            "contains its own config",
-        ),
-        (
-            ["--source=IN", "--to=huggingface", "--out=OUT", "--training_images=9"],
-            "--training_images is for --to=workdir only, got --to=huggingface",
-        ),
-    ],
-)
-def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
-    paths = {"IN": str(tmp_path / "in.safetensors"), "OUT": str(tmp_path / "out")}
-    for word, path in paths.items():
-        arguments = [argument.replace(word, path) for argument in arguments]
-    done = run(*arguments)
-    assert done.returncode == 2, done.stdout
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["in.safetensors"]
+ERRORS = [
+    ([], "--source, --to and --out must be given"),
+    (["--source=IN", "--to=timm", "--out=IN"], "in.safetensors already exists"),
+    (["--source=no.pth", "--to=moco_jax", "--out=OUT.safetensors"], "no.pth does not exist"),
+    (["--source=IN", "--to=jax", "--out=OUT"], "unknown --to=jax; allowed: moco_jax"),
+    (["--source=IN", "--to=workdir", "--out=OUT"], "--to=workdir needs the experiment"),
+    (
+        ["--source=IN", "--to=huggingface", "--out=OUT", "--config=configs/digits.py"],
+        "contains its own config",
+    ),
+    (
+        ["--source=IN", "--to=huggingface", "--out=OUT", "--training_images=9"],
+        "--training_images is for --to=workdir only, got --to=huggingface",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def errors(repository, tmp_path_factory):
+    """The exit code and message of each case, and the files that are left."""
+    folder = tmp_path_factory.mktemp("errors")
+    pretrained.write(folder / "in.safetensors", encoder(name="resnet18", stem="imagenet"))
+    paths = {"IN": str(folder / "in.safetensors"), "OUT": str(folder / "out")}
+    cases = [
+        [argument.replace("IN", paths["IN"]).replace("OUT", paths["OUT"]) for argument in arguments]
+        for arguments, _ in ERRORS
+    ]
+    results = run_all(repository, "moco_jax.convert", cases, repository)
+    return results, [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.parametrize("case", range(len(ERRORS)), ids=[message for _, message in ERRORS])
+def test_errors_are_one_clear_message(errors, case):
+    results, left = errors
+    code, printed = results[case]
+    assert code == 2 and ERRORS[case][1] in printed
+    assert printed.startswith("error: ") and "Traceback" not in printed
+    assert left == ["in.safetensors"]

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 
+from moco_jax import command_line
 from moco_jax.data import prepare as prepare_lib
 from moco_jax.data.prepare import prepare
 from moco_jax.data.sources.opening import open_sources
@@ -15,10 +16,10 @@ from tests.data.sources.tiny_tfds import (
     VERSION,
     TinyColours,
     records,
-    run_command,
     tfrecord_copy,
     write_tfrecords,
 )
+from tests.in_process import exit_code
 
 TRAIN = "tiny_colours-train.{}-0000{}-of-00002"
 
@@ -297,7 +298,9 @@ def test_builder_that_imports_tensorflow_late(tmp_path):
         ("--name=no_such_set --data_dir=absent", "TFDS knows no data set 'no_such_set'"),
     ],
 )
-def test_command_prints_errors_without_a_traceback(repository, arguments, message):
-    done = run_command(f"python -m moco_jax.data.prepare {arguments}", repository)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(f"error: {message}") and "Traceback" not in done.stderr
+def test_command_prints_errors_without_a_traceback(capsys, arguments, message):
+    command = lambda: command_line.run_main(prepare_lib.main, config="none")  # noqa: E731
+    assert exit_code(command, *arguments.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    assert printed.err.startswith(f"error: {message}")

@@ -3,14 +3,9 @@
 A key that pretraining or fine-tuning has too has the same meaning there.
 """
 
-from collections.abc import Iterator
-
 from ml_collections import ConfigDict
 
-from moco_jax.segmentation.voc import IGNORED
-from moco_jax.supervised import validation
 from moco_jax.supervised.config import DOWNSTREAM_RULES, downstream
-from moco_jax.training import checks
 from moco_jax.training.checks import fraction, one_of, positive, whole
 
 
@@ -57,31 +52,3 @@ RULES = DOWNSTREAM_RULES | {
     "data.image_size": whole,
     "data.flip": fraction,
 }
-
-
-def check(config: ConfigDict, devices: int) -> None:
-    """Raises one ValueError with every problem of the config, for this number of devices."""
-    checks.check(
-        config,
-        devices,
-        base=base(),
-        where="moco_jax.segmentation.config.base()",
-        rules=RULES,
-        problems=_problems(config),
-    )
-
-
-def _problems(config: ConfigDict) -> Iterator[str]:
-    yield from validation.encoder(config)
-    data = config.data
-    if not data.path:
-        yield "data.path='' names no scenes; give --config.data.path=VOCdevkit/VOC2012"
-    if checks.is_whole(config.classes) and config.classes > IGNORED:
-        yield f"classes={config.classes} must be at most {IGNORED}, the label of ignored pixels"
-    scale = list(data.scale)
-    numbers = len(scale) == 2 and all(map(checks.is_number, scale))
-    if not (numbers and 0 < scale[0] <= scale[1]):
-        yield f"data.scale={scale!r} must be the lowest and the highest scale, above 0"
-    # Empty values are checked after the encoder's values replace them.
-    if data.mean or data.std:
-        yield from checks.channels(data)

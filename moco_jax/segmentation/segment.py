@@ -14,8 +14,7 @@ from moco_jax.data.loading.loader import threads
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.segmentation import config as base
-from moco_jax.segmentation import step, views
+from moco_jax.segmentation import step, validation, views
 from moco_jax.segmentation.network import make_fcn
 from moco_jax.segmentation.scores import make_confusion, scores
 from moco_jax.segmentation.step import SegmentationState
@@ -73,7 +72,7 @@ def segment(
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     devices = jax.devices() if devices is None else devices
-    base.check(config, len(devices))
+    validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
     return results.with_baseline(
         config,

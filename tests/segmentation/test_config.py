@@ -3,7 +3,7 @@
 import pytest
 
 from moco_jax import main
-from moco_jax.segmentation import config
+from moco_jax.segmentation import config, validation
 from moco_jax.training.flat_config import flatten
 from tests.segmentation.scenes import tiny_config
 from tests.test_configs import change_defaults, get
@@ -13,7 +13,7 @@ def test_shipped_config_is_valid_and_states_the_recipe(repository):
     shipped = get(repository, "voc_segmentation")
     shipped.data.path = "VOCdevkit/VOC2012"
     for devices in (1, 8):
-        config.check(shipped, devices)
+        validation.check(shipped, devices)
     assert shipped.task in main.TASKS
     flat = flatten(shipped)
     expected = {
@@ -82,7 +82,7 @@ def test_recipe_does_not_follow_the_defaults(repository, monkeypatch):
 )
 def test_error_names_the_value_and_what_is_allowed(changes, message):
     with pytest.raises(ValueError) as error:
-        config.check(tiny_config("VOC2012", "runs/x", **changes), 8)
+        validation.check(tiny_config("VOC2012", "runs/x", **changes), 8)
     assert message in str(error.value)
 
 
@@ -91,4 +91,4 @@ def test_key_of_another_task_is_unknown():
     with changed.unlocked():
         changed.mixup = 0.1
     with pytest.raises(ValueError, match="unknown key 'mixup'"):
-        config.check(changed, 1)
+        validation.check(changed, 1)

@@ -9,23 +9,24 @@ import tempfile
 
 # Compiling is most of the tests' time. XLA compiles without optimisation, and its older emitters
 # take less than half the time of the fusion emitters.
-_COMPILE_FLAGS = {
-    "xla_backend_optimization_level": "0",
-    "xla_cpu_use_fusion_emitters": "false",
-}
+_BACKEND_LEVEL = "xla_backend_optimization_level=0"
+_OLD_EMITTERS = "xla_cpu_use_fusion_emitters=false"
 _FAST_COMPILE = "MOCO_JAX_TESTS_FAST_COMPILE"
 
 
 def _known_flags() -> str:
-    """Returns the compile flags that this jaxlib has: XLA ends the process on an unknown one."""
+    """Returns the compile flags that XLA knows: it ends the process on others.
+
+    The XLA of a TPU or GPU plugin knows fewer flags for CPUs; beside one the second is left out.
+    """
     spec = importlib.util.find_spec("jaxlib")
     assert spec and spec.origin
-    libraries = [path.read_bytes() for path in pathlib.Path(spec.origin).parent.glob("*.so")]
-    return " ".join(
-        f"--{name}={value}"
-        for name, value in _COMPILE_FLAGS.items()
-        if any(name.encode() in library for library in libraries)
-    )
+    site = pathlib.Path(spec.origin).parents[1]
+    if (site / "libtpu").is_dir() or any(site.glob("jax_plugins/*")):
+        return f"--{_BACKEND_LEVEL}"
+    libraries = [file.read_bytes() for file in (site / "jaxlib").glob("*.so")]
+    known = any(_OLD_EMITTERS.partition("=")[0].encode() in library for library in libraries)
+    return f"--{_BACKEND_LEVEL} --{_OLD_EMITTERS}" if known else f"--{_BACKEND_LEVEL}"
 
 
 # Before jax is imported. The first process sets this for its workers and the processes of tests.

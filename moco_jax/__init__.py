@@ -13,7 +13,7 @@ __version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    # JAX takes a second to import, and the devices when it is first used: only for who asks.
+    # Importing JAX takes a second, and its first use takes the devices: only `load` needs it.
     if name == "load":
         from moco_jax.encoders.image_encoder import load
 

@@ -74,11 +74,13 @@ def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int
         return 130
 
 
-def config() -> ConfigDict:
-    """Returns the experiment with the changes of the command line."""
+def config(task: str = "") -> ConfigDict:
+    """Returns the experiment with the changes of the command line; of one task, if it is given."""
     value = _CONFIG.value
     if not isinstance(value, ConfigDict):
         fail(f"{_file()}: get_config() must return a ConfigDict, got {type(value).__name__}")
+    if task and value.get("task") != task:
+        fail(f"--config={_file()}: this command needs task={task!r}, got {value.get('task')!r}")
     # A length on the command line replaces the length of the config file.
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if "steps" in given and "epochs" not in given:

@@ -95,7 +95,7 @@ def _data() -> ConfigDict:
     c.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation
     c.canvas = 512  # pixels; larger images are decoded at a smaller scale
     c.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
-    c.threads = 0  # that decode; 0: one a core, at most 64
+    c.threads = 0  # threads that decode; 0: one per core, at most 64
     c.max_bad_fraction = 0.01  # of unreadable images, found by one process, that stops the run
     c.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.std = IMAGENET_STD

@@ -195,7 +195,7 @@ def _rate(work: Callable[[], Any], images: int, seconds: float) -> float:
 
 
 def main() -> None:
-    config = command_line.config()
+    config = command_line.config("pretrain")
     config.knn.every_epochs = 0.0  # do not load images for the kNN monitor
     config.epochs, config.steps = None, _STEPS.value + _AHEAD
     devices, data = jax.devices(), config.data

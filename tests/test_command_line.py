@@ -85,6 +85,12 @@ def test_config_must_be_a_config_dict(run, tmp_path):
     assert code == 2 and "mine.py: get_config() must return a ConfigDict, got list" in printed
 
 
+def test_a_command_of_one_task_refuses_configs_of_others(run, config_flag):
+    code, printed = run(lambda: command_line.config("pretrain"), config_flag)
+    assert code == 2
+    assert "mine.py: this command needs task='pretrain', got None" in printed
+
+
 def test_length_on_the_command_line_replaces_that_of_the_file(run, config_flag):
     lengths = []
 

@@ -31,7 +31,7 @@ _OUT = flags.DEFINE_string("out", None, "Output folder; default runs/ablate_<stu
 
 def main() -> int:
     """Runs the study; returns the exit code."""
-    config = command_line.config()
+    config = command_line.config("pretrain")
     if _STUDY.value is None:
         command_line.fail(f"--study must be given; allowed: {', '.join(STUDIES)}")
     folder = pathlib.Path(_OUT.value or f"runs/ablate_{_STUDY.value}_{config.get('name')}")

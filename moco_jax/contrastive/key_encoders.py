@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
 
 
 class KeyEncoder(Protocol):
-    """What the train step asks of a key encoder; `state` is a TrainState."""
+    """The interface of a key encoder; `state` is a TrainState."""
 
     def init_key_params(self, variables: Any) -> Any:
         """Returns the key encoder's variables at step 0, given those of the query encoder."""

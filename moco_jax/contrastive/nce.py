@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation: tell the slot of a query from noise (Wu et al. 2018, sec. 3.3).
+"""Noise-contrastive estimation: is a slot the query's own or noise? (Wu et al. 2018, sec. 3.3).
 
 A softmax over all N images has P(i|q) = exp(s_i / T) / Z, where s_i is the similarity of the query
 to the slot of image i. NCE replaces it with one binary choice for each slot of a small sample: is

@@ -72,7 +72,7 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
 
 
 def main() -> None:
-    config = command_line.config()
+    config = command_line.config("pretrain")
     image = preview(config, open_whole(config), _IMAGES.value, _DRAWS.value)
     Image.fromarray(image).save(_OUT.value, "PNG")
     print(f"{_OUT.value}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")

@@ -50,7 +50,7 @@ _LARGEST = flags.DEFINE_integer(
 
 def main() -> int:
     """Prints the plan; returns 1 if a topology does not fit, else 0."""
-    config = command_line.config()
+    config = command_line.config("pretrain")
     if not _TOPOLOGY.value:
         raise ValueError("give --topology, such as --topology=v5e:4x4,v4:8x8x8 or h100:8")
     topologies = planner.parse_topologies(_TOPOLOGY.value)

@@ -82,7 +82,7 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
             yield "dictionary='memory_bank' has one view of each image: symmetric must be False"
         if bank.negatives % devices:
             yield (
-                f"bank.negatives={bank.negatives} must divide by the {devices} devices; "
+                f"bank.negatives={bank.negatives} must be a multiple of the {devices} devices; "
                 f"{checks.nearest(bank.negatives, devices)}"
             )
     yield from checks.crop(data)

@@ -37,7 +37,7 @@ def base() -> ConfigDict:
     c.data.image_size = 513  # S, pixels, of a training crop
     c.data.scale = (0.5, 2.0)  # lowest and highest scale of the image in a training crop
     c.data.flip = 0.5  # probability
-    c.data.threads = 0  # that decode; 0: one a core, at most 64
+    c.data.threads = 0  # threads that decode; 0: one per core, at most 64
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
     c.data.std = ()
     return c.lock()

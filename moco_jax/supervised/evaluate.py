@@ -176,6 +176,6 @@ def check_frozen(run: SupervisedRun, state: SupervisedState) -> str:
         raise FrozenMoved(
             f"{len(moved)} of {len(flat)} arrays of the frozen encoder differ from "
             f"{run.config.pretrained or 'the seed'}: {', '.join(moved[:5])}. Either the encoder "
-            "was trained on since this run began, or the step changed it"
+            "was trained further after this run began, or the step changed it"
         )
     return f"the frozen weights are unchanged: {len(flat)} arrays are equal bit for bit"

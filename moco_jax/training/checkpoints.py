@@ -149,7 +149,7 @@ class Checkpoints:
         if step is None:
             return
         about = self._about(step)
-        _check_kind(self.path(step), about, self._kind.name)
+        _check_kind(self.path(step), about, self._kind.name, "give another --workdir")
         changed = differences(self._older_values() | about["recipe"], self._recipe)
         fatal = {key: values for key, values in changed.items() if self._kind.shapes_state(key)}
         if fatal:
@@ -200,7 +200,7 @@ def read_encoder(folder: pathlib.Path, kind: str) -> tuple[dict[str, Any], dict[
         about = _renamed(json.loads(about_file.read_text()))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is not a checkpoint of moco_jax: {error}") from error
-    _check_kind(folder, about, kind)
+    _check_kind(folder, about, kind, "give the workdir of a pretraining run as the encoder")
     handler = ocp.PyTreeCheckpointHandler()
     try:
         # The state's own files list its arrays: neither its optimizer nor its queue is read.
@@ -214,10 +214,11 @@ def read_encoder(folder: pathlib.Path, kind: str) -> tuple[dict[str, Any], dict[
         raise ValueError(f"{folder} is damaged: {error}") from error
 
 
-def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str) -> None:
+def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str, remedy: str) -> None:
     """Raises a ValueError if a checkpoint's description has another kind."""
     if about.get("kind") != kind:
-        raise ValueError(f"{folder} is a checkpoint of kind {about.get('kind')!r}, not {kind!r}")
+        given = about.get("kind")
+        raise ValueError(f"{folder} is a checkpoint of kind {given!r}, not {kind!r}; {remedy}")
 
 
 def _renamed(about: dict[str, Any]) -> dict[str, Any]:

@@ -164,11 +164,12 @@ def _batch(config: ConfigDict, devices: int) -> Iterator[str]:
     if problem:
         yield problem
     if size % devices:
-        yield f"batch_size={size} must divide by the {devices} devices; {nearest(size, devices)}"
+        allowed = nearest(size, devices)
+        yield f"batch_size={size} must be a multiple of the {devices} devices; {allowed}"
     if size % groups:
-        yield f"batch_size={size} must divide by bn_groups={groups}; {nearest(size, groups)}"
+        yield f"batch_size={size} must be a multiple of bn_groups={groups}; {nearest(size, groups)}"
     elif size // groups < 2:
-        yield f"bn_groups={groups} leaves {size // groups} image a group; batch norm needs 2"
+        yield f"bn_groups={groups} leaves 1 image per group; batch norm needs at least 2"
     if groups % devices and devices % groups:
         yield (
             f"bn_groups={groups} must be a multiple or a divisor of the {devices} devices; "
@@ -199,8 +200,8 @@ def nearest(value: int, divisor: int) -> str:
     """Returns a phrase with the multiples of the divisor next to a value."""
     below = value // divisor * divisor
     if not below:
-        return f"the nearest that does is {divisor}"
-    return f"the nearest that do are {below} and {below + divisor}"
+        return f"the nearest multiple is {divisor}"
+    return f"the nearest multiples are {below} and {below + divisor}"
 
 
 def is_number(value: Any) -> bool:

@@ -70,8 +70,8 @@ def train(
             return _in_workdir(config, path, kind, build, asked)
         except interruption.Stopped as stopped:  # there was no state yet
             raise Interrupted(
-                f"stopped by {stopped} before the first step: nothing had to be saved. The same "
-                "command starts again.",
+                f"stopped by {stopped} before the first step, so nothing was saved. Start the same "
+                "command again.",
                 stopped.signal,
             ) from None
 
@@ -111,7 +111,8 @@ def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
     step = checkpoints.latest
     if step is None:
         return Interrupted(
-            f"stopped by {by.name} before the first step was done. The same command starts again.",
+            f"stopped by {by.name} before the first step was done, so nothing was saved. Start the "
+            "same command again.",
             by,
         )
     return Interrupted(
@@ -191,8 +192,8 @@ def _settle(
 ) -> Scalars:
     """Waits until at most `keep` steps are pending; returns the metrics of the latest other step.
 
-    A step's loss is checked a little later, so the devices stay busy. Still nothing that is not
-    finite is ever saved or logged as good.
+    A step's loss is checked a little later, so the devices stay busy. Only finite states are
+    saved, and only finite metrics are logged.
 
     Raises:
       NotFinite: with the step, the metrics and arrays that are not finite, and the last good

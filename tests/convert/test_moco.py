@@ -171,7 +171,7 @@ def test_the_resumed_run_takes_a_step(run, capsys):
         ({"model__head": "linear"}, "model.head: 'mlp' in the weights, 'linear' in the config"),
         ({"model__width": 2.0}, "model.width: 1.0 in the weights, 2.0 in the config"),
         ({"dictionary": "in_batch"}, "needs dictionary='queue' in --config, got 'in_batch'"),
-        ({"bn_groups": 5}, "must divide by bn_groups=5"),
+        ({"bn_groups": 5}, "must be a multiple of bn_groups=5"),
     ],
 )
 def test_another_config_is_refused(saved, tmp_path, changes, message):

@@ -18,7 +18,7 @@ def test_one_error_has_the_problems_of_all_topologies():
         planner.prepare(tiny_config(), topologies)
     assert "h100:8" not in str(error.value)
     assert "h100:3: the config has 2 problems" in str(error.value)
-    assert "batch_size=32 must divide by the 5 devices" in str(error.value)
+    assert "batch_size=32 must be a multiple of the 5 devices" in str(error.value)
 
 
 def test_images_per_chip_set_the_batch_size():

@@ -25,21 +25,21 @@ def test_the_tiny_and_the_base_config_are_fine():
     [
         (
             {"batch_size": 100, "bn_groups": 4},
-            "divide by the 8 devices; the nearest that do are 96 and 104",
+            "must be a multiple of the 8 devices; the nearest multiples are 96 and 104",
         ),
         (
             {"batch_size": 40, "bn_groups": 16},
-            "must divide by bn_groups=16; the nearest that do are 32 and 48",
+            "must be a multiple of bn_groups=16; the nearest multiples are 32 and 48",
         ),
         (
             {"queue_size": 100},
-            "multiple of the 32 keys of a step; the nearest that do are 96 and 128",
+            "multiple of the 32 keys of a step; the nearest multiples are 96 and 128",
         ),
         (
             {"symmetric": True, "queue_size": 96},
             "64 keys of a step (two views of each image, symmetric=True)",
         ),
-        ({"bn_groups": 32}, "leaves 1 image a group; batch norm needs 2"),
+        ({"bn_groups": 32}, "leaves 1 image per group; batch norm needs at least 2"),
         ({"model__name": "resnet5"}, "did you mean 'resnet50'? known: resnet10, resnet18"),
         ({"model__head": "conv"}, "known: linear, mlp"),
         ({"dtype": "float16"}, "dtype='float16' is unknown"),

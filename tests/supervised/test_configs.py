@@ -108,7 +108,7 @@ def test_linear_protocol_matches_the_reference(repository):
             {"label_fraction": 0.1, "label_list": "x"},
             "set one of label_list and label_fraction",
         ),
-        ("linear", {"batch_size": 30}, "must divide by the 8 devices"),
+        ("linear", {"batch_size": 30}, "must be a multiple of the 8 devices"),
         ("linear", {"epochs": 3.0}, "set one of epochs and steps"),
         ("finetune", {"lr": 0.0}, "lr=0.0 must be above 0"),
         ("finetune", {"ema": 1.5}, "ema=1.5 must lie between 0 and 1"),

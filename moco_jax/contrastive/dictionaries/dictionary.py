@@ -1,4 +1,4 @@
-"""What the train step asks of a dictionary."""
+"""The interface of a dictionary."""
 
 from typing import Any, NamedTuple, Protocol
 

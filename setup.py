@@ -52,7 +52,7 @@ setup(
         # What launch/test.sh runs.
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.7",
+            "pytest-xdist>=3.5",
             "ruff",
             "pyright",
             "chex>=0.1.90",

@@ -12,4 +12,4 @@ run "$python" -m ruff check .
 run "$python" -m ruff format --check .
 run "$python" -m pyright --pythonpath "$python"
 # The tests of a file share a process, so that it compiles each program once.
-become "$python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder ${arguments[@]+"${arguments[@]}"}
+become "$python" -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile ${arguments[@]+"${arguments[@]}"}

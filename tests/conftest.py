@@ -79,12 +79,7 @@ def repository() -> pathlib.Path:
     return pathlib.Path(__file__).parents[1]
 
 
-# They start first, so that no process has one left at the end.
-_SLOWEST = ("test_cluster", "test_pretrain", "test_train_step", "test_evaluate", "contrastive/", "")
-
-
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: [name in str(item.path) for name in _SLOWEST].index(True))
     platform = jax.default_backend()
     for item in items:
         for name in ("gpu", "tpu"):

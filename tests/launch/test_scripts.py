@@ -69,9 +69,8 @@ def test_an_unknown_platform_is_named(run, monkeypatch):
 def test_the_dry_run_of_the_tests(run):
     done = run("test.sh", "--dry-run", "-m", "not slow")
     *_, pytest_command = map(shlex.split, done.stdout.splitlines())
-    processes = ["--numprocesses=auto", "--maxprocesses=4"]
-    order = ["--dist=loadfile", "--no-loadscope-reorder"]
-    assert pytest_command[1:] == ["-m", "pytest", *processes, *order, "-m", "not slow"]
+    side_by_side = ["--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]
+    assert pytest_command[1:] == ["-m", "pytest", *side_by_side, "-m", "not slow"]
 
 
 def test_the_dry_run_of_a_slurm_job(run, checkout, monkeypatch):

@@ -112,6 +112,14 @@ def _parse(argv: list[str], config: str) -> list[str]:
         message = str(error.args[0] if error.args else error)
         # ml_collections lists every field of the config between the key and its suggestion.
         message = re.sub(r"(?s)Other fields present:.*?(?=Did you mean|$)", "", message)
+        key = re.fullmatch(
+            r"""[\\'"]*(\w+)[\\'"]*(?:(?:\\n|\s)*(Did you mean "\w+").*)?""", message
+        )
+        if key and isinstance(error, AttributeError | KeyError):
+            hint = (
+                f". {key[2]}?" if key[2] else "; moco_jax/config.py lists the keys of pretraining"
+            )
+            fail(f"{' '.join(argv[1:])}: there is no config key {key[1]!r}{hint}")
         fail(f"{type(error).__name__} in {' '.join(argv[1:])}: {message}")
     if config == "required" and not has_config():
         fail("--config must be given, such as --config=configs/digits.py")

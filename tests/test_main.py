@@ -25,6 +25,10 @@ def run(repository, monkeypatch, capsys):
         ([], "--config must be given, such as --config=configs/digits.py"),
         (["--config=configs/digit.py"], "there is no config file configs/digit.py"),
         (["--config=configs/digits.py", "--config.momentun=0.9"], 'Did you mean "momentum"'),
+        (
+            ["--config=configs/digits.py", "--config.dim=64"],
+            "there is no config key 'dim'; moco_jax/config.py",
+        ),
         (["--config=configs/digits.py", "--config.modle.name=x"], 'Did you mean "model"'),
         (["--config=configs/digits.py", "--config.lr=fast"], "could not convert string to float"),
         (["--config=configs/digits.py", "--workdri=x"], "Did you mean: workdir"),

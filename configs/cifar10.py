@@ -95,6 +95,7 @@ def get_config(variant: str = "asymmetric"):
     c.weight_decay = 5e-4
 
     c.data.source = "tfds:cifar10"
+    c.data.exif_orientation = False  # as the reference decodes
     c.data.image_size = 32
     c.data.eval_resize = 32
     c.data.mean = (0.4914, 0.4822, 0.4465)

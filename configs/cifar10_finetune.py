@@ -47,6 +47,7 @@ def get_config(variant: str = "full"):
     c.ema = 0.0
 
     c.data.source = "tfds:cifar10"
+    c.data.exif_orientation = False  # as the reference decodes
     c.view = recipes.supervised()
     variants.apply(c, VARIANTS, variant)
     return c

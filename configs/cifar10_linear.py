@@ -35,5 +35,6 @@ def get_config():
     c.l2 = (1e-4,)  # with cached=True
 
     c.data.source = "tfds:cifar10"
+    c.data.exif_orientation = False  # as the reference decodes
     c.view = recipes.supervised()
     return c

@@ -97,6 +97,7 @@ def get_config(variant: str = "v2"):
     c.weight_decay = 1e-4
 
     c.data.source = "tfds:imagenet2012"
+    c.data.exif_orientation = False  # as the reference decodes
     c.data.image_size = 224
     c.data.eval_resize = 256
     c.data.mean = (0.485, 0.456, 0.406)

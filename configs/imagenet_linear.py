@@ -44,6 +44,7 @@ def get_config(variant: str = "v2"):
     c.weight_decay = 0.0
 
     c.data.source = "tfds:imagenet2012"
+    c.data.exif_orientation = False  # as the reference decodes
     c.data.image_size = 224
     c.data.eval_resize = 256
     c.view = recipes.supervised()

@@ -12,6 +12,7 @@ from ml_collections.config_dict import placeholder
 from moco_jax.contrastive.dictionaries import BANK_LOSSES, DICTIONARIES
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment import recipes
+from moco_jax.data.sources.folders import CLASS_FOLDERS
 from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import NAMES
@@ -90,12 +91,18 @@ def _data() -> ConfigDict:
     c.path = ""  # folder, tar or .npz of images, or a TFDS data_dir; ~ is expanded
     c.train_split = "train"
     c.test_split = "test"  # held-out labelled images, for the kNN monitor
+    c.class_folders = "first"  # class folders: first (below the split) or leaf (the innermost)
+    c.exclude = ""  # names of folders that are left out, such as "masks,thumbnails"
     c.held_out = 0.1  # fraction of a labelled source without test split that becomes its test
     c.image_size = 224  # S, pixels, of a view
     c.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation
     c.canvas = 512  # pixels; larger images are decoded at a smaller scale
     c.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
     c.threads = 0  # threads that decode; 0: one per core, at most 64
+    c.exif_orientation = True  # turn images upright by their EXIF orientation
+    c.bit_depth = 16  # significant bits of 16-bit images, such as 12 for a 12-bit sensor
+    c.max_megapixels = 89.5  # images with more pixels are unreadable
+    c.may_change = False  # continue a run although its images have changed
     c.max_bad_fraction = 0.01  # of unreadable images, found by one process, that stops the run
     c.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.std = IMAGENET_STD
@@ -113,6 +120,12 @@ def _knn() -> ConfigDict:
     return c
 
 
+# Of the keys of `data` that say how images are found and decoded.
+DATA_RULES = {
+    "data.class_folders": one_of(CLASS_FOLDERS),
+    "data.bit_depth": checks.bit_depth,
+    "data.max_megapixels": positive,
+}
 # What each key may be. `pretraining/validation.py` checks them, and how keys fit each other.
 RULES = checks.COMMON_RULES | {
     "task": one_of(("pretrain",)),
@@ -130,6 +143,7 @@ RULES = checks.COMMON_RULES | {
     "bank.momentum": fraction,
     "bank.loss": one_of(BANK_LOSSES),
     "lr": positive,
+    **DATA_RULES,
     "data.held_out": fraction,
     "data.image_size": whole,
     "data.eval_resize": whole,

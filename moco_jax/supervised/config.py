@@ -100,6 +100,7 @@ def _classification(task: str) -> ConfigDict:
 DOWNSTREAM_RULES = COMMON_RULES | {"evaluate_every": not_negative}
 _CLASSIFICATION_RULES = DOWNSTREAM_RULES | {
     "label_fraction": fraction,
+    **pretraining.DATA_RULES,
     "data.held_out": fraction,
     "data.image_size": not_negative,
     "data.eval_resize": not_negative,

@@ -34,6 +34,10 @@ def fraction(value: Any) -> str:
     return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
 
 
+def bit_depth(value: Any) -> str:
+    return "" if is_whole(value) and 9 <= value <= 16 else "must be a whole number from 9 to 16"
+
+
 def one_of(names: Iterable[str]) -> Rule:
     """Returns the rule that a value must be one of these names."""
     known = tuple(names)

@@ -11,6 +11,7 @@ import numpy as np
 from moco_jax.data.sources.source import Source
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CLASS_FOLDERS = ("first", "leaf")  # values of data.class_folders
 # The folders tried for the test split 'test'; the first one with classes is used.
 TEST_FOLDERS = ("test", "val", "validation")
 

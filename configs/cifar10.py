@@ -73,6 +73,7 @@ def get_config(variant: str = "asymmetric"):
 
     c.model.name = "resnet18"
     c.model.stem = "small"
+    c.model.stem_init = "fan_in"  # the demo replaces torchvision's stem by a new convolution
     c.model.width = 1.0
     c.model.head = "linear"
     c.model.dim = 128
@@ -89,7 +90,7 @@ def get_config(variant: str = "asymmetric"):
     c.lr = 0.06
     c.lr_batch = 512
     c.lr_schedule = "cosine"
-    c.lr_update = "epoch"
+    c.lr_update = "epoch_from_1"
     c.warmup_epochs = 0.0
     c.sgd_momentum = 0.9
     c.weight_decay = 5e-4

@@ -28,6 +28,7 @@ def get_config():
 
     c.model.name = "resnet10"
     c.model.stem = "small"
+    c.model.stem_init = "fan_out"
     c.model.width = 0.25
     c.model.head = "mlp"
     c.model.hidden = 0  # 128, the number of features

@@ -33,6 +33,7 @@ def get_config(path: str = ""):
 
     c.model.name = "resnet50"
     c.model.stem = "imagenet"
+    c.model.stem_init = "fan_out"
     c.model.width = 1.0
     c.model.head = "mlp"
     c.model.hidden = 0  # 2048, the number of features

@@ -77,6 +77,7 @@ def get_config(variant: str = "v2"):
 
     c.model.name = "resnet50"
     c.model.stem = "imagenet"
+    c.model.stem_init = "fan_out"
     c.model.width = 1.0
     c.model.hidden = 0  # of the mlp head: 2048, the number of features
     c.model.dim = 128

@@ -15,7 +15,7 @@ from moco_jax.data.augment import recipes
 from moco_jax.data.sources.folders import CLASS_FOLDERS
 from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
-from moco_jax.models.resnet import NAMES
+from moco_jax.models.resnet import NAMES, STEM_INITS
 from moco_jax.training import checks
 from moco_jax.training.checks import fraction, not_negative, one_of, positive, whole
 
@@ -61,7 +61,9 @@ def base() -> ConfigDict:
     c.lr = 0.03  # for a batch of lr_batch images, in proportion to batch_size
     c.lr_batch = 256  # images
     c.lr_schedule = "cosine"  # cosine, step or constant
-    c.lr_update = "epoch"  # the schedule moves every epoch (the reference) or every step
+    # The schedule moves every epoch, counted from 0 (epoch: v1, v2) or from 1 (epoch_from_1: the
+    # CIFAR-10 demo), or every step.
+    c.lr_update = "epoch"
     c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these fractions of the run after warm-up
     c.warmup_epochs = 0.0  # lr rises linearly from 0
     c.sgd_momentum = 0.9
@@ -78,6 +80,9 @@ def _model() -> ConfigDict:
     c = ConfigDict()
     c.name = "resnet50"  # see moco_jax/models/resnet.py
     c.stem = "imagenet"  # imagenet: 7x7/2 and max-pool; small: 3x3/1 for images of 32x32
+    # Random weights of the stem's convolution: fan_out (normal, as of all convolutions) or fan_in
+    # (uniform, torch's default).
+    c.stem_init = "fan_out"
     c.width = 1.0  # times the channels of every layer
     c.head = "mlp"  # linear (v1) or mlp (v2)
     c.hidden = 0  # hidden units of the mlp head; 0: as many as the backbone has features
@@ -130,6 +135,7 @@ DATA_RULES = {
 RULES = checks.COMMON_RULES | {
     "task": one_of(("pretrain",)),
     "model.name": one_of(NAMES),
+    "model.stem_init": one_of(STEM_INITS),
     "model.head": one_of(HEADS),
     "model.hidden": not_negative,
     "model.dim": whole,

@@ -14,6 +14,12 @@ from moco_jax.models.pooling import max_pool
 from moco_jax.models.relu import relu
 
 STEMS = ("imagenet", "small")
+# The values of `config.model.stem_init`. `fan_out` is torch's kaiming_normal_(mode="fan_out",
+# nonlinearity="relu"), which torchvision's ResNet uses. `fan_in` is the default of torch's Conv2d.
+STEM_INITS = {
+    "fan_out": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "fan_in": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+}
 
 
 class Block(nn.Module):
@@ -77,6 +83,7 @@ class ResNet(nn.Module):
       stage_sizes: blocks in each stage.
       stem: 'imagenet' (7x7 at stride 2, then max-pooling) or 'small' (3x3 at stride 1, no pooling),
         the reference's network for 32x32 images.
+      stem_init: the random weights of the stem's convolution, one of STEM_INITS.
       width: multiplies the channels of every layer (R50w2x: 2).
       groups: groups of the 3x3 convolution (ResNeXt).
       base_width: channels per group in the first stage (ResNeXt, wide ResNets), before `width`
@@ -92,6 +99,7 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     block: type[Block]
     stem: str = "imagenet"
+    stem_init: str = "fan_out"
     width: float = 1.0
     groups: int = 1
     base_width: int = 64
@@ -129,7 +137,8 @@ class ResNet(nn.Module):
         )
         kernel, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
         x = images.astype(self.dtype)
-        x = conv(self._channels(0), kernel, strides, name="stem_conv")(x)
+        init = STEM_INITS[self.stem_init]
+        x = conv(self._channels(0), kernel, strides, kernel_init=init, name="stem_conv")(x)
         x = norm(name="stem_norm", rectify=True)(x)
         if self.stem == "imagenet":
             x = max_pool(x)
@@ -151,7 +160,12 @@ class ResNet(nn.Module):
 
 
 def padded_conv(
-    features: int, kernel: int, strides: int = 1, dilation: int = 1, **kwargs
+    features: int,
+    kernel: int,
+    strides: int = 1,
+    dilation: int = 1,
+    kernel_init: nn.initializers.Initializer = STEM_INITS["fan_out"],
+    **kwargs,
 ) -> nn.Conv:
     """Returns a convolution padded as in torch: on both sides by half the dilated kernel."""
     pad = dilation * (kernel // 2)
@@ -162,8 +176,7 @@ def padded_conv(
         padding=pad,
         kernel_dilation=dilation,
         use_bias=False,
-        # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), as in torchvision's ResNet.
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=kernel_init,
         conv_general_dilated=convolution.conv_general_dilated,
         **kwargs,
     )

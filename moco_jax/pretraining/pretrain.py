@@ -20,7 +20,7 @@ from moco_jax.training.optimizers import peak_lr
 from moco_jax.training.task import Scalars, Task
 
 _STRUCTURE = (
-    "model.",
+    *(f"model.{key}" for key in ("name", "stem", "width", "head", "hidden", "dim")),
     "queue_",
     "dictionary",
     "bank.loss",

@@ -24,7 +24,12 @@ def _constant(progress: jax.Array, config: ConfigDict) -> jax.Array:
 
 
 SCHEDULES = {"cosine": _cosine, "step": _step, "constant": _constant}
-UPDATES = ("epoch", "step")
+# When the schedule moves -> (epoch, with its fraction) -> the epoch that the schedule sees.
+UPDATES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "epoch": lambda epoch: jnp.floor(epoch + 1e-6),
+    "epoch_from_1": lambda epoch: jnp.floor(epoch + 1e-6) + 1,
+    "step": lambda epoch: epoch,
+}
 
 
 def scaled_lr(config: ConfigDict, lr: float) -> float:
@@ -48,22 +53,23 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None =
     """Returns step -> learning rate f32[].
 
     The decay starts after the warm-up. With `lr_update='epoch'` it moves at the start of each
-    epoch, as in the references of v1 and v2; the warm-up moves at every step (MoCo v3).
+    epoch, as in the references of v1 and v2; with 'epoch_from_1' too, but the first epoch has the
+    number 1, as in the reference's CIFAR-10 demo, so that the last epoch of a cosine has rate 0.
+    The warm-up moves at every step (MoCo v3).
 
     Args:
       config: has the keys `lr_*`, `warmup_epochs`, and `epochs` or `steps`.
       steps_per_epoch: steps of one pass over the data.
       peak: the highest learning rate; default `peak_lr(config)`.
     """
-    decay = SCHEDULES[config.lr_schedule]
+    decay, move = SCHEDULES[config.lr_schedule], UPDATES[config.lr_update]
     epochs = total_steps(config, steps_per_epoch) / steps_per_epoch
     warmup = min(config.warmup_epochs, epochs)
     peak = peak_lr(config) if peak is None else peak
 
     def schedule(step):
         epoch = jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
-        decayed = jnp.floor(epoch + 1e-6) if config.lr_update == "epoch" else epoch
-        progress = jnp.clip((decayed - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
+        progress = jnp.clip((move(epoch) - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
         rise = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
         return peak * rise * decay(progress, config)
 

@@ -79,6 +79,7 @@ def shrink(c: ConfigDict, batch: int) -> ConfigDict:
     c.data.image_size = 16
     c.batch_size = c.lr_batch = batch  # lr is then the recipe's, unscaled
     c.dtype = "float64"
+    c.lr_update = "epoch"  # as in generate.py
     return c
 
 

@@ -56,6 +56,17 @@ def test_convolutions_are_initialised_kaiming_fan_out():
     assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
 
 
+def test_the_demos_stem_is_initialised_as_torchs_convolution():
+    """Uniform within 1 / sqrt(fan_in), of 27 inputs: torch's kaiming_uniform_(a=sqrt(5))."""
+    model = resnet("resnet18", stem="small", stem_init="fan_in")
+    params = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=True)["params"]
+    kernel = params["stem_conv"]["kernel"]
+    assert float(kernel.std()) == pytest.approx(1 / 9, rel=0.03)
+    assert 0.19 < float(jnp.abs(kernel).max()) <= 1 / math.sqrt(27)
+    other = params["stage1_block1"]["Conv_0"]["kernel"]
+    assert float(other.std()) == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
+
+
 def test_heads_are_initialised_as_torchs_linear():
     params = MLPHead(dim=128).init(jax.random.key(0), jnp.zeros((1, 512)))["params"]
     assert params["hidden_layer"]["kernel"].shape == (512, 512)

@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import cifar10
 from moco_jax.training.optimizers import make_optimizer, make_schedule
 from tests.tiny import tiny_config
 
@@ -18,6 +19,14 @@ def test_cosine_moves_once_an_epoch():
     expected = [0.03, 0.03, 0.03 * (1 + np.cos(np.pi / 200)) / 2, 0.015]
     np.testing.assert_allclose(got[:4], expected, rtol=1e-5)
     assert got[4] == pytest.approx(0.03 * (1 + np.cos(np.pi * 199 / 200)) / 2, rel=1e-3)
+
+
+def test_the_cifar_demo_counts_epochs_from_1():
+    """Its loop is `for epoch in range(1, 201)`, and its rate .06 (1 + cos(pi epoch / 200)) / 2."""
+    schedule = make_schedule(cifar10.get_config(), 97)
+    got = [float(schedule(step)) for step in (0, 96, 97, 100 * 97, 199 * 97, 200 * 97 - 1)]
+    expected = [0.03 * (1 + np.cos(np.pi * epoch / 200)) for epoch in (1, 1, 2, 101, 200, 200)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_cosine_moves_every_step():

@@ -8,6 +8,7 @@ import os
 import pathlib
 
 from moco_jax.data.sources import folders
+from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, Sources
 
 
@@ -63,4 +64,4 @@ def no_images(what: str, others: collections.Counter) -> str:
 
 def _folder_source(root: str, split: folders.Split) -> Source:
     names = [os.path.join(root, path) for path in split.paths]
-    return split.source(root, names, lambda i: pathlib.Path(names[i]).read_bytes())
+    return split.source(root, names, lambda i: read_file(names[i]))

@@ -111,11 +111,11 @@ def _open_file(path: str, train_split: str, test_split: str) -> Sources:
 
 def _open_digits() -> Sources:
     """Returns the digits data set."""
-    splits = [
+    train, test = (
         array_source(*digits.digits(split), f"digits/{split}", digits.CLASS_NAMES)
         for split in ("train", "test")
-    ]
-    return Sources(*splits)
+    )
+    return Sources(train, test)
 
 
 def _open_npz(path: str) -> Sources:

@@ -5,12 +5,16 @@ This module also makes sources from arrays and from other sources.
 """
 
 import dataclasses
+import hashlib
+import os
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
+_SAMPLED = 16  # images whose bytes are part of a fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,57 @@ class Sources:
 
     train: Source
     test: Source | None
+    notes: tuple[str, ...] = ()  # lines about what was guessed and left out, for the user
+
+
+def fingerprint(source: Source) -> str:
+    """Returns the identity of the images, whatever their place, as 32 hexadecimal digits.
+
+    It covers the number of images, their names in order, labels, class names, and the bytes of 16
+    evenly spaced images. Names count without the folders that all of them are in, so a copy, a
+    moved folder and a tar archive of the same files have the same fingerprint. Names that are only
+    numbers do not count. An unreadable image counts as unreadable.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _described(source):
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(int)):
+        digest.update(_sample(source, int(index)))
+    return digest.hexdigest()
+
+
+def _described(source: Source) -> list[bytes]:
+    """Returns all that a fingerprint covers besides the images."""
+    labels = b"" if source.labels is None else np.asarray(source.labels, "<i4").tobytes()
+    return [b"%d" % len(source), _names_in_folder(source.names), labels, _text(source.class_names)]
+
+
+def _names_in_folder(names: Sequence[str]) -> bytes:
+    """Returns names without the folder that holds all of them."""
+    if isinstance(names, NumberedNames) or not len(names):
+        return b""
+    names = list(names)
+    start = os.path.commonprefix([min(names), max(names)]).rfind("/") + 1
+    return _text([name[start:] for name in names])
+
+
+def _text(parts: Sequence[str]) -> bytes:
+    """Returns names as bytes; some file systems change the Unicode form of a name."""
+    text = "\0".join(parts)
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    return text.encode(errors="surrogatepass")
+
+
+def _sample(source: Source, index: int) -> bytes:
+    """Returns the digest of one image."""
+    try:
+        image = source.read(index)
+    except Exception:  # the readers of TFDS raise many types
+        return b"unreadable"
+    if isinstance(image, np.ndarray):
+        image = str((image.shape, image.dtype.str)).encode() + np.ascontiguousarray(image).tobytes()
+    return hashlib.blake2b(image, digest_size=16).digest()
 
 
 class NumberedNames(Sequence):

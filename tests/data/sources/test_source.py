@@ -1,10 +1,14 @@
-"""Sources from arrays, and held-out fractions per class."""
+"""Sources from arrays, held-out fractions per class, and the identity of images."""
+
+import dataclasses
+import time
 
 import numpy as np
 import pytest
 
 from moco_jax.data.sources import source as source_lib
-from moco_jax.data.sources.source import array_source, hold_out
+from moco_jax.data.sources.source import Source, array_source, fingerprint, hold_out, take
+from tests.data.sources.stores import SPLIT_PATHS, open_images, write_folder, write_tar
 
 
 def test_arrays():
@@ -69,3 +73,75 @@ def test_held_out_has_a_maximum(monkeypatch):
 def test_nothing_is_held_out():
     assert hold_out(labelled([5, 5]), 0.0, seed=0).test is None
     assert hold_out(labelled([1, 1]), 0.5, seed=0).test is None
+
+
+def files(names, contents=None, labels=None, class_names=()):
+    """Returns a source of files; the bytes of each are its name unless others are given."""
+    read = (contents or [name.rpartition("/")[2].encode() for name in names]).__getitem__
+    return Source("files", read, names, labels, class_names)
+
+
+def test_fingerprint_ignores_the_place_of_the_images():
+    names = ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
+    here, there = files(["/x/y/" + n for n in names]), files(["/scratch/job7/" + n for n in names])
+    assert fingerprint(here) == fingerprint(there) == fingerprint(files(names))
+    assert len(fingerprint(here)) == 32
+
+
+def test_fingerprint_of_a_folder_equals_that_of_an_archive(tmp_path):
+    folder = open_images(write_folder(tmp_path / "data", SPLIT_PATHS))
+    archive = open_images(write_tar(tmp_path / "data.tar.gz", SPLIT_PATHS, "gz"))
+    assert fingerprint(folder.train) == fingerprint(archive.train)
+    assert fingerprint(folder.test) == fingerprint(archive.test) != fingerprint(folder.train)
+
+
+def test_fingerprint_covers_names_order_labels_classes_and_bytes():
+    names, labels = ["a/1.jpg", "a/2.jpg", "b/3.jpg"], np.int32([0, 0, 1])
+    sources = [
+        files(names),
+        files(names, labels=labels, class_names=("a", "b")),
+        files(names, labels=labels, class_names=("a", "c")),
+        files(names, labels=1 - labels, class_names=("a", "b")),
+        files(names[::-1]),
+        files(names[:2]),
+        files(["a/1.jpg", "a/2.jpg", "b/4.jpg"], contents=[b"1.jpg", b"2.jpg", b"3.jpg"]),
+        files(names, contents=[b"1.jpg", b"2.jpg", b"other"]),
+        array_source(np.zeros((3, 2, 2), np.uint8)),
+        array_source(np.zeros((3, 1, 4), np.uint8)),
+        array_source(np.ones((3, 2, 2), np.uint8)),
+        array_source(np.ones((4, 2, 2), np.uint8)),
+    ]
+    assert len({fingerprint(source) for source in sources}) == len(sources)
+    assert fingerprint(take(sources[1], np.arange(3), "other name")) == fingerprint(sources[1])
+
+
+def test_fingerprint_of_arrays_ignores_their_name():
+    images = np.arange(40, dtype=np.uint8)[:, None, None]
+    assert fingerprint(array_source(images, name="a")) == fingerprint(array_source(images))
+    held_out = [hold_out(array_source(images, images[:, 0, 0] % 2, n), 0.5, 0) for n in "ab"]
+    assert fingerprint(held_out[0].train) == fingerprint(held_out[1].train)
+
+
+def test_fingerprint_counts_an_unreadable_image():
+    def read(index):
+        raise OSError("gone")
+
+    names = [f"{i}.jpg" for i in range(3)]
+    whole = files(names)
+    assert fingerprint(Source("x", read, names, None, ())) != fingerprint(whole)
+
+
+def test_fingerprint_of_names_in_another_unicode_form():
+    composed, decomposed = files(["caf\u00e9.jpg", "z"]), files(["cafe\u0301.jpg", "z"])
+    same = [dataclasses.replace(x, read=lambda i: b"x") for x in (composed, decomposed)]
+    assert fingerprint(same[0]) == fingerprint(same[1])
+    foreign = dataclasses.replace(same[0], names=["caf\udce9.jpg", "z"])  # Latin-1 bytes
+    assert fingerprint(foreign) != fingerprint(same[0])
+
+
+def test_fingerprint_of_many_names_is_quick():
+    names = [f"/data/train/n{i % 1000:08}/n{i}_image.JPEG" for i in range(1_300_000)]
+    source = Source("x", lambda i: b"x", names, np.zeros(len(names), np.int32), ("a",))
+    start = time.monotonic()
+    fingerprint(source)
+    assert time.monotonic() - start < 60  # about a second

@@ -1,6 +1,6 @@
 """The kNN monitor of a pretraining run: whether the features separate the classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +32,20 @@ class KnnMonitor:
         self.train, self.test = train, test
         encode = make_encode(config, encoder, config.knn.features, layout)
         self._measure = self._make_measure(encode)
+
+    def limits(self) -> Iterator[str]:
+        """Yields a line for each number that is smaller than asked or than the data set."""
+        knn = self._config.knn
+        bank, queries = (
+            min(limit or len(data), len(data))
+            for data, limit in ((self.train, knn.bank), (self.test, knn.queries))
+        )
+        if bank < len(self.train):
+            yield f"kNN: {bank} of the {len(self.train)} training images are neighbours (knn.bank)"
+        if queries < len(self.test):
+            yield f"kNN: {queries} of the {len(self.test)} test images are classified (knn.queries)"
+        if bank < knn.k:
+            yield f"kNN: k = {bank} (asked {knn.k}): all {bank} images are neighbours"
 
     def top1(self, params, batch_stats) -> float:
         """Returns top-1 in percent of the encoder with these parameters."""

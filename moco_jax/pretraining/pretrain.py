@@ -131,6 +131,7 @@ def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     config = run.config
     if run.drift:
         run.drift.begin(int(state.step))
+    yield from run.notes
     yield (
         f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size} in "
         f"{config.bn_groups} batch-norm groups; {run.method.dictionary.num_negatives} negatives"

@@ -14,6 +14,7 @@ from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
 from moco_jax.parallel.mesh import Layout
+from moco_jax.pretraining import few_images
 from moco_jax.pretraining.drift import DriftMonitor
 from moco_jax.pretraining.knn_monitor import KnnMonitor
 from moco_jax.pretraining.method import Method, make_method
@@ -31,12 +32,14 @@ class PretrainRun(task.Run):
       lr: step -> learning rate.
       monitor: kNN, or None without held-out labels.
       drift: of the dictionary's keys, or None if it is not measured.
+      notes: lines about the images, and warnings.
     """
 
     method: Method
     lr: Callable[[int], jax.Array]
     monitor: KnnMonitor | None
     drift: DriftMonitor | None
+    notes: tuple[str, ...] = ()
 
 
 def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) -> PretrainRun:
@@ -47,7 +50,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
     """
     sources = open_named(config) if sources is None else sources
     data = loader.load(sources.train, config.data, layout)
-    _check_batch(config, sources.train.name, len(data))
+    few_images.check_batch(config, sources.train.name, len(data), layout.devices)
     method = make_method(config, layout, len(data))
     steps = total_steps(config, len(data) // config.batch_size)
     order = ShuffledOrder(config.seed, len(data), config.batch_size, steps)
@@ -71,20 +74,12 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         lr=jax.jit(method.schedule),
         monitor=monitor,
         drift=drift,
+        notes=(
+            *sources.notes,
+            *few_images.warnings(config, len(data), layout.devices),
+            *(monitor.limits() if monitor else ()),
+        ),
     )
-
-
-def _check_batch(config: ConfigDict, name: str, images: int) -> None:
-    if images < config.batch_size:
-        raise ValueError(
-            f"{name} has {images} images, fewer than batch_size={config.batch_size}; lower "
-            "--config.batch_size or give more images"
-        )
-    if config.dictionary == "memory_bank" and images == config.batch_size:
-        raise ValueError(
-            f"dictionary='memory_bank' draws negatives from images outside the batch; {name} has "
-            f"{images}, and so has a batch: lower --config.batch_size"
-        )
 
 
 def make_run_step(config: ConfigDict, data: loader.Batches, train_step: TrainStep, layout: Layout):

@@ -22,6 +22,7 @@ from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
 from moco_jax.supervised import results, start
 from moco_jax.training import loop, task
+from moco_jax.training.batch_size import remedy
 from moco_jax.training.checkpoints import Kind
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.metrics import MetricsLog
@@ -120,7 +121,8 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
     if len(data) < config.batch_size:
         raise ValueError(
             f"data.train_split={config.data.train_split!r} has {len(data)} images, fewer than "
-            f"batch_size={config.batch_size}; lower --config.batch_size"
+            f"batch_size={config.batch_size}: "
+            f"{remedy(len(data), config.bn_groups, layout.devices)}"
         )
     per_epoch = len(data) // config.batch_size
     schedule = make_schedule(config, per_epoch)

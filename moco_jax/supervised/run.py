@@ -21,6 +21,7 @@ from moco_jax.supervised.accuracy import Scores, make_scores
 from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.start import Start
 from moco_jax.training import task
+from moco_jax.training.batch_size import remedy
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
 
@@ -60,7 +61,7 @@ def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources,
             f"{train.name} has no labelled test images; set --config.data.test_split to a split "
             "that exists, or --config.data.held_out above 0"
         )
-    return Sources(train, sources.test), note
+    return Sources(train, sources.test, sources.notes), note
 
 
 def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRun:
@@ -76,9 +77,10 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     test = loader.load(sources.test, config.data, layout)
     check_same_images(sources.train, data, test)
     if len(data) < config.batch_size:
+        groups = 1 if config.task == "linear" else config.bn_groups  # its batch norm is frozen
         raise ValueError(
             f"{sources.train.name} has {len(data)} labelled images for training, fewer than "
-            f"batch_size={config.batch_size}; lower --config.batch_size"
+            f"batch_size={config.batch_size}: {remedy(len(data), groups, layout.devices)}"
         )
     per_epoch = len(data) // config.batch_size
     steps = total_steps(config, per_epoch)
@@ -103,7 +105,11 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         scores=make_scores(start, test, layout),
         classes=classes,
         start=start,
-        notes=(note, f"test: {len(test)} images of {sources.test.name}, {classes} classes"),
+        notes=(
+            *sources.notes,
+            note,
+            f"test: {len(test)} images of {sources.test.name}, {classes} classes",
+        ),
     )
 
 

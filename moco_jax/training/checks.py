@@ -82,6 +82,7 @@ def check(
     rules: Mapping[str, Rule],
     problems: Iterable[str],
     relations: Callable[[], Iterable[str]] = tuple,
+    groups: bool = True,
 ) -> None:
     """Raises one error with every problem of a config.
 
@@ -94,6 +95,7 @@ def check(
       problems: the task's own problems; looked at once all keys are there.
       relations: returns problems of keys that must fit each other; called once the batch, its
         groups and the mesh are whole numbers.
+      groups: whether batch norm takes its statistics from the batch, so that `bn_groups` matters.
 
     Raises:
       ValueError: names each problem, the value and what is allowed.
@@ -108,7 +110,7 @@ def check(
             *problems,
         ]
         if all(is_whole(x) for x in (config.batch_size, config.bn_groups, config.mesh.fsdp)):
-            found += [*_batch(config, devices), *relations()]
+            found += [*_batch(config, devices, groups), *relations()]
     fail_on(found)
 
 
@@ -161,8 +163,8 @@ def _length(config: ConfigDict) -> Iterator[str]:
             yield f"{key}={config[key]} must be a number above 0"
 
 
-def _batch(config: ConfigDict, devices: int) -> Iterator[str]:
-    """Yields problems of the batch, its batch-norm groups and the devices."""
+def _batch(config: ConfigDict, devices: int, grouped: bool) -> Iterator[str]:
+    """Yields problems of the batch, its batch-norm groups (if it has any) and the devices."""
     size, groups = config.batch_size, config.bn_groups
     problem = mesh_problem(config.mesh.data, config.mesh.fsdp, devices)
     if problem:
@@ -170,6 +172,8 @@ def _batch(config: ConfigDict, devices: int) -> Iterator[str]:
     if size % devices:
         allowed = nearest(size, devices)
         yield f"batch_size={size} must be a multiple of the {devices} devices; {allowed}"
+    if not grouped:
+        return
     if size % groups:
         yield f"batch_size={size} must be a multiple of bn_groups={groups}; {nearest(size, groups)}"
     elif size // groups < 2:

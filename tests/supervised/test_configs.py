@@ -124,6 +124,13 @@ def test_error_names_the_value_and_what_is_allowed(task, changes, message):
     assert message in str(error.value)
 
 
+def test_groups_do_not_matter_where_batch_norm_is_frozen():
+    changes = {"batch_size": 40, "bn_groups": 7}
+    validation.check(task_config("linear", "runs/x", **changes), 8)
+    with pytest.raises(ValueError, match="must be a multiple of bn_groups=7"):
+        validation.check(task_config("finetune", "runs/x", **changes), 8)
+
+
 def test_key_of_another_task_is_unknown():
     config = task_config("linear", "runs/x")
     with config.unlocked():

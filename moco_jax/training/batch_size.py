@@ -1,0 +1,46 @@
+"""The batch that fits a small data set."""
+
+import math
+
+
+def remedy(
+    images: int, groups: int, devices: int, *, queue: int = 0, views: int = 1, spare: int = 0
+) -> str:
+    """Returns what to do about a batch that is larger than the data set: flags that fit.
+
+    Args:
+      images: number of training images.
+      groups: batch-norm groups that the config asks for; 1 if batch norm is frozen.
+      devices: number of devices that split the batch.
+      queue: keys in the queue, 0 without a queue.
+      views: keys of an image in a step, with a queue.
+      spare: number of images that must stay outside a batch.
+    """
+    found = largest_batch(images - spare, groups, devices)
+    if found is None:
+        of = f" on {devices} devices" if devices > 1 else ""
+        return f"give more images: a run{of} needs at least {max(2, devices) + spare}"
+    size, chosen = found
+    flags = [f"--config.batch_size={size}"]
+    if chosen != groups:
+        flags.append(f"--config.bn_groups={chosen}")
+    keys = size * views
+    most = images // size * keys  # the keys of an epoch
+    if queue and (queue % keys or queue > most):
+        flags.append(f"--config.queue_size={max(keys, min(queue, most) // keys * keys)}")
+    return f"give more images, or set {' '.join(flags)}"
+
+
+def largest_batch(images: int, groups: int, devices: int) -> tuple[int, int] | None:
+    """Returns the largest valid batch of at most `images` images, and its batch-norm groups.
+
+    A batch is a multiple of the devices and of its groups, a group has 2 images or more, and the
+    groups are a multiple or a divisor of the devices. The batch keeps its `groups` if it can, and
+    has as many as fit otherwise. Returns None if no batch is valid.
+    """
+    for chosen in range(groups, 0, -1):
+        multiple = math.lcm(chosen, devices)
+        size = images // multiple * multiple
+        if size >= 2 * chosen and (chosen % devices == 0 or devices % chosen == 0):
+            return size, chosen
+    return None

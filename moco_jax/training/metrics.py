@@ -1,16 +1,24 @@
 """The outputs of a run: metrics.jsonl, TensorBoard files and the progress line."""
 
+import contextlib
 import json
 import os
 import pathlib
+import socket
+import struct
 import sys
 import time
 from collections.abc import Sequence
 
 import clu.parameter_overview
-import tensorboardX
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.summary import scalar
 
 from moco_jax.parallel import cluster
+from moco_jax.training import appending
+from moco_jax.training.appending import Appended
 
 _METRICS = "metrics.jsonl"
 
@@ -18,8 +26,8 @@ _METRICS = "metrics.jsonl"
 class MetricsLog:
     """Writes scalars to `metrics.jsonl` and to TensorBoard files in a workdir, on process 0.
 
-    clu's writers import TensorFlow (600 MB, and it takes GPU memory); tensorboardX writes the same
-    files without it.
+    clu's writers import TensorFlow (600 MB, and it takes GPU memory). The thread of tensorboardX's
+    writer ends when the disk is full, and then its queue blocks the run; only its formats are used.
 
     Attributes:
       results: the lines of all evaluations so far, on all processes.
@@ -37,7 +45,8 @@ class MetricsLog:
         """
         # A new run evaluates step 0 again.
         self._last = start_step if start_step else -1
-        self._folder, self._board = folder, None  # of process 0 alone
+        self._folder = folder
+        self._lines = self._board = None  # of process 0 alone
         self._names = set(results)
         self.results: list[dict[str, float]] = []
 
@@ -51,10 +60,15 @@ class MetricsLog:
         self.results = cluster.on_first(self._open)
 
     def _open(self) -> list[dict[str, float]]:
-        kept = _truncate(self._folder / _METRICS, self._last)
-        # TensorBoard hides the points after this step, which a killed run wrote.
-        self._board = tensorboardX.SummaryWriter(
-            str(self._folder / "tensorboard"), purge_step=self._last + 1
+        kept = appending.resume(self._folder / _METRICS, self._last)
+        self._lines = Appended(self._folder / _METRICS)
+        self._board = Appended(self._folder / "tensorboard" / _event_file(), stays_open=True)
+        now, step = time.time(), self._last + 1
+        # TensorBoard hides the points from this step on, which a killed run wrote.
+        start = SessionLog(status=SessionLog.START)
+        self._board.write(
+            _record(Event(wall_time=now, file_version="brain.Event:2"))
+            + _record(Event(wall_time=now, step=step, session_log=start))
         )
         return [line for line in kept if self._names & line.keys()]
 
@@ -63,37 +77,30 @@ class MetricsLog:
         line = {"step": step, **scalars}
         if self._names & scalars.keys():
             self.results.append(line)
-        if self._board is None:
+        if self._lines is None or self._board is None:
             return
-        # Closed at once: a mounted bucket stores a file when it is closed.
-        with open(self._folder / _METRICS, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        self._lines.write(json.dumps(line).encode() + b"\n")
+        values = [value for name, x in scalars.items() for value in scalar(name, x).value]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._board.write(_record(event))
 
     def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+        for file in (self._lines, self._board):
+            if file is not None:
+                file.close()
 
 
-def _truncate(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
-    """Returns the lines up to this step; moves later ones to `metrics.dropped.jsonl`."""
-    if not path.exists():
-        return []
-    kept, dropped = [], []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            (kept if entry["step"] <= last_step else dropped).append(entry)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue  # a crash cut the line short
-    if dropped:
-        with open(path.with_suffix(".dropped.jsonl"), "a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in dropped)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-    os.replace(temporary, path)
-    return kept
+def _event_file() -> str:
+    """Returns the name of a new TensorBoard file."""
+    return f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _record(event: Event) -> bytes:
+    """Returns an event in the format of TFRecord files."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, data)]
+    return length + checks[0] + data + checks[1]
 
 
 class Console:
@@ -121,20 +128,22 @@ class Console:
             f"waiting {m['data_wait_percent']:.0f}%  "
             f"ETA {duration(m['seconds_per_step'] * (self._total - step))}"
         )
-        if self._live:
-            print(f"\r\x1b[K{line}", end="", flush=True)
-            self._open = True
-        else:
-            print(line, flush=True)
+        with contextlib.suppress(OSError):  # the output may be a file on a full disk
+            if self._live:
+                self._open = True
+                print(f"\r\x1b[K{line}", end="", flush=True)
+            else:
+                print(line, flush=True)
 
     def say(self, message: str) -> None:
         """Prints a message on its own line."""
         if not self._speaks:
             return
-        if self._open:
-            print()
-            self._open = False
-        print(message, flush=True)
+        with contextlib.suppress(OSError):
+            if self._open:
+                self._open = False
+                print()
+            print(message, flush=True)
 
 
 class Stopwatch:

@@ -1,0 +1,135 @@
+"""Checksums of a state: computed on the devices before a save, on the host when it is read.
+
+A checksum is a sum of integers, one for each 32-bit word of an array, so it does not depend on the
+order of the sum, the sharding or the number of devices. The integer is a bijective hash of the word
+and its position: one changed word always changes the checksum, several do but for a chance of
+2^-32.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+_POSITION = 0x9E3779B1  # odd: every position gets another number
+_CHUNK = 2**20  # words that the host hashes at once
+
+
+class Summary(NamedTuple):
+    """What is known of each array of a state, by its name, such as "params/backbone/kernel".
+
+    Attributes:
+      arrays: name -> [dtype, shape, checksum], as JSON returns it.
+      not_finite: names of arrays with NaN or infinite values.
+    """
+
+    arrays: dict[str, list[Any]]
+    not_finite: list[str]
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a pytree by their names, such as "params/backbone/kernel"."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
+
+
+def summarize(state: Any) -> Summary:
+    """Returns the summary of a state of device arrays, the same on all processes.
+
+    One program for each shape takes less time to compile than one for the whole state.
+    """
+    leaves = named(state)
+    found = {name: _device_checksum(x) for name, x in leaves.items()}
+    found = jax.device_get(found)
+    arrays = {name: _described(leaves[name], int(found[name][0])) for name in leaves}
+    return Summary(arrays, [name for name, pair in found.items() if not pair[1]])
+
+
+def summarize_host(tree: Any) -> Summary:
+    """Returns the summary of a pytree of host arrays."""
+    leaves = {name: np.asarray(x) for name, x in named(tree).items()}
+    arrays = {name: _described(x, host_checksum(x)) for name, x in leaves.items()}
+    floats = {name: x for name, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    return Summary(arrays, [name for name, x in floats.items() if not np.isfinite(x).all()])
+
+
+def unequal(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Returns the names, in either summary's arrays, that are missing in one or differ."""
+    names = sorted(saved.keys() | found.keys())
+    return [name for name in names if saved.get(name) != found.get(name)]
+
+
+def listed(names: Iterable[str], most: int = 3) -> str:
+    """Returns the first few names and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _described(x: Any, checksum: int) -> list[Any]:
+    return [str(x.dtype), list(x.shape), checksum]
+
+
+def host_checksum(x: np.ndarray) -> int:
+    """Returns the checksum of a host array."""
+    x = np.ascontiguousarray(x)
+    if x.dtype.itemsize < 4:
+        words = x.reshape(-1).view(np.dtype(f"u{x.dtype.itemsize}"))
+    else:
+        words = x.reshape(-1).view(np.uint32)
+    total = 0
+    for start in range(0, len(words), _CHUNK):
+        part = words[start : start + _CHUNK].astype(np.uint32)
+        positions = np.arange(start, start + len(part), dtype=np.uint64).astype(np.uint32)
+        total += int(_mix(part ^ (positions * np.uint32(_POSITION))).sum(dtype=np.uint64))
+    return total % 2**32
+
+
+def _device_checksum(x: Any) -> jax.Array:
+    """Returns u32[2]: the checksum of an array, and whether all its values are finite."""
+    sharding = getattr(x, "sharding", None)
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    return _checksum(mesh)(x)
+
+
+@functools.cache
+def _checksum(mesh: Any) -> Any:
+    """Returns the jitted checksum of an array on a mesh; None: without a mesh."""
+    replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+
+    def checksum(x):
+        words = _words(x)
+        position = jnp.zeros(words.shape, jnp.uint32)
+        stride = 1
+        for axis in reversed(range(words.ndim)):
+            # Not a reshape, which would move a sharded array.
+            along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+            position += along * np.uint32(stride % 2**32)
+            stride *= words.shape[axis]
+        total = _mix(words ^ (position * np.uint32(_POSITION))).sum(dtype=jnp.uint32)
+        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
+        finite = jnp.isfinite(x).all() if inexact else jnp.bool_(True)
+        return jnp.stack([total, finite.astype(jnp.uint32)])
+
+    return jax.jit(checksum, out_shardings=replicated)
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """Returns the bits of an array as u32, in the order of its bytes on a little-endian host."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    size = x.dtype.itemsize
+    if size < 4:
+        return jax.lax.bitcast_convert_type(x, f"uint{8 * size}").astype(jnp.uint32)
+    return jax.lax.bitcast_convert_type(x, jnp.uint32)
+
+
+def _mix(x: Any) -> Any:
+    """Returns MurmurHash3's bijective finalizer of u32 words, of numpy or JAX."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))

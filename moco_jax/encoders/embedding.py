@@ -15,23 +15,30 @@ from moco_jax.parallel.mesh import Layout
 
 
 def embed(
-    pretrained: Pretrained, source: Source, layout: Layout, *, output: str, batch_size: int
+    pretrained: Pretrained,
+    source: Source,
+    layout: Layout,
+    *,
+    output: str,
+    batch_size: int,
+    exif_orientation: bool = True,
 ) -> Iterator[FeatureRows]:
     """Yields the features of a source's images, one batch at a time, in order.
 
-    Logs the names of images that can't be read, and leaves them out.
+    Leaves out images that can't be read. Logs the names of the first ones, and their number.
 
     Args:
       pretrained: the encoder; its config says how images are loaded and prepared.
       output: 'backbone' or 'head'.
       batch_size: images encoded at once; rounded up to a multiple of the devices.
+      exif_orientation: whether images are turned upright by their EXIF orientation.
 
     Raises:
       ValueError: if the encoder does not have this output, or no image can be read.
     """
     pretrained.check_output(output)
     config = ConfigDict(pretrained.config.data)
-    config.max_bad_fraction = 1.0
+    config.max_bad_fraction, config.exif_orientation = 1.0, exif_orientation
     data = loader.load(source, config, layout)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
     stream = make_stream(data, encode, batch_size, layout)

@@ -1,5 +1,6 @@
 """A pretrained encoder as a function of images: `moco_jax.load`."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -7,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from moco_jax.data.loading import loader
-from moco_jax.data.loading.decode import BadImage, decode, to_rgb
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import BadImage, decoding_of
+from moco_jax.data.loading.reader import shallow
+from moco_jax.data.sources.regular_file import read_file
 from moco_jax.encoders.features import make_encode
 from moco_jax.encoders.pretrained import Pretrained, read
 from moco_jax.parallel.mesh import make_layout
@@ -22,7 +27,11 @@ ImageLike = np.ndarray | bytes | str | os.PathLike | Image.Image
 
 
 def load(
-    path: str | os.PathLike, *, output: str = "backbone", batch_size: int = 256
+    path: str | os.PathLike,
+    *,
+    output: str = "backbone",
+    batch_size: int = 256,
+    exif_orientation: bool = True,
 ) -> "ImageEncoder":
     """Returns a pretrained encoder that turns images into features.
 
@@ -31,12 +40,14 @@ def load(
       output: 'backbone', the pooled features, which transfer to other tasks; or 'head', the unit
         vectors that pretraining compares.
       batch_size: images encoded at once, on all devices of this process.
+      exif_orientation: whether images are turned upright by their EXIF orientation, as photos of
+        phones need it. The run's own `data.exif_orientation` plays no role.
 
     Raises:
       FileNotFoundError: if the path does not exist.
       ValueError: if the path is not an encoder, or the encoder does not have this output.
     """
-    return ImageEncoder(read(path), output, batch_size)
+    return ImageEncoder(read(path), output, batch_size, exif_orientation=exif_orientation)
 
 
 class ImageEncoder:
@@ -49,7 +60,14 @@ class ImageEncoder:
       source: where the encoder was read from.
     """
 
-    def __init__(self, pretrained: Pretrained, output: str, batch_size: int):
+    def __init__(
+        self,
+        pretrained: Pretrained,
+        output: str,
+        batch_size: int,
+        *,
+        exif_orientation: bool = True,
+    ):
         """Puts the parameters on the devices; see `load`."""
         pretrained.check_output(output)
         if batch_size < 1:
@@ -57,7 +75,10 @@ class ImageEncoder:
         # Only this process's devices: each process may encode its own images.
         self._layout = make_layout(jax.local_devices())
         self.config, self.output, self.source = pretrained.config, output, pretrained.source
+        how = decoding_of(self.config.data)
+        self._how = dataclasses.replace(how, exif_orientation=exif_orientation)
         self._batch_size = batch_size
+        self._checked_bits = False
         self._encode = make_encode(self.config, pretrained.encoder, output, self._layout)
         self._variables = self._layout.put(pretrained.variables, self._layout.replicated)
         images = jax.ShapeDtypeStruct((self._layout.devices, 8, 8, 3), np.uint8)
@@ -87,11 +108,13 @@ class ImageEncoder:
           OSError: for a path that can't be read.
         """
         numbered = enumerate(_checked(images))
+        deep = [0]  # the largest values of 16-bit images
 
         def dispatched(pool: ThreadPoolExecutor) -> Iterator[tuple[int, jax.Array]]:
             rows, devices = 0, self._layout.devices
             while some := list(itertools.islice(numbered, self._batch_size)):
-                decoded = list(pool.map(lambda item: self._decode(*item), some))
+                decoded = list(pool.map(lambda item: self._decode(item[0], item[1], deep), some))
+                self._check_bits(deep)
                 # Few rows for few images, so that one image is cheap. All batches have these rows.
                 rows = rows or devices * _power_of_two(-(-len(decoded) // devices))
                 yield len(decoded), self._encode_batch(decoded, rows)
@@ -112,13 +135,23 @@ class ImageEncoder:
             canvases[row, :height, :width] = image
         return self._encode(self._variables, *self._layout.put_batch((canvases, sizes)))
 
-    def _decode(self, number: int, image: ImageLike) -> np.ndarray:
-        """Returns an image as uint8[h, w, 3], at most as large as the config's canvas."""
+    def _decode(self, number: int, image: ImageLike, deep: list[int]) -> np.ndarray:
+        """Returns an image as uint8[h, w, 3], at most as large as the config's canvas.
+
+        Appends the largest value of a 16-bit image to `deep`.
+        """
         try:
-            return decode(_contents(image), self.config.data.canvas)
+            return decode(_contents(image), self._how, deep.append)
         except BadImage as error:
             path = f" ({str(image)!r})" if isinstance(image, (str, os.PathLike)) else ""
             raise ValueError(f"image {number}{path} can't be read: {error}") from error
+
+    def _check_bits(self, deep: list[int]) -> None:
+        """Logs once if the first 16-bit images seem to use fewer bits."""
+        if len(deep) > 1 and not self._checked_bits:
+            self._checked_bits = True
+            if warning := shallow(max(deep), self._how):
+                logging.warning("%s", warning)
 
 
 def _checked(images: np.ndarray | Iterable[ImageLike]) -> Iterator[ImageLike]:
@@ -142,14 +175,11 @@ def _checked(images: np.ndarray | Iterable[ImageLike]) -> Iterator[ImageLike]:
     return iter(images if shape is None else np.asarray(images))
 
 
-def _contents(image: ImageLike) -> np.ndarray | bytes:
-    """Returns a pixel array or the bytes of an image file, as `decode` takes them."""
+def _contents(image: ImageLike) -> np.ndarray | bytes | Image.Image:
+    """Returns an image as `decode` takes it."""
     if isinstance(image, (str, os.PathLike)):
-        with open(os.path.expanduser(image), "rb") as file:
-            return file.read()
-    if isinstance(image, Image.Image):
-        return np.asarray(to_rgb(image))
-    if isinstance(image, bytes):
+        return read_file(os.path.expanduser(image))
+    if isinstance(image, (bytes, Image.Image)):
         return image
     if not hasattr(image, "shape"):
         raise BadImage(

@@ -38,6 +38,7 @@ def base() -> ConfigDict:
     c.data.scale = (0.5, 2.0)  # lowest and highest scale of the image in a training crop
     c.data.flip = 0.5  # probability
     c.data.threads = 0  # threads that decode; 0: one per core, at most 64
+    c.data.max_megapixels = 89.5  # images with more pixels are unreadable
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
     c.data.std = ()
     return c.lock()
@@ -51,4 +52,5 @@ RULES = DOWNSTREAM_RULES | {
     "head.dilation": whole,
     "data.image_size": whole,
     "data.flip": fraction,
+    "data.max_megapixels": positive,
 }

@@ -6,15 +6,16 @@ ImageSets/Segmentation/<split>.txt       one name per line
 """
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
-from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.loading import pillow
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import MAX_MEGAPIXELS, BadImage, Decoding, megapixels
+from moco_jax.data.sources.regular_file import read_file
 
 IGNORED = 255  # label of pixels that training and scores ignore
 
@@ -35,6 +36,7 @@ class Scenes:
     masks: Sequence[pathlib.Path]
     sizes: np.ndarray  # i32[N, 2], height and width in pixels
     classes: int  # C; labels are 0..C - 1 and 255
+    max_pixels: int  # of an image
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,10 +49,10 @@ class Scenes:
         """
         path = self.images[index]
         try:
-            image = decode(path.read_bytes(), int(self.sizes[index].max()))
+            image = decode(read_file(path), self._decoding(index))
         except (BadImage, OSError) as error:
             raise BadScene(f"{path}: {error}") from error
-        mask = _read_mask(self.masks[index])
+        mask = _read_mask(self.masks[index], self.max_pixels)
         wrong = np.setdiff1d(mask, [*range(self.classes), IGNORED])
         if wrong.size:
             raise BadScene(
@@ -59,8 +61,20 @@ class Scenes:
             )
         return image, mask
 
+    def _decoding(self, index: int) -> Decoding:
+        # Masks follow the pixels as they are stored, so the EXIF orientation is not applied.
+        canvas = int(self.sizes[index].max())
+        return Decoding(canvas, exif_orientation=False, max_pixels=self.max_pixels)
 
-def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -> Scenes:
+
+def open_scenes(
+    path: str,
+    split: str,
+    masks: str,
+    classes: int,
+    threads: int,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Scenes:
     """Returns the scenes of a split; reads the header of every file.
 
     Args:
@@ -68,6 +82,7 @@ def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -
       split: name of a list, without `.txt`.
       masks: name of the masks' folder.
       threads: number of threads that read headers.
+      max_megapixels: images with more pixels are unreadable.
 
     Raises:
       FileNotFoundError: if a folder, the list, an image or a mask is missing.
@@ -78,9 +93,13 @@ def open_scenes(path: str, split: str, masks: str, classes: int, threads: int) -
     names = _listed(root, split)
     images = _found(root / "JPEGImages", names, _ENDINGS)
     mask_files = _found(root / masks, names, (".png",))
+    max_pixels = megapixels(max_megapixels)
     with ThreadPoolExecutor(threads) as pool:
-        sizes = list(pool.map(_common_size, images, mask_files))
-    return Scenes(f"{root}, {split}", images, mask_files, np.asarray(sizes, np.int32), classes)
+        sizes = pool.map(
+            lambda *pair: _common_size(pair[0], pair[1], max_pixels), images, mask_files
+        )
+        sizes = np.asarray(list(sizes), np.int32)
+    return Scenes(f"{root}, {split}", images, mask_files, sizes, classes, max_pixels)
 
 
 def _listed(root: pathlib.Path, split: str) -> list[str]:
@@ -115,8 +134,8 @@ def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> li
     return [found[name] for name in names]
 
 
-def _common_size(image: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
-    size, mask_size = _size(image), _size(mask)
+def _common_size(image: pathlib.Path, mask: pathlib.Path, max_pixels: int) -> tuple[int, int]:
+    size, mask_size = _size(image, max_pixels), _size(mask, max_pixels)
     if size != mask_size:
         raise BadScene(
             f"{mask} is {mask_size[1]}x{mask_size[0]}, but its image {image} is "
@@ -125,20 +144,23 @@ def _common_size(image: pathlib.Path, mask: pathlib.Path) -> tuple[int, int]:
     return size
 
 
-def _size(path: pathlib.Path) -> tuple[int, int]:
+def _size(path: pathlib.Path, max_pixels: int) -> tuple[int, int]:
     try:
-        with Image.open(path) as image:
+        with pillow.damage_is_bad_image(), pillow.opened(read_file(path), max_pixels) as image:
             return image.height, image.width
-    except OSError as error:
+    except (BadImage, OSError, MemoryError) as error:
         raise BadScene(f"{path} can't be read as an image: {error}") from error
 
 
-def _read_mask(path: pathlib.Path) -> np.ndarray:
+def _read_mask(path: pathlib.Path, max_pixels: int) -> np.ndarray:
     """Returns labels uint8[h, w]: palette indices or grey levels."""
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with (
+            pillow.damage_is_bad_image(),
+            pillow.opened(read_file(path), max_pixels, ("PNG",)) as image,
+        ):
             mask, mode = np.asarray(image), image.mode
-    except OSError as error:
+    except (BadImage, OSError, MemoryError) as error:
         raise BadScene(f"{path} can't be read as a mask: {error}") from error
     if mode not in ("P", "L"):
         raise BadScene(f"{path} has image mode {mode}; a mask must be a palette or grey PNG")

@@ -12,11 +12,13 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
-from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import BadImage, Decoding, decoding_of
 from moco_jax.data.loading.order import Plan
-from moco_jax.data.loading.reader import Reader
+from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.loading.resident import ResidentData
 from moco_jax.data.loading.streamed import StreamedData
 from moco_jax.data.sources.source import Source
@@ -91,9 +93,9 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
     Raises:
       ValueError: if more than `max_bad_fraction` of the images can't be read.
     """
-    reader = Reader(source, config.canvas, config.max_bad_fraction)
+    reader = Reader(source, decoding_of(config), config.max_bad_fraction)
     limit = config.resident_megabytes * 2**20
-    height, width = _probe(source, config.canvas)
+    height, width = _probe(source, reader.how)
     if len(source) * height * width * 3 <= limit:
         images = _decode_all(reader, threads(config))
         sizes = np.asarray([image.shape[:2] for image in images.values()], np.int32)
@@ -111,13 +113,20 @@ def threads(config: ConfigDict) -> int:
     return config.threads or min(cores, _MAX_THREADS)
 
 
-def _probe(source: Source, canvas: int) -> tuple[int, int]:
-    """Returns the largest height and width among evenly spaced images of the source."""
+def _probe(source: Source, how: Decoding) -> tuple[int, int]:
+    """Returns the largest height and width among evenly spaced images of the source.
+
+    Logs a warning if they have 16 bits and seem to use fewer.
+    """
     height = width = 0
+    deep = [0]  # the largest values of 16-bit images
     for index in np.linspace(0, len(source) - 1, min(_PROBED_IMAGES, len(source))).astype(int):
-        with contextlib.suppress(BadImage, OSError):  # the later read of the whole source counts it
-            shape = decode(source.read(int(index)), canvas).shape
+        # The later read of the whole source counts a bad image.
+        with contextlib.suppress(BadImage, OSError, MemoryError):
+            shape = decode(source.read(int(index)), how, deep.append).shape
             height, width = max(height, shape[0]), max(width, shape[1])
+    if warning := shallow(max(deep), how):
+        logging.warning("%s: %s", source.name, warning)
     return height, width
 
 
@@ -128,6 +137,7 @@ def _decode_all(reader: Reader, threads: int) -> dict[int, np.ndarray]:
     with ThreadPoolExecutor(threads) as pool:
         done = pool.map(lambda chunk: [(i, reader.read(i)) for i in chunk], chunks)
         images = {i: image for chunk in done for i, image in chunk if image is not None}
+    reader.report()
     if not images:
         raise ValueError(f"none of the images of {reader.source.name} can be read")
     return images

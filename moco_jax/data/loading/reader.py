@@ -1,14 +1,18 @@
 """Reads the images of a source, counts the unreadable ones and stops if there are too many."""
 
+import collections
+import re
 import threading
 
 import numpy as np
 from absl import logging
 
-from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import BadImage, Decoding
 from moco_jax.data.sources.source import Source
 
-_SHOWN = 10  # bad images listed in the error
+_SHOWN = 10  # bad images listed in the error, and named in the log
+_SHALLOW = 1 << 13  # 16-bit images whose values are all below it seem to have fewer bits
 
 
 class Reader:
@@ -18,12 +22,13 @@ class Reader:
 
     Attributes:
       source: the images.
-      canvas: longest side of a decoded image in pixels.
+      how: how they are decoded.
     """
 
-    def __init__(self, source: Source, canvas: int, max_bad_fraction: float):
-        self.source, self.canvas, self._max_fraction = source, canvas, max_bad_fraction
+    def __init__(self, source: Source, how: Decoding, max_bad_fraction: float):
+        self.source, self.how, self._max_fraction = source, how, max_bad_fraction
         self._reasons: dict[int, str] = {}
+        self._reported = 0  # bad images in the last summary
         self._lock = threading.Lock()
 
     @property
@@ -32,28 +37,74 @@ class Reader:
         return len(self._reasons)
 
     def read(self, index: int) -> np.ndarray | None:
-        """Returns an image uint8[h, w, 3]; counts and logs an unreadable one and returns None.
+        """Returns an image uint8[h, w, 3]; counts an unreadable one and returns None.
+
+        Logs the first unreadable images; `report` logs how many there are.
 
         Raises:
           ValueError: if the fraction of bad images in the source is above the allowed one.
         """
         try:
-            return decode(self.source.read(index), self.canvas)
+            return decode(self.source.read(index), self.how)
         except (BadImage, OSError) as error:
-            self._add(index, error)
-            return None
+            self._add(index, str(error))
+        except MemoryError:
+            self._add(index, "not enough memory to read it")
+        return None
 
-    def _add(self, index: int, error: Exception) -> None:
+    def report(self) -> None:
+        """Logs a summary of the bad images that were not named, if there are new ones."""
+        with self._lock:
+            reasons = list(self._reasons.values())
+            if len(reasons) <= max(_SHOWN, self._reported):
+                return
+            self._reported = len(reasons)
+        logging.warning(
+            "%d of the %d images of %s can't be read: %s",
+            len(reasons),
+            len(self.source),
+            self.source.name,
+            _kinds(reasons),
+        )
+
+    def _add(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self._reasons:
                 return
-            self._reasons[index] = str(error)
-            reasons = dict(self._reasons)
-        names, total = self.source.names, len(self.source)
-        logging.warning("skipped unreadable image %s (%s)", names[index], error)
-        if len(reasons) > max(1, self._max_fraction * total):  # a small source may have one
+            self._reasons[index] = reason
+            count, total = len(self._reasons), len(self.source)
+            too_many = count > max(1, self._max_fraction * total)  # a small source may have one
+            reasons = dict(self._reasons) if too_many else {}
+        names = self.source.names
+        if count <= _SHOWN:
+            logging.warning("skipped unreadable image %s (%s)", names[index], reason)
+        if count == _SHOWN + 1:
+            logging.warning("more images can't be read; they are counted, not named")
+        if too_many:
             shown = [f"  {names[i]}: {why}" for i, why in list(reasons.items())[:_SHOWN]]
             raise ValueError(
-                f"{len(reasons)} of the {total} images of {self.source.name} can't be read, "
-                f"more than data.max_bad_fraction={self._max_fraction} allows:\n" + "\n".join(shown)
+                f"{count} of the {total} images of {self.source.name} can't be read, more than "
+                f"data.max_bad_fraction={self._max_fraction} allows "
+                f"({_kinds(list(reasons.values()))}):\n" + "\n".join(shown)
             )
+
+
+def _kinds(reasons: list[str]) -> str:
+    """Returns how many reasons there are of each kind: the words before the details."""
+    kinds = (re.split(r"[:;(]|\d", reason)[0].strip() or reason for reason in reasons)
+    counts = collections.Counter(kinds).most_common(_SHOWN)
+    return ", ".join(f"{count} x {kind}" for kind, count in counts)
+
+
+def shallow(largest: int, how: Decoding) -> str:
+    """Returns a warning if 16-bit images seem to have fewer significant bits, or ''.
+
+    `largest` is the largest value among the first images.
+    """
+    if not largest or largest >= _SHALLOW or how.bit_depth < 16:
+        return ""
+    bits = next(bits for bits in (8, 12, 14) if largest < 1 << bits)
+    return (
+        f"the largest value of the first 16-bit images is {largest} of 65535: they will be nearly "
+        f"black; --config.data.bit_depth={bits} reads the lower {bits} bits"
+    )

@@ -43,14 +43,14 @@ class StreamedData(StreamedBatches):
         """Reads no images yet.
 
         Args:
-          reader: decodes the images; its `canvas` is C.
+          reader: decodes the images onto canvases of C = `reader.how.canvas` pixels.
           threads: number of threads that read and decode.
           layout: the mesh.
           largest: longest side in pixels among the images seen so far.
         """
         self.labels, self.arrays = reader.source.labels, {}
         self.source_indices = np.arange(len(reader.source))
-        self._reader, self._canvas, self._largest = reader, reader.canvas, largest
+        self._reader, self._canvas, self._largest = reader, reader.how.canvas, largest
         self._threads, self._layout = threads, layout
 
     def __len__(self) -> int:
@@ -107,7 +107,12 @@ class StreamedData(StreamedBatches):
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
         steps = tasks.to_iter_dataset(options).batch(per_batch, batch_fn=lambda steps: steps[0])
         copied = steps.map(lambda step: self._layout.put_batch(filling.pop(step)))
-        yield from grain.experimental.ThreadPrefetchIterDataset(copied, prefetch_buffer_size=_AHEAD)
+        try:
+            yield from grain.experimental.ThreadPrefetchIterDataset(
+                copied, prefetch_buffer_size=_AHEAD
+            )
+        finally:
+            self._reader.report()
 
     def _ahead(self, per_batch: int) -> int:
         """Returns how many tasks run ahead: one batch, and two tasks per thread."""

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import Decoding
 from moco_jax.data.sources import tar_archive
 from tests.data.sources.stores import SPLIT_PATHS, contents, open_images, real, write_tar
 
@@ -90,7 +91,7 @@ def test_cifar10_archive():
     assert np.bincount(sources.test.labels).tolist() == [1000] * 10
     assert sources.train.class_names[:3] == ("airplane", "automobile", "bird")
     assert sources.test.names[9999] == "test/truck/0999.jpg"
-    assert decode(sources.test.read(9999), 32).shape == (32, 32, 3)
+    assert decode(sources.test.read(9999), Decoding(32)).shape == (32, 32, 3)
 
 
 def test_imagenet_samples():
@@ -98,5 +99,5 @@ def test_imagenet_samples():
     assert len(sources.train) == 1000 and sources.train.labels is None and sources.test is None
     assert sources.train.names[0] == "n01440764_tench.JPEG"
     data = sources.train.read(0)
-    image = decode(data, 512)
+    image = decode(data, Decoding(512))
     np.testing.assert_array_equal(image, Image.open(io.BytesIO(data)).convert("RGB"))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import Decoding
 from moco_jax.data.sources.opening import open_sources
 from tests.data.sources.tiny_tfds import TinyColours, TinyTexts, run_command, tfrecord_copy
 
@@ -36,7 +37,7 @@ def test_images_labels_and_names(data_dir):
     for i in range(6):
         data = train.read(i)
         assert data.startswith(b"\xff\xd8\xff")
-        image = decode(data, 32)
+        image = decode(data, Decoding(32))
         assert image.shape == (8, 12, 3)
         assert image[4, 6].argmax() == (0 if train.labels[i] == 0 else 2)
 

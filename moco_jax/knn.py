@@ -43,11 +43,12 @@ def main() -> None:
     config = given or read.config
     if _IMAGES.value:
         config.data.path = str(pathlib.Path(_IMAGES.value).expanduser())
+    sources = open_named(config)
     if cluster.is_first():
-        print(f"{_OUTPUT.value} of {read.source}", file=sys.stderr)
+        print("\n".join([f"{_OUTPUT.value} of {read.source}", *sources.notes]), file=sys.stderr)
     found = measure(
         read,
-        open_named(config),
+        sources,
         config.data,
         ks=ks,
         temperatures=temperatures,

@@ -3,36 +3,60 @@
 A folder is listed once. A file is opened only when its image is read.
 """
 
-import collections
 import os
-import pathlib
 
 from moco_jax.data.sources import folders
-from moco_jax.data.sources.regular_file import read_file
-from moco_jax.data.sources.source import Source, Sources
+from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image, no_images
+from moco_jax.data.sources.regular_file import kind, read_file
+from moco_jax.data.sources.source import Opened, Source
+
+_MAX_TEXT_BYTES = 64 << 20
 
 
-def open_folder(path: str, train_split: str = "train", test_split: str = "test") -> Sources:
+def open_folder(path: str, keys: folders.Keys) -> Opened:
     """Returns the images of a folder; `folders.assign_splits` documents the folder structures.
 
     Raises:
       FileNotFoundError, NotADirectoryError, PermissionError: if the folder can't be listed.
       ValueError: if the folder holds no images, or its structure is not supported.
     """
-    found, others = list_images(path)
+    found, left_out = list_images(path)
     if not found:
-        raise ValueError(no_images(f"the folder {path}", others))
-    train, test = folders.assign_splits(found, path, train_split, test_split)
-    return Sources(_folder_source(path, train), test and _folder_source(path, test))
+        hint = ""
+        if archives := left_out.archives():
+            hint = (
+                f"; {archives} of them are archives: set --config.data.path to one of them, or "
+                "unpack them"
+            )
+        raise ValueError(no_images(f"the folder {path}", left_out) + hint)
+
+    def read_text(relative: str) -> str | None:
+        try:
+            return read_file(os.path.join(path, relative), _MAX_TEXT_BYTES).decode(errors="replace")
+        except OSError:
+            return None
+
+    assigned = folders.assign_splits(found, path, keys, read_text)
+    train, test = assigned.train, assigned.test
+    return Opened(
+        _folder_source(path, train),
+        test and _folder_source(path, test),
+        (*left_out.notes(), *assigned.notes),
+        level=train.level,
+        train_in=train.place,
+        test_in=test.place if test else "",
+        about_test=assigned.about_test,
+    )
 
 
-def list_images(root: str) -> tuple[list[str], collections.Counter]:
-    """Returns the relative paths of all images below root, and counts of other files by extension.
+def list_images(root: str) -> tuple[list[str], LeftOut]:
+    """Returns the relative paths of all images below root, and what else is there.
 
-    Links are followed, except links to a folder above them, which would never end.
+    Links are followed, except links to a folder above them, which would never end. Named pipes,
+    devices, sockets and broken links are not images.
     """
     found: list[str] = []
-    others: collections.Counter = collections.Counter()
+    left_out = LeftOut()
     pending = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -42,24 +66,28 @@ def list_images(root: str) -> tuple[list[str], collections.Counter]:
         above = above | {(here.st_dev, here.st_ino)}
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
-                if folders.is_hidden(entry.name):
+                if is_hidden(entry.name):
                     continue
+                path = folder + entry.name
                 if entry.is_dir():
-                    pending.append((f"{folder}{entry.name}/", above))
-                elif folders.is_image(entry.name):
-                    found.append(folder + entry.name)
+                    pending.append((f"{path}/", above))
+                elif odd := _odd(entry):
+                    left_out.add_odd(odd, path)
+                elif is_image(entry.name):
+                    found.append(path)
                 else:
-                    others[pathlib.PurePath(entry.name).suffix or "(no extension)"] += 1
-    return found, others
+                    left_out.add(path)
+    return found, left_out
 
 
-def no_images(what: str, others: collections.Counter) -> str:
-    """Returns the error message for a folder or an archive without images."""
-    kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-    return (
-        f"{what} holds no images; looked for {', '.join(folders.EXTENSIONS)} "
-        f"(upper or lower case, also in subfolders), found {kinds or 'no files'}"
-    )
+def _odd(entry: os.DirEntry) -> str:
+    """Returns what an entry is, such as 'a named pipe'; '' for a file or a link to one."""
+    if entry.is_file(follow_symlinks=False):  # needs no stat
+        return ""
+    try:
+        return kind(entry.stat().st_mode).removeprefix("a ")
+    except OSError:
+        return "broken link"
 
 
 def _folder_source(root: str, split: folders.Split) -> Source:

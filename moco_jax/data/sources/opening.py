@@ -8,19 +8,38 @@
 an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
 """
 
+import dataclasses
 import os
-import zipfile
+import shlex
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.data.sources import digits, folders, image_files, tar_archive, tfds_source
-from moco_jax.data.sources.source import Source, Sources, array_source, hold_out
+from moco_jax.data.sources import digits, image_files, npz_file, tar_archive, tfds_source
+from moco_jax.data.sources.file_types import counted, cut, is_image
+from moco_jax.data.sources.folders import Keys
+from moco_jax.data.sources.regular_file import kind
+from moco_jax.data.sources.source import (
+    Opened,
+    Source,
+    Sources,
+    array_source,
+    hold_out,
+    one_image_a_class,
+)
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
-_KEYS = ("source", "path", "held_out", "train_split", "test_split")  # of `data` in a config
-_NPZ_KEYS = ("images", "labels", "test_images", "test_labels")
+# Of `data` in a config.
+_KEYS = ("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude")
+# Archives that are not read: what unpacks them into a folder.
+_UNPACK = {
+    ".zip": "unzip -q {file} -d {folder}",
+    ".7z": "7z x {file} -o{folder}",
+    ".rar": "mkdir {folder} && unrar x {file} {folder}/",
+    ".tar.zst": "mkdir {folder} && tar --zstd -xf {file} -C {folder}",
+    ".tar.lz4": "mkdir {folder} && lz4 -dc {file} | tar -x -C {folder}",
+}
+_MAGIC = {b"PK\x03\x04": ".zip", b"7z\xbc\xaf\x27\x1c": ".7z", b"Rar!\x1a\x07": ".rar"}
 
 
 def open_named(config: ConfigDict, **changes: Any) -> Sources:
@@ -29,9 +48,9 @@ def open_named(config: ConfigDict, **changes: Any) -> Sources:
     return open_sources(seed=config.seed, **options)
 
 
-def open_whole(config: ConfigDict) -> Source:
+def open_whole(config: ConfigDict) -> Sources:
     """Returns the train images of a whole config without holding any out."""
-    return open_named(config, held_out=0.0, test_split="").train
+    return open_named(config, held_out=0.0, test_split="")
 
 
 def open_sources(
@@ -42,8 +61,10 @@ def open_sources(
     seed: int,
     train_split: str = "train",
     test_split: str = "test",
+    class_folders: str = "first",
+    exclude: str = "",
 ) -> Sources:
-    """Returns the train images and the labelled test images.
+    """Returns the train images and the labelled test images, with notes about both.
 
     Args:
       source: 'digits', 'images' or 'tfds:<name>'.
@@ -51,10 +72,14 @@ def open_sources(
       held_out: fraction of each class that moves from train to test if there is no test split;
         0 for none.
       seed: selects the held-out images.
-      train_split: the folder or TFDS split to train on. Digits and .npz ignore it.
+      train_split: the folder or TFDS split to train on; '' if all folders are classes. 'train' (the
+        default) also stands for other names of this split, such as 'Training'. Digits and .npz
+        ignore it.
       test_split: the folder or TFDS split to test on; '' for none. If 'test' (the default) is
-        absent, 'val' and 'validation' are tried, and then `held_out` applies. Any other name must
-        exist.
+        absent, other names of test and validation splits are tried, and then `held_out` applies.
+        Any other name must exist.
+      class_folders: 'first' or 'leaf', see `folders.CLASS_FOLDERS`.
+      exclude: names of folders that are left out, separated by commas.
 
     Raises:
       ValueError: if the source is unknown, the path holds no images, the data are damaged, or a
@@ -64,12 +89,56 @@ def open_sources(
     if not 0 <= held_out < 1:
         raise ValueError(f"data.held_out must be a fraction in [0, 1); got {held_out}")
     if source not in ("digits", "images") and not source.startswith("tfds:"):
-        raise ValueError(f"data.source={source!r} is unknown; known: {_KNOWN}")
-    opened = _open(source, os.path.expanduser(path), train_split, test_split)
-    return hold_out(opened.train, held_out, seed) if opened.test is None else opened
+        raise ValueError(f"data.source={source!r} is unknown; allowed: {_KNOWN}")
+    keys = Keys(train_split, test_split, class_folders, exclude)
+    opened = _open(source, os.path.expanduser(path), keys)
+    sources = Sources(opened.train, opened.test)
+    if opened.test is None:
+        sources = hold_out(opened.train, held_out, seed)
+    tested = bool(test_split or held_out)
+    return dataclasses.replace(sources, notes=_notes(opened, sources, held_out, tested))
 
 
-def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
+def _notes(opened: Opened, sources: Sources, held_out: float, tested: bool) -> tuple[str, ...]:
+    """Returns the lines about the data set, the summary first."""
+    train, test = sources.train, sources.test
+    why = f" ({opened.about_test})" if opened.about_test else ""
+    key = "test_split=..." if why else f"held_out={held_out:g}"
+    parts = [_classes(opened)]
+    if not tested:
+        parts.append(f"{_images(train, opened.train_in)}")
+    else:
+        parts.append(f"train: {_images(train, opened.train_in)}")
+        if opened.test is not None:
+            change = f": --config.data.{key}" if why else ""
+            parts.append(f"test: {_images(opened.test, opened.test_in)}{why}{change}")
+        elif test is not None:
+            place = f" of {opened.train_in}" if opened.train_in else ""
+            parts.append(f"test: {len(test)} held out{place}{why}: --config.data.{key}")
+        else:
+            parts.append(f"no test images{why}")
+    lines = ["; ".join(parts)]
+    if test is None and held_out and one_image_a_class(train):
+        lines.append(
+            f"warning: each of the {len(train)} classes has one image, so none can be held out; "
+            "are these folders classes?"
+        )
+    return (*lines, *opened.notes)
+
+
+def _classes(opened: Opened) -> str:
+    names = opened.train.class_names
+    if not names:
+        return "no classes"
+    level = f" ({opened.level})" if opened.level else ""
+    return f"{len(names)} classes{level}: {cut(names)}"
+
+
+def _images(source: Source, place: str) -> str:
+    return counted(len(source), "image") + (f" in {place}" if place else "")
+
+
+def _open(source: str, path: str, keys: Keys) -> Opened:
     """Returns the splits that the data set itself has."""
     name = source.partition("tfds:")[2]
     if source == "tfds:":
@@ -78,16 +147,16 @@ def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
         if source == "digits":
             return _open_digits()
         if name:
-            return tfds_source.open_tfds(name, "", train_split, test_split)
+            return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
         raise ValueError("data.source='images' needs data.path: a folder, a tar archive or an .npz")
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no file or folder {path}")
-    if os.path.isfile(path):
-        return _open_file(path, train_split, test_split)
+    if not os.path.isdir(path):
+        return _open_file(path, keys)
     if name and tfds_source.holds_dataset(path, name):
-        return tfds_source.open_tfds(name, path, train_split, test_split)
+        return tfds_source.open_tfds(name, path, keys.train_split, keys.test_split)
     try:
-        return image_files.open_folder(path, train_split, test_split)
+        return image_files.open_folder(path, keys)
     except ValueError as error:
         if not name:
             raise
@@ -97,50 +166,40 @@ def _open(source: str, path: str, train_split: str, test_split: str) -> Sources:
         ) from error
 
 
-def _open_file(path: str, train_split: str, test_split: str) -> Sources:
+def _open_file(path: str, keys: Keys) -> Opened:
     """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
-    if lower.endswith(tar_archive.EXTENSIONS):
-        return tar_archive.open_tar(path, train_split, test_split)
+    allowed = f"allowed: a folder, or {', '.join((*tar_archive.EXTENSIONS, '.npz'))}"
+    if what := kind(os.stat(path).st_mode):
+        raise ValueError(f"can't open {path}: it is {what}; {allowed}")
     if lower.endswith(".npz"):
-        return _open_npz(path)
-    what = " (a single image)" if folders.is_image(path) else ""
-    allowed = ", ".join((*tar_archive.EXTENSIONS, ".npz"))
-    raise ValueError(f"can't open the file {path}{what}; allowed: a folder, or {allowed}")
+        return npz_file.open_npz(path)
+    if ending := _foreign_archive(path):
+        folder = shlex.quote(path[: -len(ending)] if lower.endswith(ending) else f"{path}_unpacked")
+        command = _UNPACK[ending].format(file=shlex.quote(path), folder=folder)
+        raise ValueError(
+            f"{path} is a {ending[1:]} archive, which can't be read by index; unpack it, and set "
+            f"--config.data.path={folder}:\n  {command}"
+        )
+    if lower.endswith(tar_archive.EXTENSIONS):
+        return tar_archive.open_tar(path, keys)
+    what = " (a single image)" if is_image(path) else ""
+    raise ValueError(f"can't open the file {path}{what}; {allowed}")
 
 
-def _open_digits() -> Sources:
+def _foreign_archive(path: str) -> str:
+    """Returns the ending of an archive that must be unpacked, by its first bytes or its name."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    by_content = (ending for magic, ending in _MAGIC.items() if start.startswith(magic))
+    by_name = (ending for ending in _UNPACK if path.lower().endswith(ending))
+    return next(by_content, next(by_name, ""))
+
+
+def _open_digits() -> Opened:
     """Returns the digits data set."""
     train, test = (
         array_source(*digits.digits(split), f"digits/{split}", digits.CLASS_NAMES)
         for split in ("train", "test")
     )
-    return Sources(train, test)
-
-
-def _open_npz(path: str) -> Sources:
-    """Returns the splits of an .npz; `labels`, `test_images` and `test_labels` are optional."""
-    arrays = _read_npz(path)
-    if "images" not in arrays:
-        raise ValueError(
-            f"{path} has no array 'images'; it has {', '.join(arrays) or 'none'} of "
-            f"{', '.join(_NPZ_KEYS)}"
-        )
-    if ("test_images" in arrays) != ("test_labels" in arrays):
-        raise ValueError(f"{path} must have both test_images and test_labels, or neither")
-    name = os.path.basename(path)
-    train = array_source(arrays["images"], arrays.get("labels"), f"{name}, train")
-    if "test_images" not in arrays:
-        return Sources(train, None)
-    test = arrays["test_images"], arrays["test_labels"]
-    return Sources(train, array_source(*test, f"{name}, test", train.class_names))
-
-
-def _read_npz(path: str) -> dict[str, np.ndarray]:
-    """Returns the known arrays of an .npz; rejects pickled objects, which could run code."""
-    try:
-        # Opened here, since np.load leaves a damaged file open.
-        with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files if key in _NPZ_KEYS}
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"can't read the arrays of {path}: {error}") from error
+    return Opened(train, test)

@@ -14,6 +14,7 @@ import numpy as np
 
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
+_MOST_CLASSES = 100_000  # of arrays, or twice the images: each number up to the largest is a class
 _SAMPLED = 16  # images whose bytes are part of a fingerprint
 
 
@@ -45,6 +46,19 @@ class Sources:
     train: Source
     test: Source | None
     notes: tuple[str, ...] = ()  # lines about what was guessed and left out, for the user
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The splits that a data set itself has, and what the user should know about them."""
+
+    train: Source
+    test: Source | None
+    notes: tuple[str, ...] = ()
+    level: str = ""  # which folders are the classes, where that is a guess
+    train_in: str = ""  # the folder or split, '' for all
+    test_in: str = ""
+    about_test: str = ""  # why these are the test images
 
 
 def fingerprint(source: Source) -> str:
@@ -164,6 +178,12 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
         )
     if labels.min() < 0:
         raise ValueError(f"{name}: the smallest label is {labels.min()}; allowed: 0 and up")
+    most = max(_MOST_CLASSES, 2 * length)
+    if labels.max() >= most:
+        raise ValueError(
+            f"{name}: the largest label is {labels.max()}; allowed: below {most} with {length} "
+            "images. Number the classes from 0 without gaps"
+        )
     return labels.astype(np.int32)
 
 
@@ -196,6 +216,11 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
         return Sources(source, None)
     rest = np.delete(np.arange(len(source)), test)
     return Sources(take(source, rest, source.name), take(source, test, f"{source.name}, held out"))
+
+
+def one_image_a_class(source: Source) -> bool:
+    """Returns whether a source has classes, but none with two images."""
+    return source.labels is not None and np.bincount(source.labels).max() < 2
 
 
 def _held_out_counts(sizes: np.ndarray, fraction: float) -> np.ndarray:

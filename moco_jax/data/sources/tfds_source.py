@@ -4,15 +4,45 @@ Only the random-access formats (array_record, parquet) can be read by index. Ima
 encoded: TFDS needs OpenCV to decode them, and our own decoder is faster.
 """
 
+import json
 import os
+import pathlib
+import re
 import shlex
+from typing import Any
 
 import numpy as np
 
-from moco_jax.data.sources.source import NumberedNames, Source, Sources
+from moco_jax.data.sources.regular_file import read_file
+from moco_jax.data.sources.source import NumberedNames, Opened, Source
 
 _CHUNK = 1024  # records read at once to collect labels
 RANDOM_ACCESS = frozenset({"array_record", "parquet"})
+_NAME = re.compile(r"\w+(/[^/:=,]+)?(:[\d.*]+|/[\d.*]+)?")
+# The features of TFDS itself. TFDS imports the module of any other class that a file names.
+_FEATURES = frozenset(
+    f"tensorflow_datasets.core.features.{name}"
+    for name in (
+        "audio_feature.Audio",
+        "bounding_boxes.BBoxFeature",
+        "class_label_feature.ClassLabel",
+        "dataset_feature.Dataset",
+        "feature.Tensor",
+        "features_dict.FeaturesDict",
+        "image_feature.Image",
+        "labeled_image.LabeledImage",
+        "scalar.Scalar",
+        "sequence_feature.Sequence",
+        "tensor_feature.Tensor",
+        "text_feature.Text",
+        "translation_feature.Translation",
+        "translation_feature.TranslationVariableLanguages",
+        "video_feature.Video",
+    )
+)
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_MAX_JSON_BYTES = 256 << 20
+_MAX_NESTING = 100
 
 
 def holds_dataset(path: str, name: str) -> bool:
@@ -22,7 +52,7 @@ def holds_dataset(path: str, name: str) -> bool:
 
 def open_tfds(
     name: str, data_dir: str = "", train_split: str = "train", test_split: str = "test"
-) -> Sources:
+) -> Opened:
     """Returns the splits of a prepared data set.
 
     All labels are read in one pass, which takes about 40 us per record.
@@ -44,8 +74,15 @@ def open_tfds(
         found = [split for split in ("test", "validation") if split in builder.info.splits]
     else:
         found = [test_split] if test_split else []
-    tests = (_split_source(builder, name, split) for split in found)
-    return Sources(train, next((test for test in tests if test.labels is not None), None))
+    unlabelled = []
+    for split in found:
+        test = _split_source(builder, name, split)
+        about = "; ".join(f"{name} has no labels" for name in unlabelled)
+        if test.labels is not None:
+            return Opened(train, test, train_in=train_split, test_in=split, about_test=about)
+        unlabelled.append(split)
+    about = "; ".join(f"{name} has no labels" for name in unlabelled)
+    return Opened(train, None, train_in=train_split, about_test=about)
 
 
 def how_to_prepare(name: str, data_dir: str) -> str:
@@ -63,11 +100,20 @@ def open_builder(name: str, data_dir: str):
     """Returns the TFDS builder of a data set, prepared or not; `open_tfds` documents the arguments.
 
     Raises:
-      ValueError: if the name, the version or the config is unknown.
+      ValueError: if the name, the version or the config is unknown, or a file of the data set names
+        a class that is not of TFDS.
     """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"data.source='tfds:{name}': allowed: 'tfds:<name>', 'tfds:<name>/<config>', each also "
+            "with ':<version>'"
+        )
     # Imported here: the import takes a second, and no other source needs it.
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import file_utils
 
+    for folder in file_utils.list_data_dirs(data_dir or None):
+        check_classes(folder, name)
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
         listed = set(builder.info.as_proto.alternative_file_formats)
@@ -80,8 +126,75 @@ def open_builder(name: str, data_dir: str):
             f"TFDS knows no data set {name!r}, and {data_dir or 'its data directory'} has none of "
             "that name; see https://www.tensorflow.org/datasets/catalog/overview for the names"
         ) from error
-    except (AssertionError, ValueError) as error:  # an unknown version or config
-        raise ValueError(f"TFDS can't open {name!r}: {error}") from error
+    except (OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # an unknown version or config, or damaged files
+        raise ValueError(f"TFDS can't open {name!r}: {error or type(error).__name__}") from error
+
+
+def check_classes(data_dir: str | os.PathLike, name: str) -> None:
+    """Raises a ValueError if a file of a data set names a class that is not a feature of TFDS.
+
+    features.json and dataset_info.json name Python classes. TFDS imports their modules, also from
+    the working directory, which would run code that comes with the data.
+
+    Raises:
+      ValueError: also if a file is damaged or too large, or the folder is not on this machine.
+    """
+    if "://" in os.fspath(data_dir):
+        raise ValueError(f"the TFDS data directory {data_dir} must be a folder of this machine")
+    wanted = _squeezed(re.split("[/:]", name)[0])
+    root = pathlib.Path(data_dir)
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if _squeezed(folder.name) != wanted:
+            continue
+        for depth in ("", "*/", "*/*/", "*/*/*/"):  # <name>/<config>/<version>
+            for file in ("features.json", "dataset_info.json"):
+                for path in sorted(folder.glob(depth + file)):
+                    _check_json(path)
+
+
+def _squeezed(name: str) -> str:
+    """Returns a name as TFDS compares it: 'MyData' is 'my_data'."""
+    return name.replace("_", "").lower()
+
+
+def _check_json(path: pathlib.Path) -> None:
+    try:
+        content = json.loads(read_file(path, _MAX_JSON_BYTES))
+        if path.name == "dataset_info.json":
+            content = content.get("features", {})
+        found = _foreign_class(content, _MAX_NESTING)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if found:
+        raise ValueError(
+            f"{path} names the class {found!r}, whose module TFDS would import, and so run; "
+            "allowed: the features of TFDS. If you trust the data set, convert it to a folder of "
+            "image files"
+        )
+
+
+def _foreign_class(node: Any, levels: int) -> str:
+    """Returns the first name of a class that is not a feature of TFDS, or ''.
+
+    A feature may hold others, and their description may be JSON in a string.
+    """
+    if levels < 0:
+        raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
+    if isinstance(node, str) and node.lstrip()[:1] in ("{", "["):
+        try:
+            node = json.loads(node)
+        except ValueError:  # a text
+            return ""
+    if isinstance(node, list):
+        return next(filter(None, (_foreign_class(item, levels - 1) for item in node)), "")
+    if not isinstance(node, dict):
+        return ""
+    for key in _CLASS_KEYS:
+        if isinstance(node.get(key), str) and node[key] not in _FEATURES:
+            return node[key]
+    return next(filter(None, (_foreign_class(value, levels - 1) for value in node.values())), "")
 
 
 def formats(builder) -> set[str]:

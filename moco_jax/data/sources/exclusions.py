@@ -1,0 +1,171 @@
+"""Keeps images out of training by the names of their folders.
+
+Folders of data.exclude and masks beside images are left out. Names that look like splits or masks
+are warned about, and splits inside of classes are refused.
+"""
+
+import collections
+import fnmatch
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+
+from moco_jax.data.sources import split_names
+from moco_jax.data.sources.file_types import counted, cut, listed, listed_folders
+from moco_jax.text import printable
+
+
+def exclude(paths: Sequence[str], patterns: str, where: str) -> tuple[list[str], list[str]]:
+    """Returns the paths without a folder or file that data.exclude names, and lines about it.
+
+    Args:
+      paths: relative paths of images.
+      patterns: names separated by commas; '*' stands for any characters, as in '*_mask.png'.
+      where: the folder or archive, for messages.
+
+    Raises:
+      ValueError: if no image is left.
+    """
+    wanted = [name.strip().strip("/") for name in patterns.split(",") if name.strip().strip("/")]
+    if not wanted:
+        return list(paths), []
+    expression = re.compile("|".join(fnmatch.translate(_plain(name)) for name in wanted))
+    out = {part: bool(expression.match(_plain(part))) for part in _parts(paths)}
+    by_folder = {folder: any(out[part] for part in folder.split("/")) for folder in folders(paths)}
+    kept = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if not by_folder[folder] and not expression.match(_plain(name)):
+            kept.append(path)
+    if not kept:
+        raise ValueError(f"{where}: data.exclude={patterns!r} leaves out all {len(paths)} images")
+    count = len(paths) - len(kept)
+    warning = "" if count else "warning: "
+    return kept, [f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"]
+
+
+def drop_masks(paths: Sequence[str], keep: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Returns the paths without folders of masks that lie beside images, and lines about them.
+
+    A folder counts as masks if its name says so, and beside it are only folders whose names say
+    that they hold images, or the images themselves: 'images/' and 'masks/', VOC's 'JPEGImages/'
+    and 'SegmentationClass/'. Folders whose names are in `keep` stay.
+    """
+    found = folders(paths)
+    inside = children(found)
+    masks = {
+        f"{parent}/{name}" if parent else name
+        for parent, names in inside.items()
+        for name in _masks_beside_images(names, parent in found) - set(keep)
+    }
+    if not masks:
+        return list(paths), []
+    inner = {folder: _first_in(folder, masks) for folder in found}
+    kept = [path for path in paths if not inner[path.rpartition("/")[0]]]
+    counts: collections.Counter[str] = collections.Counter()
+    for path in paths:
+        if top := inner[path.rpartition("/")[0]]:
+            counts[top.rpartition("/")[2]] += 1
+    names = ", ".join(f"{name}/ ({counts[name]} images)" for name in sorted(counts))
+    line = (
+        f"left out: {names}: masks or labels beside images; to train on them, rename the folder "
+        "or set --config.data.train_split=''"
+    )
+    return kept, [line]
+
+
+def mask_warnings(paths: Iterable[str]) -> list[str]:
+    """Returns warnings about images to train on that look like masks."""
+    folder_counts: collections.Counter[str] = collections.Counter()
+    named: list[str] = []
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folder_counts[folder] += 1
+        if split_names.is_mask(name.rpartition(".")[0]):
+            named.append(name)
+    counts: collections.Counter[str] = collections.Counter()
+    for folder, count in folder_counts.items():
+        for part in {part for part in folder.split("/") if split_names.holds_masks(part)}:
+            counts[part] += count
+    lines = [
+        f"warning: {name}/ ({counted(count, 'image')}) looks like masks or labels: "
+        f"--config.data.exclude={name} leaves it out"
+        for name, count in sorted(counts.items())
+    ]
+    total = sum(folder_counts.values())
+    if 0 < len(named) < total:
+        stem = named[0].rpartition(".")[0]
+        ending = re.split(r"(?=[_\-. ])", stem)[-1] + "." + named[0].rpartition(".")[2]
+        lines.append(
+            f"warning: {counted(len(named), 'image')} of {total} look like masks, such as "
+            f"{listed(named[:1])}: --config.data.exclude='*{ending}' leaves such files out"
+        )
+    return lines
+
+
+def check_inner_splits(paths: Sequence[str], where: str) -> None:
+    """Raises a ValueError if folders of the images to train on hold splits, as 'cat/test/1.jpg'."""
+    for parent, names in sorted(children(folders(paths)).items()):
+        roles = split_names.roles(names)
+        tests = sorted(name for name in names if roles[name] in split_names.NOT_TRAIN)
+        if tests and "train" in roles.values():
+            out = ",".join(map(printable, tests))
+            raise ValueError(
+                f"{where}: {printable(parent)}/ holds the splits {listed_folders(names)}: training "
+                f"on all of them would train on test images. Set --config.data.exclude={out} to "
+                "leave out test images, or --config.data.train_split='' to train on all"
+            )
+
+
+def class_warnings(class_names: Iterable[str]) -> list[str]:
+    """Returns a warning about classes whose names are like those of splits."""
+    odd = [name for name in class_names if split_names.looks_like_split(name)]
+    if not odd:
+        return []
+    one = len(odd) == 1
+    return [
+        f"warning: the class{'' if one else 'es'} {cut(odd)} look{'s' if one else ''} like "
+        f"{'a split' if one else 'splits'}: --config.data.exclude={printable(odd[-1])} leaves a "
+        "folder out, --config.data.train_split names the one to train on"
+    ]
+
+
+def folders(paths: Iterable[str]) -> set[str]:
+    """Returns the folders that directly hold images; '' for the root."""
+    return {path.rpartition("/")[0] for path in paths}
+
+
+def children(found: Collection[str]) -> dict[str, set[str]]:
+    """Returns {folder: names of the folders in it}, for all folders above `found`."""
+    inside: dict[str, set[str]] = {}
+    for folder in found:
+        while folder:
+            parent, _, name = folder.rpartition("/")
+            names = inside.setdefault(parent, set())
+            if name in names:
+                break
+            names.add(name)
+            folder = parent
+    return inside
+
+
+def _masks_beside_images(names: set[str], has_images: bool) -> set[str]:
+    masks = {name for name in names if split_names.holds_masks(name)}
+    rest = names - masks
+    beside = bool(rest) and all(map(split_names.holds_images, rest))
+    return masks if beside or (has_images and not rest) else set()
+
+
+def _first_in(folder: str, masks: set[str]) -> str:
+    """Returns the outermost of the folders `masks` that holds a folder, or ''."""
+    parts = folder.split("/")
+    above = ("/".join(parts[: i + 1]) for i in range(len(parts)))
+    return next((path for path in above if path in masks), "")
+
+
+def _parts(paths: Iterable[str]) -> set[str]:
+    return {part for folder in folders(paths) for part in folder.split("/")}
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name)

@@ -4,12 +4,20 @@ encoder = moco_jax.load("runs/cifar10")
 features = encoder(["a.jpg", "b.jpg"])
 """
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_jax.encoders.image_encoder import load as load
 
 __version__ = "0.2.0"
+
+# While Python looks for the module of a command, its name is not known yet.
+if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "moco-jax"):
+    from moco_jax.signals import end_while_importing
+
+    end_while_importing()
 
 
 def __getattr__(name: str) -> Any:

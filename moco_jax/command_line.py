@@ -1,12 +1,11 @@
-"""What the commands share: the flag --config, error messages, exit codes and tables."""
+"""What the commands share: the flag --config, error messages, exit codes, signals and tables."""
 
 import contextlib
 import csv
 import itertools
 import json
+import math
 import os
-import pathlib
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NoReturn
@@ -14,11 +13,11 @@ from typing import Any, Literal, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from moco_jax import arguments, signals, text
 from moco_jax.parallel import cluster, roll_call
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
-
 FORMATS = ("table", "csv", "json")  # of `print_rows`
+_PIPE_CLOSED = 141  # the exit code of other tools after SIGPIPE
 
 
 def run_main(
@@ -28,18 +27,22 @@ def run_main(
     join: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     errors: Sequence[type[Exception]] = (),
     interrupted: str = "interrupted",
+    saves: bool = False,
 ) -> NoReturn:
     """Parses the flags, runs a command and exits with its code.
 
     An OSError, a ValueError or a ModuleNotFoundError is a problem that the user can solve: its
     message is printed, and the exit code is 2. With --verbosity=1 the traceback is printed instead.
+    Ctrl-C ends the command with one line and the code 130, SIGTERM with 143. If the reader of the
+    standard output is gone (`| head`), the command ends without a message.
 
     Args:
       work: the command; returns the exit code, None for 0.
       config: whether the command needs --config.
       join: the context in which the command runs, such as `cluster.joined`.
       errors: more exceptions that are printed as messages.
-      interrupted: the message after Ctrl-C; the exit code is 130.
+      interrupted: the message after Ctrl-C.
+      saves: whether the command saves its state after a signal, which may take long.
     """
 
     def main(_) -> None:
@@ -55,32 +58,86 @@ def run_main(
             print(f"error: {error}", file=sys.stderr)
             code = 1
         if code:
-            sys.stdout.flush()
+            _flush()
             os._exit(code)  # a thread may be compiling, which nothing can stop
 
-    app.run(main, flags_parser=lambda argv: _parse(argv, config))
+    text.print_escaped(sys.stdout)
+    text.print_escaped(sys.stderr)
+    logging.get_absl_handler().addFilter(_escape_record)
+    try:
+        with signals.ending(interrupted, waits=saves):
+            _describe(work, config)
+            app.run(main, flags_parser=lambda argv: _parse(argv, config))
+    except (KeyboardInterrupt, signals.Terminated) as stop:
+        os._exit(_stopped(stop, interrupted))
+    except BrokenPipeError:
+        os._exit(_PIPE_CLOSED)
+    except SystemExit as end:
+        _flush()
+        raise end from None
+    sys.exit()
 
 
 def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int:
     """Returns the exit code of a command; ends the process with one message on an error."""
     try:
-        return work() or 0
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if _flush():
+            raise  # of another pipe
+        return _PIPE_CLOSED
     except errors as error:
         if logging.level_debug():
             raise
         fail(f"{error}\n(--verbosity=1 prints the traceback)")
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, signals.Terminated) as stop:
+        return _stopped(stop, interrupted)
+
+
+def _stopped(stop: BaseException, interrupted: str) -> int:
+    """Prints that a signal stopped the command; returns the exit code."""
+    by_user = isinstance(stop, KeyboardInterrupt)
+    print(f"\n{interrupted if by_user else 'terminated'}", file=sys.stderr, flush=True)
+    return signals.INTERRUPTED if by_user else signals.TERMINATED
+
+
+def _flush() -> bool:
+    """Writes what is printed; returns whether the standard output can be written."""
+    try:
+        sys.stdout.flush()
+        return True
+    except OSError:
+        # Python flushes once more at its end, and would print a traceback.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+        return False
+
+
+def _escape_record(record: Any) -> bool:
+    """Makes the message of a log record printable: it may name files."""
+    record.msg, record.args = text.message(record.getMessage()), ()
+    return True
+
+
+def _describe(work: Callable, config: str) -> None:
+    """Makes --help list the flags of the command, whatever script started it."""
+    own, main = flags.FLAGS.flags_by_module_dict().get(work.__module__, []), sys.argv[0]
+    for flag in [*own, *([] if config == "none" else [flags.FLAGS["config"]])]:
+        flags.FLAGS.register_key_flag_for_module(main, flag)
+    if own and work.__module__ in sys.modules:
+        sys.modules["__main__"].__doc__ = sys.modules[work.__module__].__doc__
 
 
 def config(task: str = "") -> ConfigDict:
     """Returns the experiment with the changes of the command line; of one task, if it is given."""
-    value = _CONFIG.value
+    value, file = arguments.CONFIG.value, arguments.filename()
     if not isinstance(value, ConfigDict):
-        fail(f"{_file()}: get_config() must return a ConfigDict, got {type(value).__name__}")
+        fail(f"--config={file}: get_config() must return a ConfigDict, got {type(value).__name__}")
     if task and value.get("task") != task:
-        fail(f"--config={_file()}: this command needs task={task!r}, got {value.get('task')!r}")
+        fail(f"--config={file}: this command needs task={task!r}, got {value.get('task')!r}")
     # A length on the command line replaces the length of the config file.
     given = config_flags.get_override_values(flags.FLAGS["config"])
     if "steps" in given and "epochs" not in given:
@@ -98,34 +155,9 @@ def has_config() -> bool:
 def _parse(argv: list[str], config: str) -> list[str]:
     """Returns the arguments that are not flags; ends the process with a message on an error."""
     try:
-        rest = flags.FLAGS(argv)
-        path = pathlib.Path(_file().partition(":")[0]) if has_config() else None
-        if path and not path.is_file():
-            fail(f"--config={_file()}: there is no config file {path}")
-        if len(rest) > 1:
-            fail(f"unexpected arguments: {' '.join(rest[1:])}")
-    except flags.Error as error:
-        # ml_collections puts the whole traceback of a config file into the message.
-        head, _, trace = str(error).partition("Traceback (most recent call last):")
-        fail(" ".join([head.strip(), *trace.strip().splitlines()[-1:]]))
-    except Exception as error:  # a config file may raise anything
-        message = str(error.args[0] if error.args else error)
-        # ml_collections lists every field of the config between the key and its suggestion.
-        message = re.sub(r"(?s)Other fields present:.*?(?=Did you mean|$)", "", message)
-        key = re.fullmatch(
-            r"""[\\'"]*(\w+)[\\'"]*(?:(?:\\n|\s)*(Did you mean "\w+").*)?""", message
-        )
-        if key and isinstance(error, AttributeError | KeyError):
-            hint = (
-                f". {key[2]}?" if key[2] else "; moco_jax/config.py lists the keys of pretraining"
-            )
-            fail(f"{' '.join(argv[1:])}: there is no config key {key[1]!r}{hint}")
-        fail(f"{type(error).__name__} in {' '.join(argv[1:])}: {message}")
-    if config == "required" and not has_config():
-        fail("--config must be given, such as --config=configs/digits.py")
-    if config == "none" and has_config():
-        fail(f"--config={_file()}: this command takes no config")
-    return rest
+        return arguments.parse(argv, config)
+    except arguments.BadArguments as error:
+        fail(str(error))
 
 
 def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[Any]:
@@ -134,7 +166,7 @@ def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[
         values = [kind(text) for text in flag.value]
     except ValueError:
         values = []
-    if not values or not all(value > 0 for value in values):
+    if not values or not all(value > 0 and math.isfinite(value) for value in values):
         what = "whole numbers" if kind is int else "numbers"
         fail(f"--{flag.name} must be {what} above 0, such as 1,2; got {','.join(flag.value)!r}")
     return values
@@ -161,9 +193,5 @@ def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str)
 
 def fail(message: str) -> NoReturn:
     """Ends the process with a message and the exit code 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {text.message(message)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _file() -> str:
-    return config_flags.get_config_filename(flags.FLAGS["config"])

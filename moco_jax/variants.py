@@ -21,6 +21,6 @@ def apply(config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], name: s
     """
     if name not in variants:
         known = ", ".join(variants)
-        raise ValueError(f"configs/{config.name}.py:{name} is unknown; known: {known}")
+        raise ValueError(f"configs/{config.name}.py:{name} is unknown; allowed: {known}")
     config.name = f"{config.name}_{name}"
     config.update_from_flattened_dict(dict(variants[name]))

@@ -24,12 +24,13 @@ def exit_code(command: Callable[[], object], *arguments: str) -> int:
     Flags and signal handlers are restored. An exception that ends the process with a traceback is
     raised.
     """
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         stack.enter_context(flagsaver.flagsaver())
         stack.enter_context(warnings.catch_warnings())
-        stack.callback(signal.signal, signal.SIGTERM, on_sigterm)
+        for number, handler in handlers.items():
+            stack.callback(signal.signal, number, handler)
         warnings.filterwarnings("ignore", "the load_module")  # ml_collections calls it
         # ml_collections executes every config file in this module; names of an earlier file stay.
         sys.modules.pop("config_config", None)

@@ -20,7 +20,9 @@ ORDER = (
     ("data.sources",),
     ("models",),
     ("command_line",),
+    ("arguments",),
     ("parallel",),
+    ("signals", "text", "renamed"),
 )
 ROWS = {name: row for row, names in enumerate(ORDER) for name in names}
 MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 70

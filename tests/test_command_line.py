@@ -70,7 +70,7 @@ def test_command_without_a_config(run, config_flag):
     ("arguments", "message"),
     [
         (["--config=none.py"], "--config=none.py: there is no config file none.py"),
-        (["--nonsense=1"], "Unknown command line flag 'nonsense'"),
+        (["--nonsense=1"], "--nonsense: there is no such flag"),
         (["a", "b=3"], "unexpected arguments: a b=3"),
     ],
 )

@@ -24,20 +24,36 @@ def run(repository, monkeypatch, capsys):
     [
         ([], "--config must be given, such as --config=configs/digits.py"),
         (["--config=configs/digit.py"], "there is no config file configs/digit.py"),
-        (["--config=configs/digits.py", "--config.momentun=0.9"], 'Did you mean "momentum"'),
+        (
+            ["--config=configs/digits.py", "--config.momentun=0.9"],
+            "there is no config key 'momentun'; did you mean 'momentum'?",
+        ),
         (
             ["--config=configs/digits.py", "--config.dim=64"],
-            "there is no config key 'dim'; moco_jax/config.py",
+            "there is no config key 'dim'; did you mean 'model.dim'?",
         ),
-        (["--config=configs/digits.py", "--config.modle.name=x"], 'Did you mean "model"'),
-        (["--config=configs/digits.py", "--config.lr=fast"], "could not convert string to float"),
-        (["--config=configs/digits.py", "--workdri=x"], "Did you mean: workdir"),
+        (["--config=configs/digits.py", "--config.modle.name=x"], "did you mean 'model.name'?"),
+        (
+            ["--config=configs/digits.py", "--config.xyzzy=x"],
+            "there is no config key 'xyzzy'; moco_jax/config.py lists all keys",
+        ),
+        (
+            ["--config=configs/digits.py", "--config.lr=fast"],
+            "--config.lr=fast: lr must be a number, such as 0.03",
+        ),
+        (
+            ["--config=configs/digits.py", "--workdri=x"],
+            "--workdri: there is no such flag; did you mean --workdir?",
+        ),
         (["--config=configs/digits.py", "lr=3"], "unexpected arguments: lr=3"),
-        (["--config=configs/imagenet.py:v9"], "configs/imagenet.py:v9 is unknown; known: v1, v2"),
+        (["--config=configs/imagenet.py:v9"], "configs/imagenet.py:v9 is unknown; allowed: v1, v2"),
         (["--config=configs/folder.py"], "name the images"),
-        (["--config=configs/digits.py", "--config.task=lin"], "known: pretrain, linear, finetune"),
+        (
+            ["--config=configs/digits.py", "--config.task=lin"],
+            "allowed: pretrain, linear, finetune",
+        ),
         (["--config=configs/digits_linear.py", "--config.pretrained=no"], "there is no encoder at"),
-        (["--config=configs/digits.py", "--config.model.name=resnet5"], "known: resnet10"),
+        (["--config=configs/digits.py", "--config.model.name=resnet5"], "allowed: resnet10"),
     ],
 )
 def test_errors_are_one_clear_message(run, tmp_path, arguments, message):
@@ -76,7 +92,7 @@ def test_missing_images_are_an_error(run, tmp_path):
 def test_error_ends_a_process_of_its_own(repository, tmp_path):
     done = run_command(repository, "moco_jax.main", "--config=configs/digits.py",
                        "--config.model.name=resnet5", f"--workdir={tmp_path}/w")  # fmt: skip
-    assert done.returncode == 2 and "known: resnet10" in done.stderr
+    assert done.returncode == 2 and "allowed: resnet10" in done.stderr
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 

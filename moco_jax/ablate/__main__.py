@@ -62,5 +62,5 @@ def _report(knob: str, results: list[grid.Result], folder: pathlib.Path) -> None
 
 if __name__ == "__main__":
     command_line.run_main(
-        main, interrupted="interrupted between two runs; the same command resumes"
+        main, interrupted="interrupted between two runs; the same command resumes", saves=True
     )

@@ -204,7 +204,7 @@ def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
 def _check_format(path: pathlib.Path) -> None:
     if path.suffix not in _WRITERS:
         raise ValueError(
-            f"{path}: the ending {path.suffix!r} is unknown; known: {', '.join(_WRITERS)}"
+            f"{path}: the ending {path.suffix!r} is unknown; allowed: {', '.join(_WRITERS)}"
         )
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(

@@ -44,7 +44,7 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
       ValueError: for an unknown output.
     """
     if output not in FEATURES:
-        raise ValueError(f"output={output!r} is unknown; known: {', '.join(FEATURES)}")
+        raise ValueError(f"output={output!r} is unknown; allowed: {', '.join(FEATURES)}")
     data = config.data
     view = evaluation_view(
         data.image_size, data.eval_resize, data.mean, data.std, jnp.dtype(config.dtype)

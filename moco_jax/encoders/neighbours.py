@@ -177,7 +177,7 @@ def _check(queries, bank, k: int, own, among: str) -> None:
     if k < 1:
         raise ValueError(f"k={k} must be at least 1")
     if among not in AMONG:
-        raise ValueError(f"among={among!r} is unknown; known: {', '.join(AMONG)}")
+        raise ValueError(f"among={among!r} is unknown; allowed: {', '.join(AMONG)}")
     if (own is None) != (among == "all"):
         raise ValueError(f"among={among!r} needs own={'None' if among == 'all' else 'i32[M]'}")
 

@@ -42,7 +42,7 @@ def make_encoder(config) -> Encoder:
     model, dtype = config.model, jnp.dtype(config.dtype)
     options = {"bn_groups": config.bn_groups, "dtype": dtype, "remat": config.remat}
     if model.head not in HEADS:
-        raise ValueError(f"unknown model.head {model.head!r}; known: {', '.join(HEADS)}")
+        raise ValueError(f"unknown model.head {model.head!r}; allowed: {', '.join(HEADS)}")
     stem = {"stem": model.stem, "stem_init": model.stem_init}
     backbone = resnet(model.name, width=model.width, **stem, **options)
     head = HEADS[model.head](dim=model.dim, hidden=model.hidden, dtype=dtype)

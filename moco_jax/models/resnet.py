@@ -208,5 +208,5 @@ def resnet(name: str, **options) -> ResNet:
       ValueError: for an unknown name.
     """
     if name not in BACKBONES:
-        raise ValueError(f"unknown model.name {name!r}; known: {', '.join(NAMES)}")
+        raise ValueError(f"unknown model.name {name!r}; allowed: {', '.join(NAMES)}")
     return ResNet(**BACKBONES[name], **options)

@@ -56,7 +56,7 @@ def parse(text: str) -> Topology:
         close = close or difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
         hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
         raise ValueError(
-            f"--topology={text}: unknown chip {kind!r}; {hint}known: {', '.join(CHIPS)}"
+            f"--topology={text}: unknown chip {kind!r}; {hint}allowed: {', '.join(CHIPS)}"
         )
     chip = CHIPS[kind]
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size):

@@ -57,7 +57,7 @@ def encoder(config: ConfigDict) -> Iterator[str]:
     elif not config.pretrained and config.model.name not in NAMES:
         yield (
             f"model.name={config.model.name!r} is unknown, and pretrained='' names no encoder; "
-            f"known: {', '.join(NAMES)}"
+            f"allowed: {', '.join(NAMES)}"
         )
     if not config.pretrained and config.from_scratch and not config.data.image_size:
         yield "data.image_size=0 takes the encoder's, but pretrained='' names no encoder"

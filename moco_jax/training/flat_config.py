@@ -4,11 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Keys of versions before 0.2.0 -> keys since.
-_RENAMED = {
-    "data.max_bad_share": "data.max_bad_fraction",
-    "label_share": "label_fraction",
-}
+from moco_jax import renamed
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -43,7 +39,10 @@ def unflatten(flat: dict[str, Any], base: ConfigDict) -> ConfigDict:
 
 def with_current_keys(flat: dict[str, Any]) -> dict[str, Any]:
     """Returns a flat config of any version with the keys of this version."""
-    return {_RENAMED.get(key, key): value for key, value in flat.items()}
+    flat = {renamed.KEYS.get(key, key): value for key, value in flat.items()}
+    # Before the key existed, no image was turned; the base config would say otherwise.
+    older = {"data.exif_orientation": False} if "data.canvas" in flat else {}
+    return older | flat
 
 
 def _frozen(value):

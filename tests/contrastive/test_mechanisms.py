@@ -114,4 +114,4 @@ def test_what_a_bank_has_no_use_for_is_refused():
     assert "symmetric must be False" in message
     assert "bank.negatives=100 must be a multiple of the 8 devices" in message
     assert "views must be one recipe" in message
-    assert "bank.loss='softmax' is unknown; known: info_nce, nce" in message
+    assert "bank.loss='softmax' is unknown; allowed: info_nce, nce" in message

@@ -67,7 +67,7 @@ def test_check_writable_names_the_flag_or_package(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"old.npz exists; give another --out, or --overwrite"):
         check(tmp_path / "old.npz", False)
     check(tmp_path / "old.npz", True)
-    with pytest.raises(ValueError, match=r"the ending '.txt' is unknown; known: .npz, .parquet"):
+    with pytest.raises(ValueError, match=r"the ending '.txt' is unknown; allowed: .npz, .parquet"):
         check(tmp_path / "new.txt", False)
     with pytest.raises(ValueError, match="--out=.*/none/new.npz: there is no folder .*/none$"):
         check(tmp_path / "none" / "new.npz", False)

@@ -128,7 +128,7 @@ def test_error_names_an_output_that_the_encoder_does_not_have(files):
     assert moco_jax.load(files[1])(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 64)
     with pytest.raises(ValueError, match="a backbone has no head; allowed: output='backbone'"):
         moco_jax.load(files[1], output="head")
-    with pytest.raises(ValueError, match="output='heads' is unknown; known: backbone, head"):
+    with pytest.raises(ValueError, match="output='heads' is unknown; allowed: backbone, head"):
         moco_jax.load(files[0], output="heads")
     with pytest.raises(FileNotFoundError, match="there is no encoder at"):
         moco_jax.load("/no/such/place")

@@ -105,7 +105,7 @@ def test_errors_name_the_argument():
         nearest(x, x[:, :8], k=1, layout=layout)
     with pytest.raises(ValueError, match="must have at least one row; got 4 and 0"):
         nearest(x, x[:0], k=1, layout=layout)
-    with pytest.raises(ValueError, match="among='late' is unknown; known: all, others, later"):
+    with pytest.raises(ValueError, match="among='late' is unknown; allowed: all, others, later"):
         nearest(x, x, k=1, layout=layout, own=np.arange(4), among="late")
     with pytest.raises(ValueError, match=r"among='others' needs own=i32\[M\]"):
         nearest(x, x, k=1, layout=layout, among="others")

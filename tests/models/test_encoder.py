@@ -46,7 +46,9 @@ def test_width_multiplies_the_channels_of_every_layer():
 
 
 def test_an_unknown_name_raises_and_lists_the_known():
-    with pytest.raises(ValueError, match="unknown model.name 'resnet5'; known: resnet10, resnet18"):
+    with pytest.raises(
+        ValueError, match="unknown model.name 'resnet5'; allowed: resnet10, resnet18"
+    ):
         resnet("resnet5")
 
 

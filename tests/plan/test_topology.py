@@ -20,7 +20,7 @@ def test_names_of_topologies():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5lite:4x4", "unknown chip 'v5lite'; did you mean 'v5e'? known: v3, v4, v5e"),
+        ("v5lite:4x4", "unknown chip 'v5lite'; did you mean 'v5e'? allowed: v3, v4, v5e"),
         ("a100:8", "did you mean 'a100-40' or 'a100-80'?"),
         ("v5e", "--topology=v5e is malformed; a TPU v5e slice has 2 dimensions"),
         ("v5e:4by4", "is malformed"),

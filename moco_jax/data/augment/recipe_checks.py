@@ -73,4 +73,4 @@ def _did_you_mean(name: Any, known: Mapping[str, Any]) -> str:
     """Returns the end of a message about an unknown name: the closest name and all known names."""
     close = difflib.get_close_matches(str(name), known, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{guess}; known: {', '.join(known) or 'none'}"
+    return f"{guess}; allowed: {', '.join(known) or 'none'}"

@@ -116,7 +116,7 @@ CROP = recipes.v2()[0]
         ((), "the first op must be 'random_resized_crop', got None"),
         (({"op": "flip", "p": 0.5},), "the first op must be 'random_resized_crop', got 'flip'"),
         ((CROP, CROP), "a crop must be the first op"),
-        ((CROP, {"op": "solarise"}), "unknown op (did you mean 'solarize'?); known: random_"),
+        ((CROP, {"op": "solarise"}), "unknown op (did you mean 'solarize'?); allowed: random_"),
         ((CROP, {"p": 0.5}), "unknown op"),
         ((CROP, "flip"), "must be a mapping with a key 'op', got 'flip'"),
         ((CROP, {"op": "flip", "prob": 0.5}), "unknown parameter 'prob'"),

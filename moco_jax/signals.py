@@ -1,0 +1,112 @@
+"""Ctrl-C and SIGTERM end a command with one line and without a traceback, whatever it is doing.
+
+The training loop has its own handling, `moco_jax/training/interruption.py`, which saves the state.
+"""
+
+import contextlib
+import os
+import pathlib
+import select
+import signal
+import threading
+from collections.abc import Iterator
+
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes
+_GRACE = 3.0  # seconds that a command has to end by itself, after the first signal
+
+_unfinished: set[pathlib.Path] = set()
+
+
+class Terminated(BaseException):
+    """Raised at the current line when SIGTERM comes, as KeyboardInterrupt is for Ctrl-C."""
+
+
+def end_while_importing() -> None:
+    """Ends the process on Ctrl-C with one line; importing JAX takes seconds.
+
+    `ending` replaces this. A process that ignores Ctrl-C goes on doing so.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: _end(INTERRUPTED, "interrupted"))
+
+
+@contextlib.contextmanager
+def ending(message: str, *, waits: bool) -> Iterator[None]:
+    """Within the block, Ctrl-C raises KeyboardInterrupt and SIGTERM raises `Terminated`.
+
+    Python handles a signal only between two of its own instructions. If the process has not ended
+    some seconds later, since it compiles or waits for threads, or if a second signal comes, it
+    ends at once with the message; it removes the files of `unfinished` before.
+
+    Args:
+      message: the line that is printed.
+      waits: never end at once: the command saves its state after a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which alone can catch signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with contextlib.nullcontext() if waits else _watched(message):
+            yield
+    finally:
+        # What comes after is the end of the process, which shows no traceback.
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+        if before[signal.SIGINT] is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def unfinished(path: pathlib.Path) -> Iterator[None]:
+    """Removes a file after the block, and also if a signal ends the process within the block."""
+    _unfinished.add(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _unfinished.discard(path)
+
+
+@contextlib.contextmanager
+def _watched(message: str) -> Iterator[None]:
+    """Runs the block beside a thread that ends the process some time after a signal."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader, message), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(previous)
+        os.close(writer)  # ends the thread
+
+
+def _watch(reader: int, message: str) -> None:
+    """Ends the process a while after the first signal, or at the second one."""
+    codes, code = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}, 0
+    while select.select([reader], [], [], _GRACE if code else None)[0]:
+        number = os.read(reader, 1)
+        if not number:  # the block has ended
+            os.close(reader)
+            return
+        if number[0] in codes:
+            if code:
+                break
+            code = codes[signal.Signals(number[0])]
+    _end(code, message if code == INTERRUPTED else "terminated")
+
+
+def _terminate(*_) -> None:
+    raise Terminated
+
+
+def _end(code: int, message: str) -> None:
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{message}\n".encode())
+    os._exit(code)

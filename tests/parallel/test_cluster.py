@@ -245,13 +245,16 @@ def test_other_images_on_another_process_are_refused(start, tmp_path, config):
         ({"process": 1}, "given together; got --process=1$"),
         (
             {"coordinator": "localhost", "processes": 2, "process": 0},
-            "must be HOST:PORT; got --coordinator=localhost$",
+            "must be HOST:PORT with .*; got --coordinator=localhost$",
         ),
         (
             {"coordinator": "localhost:1", "processes": 2, "process": 2},
             "from 0 to --processes - 1; got --processes=2 --process=2$",
         ),
         ({"coordinator": "localhost:1", "processes": 0, "process": 0}, "must be at least 1"),
+        ({"coordinator": "a..b:1", "processes": 2, "process": 0}, "must be HOST:PORT"),
+        ({"coordinator": "a:65536", "processes": 2, "process": 0}, "a port from 1 to 65535"),
+        ({"bind": "here"}, "--coordinator_bind_address must be HOST:PORT .* got .*=here$"),
     ],
 )
 def test_wrong_cluster_flags_raise(given, message):
@@ -286,6 +289,18 @@ def test_wrong_cluster_flags_raise(given, message):
             },
             None,
         ),
+        (
+            {
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_TASKS_PER_NODE": "2",
+                "CUDA_VISIBLE_DEVICES": "GPU-1, GPU-2",
+            },
+            [1],
+        ),
+        (
+            {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2", "CUDA_VISIBLE_DEVICES": ""},
+            None,
+        ),
         ({"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}, [1]),
         ({"OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, None),
     ],
@@ -296,3 +311,68 @@ def test_a_task_takes_one_gpu_only_if_it_shares_the_machine(monkeypatch, environ
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cluster._local_devices() == expected
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+OMPI = {
+    "OMPI_MCA_orte_hnp_uri": "1.0;tcp://127.0.0.1:3",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "0",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({**SLURM, "SLURM_JOB_ID": "x"}, "SLURM_JOB_ID must be a whole number; got SLURM_JOB_ID=x"),
+        ({**SLURM, "SLURM_PROCID": ""}, "SLURM_PROCID must be a whole number"),
+        ({**SLURM, "SLURM_NTASKS": "2(x2)"}, "SLURM_NTASKS must be a whole number"),
+        ({**SLURM, "SLURM_LOCALID": "\x1b[2J"}, r"got SLURM_LOCALID=\\x1b\[2J"),
+        ({**SLURM, "SLURM_PROCID": "2"}, "the launcher set process 2 of 2, which is out of range"),
+        ({**SLURM, "SLURM_STEP_NODELIST": ""}, "the launcher's coordinator must be HOST:PORT"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "abc"}, "must be like 2\\(x3\\),1; got .*=abc"),
+        ({**SLURM, "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_NODEID": "-1"}, "SLURM_NODEID must be"),
+        ({**SLURM, "JAX_COORDINATOR_PORT": "abc"}, "the launcher's coordinator must be HOST:PORT"),
+        ({**OMPI, "OMPI_COMM_WORLD_RANK": "x"}, "OMPI_COMM_WORLD_RANK must be a whole number"),
+        ({**OMPI, "OMPI_MCA_orte_hnp_uri": "x"}, "the cluster can't be detected .*--coordinator"),
+        ({**OMPI, "OMPI_COMM_WORLD_LOCAL_RANK": "1e3"}, "OMPI_COMM_WORLD_LOCAL_RANK must be"),
+        (
+            {**OMPI, "OMPI_COMM_WORLD_LOCAL_RANK": "0", "OMPI_COMM_WORLD_LOCAL_SIZE": "two"},
+            "OMPI_COMM_WORLD_LOCAL_SIZE must be a whole number; got OMPI_COMM_WORLD_LOCAL_SIZE=two",
+        ),
+        (
+            {**SLURM, "SLURM_LOCALID": "2", "SLURM_STEP_TASKS_PER_NODE": "4"}
+            | {"CUDA_VISIBLE_DEVICES": "0,1"},
+            "4 tasks run on this machine, but CUDA_VISIBLE_DEVICES=0,1 has 2 GPUs",
+        ),
+        ({**SLURM, "MOCO_JAX_TOKEN": "short"}, "MOCO_JAX_TOKEN has 5 characters"),
+    ],
+)
+def test_a_malformed_variable_is_named(monkeypatch, environment, message):
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "JAX_COORDINATOR", "CUDA_VISIBLE")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(cluster.WrongFlags, match=message), cluster.joined(timeout=1):
+        pass
+
+
+@pytest.mark.parametrize("tasks", ["1(x1000000)", "4(x2),2(x9999999),1", "1," * 2000 + "1"])
+def test_long_lists_of_tasks_are_read(monkeypatch, tasks):
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_NODEID", "1500")
+    assert cluster._tasks_here() in (1, 2)
+
+
+def test_a_message_to_all_is_json_of_bounded_length(monkeypatch):
+    monkeypatch.setattr(cluster, "_LONGEST_MESSAGE", 100)
+    assert cluster._encoded({"result": [1, "é"]}) == b'{"result": [1, "\\u00e9"]}'
+    with pytest.raises(ValueError, match="a result of 114 bytes .* at most 100 can be sent"):
+        cluster._encoded({"result": "x" * 100})

@@ -35,13 +35,17 @@ def decode(
         memory or time.
     """
     try:
+        if isinstance(data, bytes) and data[:3] == jpeg.MAGIC:
+            image = jpeg.decode_jpeg(data, how)
+            if image is not None:
+                return _shrink(image, how.canvas)
         return _shrink(_decoded(data, how, seen), how.canvas)
     except MemoryError as error:
         raise BadImage("not enough memory to decode it") from error
 
 
 def _decoded(data: bytes | np.ndarray | Image.Image, how: Decoding, seen: Seen) -> np.ndarray:
-    """Returns an image as uint8 [H, W, 3]; only a JPEG is shrunk already."""
+    """Returns an image as uint8 [H, W, 3] at its full size, without libjpeg-turbo's short way."""
     if isinstance(data, np.ndarray):
         return _rgb_array(data)
     if isinstance(data, Image.Image):
@@ -49,8 +53,6 @@ def _decoded(data: bytes | np.ndarray | Image.Image, how: Decoding, seen: Seen) 
             return pillow.from_image(data, how, seen)
     if not data:
         raise BadImage("the file is empty (0 bytes)")
-    if data[:3] == jpeg.MAGIC and (image := jpeg.decode_jpeg(data, how)) is not None:
-        return image
     return pillow.decode_file(data, how, seen)
 
 

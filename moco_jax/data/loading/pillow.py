@@ -1,6 +1,7 @@
 """Decodes images of all allowed formats with Pillow, within the limits of `Decoding`."""
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import io
@@ -17,6 +18,7 @@ from PIL import Image, ImageFile, features
 
 from moco_jax.data.loading import jpeg
 from moco_jax.data.loading.decoding import BadImage, Decoding, check_pixels, check_scans
+from moco_jax.data.loading.headers import check_header
 from moco_jax.data.loading.orientation import ORIENTATION, upright
 
 # No other plugin of Pillow sees an image: the one of PostScript starts Ghostscript. JPEG reads MPO
@@ -34,11 +36,11 @@ _PLUGINS = {
 }
 _HEIC = re.compile(rb"....ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL)
 
-_MAX_SLOW_PIXELS = 4_000_000  # for decoders in Python (about 1 us a pixel and channel)
+_MAX_SLOW_PIXELS = 2_000_000  # for decoders in Python (about 0.5 us a pixel and channel)
 _SLOW_CODECS = ("ppm", "ppm_plain", "bmp_rle")
 
 _SCALED_CODECS = ("ppm", "ppm_plain")  # they scale to 16 bits, as the file asks for
-_BITS_PER_SAMPLE = 258  # a TIFF tag
+_BITS_PER_SAMPLE, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323  # tags of TIFF
 _DARK = 32  # high bytes below it: values below 2**13
 # Codings of 16-bit colours -> codings of which Pillow keeps the low bytes.
 _GREY_ALPHA = "LA;16B"
@@ -62,6 +64,9 @@ def readable_formats() -> tuple[str, ...]:
             importlib.import_module(f"PIL.{plugin}")
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
+    with contextlib.suppress(AttributeError):  # libtiff is linked otherwise
+        # Its errors come as a BadImage too; it would print one for each row of a damaged image.
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
     absent = {name for name, codec in (("WEBP", "webp"), ("AVIF", "avif")) if not _has(codec)}
     return tuple(name for name in FORMATS if name in Image.OPEN and name not in absent)
 
@@ -123,8 +128,9 @@ def opened(
     Raises:
       BadImage: if no allowed plugin accepts the data, or the image has too many pixels.
     """
-    size = _size_before_opening(data)
+    size = check_header(data)
     check_pixels(*size, max_pixels)
+    damaged = None
     for name in readable_formats():
         factory, accept = Image.OPEN[name]
         if name in formats and accept and accept(data[:16]) is True:
@@ -132,34 +138,38 @@ def opened(
                 with _pillow_limit.lifted(size):
                     image = factory(io.BytesIO(data), "")
             except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # as `PIL.Image.open` does: not this format after all
+                damaged = name  # unless another format accepts it, as in `PIL.Image.open`
+                continue
             with image, _pillow_limit.lifted(image.size):
-                check_pixels(*image.size, max_pixels)
-                _check_time(data, image)
+                _check_cost(data, image, max_pixels)
                 yield image
             return
-    raise BadImage(_unknown(data))
+    raise BadImage(_unknown(data, damaged))
 
 
-def _check_time(data: bytes, image: Image.Image) -> None:
-    """Raises BadImage for an image that takes long to decode for its size."""
+def _check_cost(data: bytes, image: ImageFile.ImageFile, max_pixels: int) -> None:
+    """Raises BadImage for an image that takes too much memory or time to decode."""
     width, height = image.size
+    check_pixels(width, height, max_pixels)
     if data.startswith(jpeg.MAGIC):
         check_scans(data.count(jpeg.SCAN), width, height)
-    slow = any(tile[0] in _SLOW_CODECS for tile in getattr(image, "tile", ()))
-    if slow and width * height > _MAX_SLOW_PIXELS:
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(_TILE_WIDTH, 1), tags.get(_TILE_LENGTH, 1)
+    if all(isinstance(side, int) for side in tile):
+        check_pixels(*tile, max_pixels)  # libtiff allocates a whole tile
+    if width * height > _MAX_SLOW_PIXELS and any(tile[0] in _SLOW_CODECS for tile in image.tile):
         raise BadImage(
             f"a {image.format} of {width}x{height} pixels in a coding that takes too long to "
             f"decode; allowed: {_MAX_SLOW_PIXELS} pixels"
         )
 
 
-def _unknown(data: bytes) -> str:
-    """Returns why no plugin reads the data."""
-    if data.startswith(jpeg.MAGIC):
-        return f"a JPEG of {len(data)} bytes whose header is damaged"
+def _unknown(data: bytes, damaged: str | None) -> str:
+    """Returns why no plugin reads the data; the plugin `damaged` accepts how they start."""
     if _HEIC.match(data) and "HEIF" not in readable_formats():
         return "a HEIC image; pip install 'moco-jax[heic]' makes it readable"
+    if damaged:
+        return f"a {damaged} of {len(data)} bytes whose header is damaged"
     return f"no known image format; its {len(data)} bytes start {bytes(data[:12])!r}"
 
 
@@ -189,45 +199,6 @@ class _PillowLimit:
 
 
 _pillow_limit = _PillowLimit()
-
-
-def _size_before_opening(data: bytes) -> tuple[int, int]:
-    """Returns (width, height) of a WebP or GIF, (0, 0) for other formats.
-
-    These two plugins allocate memory, or apply Pillow's limit, before the size can be read.
-    """
-    with contextlib.suppress(struct.error, IndexError):  # a truncated header
-        if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return _webp_size(data)
-        if data[:3] == b"GIF":
-            return _gif_size(data)
-    return 0, 0
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    kind = data[12:16]
-    if kind == b"VP8X":
-        width, height = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-        return width + 1, height + 1
-    if kind == b"VP8L":
-        [bits] = struct.unpack_from("<I", data, 21)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _gif_size(data: bytes) -> tuple[int, int]:
-    """Returns the size of the screen, enlarged to the first frame."""
-    width, height, flags = struct.unpack_from("<HHB", data, 6)
-    at = 13 + (3 << (flags & 7) + 1 if flags & 128 else 0)
-    while data[at] != 0x2C:  # the descriptor of a frame
-        if data[at] == 0x21:  # an extension, in blocks that start with their length
-            at += 2
-            while data[at]:
-                at += 1 + data[at]
-        at += 1
-    left, top, w, h = struct.unpack_from("<4H", data, at + 1)
-    return max(width, left + w), max(height, top + h)
 
 
 def _turned(pixels: np.ndarray, image: Image.Image, how: Decoding) -> np.ndarray:

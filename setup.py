@@ -43,7 +43,9 @@ setup(
         # Plots of `moco_jax.ablate` and the figures in benchmarks/.
         "plot": ["matplotlib"],
         # Features of `moco_jax.embed` as .parquet files.
-        "parquet": ["pyarrow>=15"],
+        "parquet": ["pyarrow>=18"],
+        # HEIC images, as phones write them.
+        "heic": ["pillow-heif>=0.22"],
         # PyTorch, for `moco_jax.convert` to read and write .pth files. It reads and writes
         # .safetensors files without it.
         "convert": ["torch>=2.6"],
@@ -59,7 +61,7 @@ setup(
             "filelock>=3.13",  # JAX locks the compilation cache that test processes share
             "scipy",
             "matplotlib",
-            "pyarrow>=15",
+            "pyarrow>=18",
         ],
     },
 )

@@ -39,6 +39,11 @@ def message(text: str) -> str:
     return _QUOTED_BYTE.sub(r"\\x\1", _IN_MESSAGES.sub(lambda found: _bytes(found[0]), text))
 
 
+def line(text: str) -> str:
+    r"""Returns a text as one line whose unprintable bytes stand as `\xNN`; backslashes stay."""
+    return message(text).replace("\n", r"\x0a").replace("\t", r"\x09")
+
+
 def print_escaped(stream: TextIO) -> None:
     r"""Makes a stream print every character that it can't encode as the `\xNN` of its bytes.
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moco_jax import signals
 from moco_jax.data.sources.source import Source
-
-_FORMAT = "moco_jax.features"
+from moco_jax.encoders import feature_reading
+from moco_jax.text import printable
 
 
 class FeatureRows(NamedTuple):
@@ -37,7 +38,7 @@ class Features:
 
     Attributes:
       features: f32[N, F].
-      names: [N], of the images.
+      names: [N], of the images, as `text.printable` returns them.
       labels: i32[N], or None without classes.
       class_names: by label; () without classes.
       about: `encoder`, the source of the encoder, and `output`, 'backbone' or 'head'.
@@ -74,15 +75,25 @@ def write(
     """Writes features one part at a time; returns the number of features.
 
     Only names and labels are held in memory. The file has another name until it is complete.
-    `about` is saved as JSON.
+    `about` is saved as JSON. Names stand as `text.printable` returns them.
+
+    Raises:
+      OSError: if the file can't be written; the message names it.
+      ValueError: if there are no features.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    note = json.dumps(about | {"format": _FORMAT})
-    try:
-        count = _WRITERS[path.suffix](unfinished, parts, source, note)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.unfinished")
+    added = {"format": feature_reading.FORMAT, "labelled": source.labels is not None}
+    note = json.dumps(about | added)
+    with signals.unfinished(temporary):
+        try:
+            count = _WRITERS[path.suffix](temporary, parts, source, note)
+            if not count:
+                raise ValueError(f"no image of {source.name} can be read")
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.filename or not error.errno:
+                raise
+            raise OSError(f"can't write {path}: {error}") from error
     return count
 
 
@@ -91,9 +102,11 @@ def collect(
 ) -> tuple[Features, np.ndarray]:
     """Returns all features in memory, and the indices i64[N] of their images; see `write`."""
     features, indices = (np.concatenate(x) for x in zip(*parts, strict=True))
+    if not len(indices):
+        raise ValueError(f"no image of {source.name} can be read")
     labels = None if source.labels is None else source.labels[indices]
-    names = np.array([source.names[int(i)] for i in indices])
-    return Features(features, names, labels, source.class_names, about), indices
+    names = np.array(_names(source, indices))
+    return Features(features, names, labels, _class_names(source), about), indices
 
 
 def read(path: pathlib.Path) -> Features:
@@ -101,12 +114,23 @@ def read(path: pathlib.Path) -> Features:
 
     Raises:
       FileNotFoundError: if the file does not exist.
-      ValueError: if it is not a file of features.
+      ValueError: if it is not a file of features, or damaged; the message names the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there are no features at {path}: no such file")
     _check_format(path)
-    return _read_parquet(path) if path.suffix == ".parquet" else _read_npz(path)
+    contents = feature_reading.read(path)
+    labels = None if contents.labels is None else contents.labels.astype(np.int32)
+    features = np.ascontiguousarray(contents.features, np.float32)
+    return Features(features, contents.names, labels, contents.class_names, contents.about)
+
+
+def _names(source: Source, indices: np.ndarray) -> list[str]:
+    return [printable(source.names[int(i)]) for i in indices]
+
+
+def _class_names(source: Source) -> tuple[str, ...]:
+    return tuple(map(printable, source.class_names))
 
 
 def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, note: str) -> int:
@@ -120,9 +144,9 @@ def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source,
             indices.append(rows)
             width = features.shape[1]
         rows = np.concatenate(indices)
-        small = {"about": np.array(note), "names": np.array([source.names[int(i)] for i in rows])}
+        small = {"about": np.array(note), "names": np.array(_names(source, rows))}
         if source.labels is not None:
-            small |= {"labels": source.labels[rows], "class_names": np.array(source.class_names)}
+            small |= {"labels": source.labels[rows], "class_names": np.array(_class_names(source))}
         spool.seek(0)
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open("features.npy", "w", force_zip64=True) as file:
@@ -135,17 +159,6 @@ def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source,
     return len(rows)
 
 
-def _read_npz(path: pathlib.Path) -> Features:
-    try:
-        with open(path, "rb") as data, np.load(data, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"can't read the features of {path}: {error}") from error
-    about = _about(str(arrays.get("about", "{}")), path)
-    classes = tuple(map(str, arrays.get("class_names", ())))
-    return Features(arrays["features"], arrays["names"], arrays.get("labels"), classes, about)
-
-
 def _write_parquet(
     path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, note: str
 ) -> int:
@@ -153,52 +166,33 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet
 
-    metadata = {"about": note, "class_names": json.dumps(source.class_names)}
-    writer, count = None, 0
+    class_names = _class_names(source)
+    metadata = {"about": note, "class_names": json.dumps(class_names)}
+    writer, count, sums = None, 0, (0, 0, 0)
     with contextlib.ExitStack() as stack:
         for features, rows in parts:
-            labels = [None] * len(rows) if source.labels is None else source.labels[rows]
-            classes = [None if label is None else source.class_names[label] for label in labels]
+            names = _names(source, rows)
+            labels = None if source.labels is None else source.labels[rows]
+            sums = feature_reading.add_to_checksums(sums, features, names, labels)
+            labels = [None] * len(rows) if labels is None else labels
+            classes = [None if label is None else class_names[label] for label in labels]
             values = pa.array(np.ravel(features), pa.float32())
             columns = {
-                "name": pa.array([source.names[int(i)] for i in rows], pa.string()),
+                "name": pa.array(names, pa.string()),
                 "label": pa.array(labels, pa.int32()),
                 "class": pa.array(classes, pa.string()),
                 "features": pa.FixedSizeListArray.from_arrays(values, features.shape[1]),
             }
             table = pa.table(columns, metadata=metadata)
             if writer is None:
-                writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+                writer = pyarrow.parquet.ParquetWriter(path, table.schema, write_page_checksum=True)
                 stack.enter_context(writer)
             writer.write_table(table)
             count += len(rows)
+        if writer is not None:
+            whole = feature_reading.checksum(sums, note, metadata["class_names"])
+            writer.add_key_value_metadata({"checksum": whole})
     return count
-
-
-def _read_parquet(path: pathlib.Path) -> Features:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"can't read the features of {path}: {error}") from error
-    metadata = table.schema.metadata or {}
-    about = _about(metadata.get(b"about", b"{}").decode(), path)
-    features = table["features"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    names, classes = np.array(table["name"].to_pylist()), json.loads(metadata[b"class_names"])
-    labels = None if table["label"].null_count else table["label"].to_numpy().astype(np.int32)
-    return Features(features, names, labels, tuple(classes), about)
-
-
-def _about(note: str, path: pathlib.Path) -> dict[str, Any]:
-    about = json.loads(note)
-    if about.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} is not a file of features; allowed: a file that "
-            "`python -m moco_jax.embed --out` wrote"
-        )
-    return about
 
 
 def _check_format(path: pathlib.Path) -> None:

@@ -81,7 +81,7 @@ def test_error_for_a_file_without_features(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file"):
         feature_file.read(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(ValueError, match="other.npz is not a file of features; allowed: "):
+    with pytest.raises(ValueError, match="other.npz: it is not a file of features; allowed: "):
         feature_file.read(tmp_path / "other.npz")
     for name in KINDS:
         (tmp_path / name).write_text("text")

@@ -21,11 +21,14 @@ _SOURCE = flags.DEFINE_string(
 )
 _TO = flags.DEFINE_string("to", None, f"Format to write: {', '.join(targets.TARGETS)}.")
 _OUT = flags.DEFINE_string("out", None, "File or folder to write; must not exist.")
+_PREFIX = flags.DEFINE_string(
+    "prefix", None, "Encoder to read, if a file has several: the prefix of its arrays' names."
+)
 _IMAGES = flags.DEFINE_integer(
     "training_images",
     None,
     "Number of training images. --to=workdir needs it if the config's batch size differs from the "
-    "checkpoint's.",
+    "checkpoint's, --to=moco if the workdir does not contain it.",
     lower_bound=1,
 )
 
@@ -35,11 +38,12 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     targets.check(to, out)
     if to == "workdir" and config is None:
         raise ValueError("--to=workdir needs the experiment, such as --config=configs/imagenet.py")
-    if to != "workdir" and _IMAGES.value is not None:
-        raise ValueError(f"--training_images is for --to=workdir only, got --to={to}")
-    source = sources.read(path, config)
+    if to not in ("workdir", "moco") and _IMAGES.value is not None:
+        raise ValueError(f"--training_images is for --to=workdir and --to=moco only, got --to={to}")
+    source = sources.read(path, config, _PREFIX.value)
     found = source.pretrained
-    print(f"{path}: {source.title}\n  {network.describe(found.config, found.variables)}")
+    about = network.describe(found.config, found.variables), *source.notes
+    print(f"{path}: {source.title}", *(f"  {line}" for line in about), sep="\n")
     lines = targets.write(source, to, out, _IMAGES.value)
     left_out = targets.left_out(source, to)
     if left_out:

@@ -1,13 +1,9 @@
 """Reads and writes files of arrays; runs no code from a file and leaves no half-written file."""
 
 import contextlib
-import importlib
 import os
 import pathlib
-import pickle
-import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,25 +11,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-_TORCH_STARTS = (b"PK", b"\x80")  # a zip archive; before torch 1.6, a pickle
+from moco_jax.convert import torch_files
 
-
-def import_torch() -> Any:
-    """Returns torch; the error without it names the command that installs it."""
-    try:
-        return importlib.import_module("torch")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "torch files need torch; install it with pip install 'moco-jax[convert]', or use "
-            "safetensors"
-        ) from error
+# Of safetensors, those that numpy reads; JAX has registered bfloat16.
+_DTYPES = "F16 BF16 F32 F64 BOOL U8 I8 I16 I32 I64".split()
 
 
 def read(path: pathlib.Path) -> Any:
     """Returns the content of a torch or safetensors file, with tensors as numpy arrays.
 
-    From torch files it reads containers, numbers, strings and tensors only, so no code runs.
-    Floating-point arrays become float32.
+    Floating-point arrays become float32. No code in the file runs; see `torch_files.read`.
 
     Raises:
       ValueError: if the file is of another kind, is damaged, or contains other objects.
@@ -42,37 +29,27 @@ def read(path: pathlib.Path) -> Any:
     with open(path, "rb") as file:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:] == b"{":  # a JSON header after its length
-        try:
-            return _to_numpy(safetensors.numpy.load_file(path))
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
-    if not start.startswith(_TORCH_STARTS):
+        return _read_safetensors(path)
+    if not start.startswith(torch_files.STARTS):
         raise ValueError(f"{path} is neither a safetensors file nor a torch file")
-    torch = import_torch()
+    return torch_files.read(path)
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray | torch_files.Unreadable]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other pickles warn, then fail below
-            return _to_numpy(torch.load(path, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{path} contains more than arrays, and code in a file is not executed"
-            f"{f': {refused[1]}' if refused else ''}; save a state_dict(), not a module"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged, or not a torch file: {error}") from error
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            return {name: _tensor(opened, name) for name in opened.keys()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
 
 
-def write_torch(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a nested dict for `torch.load`, with numpy arrays as tensors."""
-    torch = import_torch()
-
-    def tensors(value):
-        if isinstance(value, dict):
-            return {key: tensors(inner) for key, inner in value.items()}
-        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-
-    torch.save(tensors(content), path)
+def _tensor(opened: Any, name: str) -> np.ndarray | torch_files.Unreadable:
+    about = opened.get_slice(name)
+    dtype = about.get_dtype()
+    if dtype not in _DTYPES:
+        return torch_files.Unreadable(f"of dtype {dtype}", tuple(about.get_shape()))
+    array = opened.get_tensor(name)
+    return array if array.dtype.kind in "iub" else array.astype(np.float32)
 
 
 def write_safetensors(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -100,17 +77,3 @@ def atomic_output(out: pathlib.Path) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if temporary.is_file():
             temporary.unlink()
-
-
-def _to_numpy(value: Any) -> Any:
-    """Returns the nested containers with numpy arrays for tensors, float32 for floats."""
-    if isinstance(value, dict):
-        return {key: _to_numpy(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_numpy(inner) for inner in value]
-    if isinstance(value, np.ndarray):
-        return value if value.dtype.kind in "iub" else value.astype(np.float32)
-    if hasattr(value, "is_floating_point"):
-        value = value.detach()
-        return (value.float() if value.is_floating_point() else value).numpy()
-    return value

@@ -22,7 +22,9 @@ def check_config(file: pathlib.Path) -> None:
     """Raises a ValueError if the config.json is missing or describes an unsupported network."""
     try:
         content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(content, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"Hugging Face's weights need their config.json; {file} can't be read: {error}"
         ) from error

@@ -28,6 +28,7 @@ from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.state import TrainState
 from moco_jax.convert import variables
 from moco_jax.convert.names import COUNTER, NAMINGS
+from moco_jax.convert.torch_files import ARRAYS
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.method import make_method
@@ -45,7 +46,7 @@ class Checkpoint(NamedTuple):
 
     source: str  # its path, for messages
     epoch: int  # epochs done; 0 if the checkpoint does not contain it
-    arrays: dict[str, np.ndarray]  # by name, without DistributedDataParallel's `module.`
+    arrays: dict[str, Any]  # by name, without DistributedDataParallel's `module.`
     optimizer: dict[str, Any]  # the state dict of torch's SGD; {} if the checkpoint has none
 
     @property
@@ -59,9 +60,23 @@ class Checkpoint(NamedTuple):
         return [part for part, present in parts.items() if present]
 
 
-def encoder(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def encoder(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
     """Returns the arrays of one encoder (`QUERY` or `KEY`), their names without the prefix."""
     return {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
+
+
+def part(content: Any, key: Any) -> dict[str, Any]:
+    """Returns a dict in a file's content; {} if it is not there."""
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def parameters(optimizer: dict[str, Any]) -> list[Any]:
+    """Returns the numbers by which an optimizer's state dict names its parameters, in order."""
+    groups = optimizer.get("param_groups")
+    groups = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []
+    lists = [group.get("params") for group in groups]
+    return [number for numbers in lists if isinstance(numbers, list) for number in numbers]
 
 
 def write_workdir(
@@ -90,9 +105,8 @@ def write_workdir(
         workdir.record(folder, config, step)
         with Checkpoints(folder / "checkpoints", *kept) as checkpoints:
             if images is not None:
-                checkpoints.note_images(images)
-            checkpoints.save(step, state)
-            checkpoints.wait()
+                checkpoints.identify(images)
+            checkpoints.finish(step, state)
     line = f"step {step}: {checkpoint.epoch} epochs of {step / checkpoint.epoch:g} steps each"
     return [line, *_recipe_differences(checkpoint, config)]
 
@@ -103,8 +117,8 @@ def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int
         raise ValueError(f"{checkpoint.source} contains no epoch, which --to=workdir needs")
     if images is not None:
         return checkpoint.epoch * max(1, images // config.batch_size)
-    count, queue, pointer = _required(checkpoint, f"{QUERY}bn1.{COUNTER}", "queue", "queue_ptr")
-    step, pointer = int(count), int(np.ravel(pointer)[0])
+    step = _integer(checkpoint, f"{QUERY}bn1.{COUNTER}")
+    queue, pointer = _queue(checkpoint)
     if step < 1 or step * config.batch_size % queue.shape[1] != pointer:
         raise ValueError(
             f"{checkpoint.source} was not trained with batch_size={config.batch_size}: its "
@@ -115,7 +129,28 @@ def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int
     return step
 
 
-def _required(checkpoint: Checkpoint, *names: str) -> list[np.ndarray]:
+def _integer(checkpoint: Checkpoint, name: str) -> int:
+    """Returns the value of an array of one integer."""
+    (array,) = _required(checkpoint, name)
+    if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind not in "iu":
+        raise ValueError(f"{checkpoint.source}: {name} must be one integer")
+    return int(array.reshape(()))
+
+
+def _queue(checkpoint: Checkpoint) -> tuple[np.ndarray, int]:
+    """Returns the keys [D, K] and the column of the oldest."""
+    queue, _ = _required(checkpoint, "queue", "queue_ptr")
+    variables.check_values({"queue": queue}, checkpoint.source)
+    pointer = _integer(checkpoint, "queue_ptr")
+    if queue.ndim != 2 or not 0 <= pointer < queue.shape[1]:
+        raise ValueError(
+            f"{checkpoint.source}: queue must be [D, K] and queue_ptr one of its columns, got "
+            f"{queue.shape} and {pointer}"
+        )
+    return queue, pointer
+
+
+def _required(checkpoint: Checkpoint, *names: str) -> list[Any]:
     """Returns arrays by name, or raises a ValueError with the names that are missing."""
     missing = [name for name in names if name not in checkpoint.arrays]
     if missing:
@@ -132,7 +167,9 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
     shapes = variables.template(config, head=True)
     _required(checkpoint, f"{KEY}conv1.weight")
     query, key = (
-        variables.to_flax(encoder(checkpoint.arrays, prefix), naming, config, shapes, source)
+        variables.to_flax(
+            encoder(checkpoint.arrays, prefix), naming, config, shapes, f"{source}, {prefix}"
+        )
         for prefix in (QUERY, KEY)
     )
     trained = {path: shape for path, shape in shapes.items() if path[0] == "params"}
@@ -157,43 +194,42 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
 
 def _ring(checkpoint: Checkpoint, config: ConfigDict, step: int) -> np.ndarray:
     """Returns the ring [K // N, N, D], rotated so that the next step replaces the oldest keys."""
-    queue, pointer = _required(checkpoint, "queue", "queue_ptr")
+    queue, pointer = _queue(checkpoint)
     size, per_step = config.queue_size, keys_per_step(config)
     if queue.shape != (config.model.dim, size):
         raise ValueError(
             f"the queue of {checkpoint.source} has {queue.shape[-1]} keys of {len(queue)} numbers, "
             f"but --config has queue_size={size} and model.dim={config.model.dim}; they must match"
         )
-    oldest_first = np.roll(queue.T, -int(np.ravel(pointer)[0]), axis=0)
+    oldest_first = np.roll(queue.T, -pointer, axis=0)
     rows = oldest_first.reshape(size // per_step, per_step, -1)
     return np.roll(rows, step % len(rows), axis=0).astype(jnp.dtype(config.queue_dtype))
 
 
-def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, Any]:
     """Returns SGD's momentum buffers of the query encoder, by parameter name.
 
     The optimizer identifies parameters by numbers (by memory addresses in files of old torch). It
     lists them in the order of the model's parameters, including the key encoder's.
     """
-    groups = checkpoint.optimizer.get("param_groups")
-    if not groups:
+    numbers = parameters(checkpoint.optimizer)
+    if not numbers:
         raise ValueError(
             f"{checkpoint.source} lacks the optimizer, which --to=workdir needs; --to=moco_jax "
             "converts the query encoder alone"
         )
     encoders = (name for name in checkpoint.arrays if name.startswith((QUERY, KEY)))
     names = [name for name in encoders if not name.endswith(_BUFFERS)]
-    numbers = [number for group in groups for number in group["params"]]
     if len(names) != len(numbers):
         raise ValueError(
             f"the optimizer of {checkpoint.source} has {len(numbers)} parameters, but its encoders "
             f"have {len(names)}"
         )
-    states = checkpoint.optimizer["state"]
+    states = part(checkpoint.optimizer, "state")
     buffers = {
         name: buffer
         for name, number in zip(names, numbers, strict=True)
-        if (buffer := states.get(number, {}).get("momentum_buffer")) is not None
+        if isinstance(buffer := part(states, number).get("momentum_buffer"), ARRAYS)
     }
     return encoder(buffers, QUERY)
 

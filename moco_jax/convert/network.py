@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.convert.names import Naming, head_module
-from moco_jax.convert.variables import Arrays
+from moco_jax.convert.variables import Arrays, listed
 from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, ResNet, resnet
 
 _STEMS = {7: "imagenet", 3: "small"}  # by the kernel size of the first convolution
@@ -26,19 +26,36 @@ def backbone(arrays: Arrays, naming: Naming, source: str) -> dict[str, Any]:
         return () if array is None else tuple(array.shape)
 
     stem = shape("stem_conv")
+    first = {f"Conv_{i}": shape("stage1_block1", f"Conv_{i}") for i in (0, 1, 2)}
     stages = tuple(
         next(n for n in itertools.count() if not shape(f"stage{stage}_block{n + 1}", "Conv_0"))
         for stage in range(1, 5)
     )
     if len(stem) != 4 or not all(stages):
-        raise ValueError(f"{source} is not a ResNet of four stages ({naming.title})")
+        needed = ("stem_conv",), *((f"stage{n}_block1", "Conv_0") for n in range(1, 5))
+        lacks = [naming.name(("backbone", *module)) for module in needed if not shape(*module)]
+        raise ValueError(
+            f"{source} is not a ResNet of four stages ({naming.title}): it lacks "
+            f"{listed(f'{name}.weight' for name in lacks) or 'a stem of four axes'}"
+        )
     if stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)):
         raise ValueError(
             f"{source}: the first convolution is {stem[2]}x{stem[3]} on {stem[1]} channels; "
             "allowed: 7x7 or 3x3 on 3 channels"
         )
-    last, middle = shape("stage1_block1", "Conv_2"), shape("stage1_block1", "Conv_1")
+    middle, last = first["Conv_1"], first["Conv_2"]
+    odd = [
+        naming.name(("backbone", "stage1_block1", layer))
+        for layer, size in first.items()
+        if (layer != "Conv_2" or size) and (len(size) != 4 or not all(size))
+    ]
+    if odd:
+        raise ValueError(
+            f"{source}: {listed(f'{name}.weight' for name in odd)} must have four axes, none empty"
+        )
     block, filters = (Bottleneck, last[0] // 4) if last else (BasicBlock, middle[0])
+    if not filters or middle[0] < middle[1]:
+        raise ValueError(f"{source}: its first block is no ResNet's: {middle}, {last}")
     groups = middle[0] // middle[1]
     base_width = middle[0] * 64 // (groups * filters)
     found = ResNet(stages, block, groups=groups, base_width=base_width)

@@ -4,12 +4,12 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
-import numpy as np
 import safetensors
 from ml_collections import ConfigDict
 
-from moco_jax.convert import files, huggingface, moco, network, variables
-from moco_jax.convert.names import NAMINGS, Naming
+from moco_jax.convert import files, huggingface, moco, network, search, variables
+from moco_jax.convert.names import NAMINGS
+from moco_jax.convert.search import Found
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
 
@@ -19,20 +19,18 @@ ALLOWED = (
 )
 
 # Known but unsupported, each with a pattern that only its names match.
-_UNSUPPORTED = {
+_REFUSED = {
     "a detection model": r"(^|\.)(rpn|roi_heads|proposal_generator|bottom_up|fpn|body)\.",
-    "a MoCo v3 checkpoint": r"(^|\.)(base_encoder|momentum_encoder)\.",
+    "a MoCo v3 checkpoint": r"(^|\.)base_encoder\.",
+}
+# The same, for files without another encoder.
+_REFUSED_ALONE = {
+    "a MoCo v3 checkpoint": r"(^|\.)momentum_encoder\.",
     "a vision transformer": r"(^|\.)(patch_embed|patch_embeddings|cls_token|class_token)(\.|$)",
-    "a ResNet-D of timm, whose stem has three convolutions": r"^conv1\.0\.weight$",
-    "the encoder of the CIFAR-10 demo, whose layers have numbers": r"^encoder_[qk]\.net\.",
+    "a ResNet-D of timm, whose stem has three convolutions": r"(^|\.)conv1\.0\.weight$",
 }
-# Supported, each with a pattern that only its names match.
-_FORMATS = {
-    "moco": r"^encoder_q\.",
-    "huggingface": r"^embedder\.embedder\.convolution\.weight$",
-    "torchvision": r"^conv1\.weight$",
-}
-_WRAPPERS = ("module.", "resnet.")  # of DataParallel and of Hugging Face's classifiers
+_CLASSIFIERS = {naming.classifier.partition(".")[0] for naming in NAMINGS.values()}
+_DEMO = "net."  # the numbered Sequential in the encoders of the CIFAR-10 demo
 
 
 class Source(NamedTuple):
@@ -42,15 +40,18 @@ class Source(NamedTuple):
     title: str  # the recognised kind of weights
     left_out: list[str]  # the parts of the file that are not in `pretrained`
     checkpoint: moco.Checkpoint | None = None  # the whole file, if it is the reference's
+    notes: tuple[str, ...] = ()  # lines about how the encoder was found
+    path: pathlib.Path | None = None  # of moco_jax's own encoders
 
 
-def read(path: pathlib.Path, config: ConfigDict | None = None) -> Source:
+def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | None = None) -> Source:
     """Returns the encoder at a path.
 
     Args:
       path: a file, a workdir, or a folder of Hugging Face or timm.
       config: the experiment of another project's weights. It is needed to resume pretraining, and
         if their images are not prepared as for ImageNet.
+      prefix: of the encoder's names in another project's weights; None finds it.
 
     Raises:
       FileNotFoundError: if the path does not exist.
@@ -65,79 +66,90 @@ def read(path: pathlib.Path, config: ConfigDict | None = None) -> Source:
         weights = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
         present = [file for file in weights if file.is_file()]
         if not present:
-            return _read_moco_jax(path, config)
+            return _read_moco_jax(path, config, prefix)
         path = present[0]
+    elif not path.is_file():
+        raise ValueError(f"{path} is not a regular file; --source must be a file or a folder")
     elif _is_moco_jax(path):
-        return _read_moco_jax(path, config)
+        return _read_moco_jax(path, config, prefix)
     content = files.read(path)
-    arrays = _state_dict(content, path)
-    kind = _format_of(arrays, path)
-    if kind == "moco":
-        return _read_moco(content, arrays, path, config)
-    if kind == "huggingface":
+    found, arrays, notes = _find(content, path, prefix)
+    parts, title = found.prefix.removesuffix(_DEMO), NAMINGS[found.naming].title
+    head = network.head(found.arrays) if parts.endswith((moco.QUERY, moco.KEY)) else {}
+    if head and parts.endswith(moco.QUERY):
+        return _read_moco(content, found, arrays, path, config, notes)
+    if found.naming == "huggingface":
         huggingface.check_config(path.with_name("config.json"))
-    else:
+    elif not head:
         _check_not_linear(content, path)
-    return _read_backbone(arrays, NAMINGS[kind], path, config)
+    found, left_out = search.without_heads(found, keep="fc" if head else "")
+    classes = _classes(found, arrays)
+    left_out = [*left_out, *search.others(found, arrays)]
+    if classes:
+        left_out = [name for name in left_out if name.rpartition(".")[2] not in _CLASSIFIERS]
+    encoder = _encoder(found, path, config, title, head)
+    return Source(encoder, title, [*classes, *left_out], notes=notes)
 
 
 def _is_moco_jax(path: pathlib.Path) -> bool:
     try:
         with safetensors.safe_open(path, framework="numpy") as opened:
             return (opened.metadata() or {}).get("format") == pretrained.FORMAT
-    except safetensors.SafetensorError:
+    except (safetensors.SafetensorError, OSError):
         return False
 
 
-def _read_moco_jax(path: pathlib.Path, config: ConfigDict | None) -> Source:
-    if config is not None:
+def _read_moco_jax(path: pathlib.Path, config: ConfigDict | None, prefix: str | None) -> Source:
+    given = {"--config": config, "--prefix": prefix}
+    wrong = [flag for flag, value in given.items() if value is not None]
+    if wrong:
         raise ValueError(
-            f"{path} contains its own config; --config is for weights of other projects"
+            f"{path} contains its own config and one encoder; {wrong[0]} is for weights of other "
+            "projects"
         )
-    return Source(pretrained.read(path), "an encoder of moco_jax", [])
+    return Source(pretrained.read(path), "an encoder of moco_jax", [], path=path)
 
 
-def _state_dict(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns the named arrays of a file, without the other parts of a checkpoint."""
-    found = content
-    for key in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not any(isinstance(x, np.ndarray) for x in found.values()):
-        kind = "a tensor" if isinstance(found, np.ndarray) else f"a {type(found).__name__}"
-        if isinstance(found, dict):
-            kind = f"a dict with {variables.listed(map(str, found)) or 'no keys'}"
+def _find(
+    content: Any, path: pathlib.Path, prefix: str | None
+) -> tuple[Found, dict[str, Any], tuple[str, ...]]:
+    """Returns the encoder of a file, all its arrays by path, and lines to print."""
+    try:
+        arrays = search.flatten(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not arrays:
+        kind = f"a {type(content).__name__}"
+        if isinstance(content, dict):
+            kind = f"a dict with {variables.listed(map(str, content)) or 'no keys'}"
         raise ValueError(f"{path} contains no state dict but {kind}; allowed: {ALLOWED}")
-    odd = [str(name) for name, array in found.items() if not isinstance(array, np.ndarray)]
-    if odd:
-        raise ValueError(f"{path} contains values that are not arrays: {variables.listed(odd)}")
-    for wrapper in _WRAPPERS:
-        found = {str(name).removeprefix(wrapper): array for name, array in found.items()}
-    return found
-
-
-def _format_of(arrays: dict[str, np.ndarray], path: pathlib.Path) -> str:
-    """Returns the key in `_FORMATS` that the arrays' names match."""
-
-    def has(pattern: str) -> bool:
-        return any(re.search(pattern, name) for name in arrays)
-
-    for title, pattern in _UNSUPPORTED.items():
-        if has(pattern):
+    found = search.encoders(arrays)
+    others = [one for one in found if "momentum_encoder." not in one.prefix]
+    for title, pattern in (_REFUSED if others else _REFUSED | _REFUSED_ALONE).items():
+        if any(re.search(pattern, name) for name in arrays):
             raise ValueError(f"{path} is {title}, which is not supported; allowed: {ALLOWED}")
-    for kind, pattern in _FORMATS.items():
-        if has(pattern):
-            return kind
-    raise ValueError(
-        f"{path} has an unknown format with {variables.listed(arrays)}; allowed: {ALLOWED}"
+    if not found:
+        raise ValueError(
+            f"{path} has an unknown format with {variables.listed(arrays)}; allowed: {ALLOWED}"
+        )
+    chosen = search.choose(found, prefix, path)
+    return chosen, arrays, tuple(search.describe(chosen, found))
+
+
+def _classes(found: Found, arrays: dict[str, Any]) -> list[str]:
+    """Returns a phrase for the classifier of a supervised network, if there is one."""
+    weight = f"{NAMINGS[found.naming].classifier}.weight"
+    array = arrays.get(found.prefix + weight)
+    if array is None:  # Hugging Face's is beside its `resnet.`
+        array = arrays.get(found.prefix.removesuffix("resnet.") + weight)
+    return (
+        [f"the classifier of {array.shape[0]} classes"] if array is not None and array.shape else []
     )
 
 
-def _check_not_linear(content: dict[str, Any], path: pathlib.Path) -> None:
+def _check_not_linear(content: Any, path: pathlib.Path) -> None:
     """Raises a ValueError for a checkpoint of linear classification, which trains only `fc`."""
-    optimizer = content.get("optimizer")
-    groups = optimizer.get("param_groups", []) if isinstance(optimizer, dict) else []
-    if sum(len(group["params"]) for group in groups) == 2:
+    if len(moco.parameters(moco.part(content, "optimizer"))) == 2:
         raise ValueError(
             f"{path} is a checkpoint of linear classification (its optimizer has only a "
             "classifier's two arrays); set --source to its pretraining checkpoint"
@@ -145,43 +157,49 @@ def _check_not_linear(content: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def _read_moco(
-    content: dict[str, Any], arrays: dict[str, np.ndarray], path: pathlib.Path, config: Any
+    content: Any,
+    found: Found,
+    arrays: dict[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict | None,
+    notes: tuple[str, ...],
 ) -> Source:
-    query = moco.encoder(arrays, moco.QUERY)
-    head = network.head(query)
-    if not head:
-        raise ValueError(f"{path} is not a MoCo v1 or v2 checkpoint: it has no head {moco.QUERY}fc")
-    epoch = int(content.get("epoch") or 0)
+    """Returns the query encoder of a checkpoint of the reference, and the whole checkpoint."""
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    epoch = epoch if isinstance(epoch, int) and epoch > 0 else 0
     title = "a pretraining checkpoint of MoCo v1 or v2" + (f", epoch {epoch}" if epoch else "")
-    encoder = _encoder(query, NAMINGS["torchvision"], path, config, title, head)
-    checkpoint = moco.Checkpoint(str(path), epoch, arrays, content.get("optimizer") or {})
-    return Source(encoder, title, checkpoint.other_parts, checkpoint)
+    encoder = _encoder(found, path, config, title, network.head(found.arrays))
+
+    base = found.prefix.removesuffix(_DEMO).removesuffix(moco.QUERY)
+    keys = [
+        one for one in search.encoders(arrays) if one.prefix.removesuffix(_DEMO) == base + moco.KEY
+    ]
+    whole = {name.removeprefix(base): x for name, x in arrays.items() if name.startswith(base)}
+    own = {name: x for name, x in whole.items() if not name.startswith((moco.QUERY, moco.KEY))}
+    own |= {moco.QUERY + name: x for name, x in found.arrays.items()}
+    own |= {moco.KEY + name: x for one in keys for name, x in one.arrays.items()}
+    checkpoint = moco.Checkpoint(str(path), epoch, own, moco.part(content, "optimizer"))
+    left_out = [name for name in search.others(found, arrays) if not _belongs(name, base)]
+    return Source(encoder, title, [*checkpoint.other_parts, *left_out], checkpoint, notes)
 
 
-def _read_backbone(
-    arrays: dict[str, np.ndarray], naming: Naming, path: pathlib.Path, config: ConfigDict | None
-) -> Source:
-    weight, bias = (f"{naming.classifier}.{leaf}" for leaf in ("weight", "bias"))
-    left_out = [f"the classifier of {len(arrays[weight])} classes"] if weight in arrays else []
-    backbone = {name: array for name, array in arrays.items() if name not in (weight, bias)}
-    encoder = _encoder(backbone, naming, path, config, naming.title, {})
-    return Source(encoder, naming.title, left_out)
+def _belongs(name: str, base: str) -> bool:
+    """Returns whether a module is one of the reference's own parts besides the query encoder."""
+    own = (moco.KEY.rstrip("."), "queue", "queue_ptr")
+    return name == "optimizer" or name in [base + part for part in own]
 
 
 def _encoder(
-    arrays: dict[str, np.ndarray],
-    naming: Naming,
-    path: pathlib.Path,
-    config: ConfigDict | None,
-    title: str,
-    head: dict[str, Any],
+    found: Found, path: pathlib.Path, config: ConfigDict | None, title: str, head: dict[str, Any]
 ) -> Pretrained:
     """Returns the encoder; `head` has its values of `config.model`, {} without a head."""
-    model = network.backbone(arrays, naming, str(path)) | head
+    place = f"{path}, prefix {found.shown}" if found.prefix else str(path)
+    naming = NAMINGS[found.naming]
+    model = network.backbone(found.arrays, naming, place) | head
     config = network.config_of(_experiment_name(path), model, config)
     shapes = variables.template(config, head=bool(head))
-    found = variables.to_flax(arrays, naming, config, shapes, str(path))
-    return Pretrained(config, found, f"{path} ({title})")
+    converted = variables.to_flax(found.arrays, naming, config, shapes, place)
+    return Pretrained(config, converted, f"{place} ({title})")
 
 
 def _experiment_name(path: pathlib.Path) -> str:

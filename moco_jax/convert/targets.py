@@ -6,9 +6,10 @@ import pickle
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.traverse_util
 from ml_collections import ConfigDict
 
-from moco_jax.convert import detectron2, files, huggingface, moco, variables
+from moco_jax.convert import detectron2, files, huggingface, moco, reference, torch_files, variables
 from moco_jax.convert.names import NAMINGS
 from moco_jax.convert.sources import Source
 from moco_jax.encoders import pretrained
@@ -37,6 +38,8 @@ def write(source: Source, to: str, out: pathlib.Path, images: int | None = None)
       ModuleNotFoundError: if the format needs torch and torch is not installed.
     """
     check(to, out)
+    flat = flax.traverse_util.flatten_dict(source.pretrained.variables, sep="/")
+    variables.check_values(flat, source.pretrained.source)
     with files.atomic_output(out) as temporary:
         return TARGETS[to].write(source, temporary, out, images)
 
@@ -80,7 +83,7 @@ def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: in
 def _torchvision(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     _check_width(config, "torchvision")
-    files.write_torch(file, _arrays(source, "torchvision"))
+    torch_files.write(file, _arrays(source, "torchvision"))
     built = f"torchvision.models.{config.model.name}()"
     if config.model.name == "resnet10":
         built = "torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
@@ -139,11 +142,27 @@ def _detectron2(source: Source, file: pathlib.Path, out: pathlib.Path, images: i
 
 
 def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
+    config, folder = source.pretrained.config, source.path
+    if folder is None or folder.is_file():
+        reason = f"{source.pretrained.source} has no whole train state"
+    elif problem := reference.problem(config):
+        reason = f"the reference can't continue a run with {problem}"
+    else:
+        _check_width(config, "the reference")
+        about, state = reference.read_state(folder)
+        images = images or about.get("images")
+        content, lines = reference.checkpoint(state, config, images, source.pretrained.source)
+        torch_files.write(file, content)
+        return [line.replace("OUT", str(out)) for line in lines]
+    return [f"only the encoder is written: {reason}", *_moco_encoder(source, file, out, images)]
+
+
+def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     _check_width(config, "the reference")
     arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
     state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
-    files.write_torch(file, {"arch": config.model.name, "state_dict": state})
+    torch_files.write(file, {"arch": config.model.name, "state_dict": state})
     return [
         "it contains the query encoder only; run the reference's linear classification with",
         f"  python main_lincls.py -a {config.model.name} --pretrained {out} ...",
@@ -158,6 +177,7 @@ TARGETS = {
     "huggingface": Target(_huggingface),
     "detectron2": Target(_detectron2, (".pkl",)),
     "moco": Target(_moco, (".pth.tar", ".pth"), keeps_head=True),
+    "moco_encoder": Target(_moco_encoder, (".pth.tar", ".pth"), keeps_head=True),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.convert.names import COUNTER, LEAVES, Naming, Path, head_module
+from moco_jax.convert.torch_files import Unreadable
 from moco_jax.models.encoder import make_encoder
 
 Arrays = Mapping[str, np.ndarray]
@@ -39,7 +40,8 @@ def to_flax(
       source: where the arrays come from, for messages.
 
     Raises:
-      ValueError: names the arrays that are missing, unexpected or of the wrong shape.
+      ValueError: names the arrays that are missing, unexpected, of the wrong shape or dtype, and
+        those with impossible values.
     """
     names = {path: _torch_name(path, naming, config) for path in shapes}
     given = {name for name in arrays if not name.endswith(f".{COUNTER}")}
@@ -52,18 +54,54 @@ def to_flax(
             for path, name in names.items()
         }
         wrong = [
-            f"{name} has shape {arrays[name].shape}, expected {shape}"
+            f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
             for name, shape in expected.items()
             if arrays[name].shape != shape
         ]
         problems = [listed(wrong)] if wrong else []
     if problems:
         raise ValueError(f"{source} does not match {config.model.name}: {'; '.join(problems)}")
+    check_values({name: arrays[name] for name in names.values()}, source)
     flat: Any = {}
     for path, name in names.items():
         array = arrays[name].transpose(_AXES_TO_FLAX[arrays[name].ndim])
         flat[path] = np.ascontiguousarray(array, dtype=np.float32)
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def check_values(arrays: Mapping[str, Any], source: str) -> None:
+    """Checks that arrays are floating-point numbers, not empty and finite; variances not negative.
+
+    Args:
+      arrays: by names that end in the project's or our name of the leaf.
+      source: where the arrays come from, for messages.
+
+    Raises:
+      ValueError: names the arrays and what is wrong.
+    """
+    odd = {name: _oddity(array) for name, array in arrays.items()}
+    if any(odd.values()):
+        which = listed(f"{name} ({reason})" for name, reason in odd.items() if reason)
+        raise ValueError(f"{source}: weights must be floating-point numbers, got {which}")
+    infinite = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if infinite:
+        raise ValueError(
+            f"{source}: {len(infinite)} of {len(arrays)} arrays contain NaN or infinity: "
+            f"{listed(infinite)}; the file is damaged, or the training diverged"
+        )
+    variances = [name for name in arrays if name.endswith((".running_var", "/var"))]
+    negative = [name for name in variances if np.min(arrays[name]) < 0]
+    if negative:
+        raise ValueError(f"{source}: variances must not be negative: {listed(negative)}")
+
+
+def _oddity(array: Any) -> str:
+    """Returns why an array can't be weights; "" if it can."""
+    if isinstance(array, Unreadable):
+        return array.reason
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"of dtype {array.dtype}"
+    return "" if array.size else "without values"
 
 
 def to_torch(

@@ -69,7 +69,7 @@ def test_the_encoder_is_read_and_written(head, tmp_path):
     want /= np.linalg.norm(want, axis=1, keepdims=True)
     assert_close(projection(read.pretrained, images), want)
 
-    targets.write(read, "moco", tmp_path / "out.pth.tar")
+    targets.write(read, "moco_encoder", tmp_path / "out.pth.tar")
     out = torch.load(tmp_path / "out.pth.tar", weights_only=True)["state_dict"]
     given = {k: x for k, x in content["state_dict"].items() if k.startswith("module.encoder_q.")}
     assert set(out) == set(given)
@@ -84,7 +84,9 @@ def test_the_encoder_is_read_and_written(head, tmp_path):
 def test_the_references_linear_script_loads_the_written_file(tmp_path):
     """The script loads `module.encoder_q.*` without `fc` and requires that only `fc` is missing."""
     torch, torchvision = library("torch"), library("torchvision")
-    targets.write(ours(name="resnet18", stem="imagenet", width=1.0), "moco", tmp_path / "v.pth.tar")
+    targets.write(
+        ours(name="resnet18", stem="imagenet", width=1.0), "moco_encoder", tmp_path / "v.pth.tar"
+    )
     state = torch.load(tmp_path / "v.pth.tar", weights_only=True)["state_dict"]
     prefix = "module.encoder_q."
     loaded = {

@@ -44,7 +44,6 @@ def read(tmp_path):
         ("cls_token", "is a vision transformer"),
         ("vit.embeddings.patch_embeddings.projection.weight", "is a vision transformer"),
         ("conv1.0.weight", "is a ResNet-D of timm"),
-        ("encoder_q.net.0.weight", "is the encoder of the CIFAR-10 demo"),
     ],
 )
 def test_error_names_the_unsupported_format(read, name, message):

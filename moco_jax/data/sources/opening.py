@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.data.sources import digits, image_files, npz_file, tar_archive, tfds_source
+from moco_jax.data.sources import digits, image_files, tfds_source
+from moco_jax.data.sources.archives import npz_file, tar_archive
 from moco_jax.data.sources.file_types import counted, cut, is_image
 from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import kind

@@ -4,6 +4,7 @@ A path among images may be a named pipe, a link to /dev/zero or a sparse file of
 one would block for ever or fill the memory.
 """
 
+import errno
 import os
 import stat
 
@@ -41,6 +42,15 @@ def read_file(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
 def kind(mode: int) -> str:
     """Returns what a file of this st_mode is, such as 'a named pipe'; '' for a regular file."""
     return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def from_disk(error: BaseException) -> bool:
+    """Returns whether an error is one of the disk or its permissions, not one of the contents.
+
+    Damaged contents cause errors without a number, or a seek to an offset that no file has.
+    """
+    contents = (None, errno.EINVAL, errno.EOVERFLOW)
+    return isinstance(error, OSError) and error.errno not in contents
 
 
 def _checked_size(path: str, status: os.stat_result, limit: int) -> int:

@@ -12,13 +12,14 @@ import lzma
 import os
 import posixpath
 import shlex
-import tarfile
 import weakref
 import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
 from moco_jax.data.sources import folders
+from moco_jax.data.sources.archives import tar_index
+from moco_jax.data.sources.archives.memory import available_bytes
 from moco_jax.data.sources.file_types import (
     LeftOut,
     counted,
@@ -27,17 +28,13 @@ from moco_jax.data.sources.file_types import (
     listed,
     no_images,
 )
-from moco_jax.data.sources.memory import available_bytes
-from moco_jax.data.sources.regular_file import MAX_BYTES
+from moco_jax.data.sources.regular_file import MAX_BYTES, from_disk
 from moco_jax.data.sources.source import Opened, Source
-from moco_jax.text import printable
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A larger archive must be decompressed by the user: an uncompressed one needs no memory.
 MAX_UNPACKED_BYTES = 8 << 30
 _CHUNK_BYTES = 4 << 20
-# tarfile reads this much for the headers of one member; real ones have some kilobytes.
-_MAX_HEADER_BYTES = 1 << 20
 _MAX_TEXT_BYTES = 64 << 20
 _MOST_LINKS = 40  # that are followed from one path, as by Linux
 # The first bytes of a file decide its compression; the file name does not.
@@ -66,27 +63,6 @@ class _Index:
             self.links[path] = target
         else:
             self.files[path] = extent
-
-
-class _Headers:
-    """A file from which tarfile reads headers only, and only a bounded amount for one member.
-
-    A damaged header may make tarfile read the rest of the archive, or read at its end for ever.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self._file, self._left = file, _MAX_HEADER_BYTES
-        self.tell, self.seek = file.tell, file.seek
-
-    def begin_member(self) -> None:
-        self._left = _MAX_HEADER_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        # Each read counts for at least a byte, so reading at the end comes to an end.
-        self._left -= max(size, 1)
-        if size < 0 or self._left < 0:
-            raise tarfile.ReadError(f"a header has more than {_MAX_HEADER_BYTES} bytes")
-        return self._file.read(size)
 
 
 def open_tar(path: str, keys: folders.Keys) -> Opened:
@@ -157,8 +133,7 @@ def _decompress(path: str, opener: Callable) -> io.BytesIO:
                     )
                 contents.write(chunk)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, MemoryError) as error:
-        # A disk or permission error has an errno; errors of gzip and bz2 have none.
-        if getattr(error, "errno", None) is not None:
+        if from_disk(error):
             raise
         raise ValueError(f"the archive {path} is damaged or incomplete: {error}") from error
     return contents
@@ -171,70 +146,35 @@ def _index(file: BinaryIO, path: str) -> _Index:
       ValueError: if the archive is damaged.
     """
     index = _Index()
-    end_of_file = file.seek(0, os.SEEK_END)
-    file.seek(0)
     try:
-        end = _add_members(_Headers(file), end_of_file, index)
-    except Exception as error:  # tarfile raises many types on damaged headers
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        what = str(error) or type(error).__name__
-        raise ValueError(f"the archive {path} is damaged or not a tar file: {what}") from error
-    file.seek(end)
-    # tarfile takes a damaged header for the end. The real end is a zero block or the end of file.
-    if any(file.read(tarfile.BLOCKSIZE)):
-        raise ValueError(
-            f"the archive {path} is damaged: no tar header at byte {end}, "
-            f"after {counted(sum(map(is_image, index.files)), 'image')}"
-        )
+        for member in tar_index.members(file):
+            _add_member(member, index)
+    except tar_index.DamagedTar as error:
+        raise ValueError(f"the archive {path} is damaged or not a tar file: {error}") from error
     return index
 
 
-def _add_members(headers: _Headers, end_of_file: int, index: _Index) -> int:
-    """Adds all members to the index; returns the offset of the end in bytes."""
-    with tarfile.open(fileobj=headers, mode="r:") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
-        offset = -1
-        while True:
-            headers.begin_member()
-            member = archive.next()
-            if member is None:
-                return archive.offset
-            stored = 0 if member.issparse() or not member.isreg() else member.size
-            if member.size < 0 or archive.offset <= offset:
-                raise tarfile.ReadError(f"the size of {printable(member.name)} is {member.size}")
-            if member.offset_data + stored > end_of_file:
-                raise tarfile.ReadError(
-                    f"{printable(member.name)} reaches beyond the end of the file"
-                )
-            offset = archive.offset
-            _add_member(member, index)
-            # tarfile would keep a kilobyte for each of a million members.
-            archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _add_member(member: tarfile.TarInfo, index: _Index) -> None:
+def _add_member(member: tar_index.Member, index: _Index) -> None:
     """Adds a member to the index, unless it is hidden, a folder, or not readable."""
     path = _clean(member.name)
     parts = path.split("/")
     if ".." in parts or "\0" in path:
         index.left_out.add_odd("name outside of the archive", path)
-    elif not path or member.isdir() or any(map(is_hidden, parts)):
+    elif not path or member.kind == "folder" or any(map(is_hidden, parts)):
         return
-    elif member.issparse():
-        index.left_out.add_odd("sparse file", path)
-    elif member.isreg():
-        index.add(path, (member.offset_data, member.size))
-    elif member.islnk():
-        # A hard link to an earlier member: tar stores the bytes once.
-        extent = index.files.get(_clean(member.linkname))
+    elif member.kind == "file":
+        index.add(path, (member.offset, member.size))
+    elif member.kind == "link":
+        index.add(path, target=member.target)
+    elif member.kind == "hard link":
+        # A hard link leads to an earlier member: tar stores the bytes once.
+        extent = index.files.get(_clean(member.target))
         if extent is None:
             index.left_out.add_odd("link to nothing", path)
         else:
             index.add(path, extent)
-    elif member.issym():
-        index.add(path, target=member.linkname)
     else:
-        index.left_out.add_odd("named pipe" if member.isfifo() else "device", path)
+        index.left_out.add_odd(member.kind, path)
 
 
 def _images(index: _Index) -> dict[str, _Extent]:

@@ -6,8 +6,9 @@ import zipfile
 
 import numpy as np
 
+from moco_jax.data.sources.archives.memory import available_bytes
 from moco_jax.data.sources.file_types import cut
-from moco_jax.data.sources.memory import available_bytes
+from moco_jax.data.sources.regular_file import from_disk
 from moco_jax.data.sources.source import Opened, array_source
 
 KEYS = ("images", "labels", "test_images", "test_labels")
@@ -61,8 +62,7 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
             arrays = {key: _array(archive, f"{key}.npy") for key in wanted}
             return arrays, [name for name in found if name not in KEYS]
     except Exception as error:  # numpy and zipfile raise many types on damaged files
-        # An error of the disk has an errno.
-        if isinstance(error, OSError) and error.errno is not None:
+        if from_disk(error):
             raise
         what = str(error) or type(error).__name__
         raise ValueError(f"can't read the arrays of {path}: {what}") from error

@@ -12,7 +12,7 @@ from PIL import Image
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
-from moco_jax.data.sources import tar_archive
+from moco_jax.data.sources.archives import tar_archive
 from tests.data.sources.stores import SPLIT_PATHS, contents, open_images, real, write_tar
 
 
@@ -43,7 +43,7 @@ def test_damaged_archives(tmp_path):
     whole = path.read_bytes()
     cases = {
         "cut.tar": (whole[:2000], "unexpected end|damaged"),
-        "header.tar": (whole[:5120] + b"\1" * 512 + whole[5632:], "at byte 5120, after 5 images"),
+        "header.tar": (whole[:5120] + b"\1" * 512 + whole[5632:], "at byte 5120, after 5 members"),
         "text.tar": (b"<html>not found</html>" * 50, "damaged or not a tar"),
         "empty.tar": (b"", "damaged or not a tar"),
         "cut.tar.gz": (gzip.compress(whole)[:-40], "damaged or incomplete"),

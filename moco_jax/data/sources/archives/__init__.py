@@ -1,0 +1,1 @@
+"""Opens files that hold many images: tar archives and .npz files."""

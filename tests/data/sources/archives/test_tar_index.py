@@ -1,0 +1,96 @@
+"""The members of an archive agree with those that Python's tarfile and GNU tar see."""
+
+import io
+import random
+import shutil
+import subprocess
+import tarfile
+
+import pytest
+
+from moco_jax.data.sources.archives.tar_index import DamagedTar, members
+
+FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
+
+
+def random_tar(seed, form):
+    """Returns an archive with names, links and sizes drawn at random."""
+    rng = random.Random(seed)
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for number in range(20):
+            parts = [
+                "".join(rng.choices("ab \u00e9\u65e5_", k=rng.randrange(1, 30))) for _ in "abc"
+            ]
+            info = tarfile.TarInfo(f"{'/'.join(parts)}{number}")
+            info.type = rng.choice((b"0", b"0", b"0", b"1", b"2", b"5", b"6", b"7"))
+            info.linkname = "/".join(parts[:2]) if info.type in b"12" else ""
+            info.mtime = rng.choice((0, 1.5, 2**33)) if form != tarfile.USTAR_FORMAT else 7
+            info.size = rng.choice((0, 1, 511, 512, 513, 3000)) if info.type in b"07" else 0
+            if form == tarfile.PAX_FORMAT and rng.random() < 0.3:
+                info.pax_headers = {"comment": "=\n" * rng.randrange(9), "SCHILY.xattr.a": "\u00e9"}
+            archive.addfile(info, io.BytesIO(rng.randbytes(info.size)))
+    return file
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_members_agree_with_tarfile(form):
+    for seed in range(50):
+        file = random_tar(seed, form)
+        found = list(members(file))
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            wanted = archive.getmembers()
+        assert len(found) == len(wanted) == 20
+        for own, other in zip(found, wanted, strict=True):
+            assert own.name.rstrip("/") == other.name
+            assert own.size == (other.size if other.isreg() else 0)
+            assert own.offset == other.offset_data
+            assert own.target == other.linkname
+            kinds = (other.isreg(), other.islnk(), other.issym(), other.isdir(), other.isfifo())
+            names = ("file", "hard link", "link", "folder", "named pipe")
+            assert own.kind == dict(zip(kinds, names, strict=True))[True]
+
+
+@pytest.mark.skipif(not shutil.which("tar"), reason="needs tar")
+@pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+def test_archives_of_gnu_tar(tmp_path, form):
+    names = ["a/1.jpg", "b/" + "x" * 80 + ".jpg"]
+    names += [] if form == "v7" else ["c" * 60 + "/" + "d" * 90 + ".jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "a/2.jpg").hardlink_to(tmp_path / "a/1.jpg")
+    (tmp_path / "a/3.jpg").symlink_to("1.jpg")
+    with open(tmp_path / "a/hole.jpg", "wb") as sparse:
+        sparse.truncate(1 << 22)
+        sparse.seek(1 << 21)
+        sparse.write(b"x")
+    command = ["tar", "-cf", "x.tar", f"--format={form}", "a", "b"]
+    command += ["--sparse"] if form != "v7" and form != "ustar" else []
+    command += [] if form == "v7" else ["c" * 60]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    with open(tmp_path / "x.tar", "rb") as file:
+        found = {member.name: member for member in members(file)}
+        for name in names:
+            file.seek(found[name].offset)
+            assert file.read(found[name].size) == name.encode()
+    kinds = {found["a/1.jpg"].kind, found["a/2.jpg"].kind, found["a/3.jpg"].kind}
+    assert kinds == {"file", "hard link", "link"} and found["a/3.jpg"].target == "1.jpg"
+    sparse = "file" if form in ("v7", "ustar") else "sparse file"
+    assert found["a/hole.jpg"].kind == sparse
+
+
+def test_end_of_archive():
+    file = random_tar(0, tarfile.PAX_FORMAT)
+    whole = file.getvalue()
+    last = list(members(file))[-1]
+    end = last.offset + -(-last.size // 512) * 512
+    assert len(list(members(io.BytesIO(whole[:end])))) == 20  # without the blocks of zeros
+    assert len(list(members(io.BytesIO(whole[:end] + bytes(512) + b"rubbish")))) == 20
+    with pytest.raises(DamagedTar, match=f"no tar header at byte {end}, after 20 members"):
+        list(members(io.BytesIO(whole[:end] + b"rubbish")))
+    with pytest.raises(DamagedTar, match="so it is not a tar file"):
+        list(members(io.BytesIO(b"rubbish")))
+    with pytest.raises(DamagedTar, match="the file is empty"):
+        list(members(io.BytesIO()))

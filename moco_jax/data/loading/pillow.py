@@ -169,7 +169,8 @@ def _unknown(data: bytes, damaged: str | None) -> str:
     if _HEIC.match(data) and "HEIF" not in readable_formats():
         return "a HEIC image; pip install 'moco-jax[heic]' makes it readable"
     if damaged:
-        return f"a {damaged} of {len(data)} bytes whose header is damaged"
+        article = "an" if damaged == "AVIF" else "a"
+        return f"{article} {damaged} of {len(data)} bytes whose header is damaged"
     return f"no known image format; its {len(data)} bytes start {bytes(data[:12])!r}"
 
 

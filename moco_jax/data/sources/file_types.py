@@ -92,12 +92,12 @@ class LeftOut:
         if total:
             lines.append(f"left out: {_files(total)}: {self.by_ending()}")
         for what, paths in sorted(self.odd.items()):
-            lines.append(f"left out: {len(paths)} x {what}: {listed(paths)}")
+            lines.append(f"left out: {len(paths)} x {what}: {listed(sorted(paths))}")
         return tuple(lines)
 
     def by_ending(self) -> str:
         """Returns the counts, such as '20 .jp2, 1 .heif; 10 .xml'; those of no image come last."""
-        common = self.endings.most_common()
+        common = sorted(self.endings.items(), key=lambda item: (-item[1], item[0]))
         groups = [
             [item for item in common if (item[0] in _COMPANIONS) == companion]
             for companion in (False, True)

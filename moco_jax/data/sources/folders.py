@@ -343,11 +343,8 @@ def _annotated(
     number = {name: label for label, name in enumerate(known)}
     labels = [number.get(classes.get(path.rpartition("/")[2], ""), -1) for path in paths]
     if -1 in labels:
-        problem = f"{paths[labels.index(-1)].rpartition('/')[2]} and a class of train"
-        return (
-            None,
-            f"has no class folders, and {ANNOTATIONS} has no line with {printable(problem)}",
-        )
+        name = printable(paths[labels.index(-1)].rpartition("/")[2])
+        return None, f"{_NO_CLASSES}, and {ANNOTATIONS} has no class of train for {name}"
     note = f"the classes of {printable(folder)}/ are those of {ANNOTATIONS}"
     return Split(folder, paths, np.array(labels, np.int32), known, notes=(note,)), ""
 

@@ -3,6 +3,7 @@
 A folder is listed once. A file is opened only when its image is read.
 """
 
+import errno
 import os
 
 from moco_jax.data.sources import folders
@@ -69,7 +70,7 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
                 if is_hidden(entry.name):
                     continue
                 path = folder + entry.name
-                if entry.is_dir():
+                if _is_folder(entry):
                     pending.append((f"{path}/", above))
                 elif odd := _odd(entry):
                     left_out.add_odd(odd, path)
@@ -78,6 +79,15 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
                 else:
                     left_out.add(path)
     return found, left_out
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 def _odd(entry: os.DirEntry) -> str:

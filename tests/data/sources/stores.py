@@ -1,6 +1,7 @@
 """Writes small folders and archives for tests, and finds real data sets if they exist."""
 
 import io
+import os
 import pathlib
 import tarfile
 
@@ -28,7 +29,7 @@ def write_folder(root, paths):
     """Writes files; the contents of each are its relative path."""
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(path.encode())
+        (root / path).write_bytes(os.fsencode(path))
     return root
 
 
@@ -37,8 +38,9 @@ def write_tar(path, members, compression=""):
     with tarfile.open(path, f"w:{compression}") as archive:
         for name in members:
             info = tarfile.TarInfo(name)
-            info.size = len(name)
-            archive.addfile(info, io.BytesIO(name.encode()))
+            data = os.fsencode(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
     return path
 
 

@@ -1,7 +1,9 @@
 """Reads TFDS data sets in array_record format without TensorFlow."""
 
+import json
 import shlex
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from PIL import Image
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
+from moco_jax.data.prepare import prepare
 from moco_jax.data.sources.opening import open_sources
+from moco_jax.data.sources.tfds_source import open_builder
 from tests.data.sources.tiny_tfds import TinyColours, TinyTexts, run_command, tfrecord_copy
 
 
@@ -136,3 +140,128 @@ def test_folder_without_the_data_set(tmp_path):
     for name in ("a", "b"):
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
     assert len(open_tfds("tiny_colours", tmp_path).train) == 2
+
+
+HARM = "harmful_features"
+HARM_CODE = """
+import pathlib
+import tensorflow_datasets as tfds
+pathlib.Path(__file__).with_name("was_imported").touch()
+class Harm(tfds.features.Image):
+    pass
+"""
+IMAGE = {
+    "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
+    "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"},
+}
+
+
+def features(**nested):
+    return {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "featuresDict": {"features": nested},
+    }
+
+
+def sequence(inner):
+    name = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    return {"pythonClassName": name, "sequence": {"feature": inner}}
+
+
+def legacy(kind, content):
+    return {"type": kind, "content": content}
+
+
+FEATURES_DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+SEQUENCE = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+HARMFUL = {
+    "outermost": IMAGE | {"pythonClassName": f"{HARM}.Harm"},
+    "in a dict": features(image=IMAGE, x=IMAGE | {"pythonClassName": f"{HARM}.Harm"}),
+    "in a sequence": features(x=sequence(IMAGE | {"pythonClassName": f"{HARM}.Harm"})),
+    "name of the proto": features(
+        x={"python_class_name": f"{HARM}.Harm", "image": {"dtype": "uint8"}}
+    ),
+    "old form": legacy(FEATURES_DICT, {"x": legacy(f"{HARM}.Harm", {"shape": [1]})}),
+    "JSON in a string": features(
+        x={
+            "pythonClassName": SEQUENCE,
+            "jsonFeature": {
+                "json": json.dumps({"length": None, "feature": legacy(f"{HARM}.Harm", {})})
+            },
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+@pytest.mark.parametrize("registered", [True, False])
+def test_classes_that_a_file_names_are_not_imported(
+    data_dir, tmp_path, monkeypatch, name, registered
+):
+    folder = tmp_path / "data" / ("tiny_colours" if registered else "from_files") / "1.0.0"
+    shutil.copytree(data_dir / "tiny_colours" / "1.0.0", folder)
+    if not registered:
+        info = folder / "dataset_info.json"
+        info.write_text(info.read_text().replace("tiny_colours", "from_files"))
+        for file in folder.glob("tiny_colours*"):
+            file.rename(file.with_name(file.name.replace("tiny_colours", "from_files")))
+    (folder / "features.json").write_text(json.dumps(HARMFUL[name]))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / f"{HARM}.py").write_text(HARM_CODE)
+    monkeypatch.chdir(work)
+    monkeypatch.syspath_prepend(str(work))
+    for opened in (folder.parent.name, f"{folder.parent.name}:1.0.0"):
+        with pytest.raises(ValueError, match=f"features.json names the class '{HARM}.Harm'"):
+            open_tfds(opened, tmp_path / "data")
+        with pytest.raises(ValueError, match=f"features.json names the class '{HARM}.Harm'"):
+            prepare(opened, str(tmp_path / "data"))
+    assert not (work / "was_imported").exists() and HARM not in sys.modules
+
+
+def test_the_classes_of_a_data_set_without_code_are_allowed(data_dir, tmp_path):
+    folder = tmp_path / "from_files" / "1.0.0"
+    shutil.copytree(data_dir / "tiny_colours" / "1.0.0", folder)
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("tiny_colours", "from_files"))
+    for file in folder.glob("tiny_colours*"):
+        file.rename(file.with_name(file.name.replace("tiny_colours", "from_files")))
+    assert len(open_tfds("from_files", tmp_path).train) == 6
+    (tmp_path / "from_files").rename(tmp_path / "FromFiles")
+    (folder.parents[1] / "FromFiles" / "1.0.0" / "features.json").write_text(
+        json.dumps(HARMFUL["outermost"])
+    )
+    with pytest.raises(ValueError, match="names the class"):  # TFDS would find it as from_files
+        open_tfds("FromFiles", tmp_path)
+
+
+def test_dataset_info_may_name_no_class_either(data_dir, tmp_path):
+    shutil.copytree(data_dir / "tiny_colours", tmp_path / "tiny_colours")
+    path = tmp_path / "tiny_colours" / "1.0.0" / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"features": HARMFUL["outermost"]}))
+    with pytest.raises(ValueError, match="dataset_info.json names the class"):
+        open_tfds("tiny_colours", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "null", "[" * 100_000, '{"a": ' * 200 + "1" + "}" * 200]
+)
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+def test_damaged_json(data_dir, tmp_path, file, text):
+    shutil.copytree(data_dir / "tiny_colours", tmp_path / "tiny_colours")
+    (tmp_path / "tiny_colours" / "1.0.0" / file).write_text(text)
+    with pytest.raises(ValueError):
+        open_tfds("tiny_colours:1.0.0", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["kaggle:cifar10", "huggingface:mnist", "cifar10/data_dir=/x", "../x"]
+)
+def test_names_that_run_other_code_are_refused(tmp_path, name):
+    with pytest.raises(ValueError, match="allowed: 'tfds:<name>'"):
+        open_builder(name, str(tmp_path))
+
+
+def test_remote_data_directory_is_refused():
+    with pytest.raises(ValueError, match="must be a folder of this machine"):
+        open_builder("cifar10", "gs://bucket")

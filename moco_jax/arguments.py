@@ -15,6 +15,7 @@ from moco_jax import renamed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
+_LONGEST = 100  # characters of an argument in a message
 _HELP = ("-h", "-help", "-?", "--help", "--helpshort", "--helpfull", "--helpxml")
 _BASES = {  # where the keys of a task are listed
     "linear": "moco_jax/supervised/config.py",
@@ -164,12 +165,13 @@ def _config_problem(error: BaseException, file: str, argument: str | None) -> st
 def _overrides(argv: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yields (argument, key, value) of each --config.KEY=VALUE."""
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        shown = argument if len(argument) <= _LONGEST else f"{argument[:_LONGEST]}..."
         found = re.fullmatch(r"(?s)--?(no)?config\.([^=]+)(?:=(.*))?", argument)
         if found:
             off, key, value = found.groups()
             if value is None:  # --config.drift, --noconfig.drift or --config.lr 0.1
                 value = "False" if off else "True" if following[:1] in ("", "-") else following
-            yield argument, key, value
+            yield shown, key, value
 
 
 def _override_problem(config: ConfigDict, argument: str, key: str, value: str) -> str:
@@ -180,7 +182,7 @@ def _override_problem(config: ConfigDict, argument: str, key: str, value: str) -
             above = ".".join(key.split(".")[:depth])
             return f"{argument}: {above} has no keys; it is set in the config file"
         if part not in holder.keys():
-            return f"{argument}: there is no config key {key!r}{_hint(config, key)}"
+            return f"{argument}: there is no config key {key!r:.{_LONGEST}}{_hint(config, key)}"
         holder, kind = holder[part], holder.get_type(part)
     if isinstance(holder, ConfigDict):
         return f"{argument}: {key} is a group of keys; allowed: {', '.join(holder.keys())}"

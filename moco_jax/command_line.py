@@ -17,6 +17,7 @@ from moco_jax import arguments, signals, text
 from moco_jax.parallel import cluster, roll_call
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
+_LONGEST_LINE = 1000  # characters of a line of a message
 _PIPE_CLOSED = 141  # the exit code of other tools after SIGPIPE
 
 
@@ -28,8 +29,8 @@ def run_main(
     errors: Sequence[type[Exception]] = (),
     interrupted: str = "interrupted",
     saves: bool = False,
-) -> NoReturn:
-    """Parses the flags, runs a command and exits with its code.
+) -> None:
+    """Parses the flags, runs a command and ends the process with its code.
 
     An OSError, a ValueError or a ModuleNotFoundError is a problem that the user can solve: its
     message is printed, and the exit code is 2. With --verbosity=1 the traceback is printed instead.
@@ -75,7 +76,6 @@ def run_main(
     except SystemExit as end:
         _flush()
         raise end from None
-    sys.exit()
 
 
 def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int:
@@ -193,5 +193,7 @@ def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str)
 
 def fail(message: str) -> NoReturn:
     """Ends the process with a message and the exit code 2."""
-    print(f"error: {text.message(message)}", file=sys.stderr)
+    lines = text.message(message).splitlines() or [""]
+    shown = (x if len(x) <= _LONGEST_LINE else f"{x[:_LONGEST_LINE]}..." for x in lines)
+    print("error:", "\n".join(shown), file=sys.stderr)
     sys.exit(2)

@@ -143,7 +143,7 @@ def _odd_document(rng: random.Random, document: Any) -> tuple[str, Any]:
 
 def _places(document: Any) -> Iterator[tuple[Any, Any]]:
     """Yields each container with each of its keys, the inner ones too."""
-    pending = [document]
+    pending = [document] if isinstance(document, (dict, list)) else []
     while pending:
         holder = pending.pop()
         keys = list(holder) if isinstance(holder, dict) else range(len(holder))

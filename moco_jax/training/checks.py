@@ -1,7 +1,7 @@
 """Checks of config values, shared by the tasks: rules for single keys and for related keys."""
 
 import difflib
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +12,8 @@ from moco_jax.parallel.mesh import mesh_problem
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import SCHEDULES, UPDATES
 
+_LARGEST = 2**31 - 1  # numbers of steps and rows are int32
+_LARGEST_SEED = 2**32 - 1  # JAX keeps no more bits of a seed
 DTYPES = ("float32", "bfloat16")
 
 # The value of a key -> what is wrong with it, "" if nothing.
@@ -19,7 +21,7 @@ Rule = Callable[[Any], str]
 
 
 def whole(value: Any) -> str:
-    return "" if is_whole(value) else "must be a whole number, at least 1"
+    return "" if is_whole(value) else f"must be a whole number from 1 to {_LARGEST}"
 
 
 def positive(value: Any) -> str:
@@ -32,6 +34,11 @@ def not_negative(value: Any) -> str:
 
 def fraction(value: Any) -> str:
     return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def seed(value: Any) -> str:
+    good = value == 0 or (is_number(value) and 0 < value <= _LARGEST_SEED and value == int(value))
+    return "" if good else f"must be a whole number from 0 to {_LARGEST_SEED}"
 
 
 def bit_depth(value: Any) -> str:
@@ -47,13 +54,13 @@ def one_of(names: Iterable[str]) -> Rule:
             return ""
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"is unknown; {hint}known: {', '.join(known)}"
+        return f"is unknown; {hint}allowed: {', '.join(known)}"
 
     return rule
 
 
 COMMON_RULES: dict[str, Rule] = {
-    "seed": not_negative,
+    "seed": seed,
     "batch_size": whole,
     "bn_groups": whole,
     "dtype": one_of(DTYPES),
@@ -213,8 +220,9 @@ def nearest(value: int, divisor: int) -> str:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Returns whether a value is a finite float or an integer that fits into one."""
+    return isinstance(value, (int, float)) and -sys.float_info.max <= value <= sys.float_info.max
 
 
 def is_whole(value: Any) -> bool:
-    return is_number(value) and value >= 1 and value == int(value)
+    return is_number(value) and 1 <= value <= _LARGEST and value == int(value)

@@ -74,7 +74,7 @@ def test_recipe_does_not_follow_the_defaults(repository, monkeypatch):
         ({"data__scale": (1.0,)}, "data.scale=[1.0] must be the lowest and the highest"),
         ({"data__flip": 2.0}, "data.flip=2.0 must lie between 0 and 1"),
         ({"data__mean": (0.5, 0.5)}, "data.mean=[0.5, 0.5] must be three numbers"),
-        ({"head__dilation": 0}, "head.dilation=0 must be a whole number, at least 1"),
+        ({"head__dilation": 0}, "head.dilation=0 must be a whole number from 1 to"),
         ({"batch_size": 12}, "batch_size=12 must be a multiple of the 8 devices"),
         ({"from_scratch": True, "baseline": True}, "which this run already is"),
         ({"lr_schedule": "cosin"}, "did you mean 'cosine'?"),

@@ -41,6 +41,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Overwrite --out if it exists
 _OUTPUT = flags.DEFINE_enum(
     "output", "backbone", list(FEATURES), "Features of the backbone, or unit vectors of the head."
 )
+_EXIF = flags.DEFINE_bool("exif_orientation", True, "Turn images upright by their EXIF data.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images that are encoded at once.", lower_bound=1)
 _QUERY = flags.DEFINE_multi_string("query", [], "Image whose neighbours are printed; repeatable.")
 _NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "Neighbours of each query.", lower_bound=1)
@@ -64,7 +65,14 @@ def _run() -> None:
         assert read is not None
         source = _open(read.config)
         about = {"encoder": read.source, "output": _OUTPUT.value}
-        parts = embed(read, source, layout, output=_OUTPUT.value, batch_size=_BATCH.value)
+        parts = embed(
+            read,
+            source,
+            layout,
+            output=_OUTPUT.value,
+            batch_size=_BATCH.value,
+            exif_orientation=_EXIF.value,
+        )
         if not searched:
             return _write(out, parts, source, about)
         found, indices = feature_file.collect(parts, source, about)
@@ -103,7 +111,10 @@ def _open(config: ConfigDict) -> Source:
         changes |= {"source": "images", "path": images}
     if images or flags.FLAGS["split"].present:
         changes["train_split"] = _SPLIT.value
-    return open_named(config, **changes).train
+    sources = open_named(config, **changes)
+    for note in sources.notes if cluster.is_first() else ():
+        print(note, file=sys.stderr)
+    return sources.train
 
 
 def _write(out, parts, source: Source, about: dict[str, str]) -> None:
@@ -119,7 +130,7 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
 
 
 def _print_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
-    encoder = ImageEncoder(read, found.about["output"], 32)
+    encoder = ImageEncoder(read, found.about["output"], 32, exif_orientation=_EXIF.value)
     made_by = found.about["encoder"]
     if encoder.dim != found.features.shape[1]:
         raise ValueError(

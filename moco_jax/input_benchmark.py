@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 from moco_jax import command_line
 from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading import loader
-from moco_jax.data.loading.decode import BadImage, decode
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import BadImage, decoding_of
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.parallel.mesh import make_layout
@@ -177,7 +178,7 @@ def _bytes(source: Source, index: int) -> bytes | np.ndarray | None:
 
 def _decoded(data, config: ConfigDict) -> np.ndarray | None:
     with contextlib.suppress(BadImage):
-        return decode(data, config.data.canvas)
+        return decode(data, decoding_of(config.data))
 
 
 def _first_batch(run: PretrainRun) -> Any:
@@ -201,7 +202,7 @@ def main() -> None:
     devices, data = jax.devices(), config.data
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
-    train = open_whole(config)
+    train = open_whole(config).train
     seconds, threads, rates = _SECONDS.value, loader.threads(data), {}
 
     def show(stages: Iterator[Stage]):

@@ -4,6 +4,7 @@ Each row has the original image, then draws of the query view and of the key vie
 """
 
 import itertools
+import sys
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from moco_jax import command_line
 from moco_jax.data.augment.views import make_view
+from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases
 from moco_jax.data.loading.reader import Reader
 from moco_jax.data.sources.opening import open_whole
@@ -33,7 +35,7 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     Raises:
       ValueError: if none of the selected images can be read.
     """
-    reader = Reader(source, config.data.canvas, max_bad_fraction=1.0)
+    reader = Reader(source, decoding_of(config.data), max_bad_fraction=1.0)
     drawn = np.random.default_rng(config.seed).permutation(len(source))[: 2 * images]
     readable = (image for i in drawn if (image := reader.read(int(i))) is not None)
     originals = list(itertools.islice(readable, images))
@@ -73,7 +75,10 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     config = command_line.config("pretrain")
-    image = preview(config, open_whole(config), _IMAGES.value, _DRAWS.value)
+    sources = open_whole(config)
+    for note in sources.notes:
+        print(note, file=sys.stderr)
+    image = preview(config, sources.train, _IMAGES.value, _DRAWS.value)
     Image.fromarray(image).save(_OUT.value, "PNG")
     print(f"{_OUT.value}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")
 

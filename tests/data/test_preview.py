@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 
@@ -28,6 +29,19 @@ def test_unreadable_images_are_skipped(caplog):
     grid = preview.preview(tiny_config(data__canvas=16), broken, images=3, draws=1)
     assert len(grid) == 3 * 68
     assert caplog.text.count("skipped unreadable image 1 ") == 1
+
+
+def test_images_are_upright_as_the_config_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("RGB", (16, 8), "red").save(file, "PNG", exif=exif)
+    source = Source("turned", [file.getvalue()].__getitem__, ["0"], None, ())
+    for upright in (True, False):
+        config = tiny_config(data__image_size=32, data__exif_orientation=upright)
+        original = preview.preview(config, source, images=1, draws=1)[:64, :64]
+        red = (original == (255, 0, 0)).all(-1)
+        assert red.any(0).sum() == (32 if upright else 64)  # columns with the image
 
 
 def test_command(repository, tmp_path):

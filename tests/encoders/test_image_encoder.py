@@ -1,6 +1,7 @@
 """The encoder as a function of images: all kinds of images, all sizes, and errors."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -84,6 +85,36 @@ def test_every_kind_of_image_is_read(encoder, images, tmp_path):
     np.testing.assert_array_equal(grey, grey[:1].repeat(3, 0))
     np.testing.assert_array_equal(encoder(np.stack([image] * 3)), encoder([image] * 3))
     assert (grey[0] != features[0]).any()
+
+
+def test_images_are_upright_by_default(files, encoder, images, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the pixels are shown turned by 90 degrees
+    image = Image.fromarray(images[3])
+    image.save(tmp_path / "turned.png", exif=exif)
+    photo = Image.open(tmp_path / "turned.png")
+    upright = encoder([np.rot90(images[3], -1)])
+    np.testing.assert_array_equal(encoder([tmp_path / "turned.png"]), upright)
+    np.testing.assert_array_equal(encoder([photo]), upright)
+    as_stored = moco_jax.load(files[0], exif_orientation=False)
+    np.testing.assert_array_equal(as_stored([tmp_path / "turned.png"]), as_stored([images[3]]))
+    assert (upright != as_stored([images[3]])).any()
+
+
+def test_dark_16_bit_images_are_warned_of_once(files, caplog):
+    deep = Image.fromarray(np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8))
+    encoder = moco_jax.load(files[0])
+    for _ in range(2):
+        encoder([deep, deep])
+    assert caplog.text.count("the largest value of the first 16-bit images is 4095") == 1
+    assert "--config.data.bit_depth=12" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_only_regular_files_are_read(encoder, tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(OSError, match="a.jpg: it is a named pipe; allowed: a regular file"):
+        encoder([tmp_path / "a.jpg"])
 
 
 def test_batches_of_the_same_length_share_one_compilation(encoder, images):

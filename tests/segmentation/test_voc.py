@@ -74,6 +74,24 @@ def test_error_names_a_mask_of_another_size(root):
         opened(root)
 
 
+def test_masks_and_images_keep_the_pixels_as_they_are_stored(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.open(root / "JPEGImages/a.png").copy()
+    stored.save(root / "JPEGImages/a.png", exif=exif)
+    image, mask = opened(root).read(1)
+    np.testing.assert_array_equal(image, stored)
+    assert mask.shape == image.shape[:2]
+
+
+def test_only_png_masks_within_the_limit_of_pixels_are_read(root):
+    Image.new("L", (30, 20)).save(root / "SegmentationClass/a.png", "BMP")
+    with pytest.raises(BadScene, match="a.png can't be read as a mask: no known image format"):
+        opened(root).read(1)
+    with pytest.raises(BadScene, match="can't be read as an image: too many pixels: 30x20"):
+        open_scenes(str(root), "train", "SegmentationClass", 4, 1, max_megapixels=0.0005)
+
+
 def test_error_names_a_label_beyond_the_classes(root):
     mask = np.zeros((20, 30), np.uint8)
     mask[3, 4] = 7

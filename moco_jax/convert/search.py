@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax.convert.names import COUNTER
 from moco_jax.convert.torch_files import ARRAYS
 from moco_jax.convert.variables import Arrays, listed
 
@@ -200,7 +199,7 @@ def without_heads(one: Found, *, keep: str = "") -> tuple[Found, list[str]]:
     kept, out = {}, {}
     for name, array in one.arrays.items():
         module = name.partition(".")[0]
-        counts = not array.shape and not name.endswith(COUNTER)  # such as AveragedModel's
+        counts = name == module and not array.shape  # such as AveragedModel's `n_averaged`
         if module != keep and (counts or _HEADS.fullmatch(module)):
             out[one.prefix + module] = None
         else:

@@ -19,6 +19,7 @@ Arrays = Mapping[str, np.ndarray]
 _AXES_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _AXES_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 _MOST_LISTED = 6
+_LONGEST = 120  # characters of a name that are shown
 
 
 def template(config: ConfigDict, *, head: bool) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -128,6 +129,6 @@ def _torch_name(path: Path, naming: Naming, config: ConfigDict) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Returns the first six names in order and the number of the others."""
-    ordered = sorted(names)
+    ordered = [n if len(n) <= _LONGEST else f"{n[:_LONGEST]}..." for n in sorted(names)]
     more = f" and {len(ordered) - _MOST_LISTED} more" if len(ordered) > _MOST_LISTED else ""
     return ", ".join(ordered[:_MOST_LISTED]) + more

@@ -1,0 +1,412 @@
+"""Weights of other projects: a damaged or odd file is one message that names it, never a guess.
+
+Mutated files are read as `python -m moco_jax.convert` reads them. The result is the same arrays, or
+a ValueError that names the file.
+"""
+
+import argparse
+import functools
+import io
+import json
+import os
+import pathlib
+import random
+import resource
+import types
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save, save_file
+
+from moco_jax.convert import sources, targets, torch_files, variables
+from moco_jax.convert.names import NAMINGS
+from tests.convert.networks import assert_same, encoder, library
+from tests.convert.networks import source as ours
+
+FOUND = encoder(head=False, width=1 / 64)
+ARRAYS = variables.to_torch(FOUND.variables, NAMINGS["torchvision"], FOUND.config)
+MEMORY = 2**30  # bytes by which the process may grow while it reads damaged files
+FEW, MANY = 300, 5000
+
+counts = pytest.mark.parametrize(
+    "count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"]
+)
+
+
+@pytest.fixture
+def read(tmp_path, monkeypatch):
+    """Reads the bytes of a file; returns its arrays, or None after an error that names the file."""
+    template = functools.cache(lambda text, head: variables_template(configs[text], head=head))
+    variables_template, configs = variables.template, {}
+
+    def cached(config, *, head):
+        configs[config.to_json_best_effort()] = config
+        return template(config.to_json_best_effort(), head)
+
+    monkeypatch.setattr(variables, "template", cached)
+
+    def read(content: bytes, suffix: str):
+        path = tmp_path / f"file{suffix}"
+        path.write_bytes(content)
+        try:
+            return sources.read(path).pretrained.variables
+        except ValueError as error:
+            assert str(path) in str(error)
+            assert "Traceback" not in str(error) and len(str(error)) < 1500
+            return None
+
+    return read
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def damage(content: bytes, rng: random.Random, end: int | None = None) -> bytes:
+    """Returns bytes with one to four changes before `end`."""
+    data, end = bytearray(content), end or len(content)
+    for _ in range(rng.randint(1, 4)):
+        at, size = rng.randrange(end), rng.choice([1, 1, 2, 8, 64])
+        kind = rng.choice(["bit", "byte", "cut", "zero", "copy", "insert"])
+        if kind == "bit":
+            data[min(at, len(data) - 1)] ^= 1 << rng.randrange(8)
+        elif kind == "byte":
+            data[min(at, len(data) - 1)] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        elif kind == "cut":
+            del data[rng.randrange(len(data)) :]
+            data = data or bytearray(1)
+        elif kind == "zero":
+            data[at : at + size] = bytes(size)
+        elif kind == "copy":
+            source = rng.randrange(end)
+            data[at : at + size] = data[source : source + size]
+        else:
+            data[at:at] = rng.randbytes(size)
+        end = min(end, len(data))
+    return bytes(data)
+
+
+def header_of(content: bytes) -> tuple[dict, bytes]:
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def with_header(header: object, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+ODD = [0, -1, 1, 2**31, 2**60, 2**64, 1.5, "8", None, True, [], {}, [[[]]], "F32", "é\x00"]
+DTYPES = ["F64", "F16", "BF16", "I32", "U32", "I64", "BOOL", "F8_E4M3", "C64", "F4", "float32", ""]
+
+
+def odd_header(header: dict, rng: random.Random) -> dict:
+    """Returns the header with one field that does not fit."""
+    header = json.loads(json.dumps(header))
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    entry, kind = header[name], rng.randrange(6)
+    if kind == 0:
+        entry["dtype"] = rng.choice([*DTYPES, *ODD])
+    elif kind == 1:
+        entry["shape"] = rng.choice([*ODD, [*entry["shape"], 2], [2**60, 2**60], [-1], [0]])
+    elif kind == 2:
+        entry["data_offsets"] = rng.choice([*ODD, [0, 2**60], [2**62, 2**62 + 4], [8, 4], [0]])
+    elif kind == 3:
+        del entry[rng.choice(list(entry))]
+    elif kind == 4:
+        header[name] = rng.choice(ODD)
+    else:
+        header[rng.choice(["", "é", "x" * 10_000, "__metadata__"])] = header.pop(name)
+    return header
+
+
+def check_outcomes(read, contents, suffix: str, want=FOUND.variables) -> None:
+    """Reads damaged files; `want` are the only arrays that may be read, None allows any."""
+    before, same, refused = peak(), 0, 0
+    for content in contents:
+        got = read(content, suffix)
+        if got is None:
+            refused += 1
+        else:
+            same += 1
+            if want is not None:
+                assert_same(got, want)
+    print(f"{same} read, {refused} refused")
+    assert refused > same and peak() - before < MEMORY
+
+
+@counts
+def test_damaged_safetensors(read, count):
+    """The format has no checksum of the arrays' bytes, so those stay as they are."""
+    content, rng = save(ARRAYS), random.Random(0)
+    start = 8 + int.from_bytes(content[:8], "little")
+    check_outcomes(read, (damage(content, rng, start) for _ in range(count)), ".safetensors")
+
+
+@counts
+def test_odd_fields_in_the_header_of_safetensors(read, count):
+    (header, data), rng = header_of(save(ARRAYS)), random.Random(1)
+    contents = (with_header(odd_header(header, rng), data) for _ in range(count))
+    check_outcomes(read, contents, ".safetensors")
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 2**20, 2**31, 2**60, 2**63, 2**64 - 1])
+def test_a_header_that_claims_another_length(read, length):
+    content = save(ARRAYS)
+    before = peak()
+    assert read(length.to_bytes(8, "little") + content[8:], ".safetensors") is None
+    assert peak() - before < MEMORY
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"a": 1}',
+        b"\xff" * 50,
+    ],
+)
+def test_a_header_that_is_no_list_of_arrays(read, header):
+    assert read(with_header(header, b"\x00" * 64), ".safetensors") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\x00" * 8, b"PK", b"\x80", b"PK\x03\x04" * 9])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_short_files(read, content, suffix):
+    if suffix == ".pth" and content[:1] in (b"P", b"\x80"):
+        library("torch")
+    assert read(content, suffix) is None
+
+
+def test_flipped_bits_of_an_array_change_no_other(read):
+    content, rng = save(ARRAYS), random.Random(2)
+    for _ in range(20):
+        data = bytearray(content)
+        data[rng.randrange(len(data) - 4, len(data))] ^= 1
+        got = read(bytes(data), ".safetensors")
+        if got is not None:
+            assert set(got) == set(FOUND.variables)
+
+
+def torch_bytes(content, **options) -> bytes:
+    torch = library("torch")
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in content.items()}
+    file = io.BytesIO()
+    torch.save({"state_dict": tensors, "epoch": 3}, file, **options)
+    return file.getvalue()
+
+
+@counts
+def test_damaged_torch_files(read, count):
+    content, rng = torch_bytes(ARRAYS), random.Random(3)
+    check_outcomes(read, (damage(content, rng) for _ in range(count)), ".pth")
+
+
+@counts
+def test_damaged_torch_files_of_the_old_format(read, count):
+    """It has no checksums: damage to an array's bytes can't be seen."""
+    content = torch_bytes(ARRAYS, _use_new_zipfile_serialization=False)
+    rng = random.Random(4)
+    end = content.index(b"layer2.0")
+    contents = (damage(content, rng, end) for _ in range(count))
+    check_outcomes(read, contents, ".pth", want=None)
+
+
+@counts
+def test_torch_files_with_an_odd_pickle(read, count):
+    """The checksums are right, as in a file that someone made: nothing may crash."""
+    content, rng = torch_bytes(ARRAYS), random.Random(5)
+
+    def odd():
+        file = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+            for member in old.infolist():
+                data = old.read(member)
+                pickled = member.filename.endswith("data.pkl")
+                new.writestr(member.filename, damage(data, rng) if pickled else data)
+        return file.getvalue()
+
+    check_outcomes(read, (odd() for _ in range(count)), ".pth", want=None)
+
+
+def test_a_whole_file_is_read(read):
+    assert_same(read(save(ARRAYS), ".safetensors"), FOUND.variables)
+    assert_same(read(torch_bytes(ARRAYS), ".pth"), FOUND.variables)
+    old = torch_bytes(ARRAYS, _use_new_zipfile_serialization=False)
+    assert_same(read(old, ".pth"), FOUND.variables)
+
+
+@pytest.mark.parametrize(
+    "version", ["2.5.1+cu124", "1.13.0", "odd", "2.6", "2.13.0+cpu", "3.0.0a0"]
+)
+def test_torch_must_be_new(version, tmp_path, monkeypatch):
+    """Before 2.6, weights_only=True could run code from a file."""
+    loaded = []
+    torch = types.SimpleNamespace(
+        __version__=version, load=lambda *_, **__: loaded.append(True) or {}
+    )
+    monkeypatch.setattr(torch_files, "import_torch", lambda: torch)
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02")
+    new = version in ("2.6", "2.13.0+cpu", "3.0.0a0")
+    message = (
+        "contains no state dict"
+        if new
+        else r"torch .* is installed, but torch files are read with torch 2\.6 or newer only: .*; "
+        r"run pip install --upgrade 'torch>=2\.6'"
+    )
+    with pytest.raises(ValueError, match=message):
+        sources.read(tmp_path / "a.pth")
+    assert bool(loaded) == new
+
+
+NAME = "layer3.0.conv2.weight"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_arrays_with_nan_or_infinity_are_named(tmp_path, value):
+    arrays = {name: array.copy() for name, array in ARRAYS.items()}
+    arrays[NAME].flat[3] = arrays["bn1.bias"].flat[0] = value
+    save_file(arrays, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError,
+        match=rf"a.safetensors: 2 of 60 arrays contain NaN or infinity: bn1.bias, {NAME}; the file",
+    ):
+        sources.read(tmp_path / "a.safetensors")
+
+
+def test_nothing_with_nan_is_written(tmp_path):
+    """An own encoder file or a workdir may have them: a run that diverged."""
+    bad = ours(name="resnet18", stem="imagenet", width=1.0)
+    bad.pretrained.variables["params"]["backbone"]["stem_conv"]["kernel"][0] = np.nan
+    for to, target in targets.TARGETS.items():
+        if to != "workdir":
+            with pytest.raises(ValueError, match="made for a test: 1 of .* arrays contain NaN"):
+                targets.write(bad, to, tmp_path / f"out{(*target.suffixes, '')[0]}")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        (NAME, np.ones((4, 4, 3, 3), np.int8), rf"got {NAME} \(of dtype int8\)"),
+        (NAME, np.ones((4, 4, 3, 3), np.complex64), rf"got {NAME} \(of dtype C64\)"),
+        (NAME, np.ones((4, 0, 3, 3), np.float32), rf"{NAME} has shape \(4, 0, 3, 3\), expected"),
+        (NAME, np.ones((4, 4, 5, 5), np.float32), rf"{NAME} has shape \(4, 4, 5, 5\), expected"),
+        (NAME, np.ones((), np.float32), rf"{NAME} has shape \(\), expected"),
+        ("bn1.running_var", -np.ones(1, np.float32), "must not be negative: bn1.running_var"),
+        ("conv1.weight", np.ones((0, 3, 3, 3), np.float32), "conv1.weight has shape"),
+        ("conv1.weight", np.ones((1, 3), np.float32), "it lacks a stem of four axes"),
+        ("layer1.0.conv2.weight", np.ones((0, 0, 3, 3), np.float32), "layer1.0.conv2.weight must"),
+        ("layer1.0.conv1.weight", np.ones((), np.float32), "lacks layer1.0.conv1.weight"),
+        ("layer1.0.conv2.weight", None, "layer1.0.conv2.weight must have four axes, none empty"),
+        ("layer3.0.conv1.weight", None, "it lacks layer3.0.conv1.weight"),
+        (NAME, None, f"missing {NAME}"),
+        ("layer3.1.conv1.weight", np.ones((4, 4, 3, 3), np.float32), r"\(1, 1, 2, 1\)"),
+        ("layer3.0.conv9.weight", np.ones((4, 4, 3, 3), np.float32), "unexpected layer3.0.conv9"),
+    ],
+)
+def test_odd_arrays_are_named(tmp_path, name, array, message):
+    arrays = {key: x for key, x in ARRAYS.items() if key != name}
+    if array is not None:
+        arrays[name] = array
+    save_file(arrays, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"a.safetensors.*{message}"):
+        sources.read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda torch, x: x.to_sparse(), "a sparse tensor"),
+        (lambda torch, x: x.to("meta"), "a meta tensor, without values"),
+        (lambda torch, x: x.to(torch.float8_e4m3fn), "of dtype float8_e4m3fn"),
+        (lambda torch, x: x.to(torch.complex64), "of dtype complex64"),
+        (lambda torch, x: x.to(torch.int8), "of dtype int8"),
+        (lambda torch, x: torch.zeros(1).expand(x.shape), "an expanded tensor"),
+        (lambda torch, x: torch.full_like(x, torch.nan), "contain NaN or infinity"),
+    ],
+)
+def test_odd_tensors_are_named(tmp_path, make, message):
+    torch = library("torch")
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in ARRAYS.items()}
+    torch.save(tensors | {"fc.weight": make(torch, tensors[NAME])}, tmp_path / "a.pth")
+    assert_same(sources.read(tmp_path / "a.pth").pretrained.variables, FOUND.variables)
+    torch.save(tensors | {NAME: make(torch, tensors[NAME])}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=f"b.pth: .*{message}") as caught:
+        sources.read(tmp_path / "b.pth")
+    assert NAME in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_other_floats_become_float32(tmp_path, dtype, suffix):
+    torch = library("torch")
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in ARRAYS.items()}
+    tensors = {k: x.to(getattr(torch, dtype)) if x.ndim else x for k, x in tensors.items()}
+    if suffix == ".pth":
+        torch.save(tensors, tmp_path / "a.pth")
+    else:
+        library("safetensors.torch").save_file(tensors, tmp_path / "a.safetensors")
+    found = sources.read(tmp_path / f"a{suffix}").pretrained.variables
+    kernel = found["params"]["backbone"]["stem_conv"]["kernel"]
+    want = tensors["conv1.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(kernel, want)
+    assert kernel.dtype == np.float32
+
+
+def test_a_storage_that_claims_more_than_the_file_has(tmp_path):
+    """torch alone would read memory behind the file's part."""
+    torch = library("torch")
+    torch.save({"conv1.weight": torch.zeros(200), "x": torch.ones(3)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w") as new,
+    ):
+        for member in old.infolist():
+            data = old.read(member)
+            if member.filename.endswith("data.pkl"):
+                data = data.replace(b"K\xc8", b"J\xff\xff\xff\x0f")  # 200 -> 2**28 - 1
+            new.writestr(member.filename.replace("a/", "b/"), data)
+    with pytest.raises(ValueError, match="b.pth is damaged, or not a torch file"):
+        sources.read(tmp_path / "b.pth")
+
+
+def test_objects_of_other_projects_are_named_with_a_way_out(tmp_path):
+    """Lightning and others save their settings beside the weights."""
+    torch = library("torch")
+    content = {
+        "state_dict": {name: torch.from_numpy(np.array(x)) for name, x in ARRAYS.items()},
+        "hyper_parameters": argparse.Namespace(lr=1),
+        "callbacks": {"path": pathlib.PurePosixPath("x")},
+        "pytorch-lightning_version": "2.5.0",
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError) as caught:
+        sources.read(tmp_path / "a.ckpt")
+    assert str(caught.value) == (
+        f"{tmp_path / 'a.ckpt'} contains more than arrays, and code in a file is not executed: "
+        "argparse.Namespace, pathlib.PurePosixPath; save a state_dict(), not a module. If you "
+        "trust the file, this saves its state_dict:\n"
+        "  python -c \"import torch; c = torch.load('FILE', 'cpu', weights_only=False); "
+        "torch.save(c['state_dict'], 'weights.pth')\""
+    )
+    del content["callbacks"]
+    content["hyper_parameters"] = {"lr": 1, "sizes": [1, 2], "name": "x"}
+    torch.save(content, tmp_path / "b.ckpt")
+    assert_same(sources.read(tmp_path / "b.ckpt").pretrained.variables, FOUND.variables)
+
+
+def test_only_regular_files_are_read(tmp_path):
+
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
+    for name in ("pipe.pth", "zero.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+            sources.read(tmp_path / name)

@@ -4,8 +4,8 @@
     python -m moco_jax.embed --encoder=runs/cifar10 --features=features.npz --query=a.jpg
     python -m moco_jax.embed --features=features.npz --duplicates=0.95
 
-Images that can't be read are named and left out. Results go to the standard output, messages to the
-standard error.
+Images that can't be read are left out; the first ten are named. Results go to the standard output,
+messages to the standard error.
 """
 
 import pathlib

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn
 
 from absl import app, flags, logging
@@ -172,12 +172,43 @@ def numbers(flag: flags.FlagHolder[Any], kind: type[int] | type[float]) -> list[
     return values
 
 
+def image_changes(images: str) -> dict[str, str]:
+    """Returns the keys of `data` that --images sets: a folder, a file, digits or tfds:<name>.
+
+    Raises:
+      FileNotFoundError: if there is no such file or folder.
+    """
+    if images == "digits" or images.startswith("tfds:"):
+        return {"source": images, "path": ""}
+    path = os.path.expanduser(images)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"--images={images}: there is no file or folder {path}")
+    return {"source": "images", "path": path}
+
+
+@contextlib.contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Begins the errors of the block with the flag or key whose value is wrong."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{argument}: {error}") from error
+
+
+def tell(lines: Iterable[str]) -> None:
+    """Prints lines on the standard error of process 0: the standard output is for results."""
+    if cluster.is_first():
+        for line in lines:
+            print(text.message(line), file=sys.stderr)
+
+
 def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
     """Prints rows as an aligned `table`, as `csv`, or as one line of `json` each.
 
-    Floating-point numbers are rounded to 4 places.
+    Floating-point numbers are rounded to 4 places. A text stands on one line, see `text.line`.
     """
-    rows = ([round(x, 4) if isinstance(x, float) else x for x in row] for row in rows)
+    rows = (list(map(_cell, row)) for row in rows)
     if form == "json":
         for row in rows:
             print(json.dumps(dict(zip(columns, row, strict=True))))
@@ -189,6 +220,12 @@ def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str)
         for text in texts:
             padded = (x.ljust(width) for x, width in zip(text, widths, strict=True))
             print("  ".join(padded).rstrip())
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    return text.line(value) if isinstance(value, str) else value
 
 
 def fail(message: str) -> NoReturn:

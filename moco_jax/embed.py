@@ -8,15 +8,18 @@ Images that can't be read are left out; the first ten are named. Results go to t
 messages to the standard error.
 """
 
+import os
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from moco_jax import command_line
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import BadImage, decoding_of
 from moco_jax.data.sources.opening import open_named
+from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.encoders.embedding import duplicates, embed, neighbours
@@ -25,6 +28,7 @@ from moco_jax.encoders.image_encoder import ImageEncoder
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
 _IMAGES = flags.DEFINE_string(
@@ -57,13 +61,19 @@ def _run() -> None:
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
     if out:
         feature_file.check_writable(out, _OVERWRITE.value)
-    read = pretrained.read(_ENCODER.value) if _ENCODER.value else None
+    changes = command_line.image_changes(_IMAGES.value) if _IMAGES.value else {}
+    queries = [_query(path) for path in _QUERY.value]
+    read = None
+    if _ENCODER.value:
+        with command_line.naming(f"--encoder={_ENCODER.value}"):
+            read = pretrained.read(_ENCODER.value)
+        _check_queries(queries, read.config)
     layout = make_layout()
     if _FEATURES.value:
         found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
     else:
         assert read is not None
-        source = _open(read.config)
+        source = _open(read.config, changes)
         about = {"encoder": read.source, "output": _OUTPUT.value}
         parts = embed(
             read,
@@ -82,39 +92,69 @@ def _run() -> None:
         _print(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
     else:
         assert read is not None
-        _print_neighbours(read, found, layout)
+        _print_neighbours(read, found, queries, layout)
 
 
 def _check_flags(searched: bool) -> None:
-    """Raises a ValueError for flags that are missing or contradict each other."""
+    """Raises a ValueError for flags that are missing, contradict each other or have no effect."""
     if not _ENCODER.value and (_QUERY.value or not _FEATURES.value):
         raise ValueError("--encoder must be given, such as --encoder=runs/cifar10")
-    if _FEATURES.value and (_IMAGES.value or _OUT.value):
-        raise ValueError(
-            "--features can't be combined with --images or --out: it is read instead of encoding"
-        )
+    for flag in ("images", "split", "out", "output", "batch_size"):
+        if _FEATURES.value and flags.FLAGS[flag].present:
+            raise ValueError(
+                f"--features can't be combined with --{flag}: it is read instead of encoding"
+            )
     if _QUERY.value and _DUPLICATES.value is not None:
         raise ValueError("--query and --duplicates can't be combined: give one of them")
     if not searched and not _OUT.value:
         raise ValueError(
             "one of --out=features.npz, --query=a.jpg and --duplicates=0.95 must be given"
         )
+    for flag, needed, given in (
+        ("neighbours", "--query", _QUERY.value),
+        ("overwrite", "--out", _OUT.value),
+        ("format", "--query or --duplicates", searched),
+    ):
+        if flags.FLAGS[flag].present and not given:
+            raise ValueError(f"--{flag} has no effect without {needed}")
 
 
-def _open(config: ConfigDict) -> Source:
-    """Returns the images of the flags --images and --split."""
-    changes = {"held_out": 0.0, "test_split": ""}  # all images of the split
-    images = _IMAGES.value or ""
-    if images == "digits" or images.startswith("tfds:"):
-        changes |= {"source": images, "path": ""}
-    elif images:
-        changes |= {"source": "images", "path": images}
-    if images or flags.FLAGS["split"].present:
-        changes["train_split"] = _SPLIT.value
-    sources = open_named(config, **changes)
-    for note in sources.notes if cluster.is_first() else ():
-        print(note, file=sys.stderr)
-    return sources.train
+def _query(path: str) -> bytes:
+    """Returns the contents of a query's file, before hours of encoding."""
+    with command_line.naming(f"--query={path}"):
+        return read_file(os.path.expanduser(path))
+
+
+def _check_queries(queries: Sequence[bytes], config: ConfigDict) -> None:
+    """Raises a ValueError for a query that is not an image."""
+    how = decoding_of(config.data)
+    for path, data in zip(_QUERY.value, queries, strict=True):
+        try:
+            decode(data, how)
+        except BadImage as error:
+            raise ValueError(f"--query={path} can't be read: {error}") from error
+
+
+def _open(config: ConfigDict, changes: dict[str, str]) -> Source:
+    """Returns the images of the flags --images, as `changes` of the config, and --split."""
+    split, whole = _SPLIT.value, {"held_out": 0.0, "test_split": ""}  # all images of the split
+    where = {"source": config.data.source, "path": config.data.path} | changes
+    if where["path"].lower().endswith(".npz") or where == {"source": "digits", "path": ""}:
+        # These have two splits of fixed names.
+        sources = open_named(config, **whole, **changes)
+        splits = {"train": sources.train, "test": sources.test}
+        if splits.get(split) is None:
+            known = ", ".join(name for name, source in splits.items() if source)
+            raise ValueError(f"--split={split}: there is no such split; allowed: {known}")
+        source = splits[split]
+    else:
+        if changes or flags.FLAGS["split"].present:
+            whole["train_split"] = split
+        sources = open_named(config, **whole, **changes)
+        source = sources.train
+    command_line.tell(sources.notes)
+    assert source is not None
+    return source
 
 
 def _write(out, parts, source: Source, about: dict[str, str]) -> None:
@@ -126,10 +166,12 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
     count = feature_file.write(out, parts, source, about)
     left_out = len(source) - count
     more = f"; {left_out} can't be read and are left out" if left_out else ""
-    print(f"{out}: features of {count} images of {source.name}{more}", file=sys.stderr)
+    command_line.tell([f"{out}: features of {count} images of {source.name}{more}"])
 
 
-def _print_neighbours(read: pretrained.Pretrained, found: Features, layout: Layout) -> None:
+def _print_neighbours(
+    read: pretrained.Pretrained, found: Features, queries: Sequence[bytes], layout: Layout
+) -> None:
     encoder = ImageEncoder(read, found.about["output"], 32, exif_orientation=_EXIF.value)
     made_by = found.about["encoder"]
     if encoder.dim != found.features.shape[1]:
@@ -139,7 +181,11 @@ def _print_neighbours(read: pretrained.Pretrained, found: Features, layout: Layo
         )
     if made_by != read.source:
         logging.warning("%s made the features, but %s encodes the queries", made_by, read.source)
-    rows = neighbours(found, encoder(_QUERY.value), _QUERY.value, _NEIGHBOURS.value, layout)
+    count = len(found.names)
+    if count < _NEIGHBOURS.value:
+        command_line.tell([f"{count} neighbours (asked {_NEIGHBOURS.value}): there are no more"])
+    names = list(map(printable, _QUERY.value))
+    rows = neighbours(found, encoder(queries), names, _NEIGHBOURS.value, layout)
     _print(rows, ("query", "rank", "cosine", "image", "class"))
 
 

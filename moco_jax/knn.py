@@ -4,8 +4,8 @@ It searches as the monitor of pretraining does, but over all images of train and
 numbers of neighbours and temperatures. It trains nothing and draws nothing at random.
 """
 
-import pathlib
-import sys
+import itertools
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
@@ -19,7 +19,9 @@ from moco_jax.parallel.mesh import make_layout
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
 _IMAGES = flags.DEFINE_string(
-    "images", None, "A folder, a tar or an .npz instead of the config's data.path."
+    "images",
+    None,
+    "A folder, a tar, an .npz, digits or tfds:<name>; default: the images of the config.",
 )
 _K = flags.DEFINE_list("k", ["10", "20", "200"], "Numbers of neighbours.")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0.07", "0.1"], "Temperatures of the votes.")
@@ -39,13 +41,12 @@ def main() -> None:
     ks = command_line.numbers(_K, int)
     temperatures = command_line.numbers(_TEMPERATURE, float)
     given = command_line.config() if command_line.has_config() else None
-    read = pretrained.read(_ENCODER.value)
+    changes = command_line.image_changes(_IMAGES.value) if _IMAGES.value else {}
+    with command_line.naming(f"--encoder={_ENCODER.value}"):
+        read = pretrained.read(_ENCODER.value)
     config = given or read.config
-    if _IMAGES.value:
-        config.data.path = str(pathlib.Path(_IMAGES.value).expanduser())
-    sources = open_named(config)
-    if cluster.is_first():
-        print("\n".join([f"{_OUTPUT.value} of {read.source}", *sources.notes]), file=sys.stderr)
+    sources = open_named(config, **changes)
+    command_line.tell([f"{_OUTPUT.value} of {read.source}", *sources.notes])
     found = measure(
         read,
         sources,
@@ -58,8 +59,18 @@ def main() -> None:
         leave_one_out=_LEAVE_ONE_OUT.value,
     )
     rows = list(found)  # on all processes
+    command_line.tell(_reduced(ks, len(temperatures), [row[1] for row in rows]))
     if cluster.is_first():
         command_line.print_rows(rows, COLUMNS, _FORMAT.value)
+
+
+def _reduced(ks: Sequence[int], temperatures: int, used: Sequence[int]) -> Iterator[str]:
+    """Yields a line for each k that is above the number of neighbours, of the rows of `measure`."""
+    asked = itertools.cycle(k for k in ks for _ in range(temperatures))
+    pairs = dict.fromkeys(zip(asked, used, strict=False))
+    yield from (
+        f"k = {k} (asked {more}): there are no more neighbours" for more, k in pairs if k < more
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ def place(tmp_path_factory):
     (folder / "images" / "a" / "3.png").write_bytes(b"no image")
     copy = (folder / "images" / "a" / "7.png").read_bytes()
     (folder / "images" / "b" / "2.png").write_bytes(copy)
+    (folder / "bad").mkdir()
+    (folder / "bad" / "1.png").write_bytes(b"no image")
+    images = rng.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    np.savez(folder / "one.npz", images=images)
+    labels = np.zeros(3, np.int32)
+    np.savez(folder / "two.npz", images=images, labels=labels, test_images=images[:2],
+             test_labels=labels[:2])  # fmt: skip
     return folder
 
 
@@ -79,6 +86,22 @@ def test_neighbours_of_an_image(made, run):
     assert rows[4]["cosine"] < 0.9999
 
 
+def test_fewer_neighbours_than_asked_are_told(run):
+    done = run("--encoder=encoder.safetensors", "--images=two.npz", "--query=images/b/2.png",
+               "--format=json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["rank"] for line in done.stdout.splitlines()] == [1, 2, 3]
+    assert "3 neighbours (asked 10): there are no more\n" in done.stderr
+
+
+def test_the_test_split_of_an_npz(run, place):
+    done = run("--encoder=encoder.safetensors", "--images=two.npz", "--split=test",
+               "--out=test.npz")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "test.npz: features of 2 images of two.npz, test\n" in done.stderr
+    assert len(feature_file.read(place / "test.npz").names) == 2
+
+
 def test_duplicates_without_writing_a_file(run):
     done = run("--encoder=encoder.safetensors", "--images=images", "--duplicates=0.9999",
                "--format=csv")  # fmt: skip
@@ -87,6 +110,7 @@ def test_duplicates_without_writing_a_file(run):
     assert (row["first"], row["second"]) == ("images/a/7.png", "images/b/2.png")
 
 
+QUERIED = ["--encoder=encoder.safetensors", "--images=bad"]
 ERRORS = [
     ([], "--encoder must be given, such as --encoder=runs/cifar10"),
     (["--encoder=encoder.safetensors"], "one of --out=features.npz, --query="),
@@ -106,6 +130,44 @@ ERRORS = [
     ),
     (["--encoder=encoder.safetensors", "--images=none", "--out=x.npz"], "or folder none"),
     (["--features=features.npz", "--duplicates=2"], "not a number in the range [-1, 1]"),
+    (["--encoder=none", "--out=x.npz"], "--encoder=none: there is no encoder at"),
+    (["--encoder=encoder.safetensors", "--images=none", "--out=x.npz"], "--images=none: there is"),
+    (["--pictures=images"], "--pictures is now --images"),
+    *[
+        (["--features=features.npz", "--duplicates=0.9", flag], f"can't be combined with {name}: ")
+        for flag, name in (
+            ("--output=head", "--output"),
+            ("--split=test", "--split"),
+            ("--batch_size=3", "--batch_size"),
+        )
+    ],
+    (
+        ["--features=features.npz", "--duplicates=0.9", "--neighbours=3"],
+        "--neighbours has no effect without --query",
+    ),
+    (
+        ["--features=features.npz", "--duplicates=0.9", "--overwrite"],
+        "--overwrite has no effect without --out",
+    ),
+    (
+        ["--encoder=encoder.safetensors", "--out=x.npz", "--format=csv"],
+        "--format has no effect without --query or --duplicates",
+    ),
+    # Before anything is encoded: the folder of --images has no image that can be read.
+    (
+        [*QUERIED, "--query=images/a/0.png", "--query=absent.jpg"],
+        "--query=absent.jpg: [Errno 2] No such file or directory",
+    ),
+    ([*QUERIED, "--query=images/a/3.png"], "--query=images/a/3.png can't be read: no known image"),
+    ([*QUERIED, "--query=images"], "--query=images: can't read images: it is a folder"),
+    (
+        ["--encoder=encoder.safetensors", "--images=digits", "--split=val", "--out=x.npz"],
+        "--split=val: there is no such split; allowed: train, test",
+    ),
+    (
+        ["--encoder=encoder.safetensors", "--images=one.npz", "--split=test", "--out=x.npz"],
+        "--split=test: there is no such split; allowed: train",
+    ),
 ]
 
 

@@ -37,6 +37,9 @@ def test_accuracy_equals_that_of_the_monitor(encoder):
     monitor = KnnMonitor(CONFIG, read.encoder, *data, layout)
     online = monitor.top1(read.variables["params"], read.variables["batch_stats"])
     assert rows[2][3] == online and 40 < online
+    options = dict(ks=(200,), temperatures=(1.0,), layout=layout, leave_one_out=True)
+    small = Sources(sources.test, sources.train)
+    assert [row[1] for row in measure(read, small, CONFIG.data, **options)] == [32, 31]
     assert rows[2][0] == "arrays by arrays" and rows[6][0] == "arrays, each by the others"
 
 
@@ -70,9 +73,10 @@ def test_command_prints_a_table(repository, encoder, tmp_path):
     assert done.returncode == 0, done.stderr
     head, first, second = done.stdout.splitlines()
     assert head.split() == list(COLUMNS)
-    assert first.startswith("images.npz, test by images.npz, train  1    0.1")
-    assert second.split()[-3:-1] == ["500", "0.1"]
+    assert first.startswith("images.npz, test by images.npz, train  1   0.1")
+    assert second.split()[-3:-1] == ["96", "0.1"]
     assert done.stderr.startswith("backbone of a backbone")
+    assert "\nk = 96 (asked 500): there are no more neighbours\n" in done.stderr
 
 
 ERRORS = [
@@ -80,6 +84,9 @@ ERRORS = [
     (["--encoder=/none"], "there is no encoder at /none"),
     (["--encoder=/none", "--k=1,x"], "--k must be whole numbers above 0, such as 1,2; got"),
     (["--encoder=/none", "--temperature=0"], "--temperature must be numbers above 0"),
+    (["--encoder=/none", "--temperature=inf"], "--temperature must be numbers above 0"),
+    (["--encoder=/none", "--images=/none"], "--images=/none: there is no file or folder /none"),
+    (["--encoder=/none", "--pictures=x"], "--pictures is now --images"),
     (["--encoder=/none", "--config=none.py"], "there is no config file none.py"),
 ]
 

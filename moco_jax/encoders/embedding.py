@@ -8,10 +8,12 @@ from ml_collections import ConfigDict
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders.feature_file import FeatureRows, Features
+from moco_jax.encoders.feature_reading import not_finite
 from moco_jax.encoders.features import make_encode, make_stream
 from moco_jax.encoders.neighbours import near_duplicates, nearest
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.parallel.mesh import Layout
+from moco_jax.text import printable
 
 
 def embed(
@@ -34,7 +36,8 @@ def embed(
       exif_orientation: whether images are turned upright by their EXIF orientation.
 
     Raises:
-      ValueError: if the encoder does not have this output, or no image can be read.
+      ValueError: if the encoder does not have this output, no image can be read, or a feature is
+        not finite.
     """
     pretrained.check_output(output)
     config = ConfigDict(pretrained.config.data)
@@ -46,7 +49,13 @@ def embed(
     for features, readable in stream(variables, np.arange(len(data))):
         indices = data.source_indices[row : row + len(features)]
         row += len(features)
-        yield FeatureRows(features[readable], indices[readable])
+        part = FeatureRows(features[readable], indices[readable])
+        if len(bad := not_finite(part.features)):
+            raise ValueError(
+                f"{pretrained.source} makes features that are NaN or infinite, such as that of "
+                f"{printable(source.names[int(part.indices[bad[0]])])}"
+            )
+        yield part
 
 
 def neighbours(

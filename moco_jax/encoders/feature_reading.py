@@ -253,7 +253,9 @@ def _check(contents: Contents) -> None:
 def not_finite(features: np.ndarray) -> np.ndarray:
     """Returns the rows of f32[N, F] with values that are not finite."""
     parts = (features[i : i + _CHUNK_ROWS] for i in range(0, len(features), _CHUNK_ROWS))
-    return np.flatnonzero(np.concatenate([~np.isfinite(part).all(axis=1) for part in parts]))
+    return np.flatnonzero(
+        np.concatenate([np.zeros(0, bool), *(~np.isfinite(part).all(axis=1) for part in parts)])
+    )
 
 
 def _check_memory(needed: int) -> None:

@@ -29,7 +29,9 @@ def measure(
     batch_size: int = 256,
     leave_one_out: bool = False,
 ) -> Iterator[tuple[str, int, float, float]]:
-    """Yields (which images are classified, k, temperature, top-1 in percent).
+    """Yields (which images are classified, k, temperature, top-1 in percent), k by k.
+
+    k is the number of neighbours that is used: at most all images of the bank.
 
     Args:
       pretrained: the encoder; its own config says how images are prepared.
@@ -65,12 +67,14 @@ def measure(
 
     bank = features(train)
     votes: dict[str, Any] = dict(ks=ks, temperatures=temperatures, layout=layout)
-    tables = {}
+    tables = {}  # with the most neighbours that there are
     if test is not None:
-        tables[f"{test.name} by {train.name}"] = knn_table(*features(test), *bank, **votes)
+        table = knn_table(*features(test), *bank, **votes)
+        tables[f"{test.name} by {train.name}"] = table, len(bank[1])
     if leave_one_out:
-        tables[f"{train.name}, each by the others"] = leave_one_out_table(*bank, **votes)
-    for classified, table in tables.items():
+        table = leave_one_out_table(*bank, **votes)
+        tables[f"{train.name}, each by the others"] = table, len(bank[1]) - 1
+    for classified, (table, most) in tables.items():
         options = itertools.product(ks, temperatures)
         for (k, temperature), percent in zip(options, table.flat, strict=True):
-            yield classified, k, temperature, float(percent)
+            yield classified, min(k, most), temperature, float(percent)

@@ -20,6 +20,7 @@ The images are noise and the encoder has random weights: the accuracies mean not
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -141,6 +142,12 @@ def _odd_files(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+def _annotated(folder: pathlib.Path) -> pathlib.Path:
+    lines = (f"val_{i}.JPEG\tn0{i % 3 + 1}\t0\t0\t9\t9\n" for i in range(4))
+    (folder / "val/val_annotations.txt").write_text("".join(lines))
+    return folder
+
+
 def _linked_tar(folder: pathlib.Path) -> pathlib.Path:
     os.symlink("1.jpg", folder / "cat/link.jpg")
     return _pack(folder, "linked.tar")
@@ -168,7 +175,7 @@ LAYOUTS = (
     Layout("train with classes, flat val", ("train/n0{1..3}/{1..4}.JPEG", "val/{1..4}.JPEG")),
     Layout("tiny-imagenet", ("train/n0{1..3}/images/{1..4}.JPEG", "train/n0{1..3}/boxes.txt",
            "val/images/val_{0..3}.JPEG", "val/val_annotations.txt", "test/images/{1..4}.JPEG",
-           "wnids.txt", "words.txt")),
+           "wnids.txt", "words.txt"), _annotated),
     Layout("train, val and test", (f"train/{_CLASSES}/{{1..4}}.jpg",
            f"{{val,test}}/{_CLASSES}/5.jpg")),
     Layout("train and dev", (f"train/{_CLASSES}/{{1..4}}.jpg", f"dev/{_CLASSES}/5.jpg")),
@@ -264,7 +271,7 @@ def _command(module: str, *arguments: str) -> Iterator[str]:
         handler = logging.get_absl_handler()
         stream, handler.python_handler.stream = handler.python_handler.stream, printed
         try:
-            run = lambda: runpy.run_module(module, run_name="__main__")  # noqa: E731
+            run = functools.partial(runpy.run_module, module, run_name="__main__")
             code: int | str = exit_code(run, *arguments)
         except Exception as error:
             code = f"TRACEBACK {type(error).__name__}: {error}"

@@ -50,6 +50,8 @@ def read_header(data: bytes) -> Header | None:
                 orientation = orientation or in_app1(data[at + 4 : at + 2 + length])
             elif marker in _FRAMES and frame is None:
                 frame = marker, *_frame(data, at + 4)
+            elif marker == 0xFF:  # padding before a marker
+                length = -1
             else:
                 return None
             at += 2 + length

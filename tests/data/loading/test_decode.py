@@ -35,6 +35,14 @@ def test_pixels_are_those_of_torchvisions_loader(name):
     np.testing.assert_array_equal(image, pil_loader(FILES[name]))
 
 
+@pytest.mark.parametrize("name", ["jpeg", "jpeg progressive", "jpeg grey", "jpeg cmyk"])
+def test_padding_before_markers_changes_nothing(name):
+    for canvas in (81, 39):
+        plain, padded = FILES[name], FILES[name].replace(b"\xff\xc4", b"\xff\xff\xff\xc4", 1)
+        how = Decoding(canvas)
+        np.testing.assert_array_equal(decode(padded, how), decode(plain, how))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_larger_images_fit_the_canvas(name):
     image = decode(FILES[name], Decoding(39))

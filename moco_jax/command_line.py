@@ -186,6 +186,15 @@ def image_changes(images: str) -> dict[str, str]:
     return {"source": "images", "path": path}
 
 
+def check_recorded_images(path: str) -> None:
+    """Raises a FileNotFoundError if the images of an encoder's run are not there any more."""
+    if path and not os.path.exists(os.path.expanduser(path)):
+        raise FileNotFoundError(
+            f"there is no file or folder {path}, where the encoder's training images were: give "
+            "--images"
+        )
+
+
 @contextlib.contextmanager
 def naming(argument: str) -> Iterator[None]:
     """Begins the errors of the block with the flag or key whose value is wrong."""

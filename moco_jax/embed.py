@@ -148,6 +148,8 @@ def _open(config: ConfigDict, changes: dict[str, str]) -> Source:
             raise ValueError(f"--split={split}: there is no such split; allowed: {known}")
         source = splits[split]
     else:
+        if not changes:
+            command_line.check_recorded_images(config.data.path)
         if changes or flags.FLAGS["split"].present:
             whole["train_split"] = split
         sources = open_named(config, **whole, **changes)

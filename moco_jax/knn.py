@@ -45,6 +45,8 @@ def main() -> None:
     with command_line.naming(f"--encoder={_ENCODER.value}"):
         read = pretrained.read(_ENCODER.value)
     config = given or read.config
+    if not given and not changes:
+        command_line.check_recorded_images(config.data.path)
     sources = open_named(config, **changes)
     command_line.tell([f"{_OUTPUT.value} of {read.source}", *sources.notes])
     found = measure(

@@ -4,25 +4,27 @@ Each row has the original image, then draws of the query view and of the key vie
 """
 
 import itertools
-import sys
+import os
+import pathlib
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from moco_jax import command_line
+from moco_jax import command_line, signals
 from moco_jax.data.augment.views import make_view
 from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases
-from moco_jax.data.loading.reader import Reader
+from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
 
-_OUT = flags.DEFINE_string("out", "views.png", "PNG to write.")
+_OUT = flags.DEFINE_string("out", "views.png", "File to write: .png or .jpg.")
 _IMAGES = flags.DEFINE_integer("images", 6, "Images, selected by config.seed.", lower_bound=1)
 _DRAWS = flags.DEFINE_integer("draws", 3, "Draws of each view.", lower_bound=1)
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # by the ending of --out
 _GAP = 4  # pixels of white between images
 _MIN_SIZE = 64  # pixels; smaller views are enlarged
 
@@ -39,8 +41,12 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     drawn = np.random.default_rng(config.seed).permutation(len(source))[: 2 * images]
     readable = (image for i in drawn if (image := reader.read(int(i))) is not None)
     originals = list(itertools.islice(readable, images))
+    if warning := shallow(reader.largest, reader.how):
+        logging.warning("%s: %s", source.name, warning)
     if not originals:
         raise ValueError(f"none of the images selected from {source.name} can be read")
+    if len(originals) < images:
+        command_line.tell([f"{len(originals)} images (asked {images}): no more can be read"])
     sizes = np.array([image.shape[:2] for image in originals], np.int32)
     canvases = on_canvases(originals, sizes)
     size = config.data.image_size
@@ -75,12 +81,19 @@ def _grid(columns: list[np.ndarray]) -> np.ndarray:
 
 def main() -> None:
     config = command_line.config("pretrain")
+    out = pathlib.Path(_OUT.value).expanduser()
+    if out.suffix.lower() not in _FORMATS:
+        raise ValueError(f"--out={out} must end in {', '.join(_FORMATS)}")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {out.absolute().parent}")
     sources = open_whole(config)
-    for note in sources.notes:
-        print(note, file=sys.stderr)
+    command_line.tell(sources.notes)
     image = preview(config, sources.train, _IMAGES.value, _DRAWS.value)
-    Image.fromarray(image).save(_OUT.value, "PNG")
-    print(f"{_OUT.value}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with signals.unfinished(unfinished):
+        Image.fromarray(image).save(unfinished, _FORMATS[out.suffix.lower()])
+        os.replace(unfinished, out)
+    print(f"{out}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")
 
 
 if __name__ == "__main__":

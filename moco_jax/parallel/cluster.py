@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from moco_jax.parallel import addresses, handshake, roll_call
 from moco_jax.parallel.addresses import WrongFlags
+from moco_jax.text import message as escaped
 
 _LONGEST_MESSAGE = 64 * 2**20  # bytes that process 0 sends to all at once
 _BY_HAND = "correct it, or give --coordinator, --processes and --process"
@@ -104,7 +105,7 @@ def is_first() -> bool:
 def say(text: str) -> None:
     """Prints a text on process 0."""
     if is_first():
-        print(text, flush=True)
+        print(escaped(text), flush=True)
 
 
 def on_first(work: Callable[[], Any]) -> Any:

@@ -1,12 +1,14 @@
 """Selects the labelled images for training: all, a random fraction, or those of a list."""
 
 import os
-import pathlib
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from moco_jax.command_line import naming
+from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, take
+from moco_jax.text import line, printable
 
 _NAMES_IN_ERROR = 3
 
@@ -49,27 +51,33 @@ def draw(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 
 
 def _listed(source: Source, path: str) -> np.ndarray:
-    """Returns the indices of the images in a file of names: one path or file name a line."""
-    lines = pathlib.Path(path).expanduser().read_text().splitlines()
-    wanted = dict.fromkeys(line.strip() for line in lines if line.strip())
+    """Returns the indices of the images in a file of names: one path or file name a line.
+
+    A name is the bytes of a file name, or the text that stands for them in files of features.
+    """
+    with naming(f"--config.label_list={path}"):
+        # As Python decodes file names: the list may have names that are not UTF-8.
+        lines = os.fsdecode(read_file(os.path.expanduser(path))).removeprefix("\ufeff").split("\n")
+    wanted = dict.fromkeys(name.strip() for name in lines if name.strip())
     if not wanted:
         raise ValueError(f"label_list={path!r}: the file has no names of images")
     found: dict[str, list[int]] = {}
     for index, name in enumerate(source.names):
-        for known in {name, os.path.basename(name)} & wanted.keys():
+        both = (name, os.path.basename(name))
+        for known in {*both, *map(printable, both)} & wanted.keys():
             found.setdefault(known, []).append(index)
     absent = [name for name in wanted if name not in found]
     if absent:
         more = ", ..." if len(absent) > _NAMES_IN_ERROR else ""
         raise ValueError(
             f"label_list={path!r}: {len(absent)} of the {len(wanted)} names are not images of "
-            f"{source.name}: {', '.join(absent[:_NAMES_IN_ERROR])}{more}; the names of its images "
-            f"are like {source.names[0]}"
+            f"{source.name}: {', '.join(map(line, absent[:_NAMES_IN_ERROR]))}{more}; the names of "
+            f"its images are like {printable(source.names[0])}"
         )
     ambiguous = [name for name, indices in found.items() if len(indices) > 1]
     if ambiguous:
         raise ValueError(
             f"label_list={path!r}: {len(ambiguous)} names match several images of {source.name}, "
-            f"such as {ambiguous[0]}; give paths instead of file names"
+            f"such as {line(ambiguous[0])}; give paths instead of file names"
         )
     return np.sort(np.concatenate([found[name] for name in wanted]))

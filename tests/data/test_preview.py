@@ -22,12 +22,13 @@ def test_each_row_starts_with_the_original():
     assert (first != second).any()
 
 
-def test_unreadable_images_are_skipped(caplog):
+def test_unreadable_images_are_skipped(caplog, capsys):
     source = tiny_sources(4).train
     rows = [source.read(0), b"no image", source.read(2), source.read(3)]
     broken = Source("mixed", rows.__getitem__, ["0", "1", "2", "3"], None, ())
-    grid = preview.preview(tiny_config(data__canvas=16), broken, images=3, draws=1)
+    grid = preview.preview(tiny_config(data__canvas=16), broken, images=4, draws=1)
     assert len(grid) == 3 * 68
+    assert "3 images (asked 4): no more can be read" in capsys.readouterr().err
     assert caplog.text.count("skipped unreadable image 1 ") == 1
 
 
@@ -44,6 +45,14 @@ def test_images_are_upright_as_the_config_says():
         assert red.any(0).sum() == (32 if upright else 64)  # columns with the image
 
 
+def test_dark_16_bit_images_are_warned_of(caplog):
+    file = io.BytesIO()
+    Image.fromarray(np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)).save(file, "PNG")
+    source = Source("deep", lambda i: file.getvalue(), ["0", "1"], None, ())
+    preview.preview(tiny_config(), source, images=2, draws=1)
+    assert caplog.text.count("--config.data.bit_depth=12") == 1
+
+
 def test_command(repository, tmp_path):
     run = lambda *more: subprocess.run(  # noqa: E731
         [sys.executable, "-m", "moco_jax.data.preview", "--config=configs/digits.py", *more],
@@ -55,5 +64,12 @@ def test_command(repository, tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "views.png") as image:
         assert image.size == (3 * 68, 2 * 68)
+    done = run(f"--out={tmp_path / 'views.jpg'}", "--images=1", "--draws=1")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "views.jpg") as image:
+        assert image.format == "JPEG"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["views.jpg", "views.png"]
+    wrong = run(f"--out={tmp_path / 'v.txt'}")
+    assert wrong.returncode == 2 and "v.txt must end in .png, .jpg, .jpeg" in wrong.stderr
     missing = run("--config.data.path=/no/such/place")
     assert missing.returncode == 2 and "no file or folder /no/such/place" in missing.stderr

@@ -13,11 +13,15 @@ import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file, feature_reading
 from moco_jax.encoders.feature_file import FeatureRows, Features
 from moco_jax.text import original
+from tests.conftest import run_command
+from tests.encoder_files import write_encoder
+from tests.tiny import tiny_config
 
 ENDINGS = (".npz", ".parquet")
 ABOUT = {"encoder": "runs/x", "output": "backbone"}
@@ -343,3 +347,31 @@ def test_rows_that_are_not_finite_are_found_in_long_arrays(monkeypatch):
     features = np.zeros((11, 2), np.float32)
     features[[3, 10]] = np.nan
     assert feature_reading.not_finite(features).tolist() == [3, 10]
+
+
+def test_images_whose_names_are_no_text_from_the_folder_to_the_printed_row(repository, tmp_path):
+    """Under a strict locale; the last one is unreadable."""
+    write_encoder(tmp_path / "encoder.safetensors", tiny_config(data__canvas=16))
+    files = [b"images/" + name for name in [*NAMES, b"b/\xff\n.jpg"]]
+    for number, file in enumerate(files):
+        path = os.path.join(os.fsencode(tmp_path), file)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if number < len(NAMES):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(path, "PNG")
+        else:
+            pathlib.Path(os.fsdecode(path)).write_bytes(b"no image")
+    found = {}
+    for ending in ENDINGS:
+        done = run_command(
+            repository, "moco_jax.embed", "--encoder=encoder.safetensors", "--images=images",
+            f"--out=x{ending}", "--duplicates=-1", "--format=csv",
+            cwd=tmp_path, PYTHONIOENCODING="ascii:strict",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert r"skipped unreadable image images/b/\xff\x0a.jpg (" in done.stderr
+        rows = [line.split(",", 1)[1] for line in done.stdout.splitlines()[1:]]
+        assert len(rows) == 10 and r"images/b/\x1b[31m.jpg" in done.stdout
+        found[ending] = feature_file.read(tmp_path / f"x{ending}").names.tolist()
+    assert found[".npz"] == found[".parquet"] == sorted(f"images/{name}" for name in SHOWN)
+    assert sorted(os.fsencode(original(name)) for name in found[".npz"]) == sorted(files[:5])

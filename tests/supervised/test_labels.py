@@ -1,5 +1,7 @@
 """Selects labelled images by a fraction or by a list."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,20 @@ def test_error_names_an_ambiguous_name(tmp_path):
     both = Source("images", int, ["a/1.JPEG", "b/1.JPEG"], np.array([0, 1]), ("a", "b"))
     with pytest.raises(ValueError, match="names match several images .* 1.JPEG; give paths"):
         labelled(both, task_config("linear", label_list=str(tmp_path / "list")))
+
+
+@pytest.mark.parametrize(
+    "content", [b"caf\xe9.jpg\n\x1b.jpg\n", rb"caf\xe9.jpg" + b"\r\n" + rb"\x1b.jpg"]
+)
+def test_a_list_may_name_images_by_bytes_or_as_files_of_features_do(tmp_path, content):
+    (tmp_path / "list").write_bytes(content)
+    names = [os.fsdecode(name) for name in (b"a/caf\xe9.jpg", b"a/caf\xe8.jpg", b"b/\x1b.jpg")]
+    images = Source("images", int, names, np.array([0, 0, 1]), ("a", "b"))
+    found, _ = labelled(images, task_config("linear", label_list=str(tmp_path / "list")))
+    assert list(found.names) == [names[0], names[2]]
+
+
+def test_a_list_that_is_absent_is_named_with_its_key(tmp_path):
+    images = Source("images", int, ["a"], np.array([0]), ("a",))
+    with pytest.raises(OSError, match="^--config.label_list=/none: .*No such file"):
+        labelled(images, task_config("linear", label_list="/none"))

@@ -10,6 +10,7 @@ from absl import logging
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import BadImage, Decoding
 from moco_jax.data.sources.source import Source
+from moco_jax.text import printable
 
 _SHOWN = 10  # bad images listed in the error, and named in the log
 _SHALLOW = 1 << 13  # 16-bit images whose values are all below it seem to have fewer bits
@@ -23,12 +24,14 @@ class Reader:
     Attributes:
       source: the images.
       how: how they are decoded.
+      largest: the largest value of images with 16 bits a channel so far, 0 without any.
     """
 
     def __init__(self, source: Source, how: Decoding, max_bad_fraction: float):
         self.source, self.how, self._max_fraction = source, how, max_bad_fraction
         self._reasons: dict[int, str] = {}
         self._reported = 0  # bad images in the last summary
+        self.largest = 0
         self._lock = threading.Lock()
 
     @property
@@ -45,7 +48,7 @@ class Reader:
           ValueError: if the fraction of bad images in the source is above the allowed one.
         """
         try:
-            return decode(self.source.read(index), self.how)
+            return decode(self.source.read(index), self.how, self._see)
         except (BadImage, OSError) as error:
             self._add(index, str(error))
         except MemoryError:
@@ -67,6 +70,10 @@ class Reader:
             _kinds(reasons),
         )
 
+    def _see(self, largest: int) -> None:
+        with self._lock:
+            self.largest = max(self.largest, largest)
+
     def _add(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self._reasons:
@@ -77,11 +84,11 @@ class Reader:
             reasons = dict(self._reasons) if too_many else {}
         names = self.source.names
         if count <= _SHOWN:
-            logging.warning("skipped unreadable image %s (%s)", names[index], reason)
+            logging.warning("skipped unreadable image %s (%s)", printable(names[index]), reason)
         if count == _SHOWN + 1:
             logging.warning("more images can't be read; they are counted, not named")
         if too_many:
-            shown = [f"  {names[i]}: {why}" for i, why in list(reasons.items())[:_SHOWN]]
+            shown = [f"  {printable(names[i])}: {why}" for i, why in list(reasons.items())[:_SHOWN]]
             raise ValueError(
                 f"{count} of the {total} images of {self.source.name} can't be read, more than "
                 f"data.max_bad_fraction={self._max_fraction} allows "

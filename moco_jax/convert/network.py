@@ -117,7 +117,8 @@ def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
     """Returns a one-line summary of the encoder."""
     model, parameters = config.model, variables["params"]
     width = f", width {model.width:g}" if model.width != 1 else ""
-    text = f"{model.name}{width}, {model.stem} stem, {_millions(parameters['backbone'])} parameters"
+    stem = f"{model.stem} stem" + " (3x3, no pooling)" * (model.stem == "small")
+    text = f"{model.name}{width}, {stem}, {_millions(parameters['backbone'])} parameters"
     if "head" not in parameters:
         return f"{text}; no head"
     layers = parameters["head"]

@@ -43,7 +43,7 @@ def read_state(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
             newest = checkpoint_files.newest_whole(path / "checkpoints")
             if newest is None:
                 raise ValueError(f"{path} holds no checkpoint")
-            step, about, _ = newest
+            step, about = newest.step, newest.about
             folder = path / "checkpoints" / str(step)
         return about, checkpoint_files.read_arrays(folder, about)
     except checkpoint_files.Damaged as error:
@@ -162,7 +162,8 @@ def _notes(config: ConfigDict, step: int, steps: int) -> list[str]:
     model = config.model
     lines = [f"step {step}: {step // steps} epochs of {steps} steps each"]
     if step % steps:
-        lines.append(f"note: {step % steps} steps of an epoch are done; the reference repeats them")
+        done = f"{step % steps} of {steps} steps"
+        lines.append(f"note: the last epoch is not complete ({done}); the reference repeats it")
     if model.stem != "imagenet":
         lines.append(f"note: the reference's encoders must get the stem {model.stem!r} first")
     if model.head == "mlp" and model.hidden not in (0, resnet(model.name).features):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from moco_jax import text
 from moco_jax.convert.names import COUNTER, LEAVES, Naming, Path, head_module
 from moco_jax.convert.torch_files import Unreadable
 from moco_jax.models.encoder import make_encoder
@@ -129,6 +130,7 @@ def _torch_name(path: Path, naming: Naming, config: ConfigDict) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Returns the first six names in order and the number of the others."""
-    ordered = [n if len(n) <= _LONGEST else f"{n[:_LONGEST]}..." for n in sorted(names)]
+    ordered = [text.line(name) for name in sorted(names)]
+    ordered = [n if len(n) <= _LONGEST else f"{n[:_LONGEST]}..." for n in ordered]
     more = f" and {len(ordered) - _MOST_LISTED} more" if len(ordered) > _MOST_LISTED else ""
     return ", ".join(ordered[:_MOST_LISTED]) + more

@@ -154,7 +154,7 @@ def test_a_workdir_without_the_number_of_images_needs_it(tmp_path):
     lines = targets.write(read, "moco", tmp_path / "out.pth.tar", images=140)
     assert lines[:2] == [
         "step 9: 2 epochs of 4 steps each",
-        "note: 1 steps of an epoch are done; the reference repeats them",
+        "note: the last epoch is not complete (1 of 4 steps); the reference repeats it",
     ]
     targets.write(read, "moco_encoder", tmp_path / "encoder.pth.tar")
 

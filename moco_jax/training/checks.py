@@ -42,7 +42,7 @@ def seed(value: Any) -> str:
 
 
 def bit_depth(value: Any) -> str:
-    return "" if is_whole(value) and 9 <= value <= 16 else "must be a whole number from 9 to 16"
+    return "" if is_whole(value) and 8 <= value <= 16 else "must be a whole number from 8 to 16"
 
 
 def one_of(names: Iterable[str]) -> Rule:

@@ -1,8 +1,15 @@
 """Runs an experiment from the command line: `python -m moco_jax.main --config=configs/digits.py`.
 
-Exit codes: 0 done; 1 not all processes joined, or a crash; 2 a problem that the message names; 75
-stopped by SIGTERM with the state saved, start the same command again; 130 stopped by Ctrl-C with
-the state saved.
+Exit codes:
+
+- 0: done.
+- 1: not all processes joined, the last state can't be saved, or a crash.
+- 2: a problem that the message names.
+- 75: stopped by SIGTERM, start the same command again. The state is saved, if a step was done.
+  Before the first step there is nothing to save, and the code is the same: a launcher must bound
+  how often it starts a run that makes no progress.
+- 130: stopped by Ctrl-C with the state saved. A second Ctrl-C ends the process at once, also with
+  130; the message says what is saved.
 """
 
 import os
@@ -16,7 +23,7 @@ from moco_jax.parallel import cluster
 from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
-from moco_jax.training import loop
+from moco_jax.training import checkpoints, loop
 
 TASKS = {  # by the config's `task`
     "pretrain": pretrain.pretrain,
@@ -48,6 +55,9 @@ def main() -> int:
     except loop.Interrupted as stop:
         print(f"\n{stop}", file=sys.stderr, flush=True)
         return _EXIT_CODES[stop.signal]
+    except checkpoints.NotSaved as error:
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -68,7 +78,7 @@ def run() -> None:
         main,
         join=_joined,
         errors=(loop.NotFinite, evaluate.FrozenMoved),
-        interrupted="stopped; the work since the last checkpoint is not saved",
+        interrupted="stopped; the work since the newest checkpoint is not saved",
     )
 
 

@@ -4,20 +4,29 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from typing import Any
 
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
 import safetensors
 import safetensors.numpy
+from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.models.encoder import Encoder, make_encoder
-from moco_jax.training import checkpoints
+from moco_jax.training import checks
+from moco_jax.training.comparison import check_kind
 from moco_jax.training.flat_config import flatten, unflatten
+from moco_jax.training.integrity import checkpoint_files, checksums
+from moco_jax.training.integrity.checkpoint_files import Damaged
 
 FORMAT = "moco_jax.encoder"  # of encoder files
 PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
+_USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +64,12 @@ def read(path: str | os.PathLike) -> Pretrained:
     """Returns the encoder at a path.
 
     Args:
-      path: a workdir, of which the latest checkpoint is read, its folder `checkpoints/<step>`, or
-        a file that `write` or `python -m moco_jax.convert` wrote.
+      path: a workdir, of which the newest whole checkpoint is read, its folder
+        `checkpoints/<step>`, or a file that `write` or `python -m moco_jax.convert` wrote.
 
     Raises:
       FileNotFoundError: if the path does not exist.
-      ValueError: if it is not an encoder; the message says what is allowed.
+      ValueError: if it is not an encoder, or damaged; the message says what is allowed.
     """
     where = pathlib.Path(path).expanduser().absolute()
     if not where.exists():
@@ -73,20 +82,60 @@ def write(path: str | os.PathLike, pretrained: Pretrained) -> None:
     flat: dict[str, Any] = dict(flax.traverse_util.flatten_dict(pretrained.variables, sep="/"))
     recipe = json.dumps(flatten(pretrained.config))
     about = {"format": FORMAT, "recipe": recipe, "source": pretrained.source}
-    safetensors.numpy.save_file(flat, pathlib.Path(path), metadata=about)
+    about["checksum"] = _checksum(about, pretrained.variables)
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        safetensors.numpy.save_file(flat, temporary, metadata=about)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(about: dict[str, str], variables: Any) -> str:
+    """Returns the checksum of a file: of its arrays and of its metadata."""
+    content = {key: about.get(key) for key in ("format", "recipe", "source")}
+    content["arrays"] = checksums.fingerprint(variables)
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def _read_folder(folder: pathlib.Path) -> Pretrained:
-    if not (folder / "about").is_dir():
-        steps = [p for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
-        if not steps:
-            raise ValueError(
-                f"{folder} holds no checkpoint; allowed: a workdir (with checkpoints/<step>/), one "
-                "of its checkpoints, or an encoder's .safetensors"
+    if (folder / "about").is_dir():
+        try:
+            return _read_checkpoint(folder)
+        except Damaged as error:
+            raise ValueError(f"{folder} is not a whole checkpoint of moco_jax: {error}") from error
+    checkpoints = folder / "checkpoints"
+    damaged: dict[int, str] = {}
+    for step in checkpoint_files.steps(checkpoints):
+        try:
+            found = _read_checkpoint(checkpoints / str(step))
+        except Damaged as error:
+            damaged[step] = str(error)
+            continue
+        for newer, why in damaged.items():
+            logging.warning(
+                "the checkpoint %s is damaged: %s. Step %d is read instead.",
+                checkpoints / str(newer),
+                why,
+                step,
             )
-        folder = max(steps, key=lambda step: int(step.name))
-    about, variables = checkpoints.read_encoder(folder, PRETRAIN_KIND)
-    config = unflatten(about["recipe"], config_lib.base())
+        return found
+    if damaged:
+        raise ValueError(checkpoint_files.none_whole(checkpoints, damaged))
+    raise ValueError(
+        f"{folder} holds no checkpoint; allowed: a workdir (with checkpoints/<step>/), one "
+        "of its checkpoints, or an encoder's .safetensors"
+    )
+
+
+def _read_checkpoint(folder: pathlib.Path) -> Pretrained:
+    about = checkpoint_files.read_about(folder)
+    remedy = "give the workdir of a pretraining run as the encoder"
+    check_kind(folder, about, PRETRAIN_KIND, remedy)
+    variables = checkpoint_files.read_arrays(folder, about, ("params", "batch_stats"))
+    config = _config(about["recipe"], str(folder))
+    _check_variables(variables, config, str(folder))
     return Pretrained(config, variables, f"{folder} ({config.name}, step {about['step']})")
 
 
@@ -94,13 +143,84 @@ def _read_file(file: pathlib.Path) -> Pretrained:
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             about = opened.metadata() or {}
-    except safetensors.SafetensorError as error:
+        if about.get("format") != FORMAT:
+            raise ValueError(
+                f"{file} is a safetensors file of format {about.get('format')!r}, not {FORMAT!r}; "
+                "`python -m moco_jax.convert` converts weights of other projects"
+            )
+        arrays: dict[str, Any] = safetensors.numpy.load_file(file)
+    # Its library also raises an OverflowError, a KeyError for a dtype, and others.
+    except (safetensors.SafetensorError, OverflowError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a safetensors file: {error}") from error
-    if about.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is a safetensors file of format {about.get('format')!r}, not {FORMAT!r}; "
-            "`python -m moco_jax.convert` converts weights of other projects"
-        )
-    variables = flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(file), sep="/")
-    config = unflatten(json.loads(about["recipe"]), config_lib.base())
+    try:
+        variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ValueError(f"{file}: the names of its arrays are not those of an encoder") from error
+    missing = [key for key in ("recipe", "source") if key not in about]
+    if missing:
+        raise ValueError(f"{file}: its metadata have no {' and no '.join(missing)}")
+    if unknown := about.keys() - {"format", "recipe", "source", "checksum"}:
+        raise ValueError(f"{file}: its metadata have unknown keys: {', '.join(sorted(unknown))}")
+    # Files of versions before 0.3.0 have no checksum.
+    if "checksum" in about and about["checksum"] != _checksum(about, variables):
+        raise ValueError(f"{file} is damaged: its checksum is another than when it was written")
+    try:
+        recipe = json.loads(about["recipe"])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: its recipe is no JSON: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{file}: its recipe must be a JSON object")
+    config = _config(recipe, str(file))
+    _check_variables(variables, config, str(file))
     return Pretrained(config, variables, about["source"])
+
+
+def _config(recipe: dict[str, Any], where: str) -> ConfigDict:
+    """Returns the config of a recipe; checks the keys that decide the network and its images."""
+    try:
+        config = unflatten(recipe, config_lib.base())
+        flat = flatten(config)
+        used = {key: rule for key, rule in config_lib.RULES.items() if key.startswith(_USED)}
+        problems = [f"{k}={flat[k]!r} {rule(flat[k])}" for k, rule in used.items() if rule(flat[k])]
+        problems += [] if problems else [*checks.channels(config.data), *checks.crop(config.data)]
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{where}: its recipe is not a config of moco_jax: {error}") from error
+    if problems:
+        raise ValueError(f"{where}: its recipe can't be used: {'; '.join(problems)}")
+    return config
+
+
+def _check_variables(variables: dict[str, Any], config: ConfigDict, where: str) -> None:
+    """Raises a ValueError unless the arrays are those of the config's encoder, and finite."""
+    images = jax.ShapeDtypeStruct((2 * config.bn_groups, 32, 32, 3), config.dtype)
+    try:
+        shapes = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
+    except Exception as error:  # a recipe may ask for any size
+        raise ValueError(f"{where}: its recipe describes no network: {error}") from error
+    found = checksums.named(variables)
+    needed = {
+        name: x for name, x in checksums.named(shapes).items() if name.split("/")[1] == "backbone"
+    }
+    # The head is absent in encoders of other projects.
+    if any(name.startswith("params/head/") for name in found):
+        needed = checksums.named(shapes)
+    problems = [
+        f"{name} has the shape {found[name].shape}, not {shape.shape}"
+        for name, shape in needed.items()
+        if name in found and found[name].shape != shape.shape
+    ]
+    problems += [f"{name} is missing" for name in needed if name not in found]
+    problems += [f"{name} is not one of them" for name in found if name not in needed]
+    if problems:
+        raise ValueError(
+            f"{where}: its arrays are not those of its recipe's {config.model.name}: "
+            f"{checksums.listed(problems)}"
+        )
+    # jnp, not np: numpy does not know that bfloat16 is a floating-point type.
+    inexact = {name: x for name, x in found.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    other = [name for name in found if name not in inexact]
+    if other:
+        raise ValueError(f"{where}: not floating-point numbers: {checksums.listed(other)}")
+    bad = [name for name, x in inexact.items() if not np.isfinite(x).all()]
+    if bad:
+        raise ValueError(f"{where}: NaN or infinite values in {checksums.listed(bad)}")

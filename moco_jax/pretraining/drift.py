@@ -44,9 +44,9 @@ class DriftMonitor:
         self._cosine = cosine
 
     def begin(self, step: int) -> None:
-        """Sets the step at which this run starts or resumes.
+        """Sets the first step whose images and views are those of this run.
 
-        Older keys are not compared: they may come from a converted checkpoint or another config.
+        Older keys are not compared: they come from a converted checkpoint or another config.
         """
         self._first = step
 

@@ -15,7 +15,7 @@ from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.training import loop
-from moco_jax.training.checkpoints import Kind
+from moco_jax.training.comparison import IMAGE_PLACES, Kind
 from moco_jax.training.optimizers import peak_lr
 from moco_jax.training.task import Scalars, Task
 
@@ -29,7 +29,7 @@ _STRUCTURE = (
     "symmetric",
 )
 # The slots of a memory bank belong to these images.
-_SLOTS = ("data.source", "data.path", "data.train_split", "data.held_out", "seed")
+_SLOTS = (*IMAGE_PLACES, "seed")
 
 
 def checkpoint_kind(config: ConfigDict) -> Kind:
@@ -40,6 +40,7 @@ def checkpoint_kind(config: ConfigDict) -> Kind:
         structure=_STRUCTURE + (_SLOTS if bank else ()),
         results=("knn_top1", "key_cosine/age_0"),
         base=config_lib.base,
+        places=IMAGE_PLACES,
         fixed_images=bank,
     )
 
@@ -90,6 +91,7 @@ def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> Task:
         evaluate=(lambda state, step: _evaluate(run, state, step)) if evaluates else None,
         every_epochs=config.knn.every_epochs,
         at_first=run.monitor is not None,
+        begin=run.drift.begin if run.drift else lambda since: None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
     )
@@ -129,8 +131,6 @@ def _drift(run: PretrainRun, state: TrainState) -> tuple[Scalars, str]:
 def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     """Yields lines about the run."""
     config = run.config
-    if run.drift:
-        run.drift.begin(int(state.step))
     yield from run.notes
     yield (
         f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size} in "

@@ -70,6 +70,7 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         step=make_run_step(config, data, method.train_step(), layout),
         create=method.create_state,
         target=method.abstract_state(),
+        contents={"images": task.image_content(sources.train)},
         method=method,
         lr=jax.jit(method.schedule),
         monitor=monitor,

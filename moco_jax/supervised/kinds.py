@@ -1,11 +1,26 @@
 """The kinds of checkpoints that supervised tasks write."""
 
-from moco_jax.training.checkpoints import Kind
+from moco_jax.supervised.config import BASES
+from moco_jax.training.comparison import IMAGE_PLACES, Kind
 
-_IMAGES = ("data.source", "data.path", "data.train_split", "data.held_out")
-_STRUCTURE = ("model.", "pretrained", "from_scratch", "label_", "ema", *_IMAGES)
+_PLACES = ("pretrained", "label_", *IMAGE_PLACES, "data.test_split")
+# A checkpoint without fingerprints, of an earlier version, continues only from the same places.
+_STRUCTURE = ("model.", "pretrained", "from_scratch", "label_", "ema", *IMAGE_PLACES)
 
 KINDS = {
-    "linear": Kind("moco_jax.linear", (*_STRUCTURE, "lr"), results=("top1",)),
-    "finetune": Kind("moco_jax.finetune", _STRUCTURE, results=("top1",)),
+    "linear": Kind(
+        "moco_jax.linear",
+        structure=(*_STRUCTURE, "lr"),
+        results=("top1",),
+        base=BASES["linear"],
+        places=_PLACES,
+        may_diverge="head",  # one learning rate of a sweep may be too high
+    ),
+    "finetune": Kind(
+        "moco_jax.finetune",
+        structure=_STRUCTURE,
+        results=("top1",),
+        base=BASES["finetune"],
+        places=_PLACES,
+    ),
 }

@@ -102,6 +102,11 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         schedule=jax.jit(schedule),
         create=lambda: create_state(init, target, variables),
         target=target,
+        contents={
+            "images": task.image_content(sources.train),
+            "test images": task.image_content(sources.test),
+            **({"encoder": start.content} if start.content else {}),
+        },
         scores=make_scores(start, test, layout),
         classes=classes,
         start=start,

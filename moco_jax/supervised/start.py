@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from moco_jax import command_line
 from moco_jax import config as pretraining
 from moco_jax.encoders import pretrained
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.resnet import ResNet
 from moco_jax.supervised import validation
 from moco_jax.training.compilation import FAST_COMPILE
+from moco_jax.training.integrity import checksums
+from moco_jax.training.task import Content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Start:
       params: of the backbone, host arrays.
       batch_stats: of the backbone, host arrays.
       notes: lines that describe it.
+      content: its identity, which a resumed run compares; None if fine-tuning begins from scratch.
     """
 
     config: ConfigDict
@@ -36,6 +40,7 @@ class Start:
     params: Any
     batch_stats: Any
     notes: tuple[str, ...]
+    content: Content | None
 
 
 def begin(
@@ -51,7 +56,8 @@ def begin(
       FileNotFoundError: if `config.pretrained` does not exist.
       ValueError: if it is not an encoder, or does not fit the config's images.
     """
-    read = pretrained.read(config.pretrained) if config.pretrained else None
+    with command_line.naming(f"--config.pretrained={config.pretrained}"):
+        read = pretrained.read(config.pretrained) if config.pretrained else None
     origin = read.config if read else pretraining.base()
     config = copy.deepcopy(config)
     if read:
@@ -67,7 +73,12 @@ def begin(
         source = f"pretrained: {read.source}"
         variables = {name: tree["backbone"] for name, tree in read.variables.items()}
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return Start(config, backbone, params, batch_stats, (source, *notes))
+    content = None
+    if read and not config.from_scratch:
+        content = Content(read.source, checksums.fingerprint(variables))
+    elif config.task == "linear":  # random weights differ by rounding between platforms
+        content = Content(source, source)
+    return Start(config, backbone, params, batch_stats, (source, *notes), content)
 
 
 def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:

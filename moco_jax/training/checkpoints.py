@@ -1,58 +1,59 @@
-"""Checkpoints: every call of Orbax."""
+"""Checkpoints: saved, restored and compared with the config. Every save calls Orbax here."""
 
-import dataclasses
-import json
+import functools
 import pathlib
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax.parallel import cluster
-from moco_jax.training.flat_config import flatten, with_current_keys
+from moco_jax.training.comparison import (
+    Kind,
+    changed_contents,
+    check_kind,
+    compare_contents,
+    compare_number,
+    differences,
+    matches,
+    shapes,
+    table,
+)
+from moco_jax.training.flat_config import flatten
+from moco_jax.training.integrity import checkpoint_files, checksums
+from moco_jax.training.task import Content
+
+_RETRIES = (1, 4, 10, 20, 25)  # seconds to wait before the last state is saved again
 
 
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """The kind of run that writes a checkpoint. All checkpoints of a workdir have one kind.
+class NotSaved(OSError):
+    """A state that must be saved can't be saved."""
 
-    Attributes:
-      name: written into each checkpoint.
-      structure: config keys that shape the state, so that another value cannot continue it; an
-        entry that ends in "." or "_" means all keys with this prefix.
-      results: metrics; a log line that has one of them is an evaluation.
-      base: returns the config whose values an older checkpoint has for keys that it lacks.
-      fixed_images: whether the state has an entry for each training image.
-    """
 
-    name: str
-    structure: tuple[str, ...]
-    results: tuple[str, ...]
-    base: Callable[[], ConfigDict] | None = None
-    fixed_images: bool = False
-
-    def shapes_state(self, key: str) -> bool:
-        """Returns whether this config key shapes the state."""
-        prefixes = tuple(name for name in self.structure if name.endswith((".", "_")))
-        return key in self.structure or key.startswith(prefixes)
+class StateNotFinite(Exception):
+    """The state has NaN or infinite values, and is not saved."""
 
 
 class Checkpoints:
     """The checkpoints of one workdir, saved asynchronously, the latest few kept.
 
     A checkpoint is written under another name and renamed when it is complete, so a save that a
-    crash cut short is never taken for a checkpoint.
+    crash cut short is never taken for a checkpoint. A save that fails is reported, and changes
+    nothing: the run goes on, and the next save is tried as usual.
+
+    Attributes:
+      latest: step of the newest checkpoint that is known to be complete, None without one.
+      since: the first step whose images and views are those of this config.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int, recipe: dict[str, Any], kind: Kind):
-        """Opens or makes the folder.
+        """Reads nothing yet.
 
         Args:
           folder: of the checkpoints.
@@ -60,20 +61,32 @@ class Checkpoints:
           recipe: the flat config, saved beside the state.
           kind: of the run.
         """
-        self.folder, self._recipe, self._kind = folder.absolute(), recipe, kind
+        self.folder, self._keep, self._recipe, self._kind = folder.absolute(), keep, recipe, kind
+        self.latest: int | None = None
+        self.since: int | None = None
+        self._about: dict[str, Any] = {}  # of the checkpoint that `check` chose
+        self._arrays: Any = None  # its state, until it is restored
+        self._places: dict[str, tuple[Any, Any]] = {}  # that changed since
         self._images: int | None = None
-        cluster.on_first(self._remove_unfinished)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(keep),
-            enable_async_checkpointing=True,
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._contents: dict[str, Any] = {}
+        self._saving: int | None = None
+        _hide_tracebacks()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is not KeyboardInterrupt:  # a second Ctrl-C does not wait for a save
+            self.close()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        cluster.on_first(self._remove_unfinished)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.LatestN(self._keep),
+            enable_async_checkpointing=True,
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def _remove_unfinished(self) -> None:
         """Removes what a killed save left behind.
@@ -83,82 +96,47 @@ class Checkpoints:
         for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
             shutil.rmtree(unfinished)
 
-    @property
-    def latest(self) -> int | None:
-        """The step of the latest complete checkpoint."""
-        return self._manager.latest_step()
-
     def path(self, step: int) -> pathlib.Path:
         """Returns the folder of the checkpoint of this step."""
         return self.folder / str(step)
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts saving; returns when the arrays are copied, so that they may be donated."""
-        if step == self.latest:
-            return
-        about = {
-            "kind": self._kind.name,
-            "recipe": self._recipe,
-            "images": self._images,
-            "step": step,
-        }
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            about=ocp.args.JsonSave(about),  # pyright: ignore[reportCallIssue]
-        )
-        self._manager.save(step, args=args)
-
-    def restore(self, target: Any) -> Any:
-        """Returns the latest state with the shardings of the target, on any number of devices."""
-        step = self._manager.latest_step()
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return self._manager.restore(step, args=args)["state"]
-
-    def note_images(self, images: int) -> None:
-        """Notes the number of images; warns if the latest checkpoint has another number.
-
-        The order of the images and the length of an epoch follow from it.
-
-        Raises:
-          ValueError: if the number differs and the state has an entry for each image.
-        """
-        self._images = images
-        step = self.latest
-        saved = self._about(step)["images"] if step is not None else images
-        if saved != images and self._kind.fixed_images:
-            raise ValueError(
-                f"the memory bank in {self.folder} has a slot for each of {saved} images, now "
-                f"there are {images}; give those images, or another --workdir"
-            )
-        # None: a converted checkpoint of another project.
-        if saved not in (None, images) and cluster.is_first():
-            logging.warning(
-                "the checkpoint saw %d images, now there are %d: the run continues with another "
-                "order of the images and another length of an epoch",
-                saved,
-                images,
-            )
-
     def check(self) -> None:
-        """Compares the latest checkpoint, if any, with the config; warns of harmless changes.
+        """Chooses the newest whole checkpoint, if there is one, and compares it with the config.
+
+        Damaged ones are renamed; warnings name them, and harmless changes of the config.
 
         Raises:
-          ValueError: if it has another kind, or its state has another shape.
+          ValueError: if it has another kind, its state has another shape, or none is whole.
         """
-        step = self.latest
-        if step is None:
+        found = cluster.on_first(self._newest_whole)
+        if found is None:
+            self.since = 0
             return
-        about = self._about(step)
-        _check_kind(self.path(step), about, self._kind.name, "give another --workdir")
+        self.latest, self._about = step, about = found
+        path = self.path(step)
+        check_kind(path, about, self._kind.name, "give another --workdir")
         changed = differences(self._older_values() | about["recipe"], self._recipe)
-        fatal = {key: values for key, values in changed.items() if self._kind.shapes_state(key)}
+        if about.get("contents"):
+            self._places = {k: x for k, x in changed.items() if matches(k, self._kind.places)}
+            changed = {k: x for k, x in changed.items() if k not in self._places}
+        fatal = {k: x for k, x in changed.items() if matches(k, self._kind.structure)}
         if fatal:
             raise ValueError(
-                f"{self.path(step)} can't be continued: the config asks for another run:\n"
-                f"{_table(fatal)}\nGive another --workdir, or the old values."
+                f"{path} can't be continued: the config asks for another run:\n"
+                f"{table(fatal)}\nGive another --workdir, or the old values."
             )
         if changed and cluster.is_first():
-            logging.warning("continuing with a changed config:\n%s", _table(changed))
+            logging.warning("continuing with a changed config:\n%s", table(changed))
+        same = not any(matches(key, self._kind.views) for key in changed)
+        self.since = about.get("since", self.latest) if same else self.latest
+
+    def _newest_whole(self) -> tuple[int, dict[str, Any]] | None:
+        found = checkpoint_files.newest_whole(self.folder)
+        if found is None:
+            return None
+        checkpoint_files.set_aside(self.folder, found.damaged)
+        self._arrays = found.arrays
+        return found.step, found.about
 
     def _older_values(self) -> dict[str, Any]:
         """Returns the base config's values of the recipe's keys.
@@ -168,73 +146,188 @@ class Checkpoints:
         base = flatten(self._kind.base()) if self._kind.base else {}
         return {key: value for key, value in base.items() if key in self._recipe}
 
-    def _about(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        try:
-            return _renamed(self._manager.restore(step, args=args)["about"])
-        except (KeyError, FileNotFoundError) as error:
-            raise ValueError(
-                f"{self.path(step)} is not a checkpoint of moco_jax; give another --workdir"
-            ) from error
+    def identify(
+        self,
+        images: int | None,
+        contents: Mapping[str, Content] | None = None,
+        *,
+        may_change: bool = False,
+    ) -> None:
+        """Notes what the run uses; compares it with the checkpoint that `check` chose.
 
-    def wait(self) -> None:
-        """Returns when every save is complete on disk."""
-        self._manager.wait_until_finished()
+        The order of the images and the length of an epoch follow from their number.
+
+        Args:
+          images: number of training images; None if it is unknown.
+          contents: what else decides the run besides its config, by name, such as "images".
+          may_change: whether the run continues on other images, with a warning.
+
+        Raises:
+          ValueError: if a content differs, and may not.
+        """
+        self._images = images
+        self._contents = {
+            name: {"description": content.description, "fingerprint": content.fingerprint}
+            for name, content in (contents or {}).items()
+        }
+        if self.latest is None:
+            return
+        known, given = self._about.get("contents") or {}, contents or {}
+        if "images" not in known:
+            cluster.on_first(lambda: compare_number(self.folder, self._about, images, self._kind))
+        changed = cluster.on_first(lambda: changed_contents(known, given))
+        if changed or ("images" not in known and self._about.get("images") != images):
+            self.since = self.latest
+        if changed:
+            where = f"{self.folder.parent} changed since step {self.latest}"
+            may = may_change and not self._kind.fixed_images
+            pairs = {name: (known[name]["description"], given[name]) for name in changed}
+            cluster.on_first(
+                lambda: compare_contents(pairs, where, table(self._places), self._kind, may)
+            )
+
+    def restore(self, target: Any) -> Any:
+        """Returns the state that `check` chose, with the target's shardings, on any devices.
+
+        Raises:
+          ValueError: if the target has other arrays, or the state is not as it was saved.
+        """
+        assert self.latest is not None
+        path = self.path(self.latest)
+        arrays, self._arrays = self._arrays, None
+        if arrays is None:  # on another process than the one that chose the checkpoint
+            try:
+                arrays = checkpoint_files.read_arrays(path, self._about)
+            except checkpoint_files.Damaged as error:
+                raise ValueError(
+                    f"{path} is whole for process 0, but here {error}. All machines must see the "
+                    "same files."
+                ) from error
+        arrays, wanted = checksums.named(arrays), checksums.named(target)
+        old, new = ({n: [str(x.dtype), [*x.shape]] for n, x in t.items()} for t in (arrays, wanted))
+        other = checksums.unequal(old, new)
+        if other:
+            raise ValueError(
+                f"{path} can't be continued: the config or this version of moco_jax has other "
+                f"arrays: {shapes(other, old, new)}. Give another --workdir."
+            )
+        placed = [_place(arrays[name], x.sharding) for name, x in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(target), placed)
+
+    def save(self, step: int, state: Any) -> bool:
+        """Starts saving; returns when the arrays are copied, so that they may be donated.
+
+        If the save before this one failed, or this one can't begin, a warning says so.
+
+        Returns:
+          Whether the save began, or the step is saved already.
+
+        Raises:
+          StateNotFinite: if the state has NaN or infinite values; the last checkpoint stays.
+          NotSaved: if it fails in one of several processes, which the others can't know.
+        """
+        self.wait()
+        if step == self.latest:
+            return True
+        found = checksums.summarize(state)
+        bad = [name for name in found.not_finite if not self._diverges(name)]
+        if bad:
+            raise StateNotFinite(checksums.listed(bad, 5))
+        about = {
+            "kind": self._kind.name,
+            "recipe": self._recipe,
+            "images": self._images,
+            "contents": self._contents,
+            "step": step,
+            "since": step if self.since is None else self.since,
+            "arrays": found.arrays,
+        }
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            about=ocp.args.JsonSave(checkpoint_files.sealed(about)),  # pyright: ignore[reportCallIssue]
+        )
+        self._saving = step
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # Orbax and TensorStore raise many types
+            self._report(error)
+            return False
+        return True
+
+    def _diverges(self, name: str) -> bool:
+        return self._kind.may_diverge in name.split("/")
+
+    def wait(self) -> bool:
+        """Returns when no save is under way: whether the last one is complete on disk."""
+        if self._saving is None:
+            return True
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._report(error)
+            return False
+        self.latest, self._saving = self._saving, None
+        return True
+
+    def _report(self, error: Exception) -> None:
+        """Warns of a failed save; a new manager has none of its state."""
+        step, self._saving = self._saving, None
+        good = f"{self.path(self.latest)}" if self.latest is not None else "none"
+        message = (
+            f"step {step} could not be saved in {self.folder}: {checkpoint_files.reason(error)}\n"
+            f"Last good checkpoint: {good}."
+        )
+        if jax.process_count() > 1:
+            raise NotSaved(message) from error
+        logging.warning("%s The run goes on; the next save is tried as usual.", message)
+        manager = self.__dict__.pop("_manager", None)
+        try:
+            if manager is not None:
+                manager.close()
+            self._remove_unfinished()  # its space is needed
+        except Exception as second:
+            logging.debug("after a failed save: %s", second)
+
+    def finish(self, step: int, state: Any) -> None:
+        """Saves a state and returns when it is complete on disk; tries for about a minute.
+
+        Raises:
+          StateNotFinite: see `save`.
+          NotSaved: if it can't be saved.
+        """
+        for seconds in (*_RETRIES, None):
+            if self.save(step, state) and self.wait() and self.latest == step:
+                return
+            if seconds is not None:
+                time.sleep(seconds)
+        good = self.path(self.latest) if self.latest is not None else "none"
+        raise NotSaved(
+            f"the state of step {step} is not saved: {self.folder} can't be written (the warnings "
+            f"above say why). Last good checkpoint: {good}. Make space, and start the same command "
+            "again."
+        )
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits for a save under way; warns if it fails."""
+        if "_manager" not in self.__dict__:
+            return
+        self.wait()
+        manager = self.__dict__.pop("_manager", None)
+        if manager is not None:
+            manager.close()
 
 
-def read_encoder(folder: pathlib.Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (about, variables) of a checkpoint's query encoder, on the host.
-
-    Args:
-      folder: of one checkpoint: `checkpoints/<step>` of a workdir.
-      kind: the name of the kind that the checkpoint must have.
-
-    Raises:
-      ValueError: if it is not a checkpoint of this kind, or damaged.
-    """
-    about_file = folder / "about" / "metadata"
-    try:
-        about = _renamed(json.loads(about_file.read_text()))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is not a checkpoint of moco_jax: {error}") from error
-    _check_kind(folder, about, kind, "give the workdir of a pretraining run as the encoder")
-    handler = ocp.PyTreeCheckpointHandler()
-    try:
-        # The state's own files list its arrays: neither its optimizer nor its queue is read.
-        tree = handler.metadata(epath.Path(folder / "state")).tree
-        item = {name: tree[name] for name in ("params", "batch_stats")}
-        item = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
-        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=on_host, partial_restore=True)
-        return about, handler.restore(epath.Path(folder / "state"), args=args)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"{folder} is damaged: {error}") from error
+def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Returns the device array of a host array that every process holds in full."""
+    # Copies: a CPU's array would share the host's memory, and the train step is donated it.
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))
 
 
-def _check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str, remedy: str) -> None:
-    """Raises a ValueError if a checkpoint's description has another kind."""
-    if about.get("kind") != kind:
-        given = about.get("kind")
-        raise ValueError(f"{folder} is a checkpoint of kind {given!r}, not {kind!r}; {remedy}")
+@functools.cache
+def _hide_tracebacks() -> None:
+    """Keeps Orbax from logging tracebacks of errors that it also raises, and that we report."""
 
+    def wanted(record: Any) -> bool:
+        return not record.exc_info or "orbax" not in record.pathname or logging.level_debug()
 
-def _renamed(about: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of a checkpoint of any version with the keys of this version."""
-    # "pictures" is the name before 0.2.0.
-    about = {"images" if key == "pictures" else key: value for key, value in about.items()}
-    return about | {"recipe": with_current_keys(about.get("recipe", {}))}
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {key: (old, new)} of the keys that differ."""
-    keys = sorted(old.keys() | new.keys())
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
-
-
-def _table(changed: dict[str, tuple[Any, Any]]) -> str:
-    return "\n".join(
-        f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items()
-    )
+    logging.get_absl_logger().addFilter(wanted)

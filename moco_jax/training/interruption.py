@@ -62,7 +62,10 @@ class Interruption:
 
 @contextlib.contextmanager
 def watch(*, always_waits: bool = False) -> Iterator[Interruption]:
-    """Catches the first signal inside the block; the second has its usual effect.
+    """Catches signals inside the block.
+
+    After the first one, every SIGTERM is ignored: launchers repeat it while the state is saved. A
+    SIGINT after the first signal has its usual effect.
 
     Outside the main thread signals can't be caught, and the block runs without.
 
@@ -73,12 +76,10 @@ def watch(*, always_waits: bool = False) -> Iterator[Interruption]:
     previous = {}
 
     def handle(number, frame):
-        restore()
-        interruption.note(signal.Signals(number))
-
-    def restore():
-        while previous:
-            signal.signal(*previous.popitem())
+        if signal.SIGINT in previous:
+            signal.signal(signal.SIGINT, previous.pop(signal.SIGINT))
+        if interruption.by is None:
+            interruption.note(signal.Signals(number))
 
     with contextlib.suppress(ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,4 +87,5 @@ def watch(*, always_waits: bool = False) -> Iterator[Interruption]:
     try:
         yield interruption
     finally:
-        restore()
+        while previous:
+            signal.signal(*previous.popitem())

@@ -6,21 +6,23 @@ import itertools
 import math
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import IN_FLIGHT
-from moco_jax.training import interruption, workdir
-from moco_jax.training.checkpoints import Checkpoints, Kind
+from moco_jax.training import appending, interruption, workdir
+from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
+from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import compile_step, step_memory
 from moco_jax.training.flat_config import flatten
+from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.interruption import Interruption
 from moco_jax.training.metrics import Console, MetricsLog, Stopwatch, parameter_table
 from moco_jax.training.task import Finished, Scalars, Task
@@ -39,7 +41,7 @@ class Interrupted(Exception):
 
 
 class NotFinite(Exception):
-    """The loss or the gradient is NaN or infinite."""
+    """The loss, the gradient or the state is NaN or infinite."""
 
 
 def train(
@@ -48,7 +50,7 @@ def train(
     kind: Kind,
     build: Callable[[MetricsLog], Task],
 ) -> Finished:
-    """Trains, from the latest checkpoint in the workdir if there is one.
+    """Trains, from the newest whole checkpoint in the workdir if there is one.
 
     Args:
       config: of the run, validated.
@@ -59,7 +61,8 @@ def train(
     Raises:
       ValueError: for problems of the data or the workdir; the message names each.
       OSError: for images that are absent or can't be read.
-      NotFinite: when the loss or its gradient is NaN or infinite.
+      NotSaved: when the last state can't be saved.
+      NotFinite: when the loss, its gradient or the state is NaN or infinite.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     cluster.check_alike("config", str(flatten(config)))
@@ -94,7 +97,8 @@ def _in_workdir(
             stack.enter_context(contextlib.closing(log))
             task = build(log)
             run = task.run
-            checkpoints.note_images(len(run.data))
+            may_change = config.data.get("may_change", False)
+            checkpoints.identify(len(run.data), run.contents, may_change=may_change)
             resumed = checkpoints.latest is not None
             state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
@@ -102,9 +106,20 @@ def _in_workdir(
             log.open()
             state = _loop(task, state, checkpoints, log, folder, asked)
             return Finished(state, run, log.results)
-        except interruption.Stopped as stopped:
-            checkpoints.wait()
+        except interruption.Stopped as stopped:  # the state is the restored one, or there is none
             raise _interrupted(stopped.signal, checkpoints) from None
+        except KeyboardInterrupt:
+            if cluster.is_first():
+                print(f"\n{_stopped_at_once(checkpoints)}", file=sys.stderr, flush=True)
+            raise
+
+
+def _stopped_at_once(checkpoints: Checkpoints) -> str:
+    """Returns a line about what is saved; a save that is under way may not end."""
+    saved = checkpoint_files.steps(checkpoints.folder)
+    if not saved:
+        return "stopped at once; nothing is saved"
+    return f"stopped at once; the newest complete checkpoint is {checkpoints.path(saved[0])}"
 
 
 def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
@@ -135,7 +150,10 @@ def _loop(
     config, total, first = run.config, len(run.order), int(state.step)
     console = Console(total, run.order.steps_per_epoch)
     _introduce(task, state, console, folder)
-    if first >= total:
+    task.begin(first if checkpoints.since is None else checkpoints.since)
+    if first > total:
+        console.say(f"the run is at step {first}, and the config asks for {total}: nothing is left")
+    elif first == total:
         console.say(f"already at step {first} of {total}; nothing is left to do")
     # A run that ended between saving and evaluating catches up.
     made_up = not log.evaluated and (_due(task, first) or first == total)
@@ -173,18 +191,46 @@ def _loop(
                     log.write(step, scalars)
                 if save_now or stop:
                     _settle(pending, 0, task, state, checkpoints)
-                    checkpoints.save(step, state)
-                if stop:
-                    checkpoints.wait()
-                    raise _interrupted(signal.Signals(stop), checkpoints)
-                if evaluate_now:
-                    with asked.at_once():
-                        _evaluate(task, state, step, console, log)
+                    _save(task, state, step, checkpoints)
+                if evaluate_now and not stop:
+                    stop = _evaluate_in_time(task, state, step, console, log, asked)
                     watch.restart()
-    checkpoints.wait()
+                if stop:
+                    checkpoints.finish(step, state)
+                    raise _interrupted(signal.Signals(stop), checkpoints)
     step = int(state.step)
+    checkpoints.finish(step, state)
     console.say(f"done: step {step} in {checkpoints.path(step)}")
     return state
+
+
+def _save(task: Task, state: Any, step: int, checkpoints: Checkpoints) -> None:
+    """Starts saving a state; one with bad batch statistics may have a finite loss."""
+    try:
+        checkpoints.save(step, state)
+    except StateNotFinite as error:
+        raise NotFinite(
+            f"step {step}: the loss is finite, but the state is not: {error}. It is not saved. "
+            f"{_last_good(checkpoints)} {task.hint}"
+        ) from None
+
+
+def _evaluate_in_time(
+    task: Task, state: Any, step: int, console: Console, log: MetricsLog, asked: Interruption
+) -> int:
+    """Evaluates; a signal cuts it short. Returns the signal, 0 without one."""
+    try:
+        with asked.at_once():
+            _evaluate(task, state, step, console, log)
+    except interruption.Stopped as stopped:
+        return stopped.signal
+    return 0
+
+
+def _last_good(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    good = checkpoints.latest
+    return f"Last good checkpoint: {checkpoints.path(good) if good is not None else 'none yet'}."
 
 
 def _settle(
@@ -205,22 +251,12 @@ def _settle(
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in scalars.items() if not math.isfinite(value)]
         if bad:
-            good = checkpoints.latest
-            where = checkpoints.path(good) if good is not None else "none yet"
+            names = checksums.listed(checksums.summarize(state).not_finite, 5) or "nothing"
             raise NotFinite(
                 f"step {step}: {', '.join(f'{n}={scalars[n]}' for n in bad)}. Not finite in the "
-                f"state: {_not_finite(state)}. Last good checkpoint: {where}. {task.hint}"
+                f"state: {names}. {_last_good(checkpoints)} {task.hint}"
             )
     return scalars
-
-
-def _not_finite(state: Any) -> str:
-    """Returns the names of the first few arrays that have values that are not finite."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(state)
-    names = [jax.tree_util.keystr(path) for path, x in flat if not bool(jnp.isfinite(x).all())]
-    if not names:
-        return "nothing"
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _due(task: Task, step: int) -> bool:
@@ -246,7 +282,8 @@ def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
 def _introduce(task: Task, state: Any, console, folder: pathlib.Path) -> None:
     """Prints what is about to run."""
     table, step = parameter_table(state.params), int(state.step)
-    cluster.on_first(lambda: (folder / "parameters.txt").write_text(table + "\n"))
+    content = f"{table}\n".encode()
+    cluster.on_first(lambda: appending.write_whole(folder / "parameters.txt", content))
     console.say(f"workdir {folder}")
     console.say(task.run.data.describe(task.run.config.batch_size))
     for line in task.introduce(state):

@@ -1,16 +1,43 @@
 """What the loop runs for every task: a run, and what it prints about the run."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.data.sources.source import Source, fingerprint
 from moco_jax.parallel.mesh import Layout
 
 Scalars = dict[str, float]
+
+_CLASSES_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a run uses besides its config, such as its images. A resumed run needs the same.
+
+    Attributes:
+      description: for messages.
+      fingerprint: equal for the same content, wherever it is.
+      may_change: whether `data.may_change` lets a run continue on another one.
+    """
+
+    description: str
+    fingerprint: str
+    may_change: bool = False
+
+
+def image_content(source: Source) -> Content:
+    """Returns the identity of images, of their labels and classes."""
+    classes = source.class_names
+    shown = ", ".join(classes[:_CLASSES_SHOWN]) + ", ..." * (len(classes) > _CLASSES_SHOWN)
+    labels = f", {len(classes)} classes: {shown}" if classes else ""
+    description = f"{len(source)} images of {source.name}{labels}"
+    return Content(description, fingerprint(source), may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +53,7 @@ class Run:
       step: jitted (state, arrays, batch, notices) -> (state, metrics).
       create: () -> the state at step 0; it has `step` and `params`.
       target: the abstract state, for restoring.
+      contents: what the run uses besides its config, by name, such as "images".
     """
 
     config: ConfigDict
@@ -36,6 +64,7 @@ class Run:
     step: Any
     create: Callable[[], Any]
     target: Any
+    contents: Mapping[str, Content] = dataclasses.field(default_factory=dict, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +81,8 @@ class Task:
       every_epochs: between evaluations; the last step has one too.
       at_first: whether the state at step 0 is evaluated.
       hint: what often helps when the loss is not finite.
+      begin: called before the first step, with the first step whose images and views are those of
+        this config.
     """
 
     run: Run
@@ -62,6 +93,7 @@ class Task:
     every_epochs: float
     at_first: bool
     hint: str
+    begin: Callable[[int], None] = lambda since: None
 
 
 @dataclasses.dataclass(frozen=True)

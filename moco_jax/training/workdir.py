@@ -18,6 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
+from moco_jax.training import appending
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
@@ -41,7 +42,7 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         locks.append(open_workdir(folder))
         mark = uuid.uuid4().hex
         # Not in the lock, which stays open: a mounted bucket shows closed files only.
-        (folder / _MARK).write_text(mark)
+        appending.write_whole(folder / _MARK, mark.encode())
         return mark
 
     try:
@@ -107,7 +108,11 @@ def _holds_something(path: pathlib.Path) -> bool:
 
 
 def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
-    """Writes the resolved config; adds this start's command and versions to `starts.jsonl`."""
+    """Writes the resolved config; adds this start's command and versions to `starts.jsonl`.
+
+    Raises:
+      ValueError: if a file can't be written; the message names it.
+    """
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.argv,
@@ -117,9 +122,9 @@ def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
         "processes": jax.process_count(),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
-    with open(folder / _STARTS, "a") as file:  # first: it marks the other files as ours
-        file.write(json.dumps(start) + "\n")
-    (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")
+    appending.append_line(folder / _STARTS, json.dumps(start))  # first: it marks the others as ours
+    content = config.to_json_best_effort(indent=2) + "\n"
+    appending.write_whole(folder / "config.json", content.encode())
 
 
 def _version(name: str) -> Any:

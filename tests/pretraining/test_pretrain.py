@@ -176,7 +176,7 @@ def test_not_a_number_stops_the_run_and_says_where(tmp_path):
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     message = str(error.value)
     assert "step 2: " in message or "step 3: " in message
-    assert ".params['backbone']" in message
+    assert "Not finite in the state: " in message and "/backbone/" in message
     assert str(tmp_path / "checkpoints" / "1") in message
     assert all(np.isfinite(loss) for loss in losses(tmp_path).values())
 
@@ -295,11 +295,39 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(whole, tmp_path):
     assert json.loads(log.read_text().splitlines()[-1]) == json.loads(last)
 
 
-def test_another_number_of_images_warns(whole, tmp_path, caplog):
+def test_other_images_are_refused_unless_they_may_change(whole, tmp_path, caplog):
     folder, _ = whole
     shutil.copytree(folder, tmp_path / "run")
-    pretrain.pretrain(calm_config(), tmp_path / "run", sources=tiny_sources(100))
-    assert "saw 96 images, now there are 100" in caplog.text
+    # The run is finished, and other images must not be told that nothing is left to do.
+    for other in (tiny_sources(100), tiny_sources(96, seed=1)):
+        with pytest.raises(ValueError) as error:
+            pretrain.pretrain(calm_config(), tmp_path / "run", sources=other)
+        message = str(error.value)
+        assert f"the images of {tmp_path / 'run'} changed since step 10" in message
+        assert "in the checkpoint: 96 images of arrays, 4 classes: 0, 1, 2, 3" in message
+        assert f"now: {len(other.train)} images of arrays" in message
+        assert "--workdir=" in message and "--config.data.may_change=True" in message
+    config = calm_config(data__may_change=True, steps=12)
+    pretrain.pretrain(config, tmp_path / "run", sources=tiny_sources(100))
+    assert "now: 100 images of arrays" in caplog.text
+    # From now on these are the run's images.
+    pretrain.pretrain(calm_config(steps=12), tmp_path / "run", sources=tiny_sources(100))
+
+
+def test_the_same_images_at_another_path_continue_silently(whole, tmp_path, caplog):
+    folder, state = whole
+    shutil.copytree(folder, tmp_path / "run")
+    config = calm_config(data__path="/scratch/job17", data__source="images")
+    arrays_equal(pretrain.pretrain(config, tmp_path / "run", sources=tiny_sources()), state)
+    assert not caplog.records
+
+
+def test_a_run_asked_for_fewer_steps_says_where_it_is(whole, capsys):
+    pretrain.pretrain(calm_config(steps=6), whole[0], sources=tiny_sources())
+    assert (
+        "the run is at step 10, and the config asks for 6: nothing is left"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_whole(whole, tmp_path):
@@ -315,7 +343,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_whole(whole, tmp_path):
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "starts.jsonl").write_text("")
-    with pytest.raises(ValueError, match="checkpoints/5 is not a checkpoint of moco_jax"):
+    with pytest.raises(ValueError, match="checkpoints/5: about/metadata is missing"):
         pretrain.pretrain(calm_config(), tmp_path, sources=tiny_sources())
 
 

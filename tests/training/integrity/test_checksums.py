@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.training import checksums
+from moco_jax.training.integrity import checksums
 
 DTYPES = ["bool", "int8", "uint8", "int32", "uint32", "float32", "bfloat16", "float16"]
 SHAPES = [(), (0,), (1,), (7,), (3, 0, 2), (4, 3), (2, 3, 4, 5)]

@@ -7,6 +7,8 @@ and its position: one changed word always changes the checksum, several do but f
 """
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -55,6 +57,12 @@ def summarize_host(tree: Any) -> Summary:
     arrays = {name: _described(x, host_checksum(x)) for name, x in leaves.items()}
     floats = {name: x for name, x in leaves.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
     return Summary(arrays, [name for name, x in floats.items() if not np.isfinite(x).all()])
+
+
+def fingerprint(tree: Any) -> str:
+    """Returns the identity of a pytree of host arrays: names, shapes and values."""
+    content = json.dumps(summarize_host(tree).arrays, sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def unequal(saved: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

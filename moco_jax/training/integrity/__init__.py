@@ -1,0 +1,1 @@
+"""Whether checkpoints are whole: checksums of states, and checkpoints as files."""

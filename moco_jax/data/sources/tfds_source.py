@@ -248,8 +248,15 @@ def _split_source(builder, name: str, split: str) -> Source:
     labels = _labels(records, label_key) if label_key else None
     names = NumberedNames(f"{name}/{split}", length)
     class_names = () if labels is None else tuple(builder.info.features[label_key].names)
-    where = f"tfds:{name}, {split}"
-    return Source(where, lambda i: records[i][image_key], names, labels, class_names)
+
+    def read(index: int) -> bytes:
+        try:
+            return records[index][image_key]
+        except Exception as error:  # the readers of TFDS raise many types on damaged files
+            what = str(error) or type(error).__name__
+            raise OSError(f"TFDS can't read record {index} of {split}: {what}") from error
+
+    return Source(f"tfds:{name}, {split}", read, names, labels, class_names)
 
 
 def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
@@ -260,7 +267,8 @@ def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
     import tensorflow_datasets as tfds
 
     # The order in features.json has no meaning, so the features are sorted by name.
-    features = dict(sorted((builder.info.features or {}).items()))
+    found = builder.info.features
+    features = dict(sorted(found.items())) if isinstance(found, tfds.features.FeaturesDict) else {}
     images = [key for key, kind in features.items() if type(kind) is tfds.features.Image]
     labels = [key for key, kind in features.items() if type(kind) is tfds.features.ClassLabel]
     if not images:
@@ -278,5 +286,11 @@ def _labels(records, key: str) -> np.ndarray | None:
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), _CHUNK):
         chunk = list(range(start, min(start + _CHUNK, len(records))))
-        labels[chunk] = [record[key] for record in records.__getitems__(chunk)]
+        try:
+            labels[chunk] = [record[key] for record in records.__getitems__(chunk)]
+        except Exception as error:  # the readers of TFDS raise many types on damaged files
+            what = str(error) or type(error).__name__
+            raise ValueError(
+                f"TFDS can't read the labels of records {start} to {chunk[-1]}: {what}"
+            ) from error
     return None if labels.min() < 0 else labels

@@ -13,6 +13,7 @@ from moco_jax.data.sources.source import Source
 from moco_jax.text import printable
 
 _SHOWN = 10  # bad images listed in the error, and named in the log
+_NAMES = re.compile(r"^(\[Errno -?\d+\] |can't read .*?: )")  # that an OSError starts with
 _SHALLOW = 1 << 13  # 16-bit images whose values are all below it seem to have fewer bits
 
 
@@ -98,7 +99,8 @@ class Reader:
 
 def _kinds(reasons: list[str]) -> str:
     """Returns how many reasons there are of each kind: the words before the details."""
-    kinds = (re.split(r"[:;(]|\d", reason)[0].strip() or reason for reason in reasons)
+    without_names = (_NAMES.sub("", reason) for reason in reasons)
+    kinds = (re.split("[:;(]", re.sub(r"\d+", "N", text))[0].strip() for text in without_names)
     counts = collections.Counter(kinds).most_common(_SHOWN)
     return ", ".join(f"{count} x {kind}" for kind, count in counts)
 

@@ -46,6 +46,24 @@ def test_ten_bad_images_are_named_and_the_others_counted(caplog):
     )
 
 
+def test_errors_of_the_system_are_counted_without_their_paths(caplog):
+    missing = [FileNotFoundError(2, "No such file or directory", f"a/{i}.png") for i in range(6)]
+    pipes = [OSError(f"can't read a/{i}.png: it is a named pipe; allowed: ...") for i in range(7)]
+    short = [encoded(smooth_image(8, 8), "JPEG")[: 20 + i] for i in range(3)]
+    reader = Reader(source_of([*missing, *pipes, *short]), Decoding(8), max_bad_fraction=1.0)
+    for index in range(16):
+        reader.read(index)
+    reader.report()
+    assert (
+        caplog.records[-1]
+        .getMessage()
+        .endswith(
+            "can't be read: 7 x it is a named pipe, 6 x No such file or directory, "
+            "3 x a JPEG of N bytes whose header is damaged"
+        )
+    )
+
+
 def test_few_bad_images_have_no_summary(caplog):
     reader = Reader(source_of([GOOD, b""]), Decoding(8), max_bad_fraction=1.0)
     reader.read(1)

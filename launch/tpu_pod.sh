@@ -50,6 +50,7 @@ main() {
     on all "$worker stop 300"
     exit
   fi
+  open_work
   if [ ${#command[@]} -gt 0 ]; then
     trap 'say "the run continues; the same command shows it again, --stop saves and stops it"; exit 130' INT
     until_done
@@ -58,6 +59,19 @@ main() {
   fi
   [ -z "$delete" ] || delete_slice
   exit "$code"
+}
+
+# Makes $work, a folder for temporary files that only this user can read. Every end removes it.
+# shellcheck disable=SC2016 # a dry run prints commands
+open_work() {
+  if [ -n "$dry_run" ]; then
+    work=@WORK@
+    [ ${#command[@]} -eq 0 ] ||
+      printf '%s\n' 'work=$(mktemp -d "${TMPDIR:-/tmp}/moco_jax.XXXXXXXX")' "trap 'rm -rf \"\$work\"' EXIT"
+  else
+    work=$(mktemp -d "${TMPDIR:-/tmp}/moco_jax.XXXXXXXX")
+    trap 'rm -rf "$work"' EXIT
+  fi
 }
 
 parse() {
@@ -92,14 +106,37 @@ check() {
   [ -n "$name" ] || fail "give the slice a name: --name=NAME"
   [ -n "$project" ] || fail "give the project: --project=PROJECT"
   [ -n "$zone" ] || fail "give the zone: --zone=ZONE"
-  [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts=$restarts must be a whole number"
-  [[ $poll =~ ^[0-9]+$ ]] || fail "--poll=$poll must be a whole number of seconds"
+  check_values
   [ ${#command[@]} -gt 0 ] || [ -n "$delete$stop" ] ||
     fail "give the arguments of the run after --, such as: -- --config=configs/imagenet.py"
   find_workdir
-  [ -n "$shared" ] || [[ $workdir == /* ]] || check_own_disk
+  [ -n "$shared" ] || [[ $workdir == /* ]] || { check_copied && check_own_disk; }
   [ -z "$shared" ] || [[ $workdir =~ ^(/|(runs|shared)(/|$)) ]] ||
     fail "--workdir=$workdir is not in the shared folder; give runs/..., shared/... or an absolute path"
+}
+
+# Nothing of these may be read as an option of gcloud or as a command of a shell.
+check_values() {
+  local letters='[-a-zA-Z0-9._]' label='[a-z]([-a-z0-9]{0,61}[a-z0-9])?' word
+  check_value --name "$name" "$label" "up to 63 lower-case letters, digits and dashes"
+  check_value --project "$project" '[a-z0-9]([-a-z0-9.:]{0,98}[a-z0-9])?' "the id of a project"
+  check_value --zone "$zone" "$label" "a zone such as us-west4-a"
+  check_value --accelerator-type "$type" "[a-zA-Z0-9]$letters{0,62}" "a type such as v5litepod-16"
+  check_value --runtime-version "$image" "[a-zA-Z0-9]$letters{0,99}" "a version such as v2-alpha-tpuv5"
+  check_value --restarts "$restarts" '0|[1-9][0-9]{0,5}' "a whole number"
+  check_value --poll "$poll" '0|[1-9][0-9]{0,5}' "a whole number of seconds"
+  [ -n "$restarts" ] && [ -n "$poll" ] || fail "--restarts and --poll must be whole numbers"
+  case $shared in
+    gs://*) check_value --bucket "$shared" "gs://[a-z0-9]$letters*(/[-a-zA-Z0-9._=+]+)*/?" "gs://BUCKET[/FOLDER]" ;;
+    *) check_value --nfs "$shared" "[a-zA-Z0-9]$letters*:(/[-a-zA-Z0-9._=+]+)*/?" "SERVER:/FOLDER" ;;
+  esac
+  [[ ! $shared/ =~ /\.\.?/ ]] || fail "--bucket and --nfs must not contain . or .. as a folder"
+  for word in "${create[@]}"; do
+    check_value --create "$word" '--[a-z][-a-z0-9]*(=.*)?' "an option of gcloud, such as --create=--reserved"
+    check_text --create "$word"
+  done
+  for word in ${command[@]+"${command[@]}"}; do check_text "an argument of the run" "$word"; done
+  check_token
 }
 
 # Sets $workdir from the run's arguments.
@@ -111,6 +148,13 @@ find_workdir() {
     case $previous in --workdir | -workdir) workdir=$word ;; esac
     previous=$word
   done
+}
+
+# A path that scp copies is read by the shell of the host.
+check_copied() {
+  local LC_ALL=C
+  [[ $workdir =~ ^[a-zA-Z0-9_][-a-zA-Z0-9._=+/]*$ && ! $workdir/ =~ /\.\.?/ ]] ||
+    fail "--workdir=$(quoted "$workdir") is copied back, so it must be a folder of letters, digits and -._=+/"
 }
 
 # Every type has at most 8 chips or cores a host, so a larger number means several hosts.
@@ -197,8 +241,7 @@ delete_slice() {
 # Returns 1 and leaves $state unchanged if gcloud fails.
 imagined=ABSENT state=UNKNOWN
 look() {
-  local answer problem
-  problem=$(mktemp)
+  local answer problem=$work/problem
   if [ -n "$dry_run" ]; then
     tpus queued-resources describe "$name" --format='value(state.state)'
     state=$imagined
@@ -208,10 +251,8 @@ look() {
     state=ABSENT
   else
     cat "$problem" >&2
-    rm "$problem"
     return 1
   fi
-  rm "$problem"
 }
 
 # Refuses several hosts without a shared workdir if no type was given from which to know their number.
@@ -231,13 +272,30 @@ start() {
   on all "$worker start $(quoted "${command[@]}")"
 }
 
+# Copies this checkout to the hosts, with the token by which they prove that they belong to the run.
+# The token is in a file of the user's own: other users can see the arguments of a command.
 install() {
-  local archive=${TMPDIR:-/tmp}/moco_jax-$name.tar.gz
-  local unpack="tar --extract --file=moco_jax.tar.gz --directory=moco_jax"
-  run tar --create --gzip --file="$archive" --exclude-from="$root/.dockerignore" \
-    --directory="$root" . &&
+  # shellcheck disable=SC2016
+  if [ -n "$dry_run" ]; then copy_checkout | sed 's|@WORK@|"$work"|g'; else copy_checkout; fi
+}
+
+copy_checkout() {
+  local archive=$work/moco_jax.tar.gz
+  local unpack="tar --extract --file=moco_jax.tar.gz --directory=moco_jax && rm -f moco_jax.tar.gz"
+  write_token &&
+    (umask 077 && run tar --create --gzip --file="$archive" --exclude-from="$root/.dockerignore" \
+      --directory="$root" . --directory="$work" .moco_jax_token) &&
     tpus tpu-vm scp "$archive" "$name:moco_jax.tar.gz" --worker=all --quiet &&
     on all "mkdir -p moco_jax && $unpack && $worker prepare${shared:+ $(quoted "$shared")}"
+}
+
+# shellcheck disable=SC2016 # likewise
+write_token() {
+  if [ -n "$dry_run" ]; then
+    printf '%s\n' '(umask 077; openssl rand -hex 16 >"$work/.moco_jax_token")'
+  else
+    (umask 077 && token >"$work/.moco_jax_token")
+  fi
 }
 
 # Shows the output of the first host until the run ends; sets $code, and $stopped if --stop ended it.

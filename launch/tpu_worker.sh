@@ -102,8 +102,16 @@ start() {
   rm -f "$state"/{holder,main,code,stopped}
   echo "$command" >"$state/command"
   cd "$root"
+  read_token
   python=$python setsid bash launch/tpu_worker.sh hold "$@" </dev/null >"$state/log" 2>&1 &
   until [ -s "$state/main" ]; do sleep 0.05; done
+}
+
+# tpu_pod.sh brings the file with the checkout.
+read_token() {
+  [ -s "$root/.moco_jax_token" ] || return 0
+  MOCO_JAX_TOKEN=$(cat "$root/.moco_jax_token")
+  export MOCO_JAX_TOKEN
 }
 
 hold() {

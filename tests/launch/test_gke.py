@@ -1,5 +1,6 @@
 """launch/gke.sh: the manifest, read as Kubernetes reads it."""
 
+import json
 import os
 import re
 
@@ -129,22 +130,143 @@ def test_arguments_survive(manifest):
     assert arguments(m)[:-2] == words
 
 
-def test_kubectl_gets_the_manifest_of_the_dry_run(run, tmp_path, checkout):
-    kubectl = f'#!/bin/sh\necho "$@" >"{tmp_path}/arguments"\ncat >"{tmp_path}/manifest"\n'
+def test_the_arguments_are_what_json_reads(manifest):
+    """As many kinds of text as a shell can pass; YAML reads back each of them."""
+    words = ["\\" * n + '"' * n for n in range(4)]
+    words += [chr(code) for code in range(0x20, 0x7F)]
+    words += [f"{chr(code)}x: {chr(code)}" for code in range(0x20, 0x7F)]
+    words += [
+        "\xa0",
+        "é",
+        "日本",
+        "😀",
+        "null",
+        "0o17",
+        "1e3",
+        "~",
+        "---",
+        "!!python/object:x",
+        "@A@",
+    ]
+    m = manifest("--bucket=mine", *TPU, "--", *words)
+    assert arguments(m)[:-2] == words
+
+
+FORBIDDEN = [chr(code) for code in range(1, 0x20)] + ["\x7f", "\x85", "\x9f", "\u2028", "\u2029"]
+FORBIDDEN += ["\ufeff", "\ufffe", "\udcff", "\udced\udca0\udc80"]  # the last are no UTF-8
+
+
+@pytest.mark.parametrize("character", FORBIDDEN, ids=ascii)
+def test_arguments_that_yaml_would_change_are_refused(run, character):
+    word = f"--config.name=a{character}b"
+    done = run("gke.sh", "--dry-run", *HEAD, "--bucket=a", *TPU, "--", word)
+    assert done.returncode == 2 and done.stdout == ""
+    assert re.search("an argument of the run must (not contain|be UTF-8)", done.stderr)
+    assert done.stderr.strip().isprintable()
+
+
+OPTIONS = {
+    "--name": "my-run",
+    "--image": "registry:5000/a/moco_jax@sha256:0123",
+    "--bucket": "a.b-c_d",
+    "--tpu": "tpu-v5-lite-podslice",
+    "--topology": "2x2x4",
+    "--chips": "4",
+    "--hosts": "4",
+    "--service-account": "a.b-c",
+    "--restarts": "0",
+}
+VALUES = [
+    'a"b',
+    "a\nb: c",
+    "a\n",
+    "-a",
+    "$(id)",
+    "`id`",
+    "a b",
+    "a;b",
+    "a'b",
+    "a#",
+    "a: b",
+    "é",
+    "\x1b[2J",
+]
+VALUES += ["{a: b}", "*a", "&a", "!a", "@IMAGE@", "a\\", "x" * 500]
+NUMBERS = ["01", "08x2", "1e3", "1" * 30]  # a name may be one, and YAML must not read a number
+NAMES = ("--image", "--bucket", "--claim", "--gpu", "--tpu", "--service-account")
+
+
+@pytest.mark.parametrize("option", [*OPTIONS, "--claim", "--gpu"])
+def test_values_that_are_no_names_are_refused(run, option):
+    given = dict(OPTIONS)
+    if option == "--claim":
+        del given["--bucket"]
+    if option == "--gpu":
+        del given["--tpu"], given["--topology"]
+    for value in [*VALUES, *NUMBERS]:
+        words = [f"{name}={text}" for name, text in (given | {option: value}).items()]
+        done = run("gke.sh", "--dry-run", *words, *RUN)
+        if value in NUMBERS and option in NAMES:
+            assert done.returncode == 0 and value in leaves(yaml.safe_load(done.stdout))
+        else:
+            assert done.returncode == 2 and option in done.stderr and done.stdout == "", value
+            assert done.stderr.strip().isprintable()
+
+
+def leaves(tree) -> list:
+    """Returns the values of nested mappings and lists."""
+    if isinstance(tree, dict | list):
+        parts = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [tree]
+
+
+def test_kubectl_gets_the_manifest_of_the_dry_run_and_a_secret(run, tmp_path):
+    kubectl = f"""#!/bin/sh
+        echo "$@" >>"{tmp_path}/arguments"
+        cat >"{tmp_path}/input-$1"
+    """
     write_program(tmp_path / "bin" / "kubectl", kubectl)
     environment = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     options = (*HEAD, "--bucket=mine", *TPU)
     done = run("gke.sh", *options, *RUN, env=environment)
-    assert done.returncode == 0 and "kubectl delete jobset my-run" in done.stdout, done.stderr
-    assert (tmp_path / "arguments").read_text() == "create --filename=-\n"
-    assert (tmp_path / "manifest").read_text() == run("gke.sh", *options, "--dry-run", *RUN).stdout
+    assert done.returncode == 0 and "kubectl delete jobset,secret my-run" in done.stdout
+    assert (tmp_path / "arguments").read_text().splitlines() == [
+        "create --filename=-",
+        "apply --server-side --filename=-",
+    ]
+    dry = run("gke.sh", *options, "--dry-run", *RUN)
+    assert (tmp_path / "input-create").read_text() == dry.stdout
+    secret = json.loads((tmp_path / "input-apply").read_text())
+    assert secret["metadata"] == {"name": "my-run"}
+    token = secret["stringData"]["token"]
+    assert re.fullmatch("[0-9a-f]{32}", token)
+    assert token not in done.stdout + done.stderr + dry.stdout + dry.stderr
+    assert token not in (tmp_path / "input-create").read_text()
+
+
+def test_the_pods_get_the_token_from_the_secret(manifest):
+    def environment(m):
+        [container] = pod(m)["containers"]
+        assert container["command"] == ["bash", "launch/gke_pod.sh"]
+        return {entry["name"]: entry["valueFrom"] for entry in container["env"]}
+
+    several, one = (
+        manifest("--claim=c", *GPU, *RUN),
+        manifest("--claim=c", *GPU[:2], "--hosts=1", *RUN),
+    )
+    label = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert environment(one) == {"MOCO_JAX_JOB": {"fieldRef": {"fieldPath": label}}}
+    assert environment(several)["MOCO_JAX_TOKEN"] == {
+        "secretKeyRef": {"name": "my-run", "key": "token"}
+    }
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (RUN, "give the run a name"),
-        (("--name=My_Run", *RUN), "got 'My_Run'"),
+        (("--name=My_Run", *RUN), "--name=My_Run must be a name of up to 40"),
         (("--name=x", *RUN), "give the image"),
         ((*HEAD, *TPU, *RUN), "give the storage that all pods share"),
         ((*HEAD, *TPU, "--bucket=a", "--claim=b", *RUN), "give one of --bucket and --claim"),

@@ -107,7 +107,8 @@ READ = {
         images("VOC2012/JPEGImages VOC2012/SegmentationClass VOC2012/SegmentationObject"),
         [
             "no classes; train: 3 images",
-            "left out: SegmentationClass/ (3 images), SegmentationObject/ (3 images): masks",
+            "left out as masks or labels beside images: SegmentationClass/ (3 images), "
+            "SegmentationObject/ (3 images); a renamed folder is kept",
         ],
         "VOC2012/JPEGImages",
         None,
@@ -116,20 +117,20 @@ READ = {
         images("images annotations/trimaps"),
         [
             "no classes; train: 3 images",
-            "left out: annotations/ (3 images): masks or labels beside",
+            "left out as masks or labels beside images: annotations/ (",
         ],
         "images",
         None,
     ),
     "masks in each split": (
         images("train/images train/masks test/images test/masks"),
-        ["no classes; train: 3 images in train/", "left out: masks/ (6 images)"],
+        ["no classes; train: 3 images in train/", "beside images: masks/ (6 images)"],
         "train/images",
         None,
     ),
     "masks of images in one folder": (
         [*images("cat dog"), *images("cat/masks dog/masks")],
-        ["2 classes: cat, dog", "left out: masks/ (6 images)"],
+        ["2 classes: cat, dog", "beside images: masks/ (6 images)"],
         "",
         None,
     ),
@@ -142,6 +143,18 @@ READ = {
         "",
         None,
     ),
+    "thumbnails": (
+        images("images masks thumbnails"),
+        ["beside images: masks/ (3 images), thumbnails/ (3 images); a renamed"],
+        "images",
+        None,
+    ),
+    "images among classes": (
+        images("images cat"),
+        ["warning: the class images looks like a folder of all images: --config.data.path=.../im"],
+        "",
+        None,
+    ),
     "masks by file name": (
         ["a/1.png", "a/1_mask.png", "b/2.png", "b/2_mask.png"],
         ["warning: 2 images of 4 look like masks, such as 1_mask.png: --config.data.exclude='*_"],
@@ -150,15 +163,16 @@ READ = {
     ),
     "folds": (
         images("fold1 fold2"),
-        ["warning: the classes fold1, fold2 look like splits: --config.data.exclude=fold2"],
+        ["warning: the classes fold1, fold2 look like a split: --config.data.exclude=fold2"],
         "",
         None,
     ),
     "nested classes": (
         images("animals/cat animals/dog plants/rose plants/oak"),
         [
-            "2 classes (first level of folders; 4 folders hold images: "
-            "--config.data.class_folders=leaf): animals, plants"
+            "2 classes: animals, plants; train: 12 images",
+            "classes are the first of nested folders; 4 folders hold images: "
+            "--config.data.class_folders=leaf",
         ],
         "",
         None,
@@ -285,7 +299,7 @@ def test_leaf_folders_as_classes(store):
     sources = open_images(path, class_folders="leaf")
     assert sources.train.class_names == ("animals/cat", "animals/dog", "plants/rose")
     assert sources.test.labels.tolist() == [1, 1, 1]
-    assert "3 classes (innermost folders): animals/cat" in sources.notes[0]
+    assert "3 classes: animals/cat, animals/dog, plants/rose" in sources.notes[0]
     assert open_images(path).train.class_names == ("animals", "plants")
     with pytest.raises(ValueError, match="class_folders='deep' must be one of first, leaf"):
         open_images(path, class_folders="deep")

@@ -67,10 +67,7 @@ def drop_masks(paths: Sequence[str], keep: Collection[str] = ()) -> tuple[list[s
         if top := inner[path.rpartition("/")[0]]:
             counts[top.rpartition("/")[2]] += 1
     names = ", ".join(f"{name}/ ({counts[name]} images)" for name in sorted(counts))
-    line = (
-        f"left out: {names}: masks or labels beside images; to train on them, rename the folder "
-        "or set --config.data.train_split=''"
-    )
+    line = f"left out as masks or labels beside images: {names}; a renamed folder is kept"
     return kept, [line]
 
 
@@ -118,16 +115,23 @@ def check_inner_splits(paths: Sequence[str], where: str) -> None:
 
 
 def class_warnings(class_names: Iterable[str]) -> list[str]:
-    """Returns a warning about classes whose names are like those of splits."""
-    odd = [name for name in class_names if split_names.looks_like_split(name)]
-    if not odd:
-        return []
-    one = len(odd) == 1
-    return [
-        f"warning: the class{'' if one else 'es'} {cut(odd)} look{'s' if one else ''} like "
-        f"{'a split' if one else 'splits'}: --config.data.exclude={printable(odd[-1])} leaves a "
-        "folder out, --config.data.train_split names the one to train on"
+    """Returns warnings about classes whose names are like those of splits or of all images."""
+    names = list(class_names)
+    lines = [
+        f"warning: the class {printable(name)} looks like a folder of all images: "
+        f"--config.data.path=.../{printable(name)} trains on it alone"
+        for name in names
+        if split_names.holds_images(name)
     ]
+    odd = [name for name in names if split_names.looks_like_split(name)]
+    if odd:
+        some = f"es {cut(odd)} look" if len(odd) > 1 else f" {cut(odd)} looks"
+        out = printable(odd[-1])
+        lines.append(
+            f"warning: the class{some} like a split: --config.data.exclude={out} leaves a folder "
+            "out, --config.data.train_split names the one to train on"
+        )
+    return lines
 
 
 def folders(paths: Iterable[str]) -> set[str]:

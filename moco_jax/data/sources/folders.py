@@ -39,7 +39,6 @@ class Split:
     paths: Sequence[str]  # [N], relative and sorted
     labels: np.ndarray | None  # int32 [N], or None without classes
     class_names: tuple[str, ...]  # indexed by label; () without classes
-    level: str = ""  # which folders are the classes, where that is a guess
     notes: tuple[str, ...] = ()
 
     @property
@@ -232,26 +231,22 @@ def _label(paths: Sequence[str], depth: int, folder: str, keys: Keys) -> Split:
     while len(classes) == 1 and "" not in classes:
         depth += 1
         classes, twice = _by_folder(paths, depth)
-    inner = len({path.rpartition("/")[0] for path in paths})
     if leaf:
         classes, twice = _by_folder(paths, depth, leaf=True)
     if "" in classes or len(classes) < 2:
         return Split(folder, paths, None, (), notes=_why_no_classes(classes))
-    level = ""
-    if leaf:
-        level = "innermost folders"
-    elif inner > len(classes):
-        level = (
-            f"first level of folders; {inner} folders hold images: --config.data.class_folders=leaf"
-        )
     notes = [
         f"{printable(name)} is spelled in two Unicode forms (NFC and NFD): one class"
         for name in twice
     ]
+    inner = len(_by_folder(paths, depth, leaf=True)[0])
+    if not leaf and inner > len(classes):
+        notes.append(
+            f"classes are the first of nested folders; {inner} folders hold images: "
+            "--config.data.class_folders=leaf"
+        )
     names = tuple(sorted(classes))
-    return dataclasses.replace(
-        _with_classes(folder, classes, names), level=level, notes=tuple(notes)
-    )
+    return dataclasses.replace(_with_classes(folder, classes, names), notes=tuple(notes))
 
 
 def _why_no_classes(classes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

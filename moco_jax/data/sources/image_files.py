@@ -43,7 +43,6 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
         _folder_source(path, train),
         test and _folder_source(path, test),
         (*left_out.notes(), *assigned.notes),
-        level=train.level,
         train_in=train.place,
         test_in=test.place if test else "",
         about_test=assigned.about_test,

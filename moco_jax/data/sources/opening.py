@@ -131,8 +131,7 @@ def _classes(opened: Opened) -> str:
     names = opened.train.class_names
     if not names:
         return "no classes"
-    level = f" ({opened.level})" if opened.level else ""
-    return f"{len(names)} classes{level}: {cut(names)}"
+    return f"{len(names)} classes: {cut(names)}"
 
 
 def _images(source: Source, place: str) -> str:

@@ -55,7 +55,6 @@ class Opened:
     train: Source
     test: Source | None
     notes: tuple[str, ...] = ()
-    level: str = ""  # which folders are the classes, where that is a guess
     train_in: str = ""  # the folder or split, '' for all
     test_in: str = ""
     about_test: str = ""  # why these are the test images

@@ -35,7 +35,7 @@ _MASKS = frozenset(
     "annotations annotation annots annot masks mask labels label segmentation segmentations "
     "segmentationclass segmentationobject segmentationclassaug segmasks gt gtfine gtcoarse "
     "groundtruth groundtruths trimaps trimap labelids labelimages instances panoptic depth "
-    "labeltxt semantic semantics bboxes imagesets".split()
+    "labeltxt semantic semantics bboxes imagesets thumbnails thumbnail thumbs previews".split()
 )
 _MASK_ENDINGS = re.compile(
     r"[_\-. ](mask|masks|seg|segmentation|gt|groundtruth|labelids|instanceids|label|trimap)\d*$",
@@ -86,7 +86,7 @@ def holds_images(name: str) -> bool:
 
 
 def holds_masks(name: str) -> bool:
-    """Returns whether a folder name says that it holds masks or labels, such as 'gtFine'."""
+    """Returns whether a folder name says that it holds masks or copies, such as 'gtFine'."""
     return "".join(words(name)) in _MASKS
 
 

@@ -103,7 +103,6 @@ def open_tar(path: str, keys: folders.Keys) -> Opened:
         open_split(train),
         test and open_split(test),
         (*index.left_out.notes(), *_repeated(index), *assigned.notes),
-        level=train.level,
         train_in=train.place,
         test_in=test.place if test else "",
         about_test=assigned.about_test,

@@ -153,7 +153,7 @@ def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
     """Returns the scenes of a split, the same on all processes."""
     data = config.data
     workers = threads(data)
-    scenes = open_scenes(data.path, split, data.masks, config.classes, workers)
+    scenes = open_scenes(data.path, split, data.masks, config.classes, workers, data.max_megapixels)
     known = [(path.name, *size) for path, size in zip(scenes.images, scenes.sizes, strict=True)]
     cluster.check_alike(f"data set {scenes.name}", str(known))
     return SceneData(scenes, workers, layout)

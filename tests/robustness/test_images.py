@@ -160,7 +160,11 @@ HOSTILE = {
         b"\xff\xd8" + b"\xff\xe0\0\2" * 100_000,
         "more than 10000 segments before its pixels",
     ),
-    "jpeg of padding": (b"\xff\xd8" + b"\xff" * (20 << 20), "without pixels in its first"),
+    "jpeg of padding": (b"\xff\xd8" + b"\xff" * (20 << 20), "more than 10000 segments"),
+    "jpeg of padding, a fault": (
+        b"\xff\xd8\xff\0" + b"\xff" * (20 << 20),
+        "without pixels in its first 16777216 bytes",
+    ),
     "jpeg of 65535 pixels": (
         FRAME[: START + 5] + b"\xff\xff\xff\xff" + FRAME[START + 9 :],
         "too many pixels: 65535x65535",

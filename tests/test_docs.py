@@ -152,7 +152,7 @@ def _joined(block: str) -> str:
 
 
 def _command(words: list[str]) -> Iterator[str]:
-    if words[:2] == ["pip", "install"]:
+    if words[:2] == ["pip", "install"] or words[0] == "export":
         return
     if words[0] == "mpirun":
         words = words[words.index("python") :]

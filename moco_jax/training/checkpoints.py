@@ -1,8 +1,10 @@
 """Checkpoints: saved, restored and compared with the config. Every save calls Orbax here."""
 
 import functools
+import logging as python_logging
 import pathlib
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -325,9 +327,24 @@ def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
 
 @functools.cache
 def _hide_tracebacks() -> None:
-    """Keeps Orbax from logging tracebacks of errors that it also raises, and that we report."""
+    """Hides the tracebacks of failed saves that libraries print; we report each failure once.
 
-    def wanted(record: Any) -> bool:
-        return not record.exc_info or "orbax" not in record.pathname or logging.level_debug()
+    Orbax logs errors that it also raises. Tasks that it leaves behind call a closed event loop.
+    """
+
+    def wanted(record: python_logging.LogRecord) -> bool:
+        foreign = "orbax" in record.pathname or record.name == "asyncio"
+        return not (record.exc_info and foreign) or logging.level_debug()
+
+    shown = sys.unraisablehook
+
+    def show(found: Any) -> None:
+        closed = isinstance(found.exc_value, RuntimeError) and "loop is closed" in str(
+            found.exc_value
+        )
+        if not closed or logging.level_debug():
+            shown(found)
 
     logging.get_absl_logger().addFilter(wanted)
+    python_logging.getLogger("asyncio").addFilter(wanted)
+    sys.unraisablehook = show

@@ -6,6 +6,7 @@ JSON file that describes them. `about` has a checksum of each array and one of i
 
 import json
 import pathlib
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -222,5 +223,7 @@ def _raise_if_refused(path: pathlib.Path, error: Exception) -> None:
 def reason(error: Any) -> str:
     """Returns an error in one short line."""
     text = " ".join(str(error).split()) or type(error).__name__
-    text = text.partition(" [")[0]  # TensorStore adds its specification
-    return text if len(text) <= _REASON else f"{text[:_REASON]} ..."
+    text = re.split(r" \[(?:tensorstore_spec|source locations)=", text)[0]
+    if len(text) > _REASON:  # the reason stands at the end, after paths
+        text = f"{text[: _REASON // 2]} ... {text[-_REASON // 2 :]}"
+    return text

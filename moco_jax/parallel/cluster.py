@@ -19,7 +19,7 @@ from moco_jax.parallel.addresses import WrongFlags
 from moco_jax.text import message as escaped
 
 _LONGEST_MESSAGE = 64 * 2**20  # bytes that process 0 sends to all at once
-_BY_HAND = "correct it, or give --coordinator, --processes and --process"
+_BY_HAND = "correct or unset it, or give --coordinator, --processes and --process"
 # Whole numbers that the launchers set.
 _NUMBERS = (
     *("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"),
@@ -92,7 +92,7 @@ def joined(
 def _announce(others: int, where: str) -> None:
     known = "with MOCO_JAX_TOKEN" if handshake.token() else "MOCO_JAX_TOKEN is not set"
     print(
-        f"process 0 waits for {others} others at {where} (--coordinator_bind_address); {known}",
+        f"process 0 waits at {where} (--coordinator_bind_address) for {others} more; {known}",
         flush=True,
     )
 
@@ -232,14 +232,16 @@ def _detected(timeout: int) -> tuple[str, int, int] | None:
         for name in _NUMBERS:
             _number(name)
         raise WrongFlags(
-            f"the cluster can't be detected ({type(error).__name__}: {error}); {_BY_HAND}"
+            f"the cluster can't be detected ({type(error).__name__}: {error}); give --coordinator, "
+            "--processes and --process"
         ) from error
     if address is None or processes is None or process is None:
         return None
     addresses.split(address, "the launcher's coordinator")
     if process not in range(processes):
         raise WrongFlags(
-            f"the launcher set process {process} of {processes}, which is out of range; {_BY_HAND}"
+            f"the launcher set process {process} of {processes}, which is out of range; give "
+            "--coordinator, --processes and --process"
         )
     return address, processes, process
 

@@ -36,9 +36,11 @@ from benchmarks.fuzz.pool import Input, outcomes
 
 OUTCOMES = ("same", "error", "told", "legal", "POOR", "SILENT", "TRACEBACK", "EXECUTED", "HANG")
 KINDS = {  # with the library that a kind needs
-    "tar": "", "compressed_tar": "", "images_npz": "", "image": "", "tfds": "tensorflow_datasets",
+    "tar": "", "compressed_tar": "", "images_npz": "", "image": "", "folder": "",
+    "tfds": "tensorflow_datasets",
     "features_npz": "", "features_parquet": "pyarrow", "encoder": "", "safetensors": "",
-    "torch": "torch", "checkpoint": "", "resume": "", "about": "", "metrics": "", "overrides": "",
+    "torch": "torch", "checkpoint": "", "resume": "", "about": "", "resume_about": "",
+    "metrics": "", "overrides": "",
     "config_file": "",
 }  # fmt: skip
 
@@ -73,7 +75,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="separated by commas")
     parser.add_argument("--only", help="one input, such as tar:1234")
-    parser.add_argument("--folder", type=pathlib.Path, default="runs/fuzz")
+    parser.add_argument("--folder", type=pathlib.Path, default="runs/fuzz", help="is emptied")
     parser.add_argument("--shown", type=int, default=20, help="failures that are printed, per kind")
     options = parser.parse_args()
     os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -86,6 +88,8 @@ def main() -> int:
             print(f"{kind} is left out: {KINDS[kind]} is not installed")
             kinds.remove(kind)
     folder = options.folder.absolute()
+    if not options.only:  # a single input needs the originals of its call
+        shutil.rmtree(folder, ignore_errors=True)
     (folder / "originals").mkdir(parents=True, exist_ok=True)
     write_originals(folder / "originals", kinds)
     if options.only:

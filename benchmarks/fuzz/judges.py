@@ -85,6 +85,13 @@ def _tar_contents(read: Read) -> str:
     return ""
 
 
+def _other_images(read: Read) -> str:
+    """Images of files that were not touched stay, unless a message counts what is left out."""
+    touched = read.made.file.name
+    lost = [name for name in read.before if name not in read.after and touched not in name]
+    return "" if read.told or not lost else f"lost {', '.join(lost[:2])}"
+
+
 def _npz_images(read: Read) -> str:
     """Labels must be those that NumPy reads: none may wrap."""
     if not read.made.planned or read.told:
@@ -119,12 +126,14 @@ def _log_lines(read: Read) -> str:
 _JUDGES: dict[str, Callable[[Read], str]] = {
     "tar": _tar_contents,
     "image": _legal,
+    "folder": _other_images,
     "images_npz": _npz_images,
     "safetensors": _weights,
     "torch": _weights,
     "checkpoint": _checkpoint_arrays,
     "resume": _checkpoint_arrays,
     "about": _checkpoint_arrays,
+    "resume_about": _checkpoint_arrays,
     "metrics": _log_lines,
     "overrides": _legal,
     "config_file": _legal,

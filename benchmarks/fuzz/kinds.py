@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 import pathlib
 import random
 import struct
@@ -17,6 +18,8 @@ import numpy as np
 
 from benchmarks.fuzz import mutations
 from moco_jax import config as config_lib
+from moco_jax.segmentation import config as segmentation
+from moco_jax.supervised import config as supervised
 from moco_jax.training.flat_config import flatten
 
 _COMPRESSION = {".gz": gzip, ".bz2": bz2, ".xz": lzma}
@@ -139,11 +142,13 @@ def _odd_header(rng: random.Random, data: bytes) -> tuple[str, bytes]:
     """Changes the JSON header of a safetensors file, or the JSON within it."""
     (length,) = struct.unpack_from("<Q", data)
     header = data[8 : 8 + length]
-    about = json.loads(header).get("__metadata__", {})
+    document = json.loads(header)
+    about = document.get("__metadata__", {})
+    if rng.random() < 0.7 and about.pop("checksum", None):  # as files of earlier versions
+        header = json.dumps(document).encode()
     if "recipe" in about and rng.random() < 0.5:
         label, recipe = mutations.odd_json(rng, about["recipe"].encode())
-        document = json.loads(header)
-        document["__metadata__"]["recipe"] = recipe.decode("utf-8", "surrogatepass")
+        about["recipe"] = recipe.decode("utf-8", "surrogatepass")
         label, text = f"recipe {label}", json.dumps(document).encode("utf-8", "surrogatepass")
     else:
         label, text = mutations.odd_json(rng, header)
@@ -218,11 +223,62 @@ def _about(rng: random.Random, folder: pathlib.Path) -> Mutation:
     """Changes a JSON document of the latest checkpoint."""
     saved = folder / "run/checkpoints"
     latest = max(saved.iterdir(), key=lambda path: int(path.name))
-    documents = [latest / "about/metadata"] * 3
+    about = latest / "about/metadata"
+    if rng.random() < 0.4:
+        return _changed(rng, about, _odd_old_about, 1.0)
+    documents = [about] * 2
     documents += [
         x for x in _files(latest) if x.name.startswith("_") and x.read_bytes()[:1] == b"{"
     ]
-    return _changed(rng, rng.choice(documents), mutations.odd_json, 1.0)
+    made = _changed(rng, rng.choice(documents), mutations.odd_json, 1.0)
+    return made._replace(planned=False)  # the checksums in `about` do not fit
+
+
+def _odd_old_about(rng: random.Random, data: bytes) -> tuple[str, bytes]:
+    """Changes a description without checksums, as checkpoints of earlier versions have."""
+    document = json.loads(data)
+    old = {key: value for key, value in document.items() if key not in ("crc", "arrays")}
+    label, text = mutations.odd_json(rng, json.dumps(old).encode())
+    return f"without checksums: {label}", text
+
+
+_ODD_NAMES = (
+    b"a\nb.jpg", b"caf\xe9.jpg", b"\x1b[2Jx.png", b"-rf.jpg", b" .jpg", b"x" * 250 + b".jpg",
+    b".jpg", b"\xf0\x9f\x90\x88.png", b"e\xcc\x81.png", b"train", b"mask.png", b"a.jpg.zip",
+    b"val", b"CON.png",
+)  # fmt: skip
+
+
+_CHANGES = ("bytes", "name", "pipe", "device", "loop", "broken", "folder", "huge", "deep")
+
+
+def _folder(rng: random.Random, folder: pathlib.Path) -> Mutation:
+    """Damages a file of a folder, or replaces it by something else."""
+    file = rng.choice(_files(folder))
+    before = file.read_bytes()
+    what = rng.choice(
+        ("bytes", "name", "pipe", "device", "loop", "broken", "folder", "huge", "deep")
+    )
+    if what == "bytes":
+        return _changed(rng, file, None)
+    if what == "name":
+        odd = rng.choice(_ODD_NAMES)
+        os.rename(file, os.path.join(os.fsencode(file.parent), odd))
+        return Mutation(f"{file.name} is named {odd!r}", file, True, before)
+    if what == "huge":
+        os.truncate(file, rng.choice((2**31, 2**36)))
+        return Mutation(f"{file.name}: huge", file, True, before)
+    file.unlink()
+    if what == "pipe":
+        os.mkfifo(file)
+    elif what == "folder":
+        (file / "inner").mkdir(parents=True)
+    elif what == "deep":
+        (file.parent / "/".join(["d"] * 200)).mkdir(parents=True)
+    else:
+        target = {"device": rng.choice(("/dev/zero", "/dev/tty", "/dev/stdin"))}
+        os.symlink(target.get(what, "..") if what != "broken" else "nothing.jpg", file)
+    return Mutation(f"{file.name}: {what}", file, True, before)
 
 
 def _tfds(rng: random.Random, folder: pathlib.Path) -> Mutation:
@@ -246,22 +302,26 @@ _VALUES = (
     str(10**30), "resnet50", "__import__('os').system('x')", "a" * 5000,
     "5e-1", "1_000", "0x10", "(" * 200,
 )  # fmt: skip
-_COMMANDS = (
-    "configs/digits.py",
-    "configs/cifar10.py",
-    "configs/imagenet.py",
-    "configs/folder.py:x",
-)
+_COMMANDS = {
+    "configs/digits.py": config_lib.base,
+    "configs/cifar10.py": config_lib.base,
+    "configs/imagenet.py": config_lib.base,
+    "configs/folder.py:x": config_lib.base,
+    "configs/digits_linear.py": supervised.linear,
+    "configs/digits_finetune.py": supervised.finetune,
+    "configs/voc_segmentation.py": segmentation.base,
+}
 
 
 def _overrides(rng: random.Random, folder: pathlib.Path) -> Mutation:
     """Writes a command line: an experiment, odd values of its keys, and now and then an odd key."""
-    config = rng.choice(_COMMANDS)
+    config = rng.choice(list(_COMMANDS))
+    keys = list(flatten(_COMMANDS[config]()))
     if rng.random() < 0.1:
         config = f"{config.partition(':')[0]}:{rng.choice(_VALUES)}"
     lines = [f"--config={config}"]
     for _ in range(rng.choice((1, 1, 2, 5))):
-        key = rng.choice(list(flatten(config_lib.base())))
+        key = rng.choice(keys)
         if rng.random() < 0.1:
             key = rng.choice((f"{key}x", f"{key}.x", key.split(".")[0], "", "a.b.c"))
         lines.append(f"--config.{key}={rng.choice(_VALUES)}")
@@ -310,6 +370,8 @@ _MUTATORS: dict[str, Callable[[random.Random, pathlib.Path], Mutation]] = {
     "checkpoint": _checkpoint,
     "resume": _checkpoint,
     "about": _about,
+    "resume_about": _about,
+    "folder": _folder,
     "tfds": _tfds,
     "metrics": _metrics,
     "overrides": _overrides,

@@ -93,6 +93,12 @@ def compressed_tar(folder: pathlib.Path) -> None:
         _write(folder / ending / f"images.tar.{ending}", data)
 
 
+def folder_of_images(folder: pathlib.Path) -> None:
+    for name, data in members().items():
+        _write(folder / "classes/images" / name, data)
+        _write(folder / "flat/images" / name.replace("/", "_"), data)
+
+
 def images_npz(folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     train = {"images": rng.integers(0, 256, (8, 6, 5, 3), np.uint8), "labels": np.arange(8) % 3}
@@ -267,6 +273,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "compressed_tar": compressed_tar,
     "images_npz": images_npz,
     "image": image_file,
+    "folder": folder_of_images,
     "features_npz": features_npz,
     "features_parquet": features_parquet,
     "encoder": encoder_file,
@@ -275,6 +282,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "checkpoint": checkpoint,
     "resume": copy_of("checkpoint"),
     "about": copy_of("checkpoint"),
+    "resume_about": copy_of("checkpoint"),
     "metrics": metrics,
     "tfds": tfds,
     "overrides": nothing,

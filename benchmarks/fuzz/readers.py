@@ -26,12 +26,21 @@ from moco_jax.data.loading import loader
 from moco_jax.data.sources.opening import open_named
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import pretrain, validation
+from moco_jax.pretraining import pretrain
 from moco_jax.pretraining import run as pretraining_run
+from moco_jax.pretraining import validation as of_pretraining
+from moco_jax.segmentation import validation as of_segmentation
+from moco_jax.supervised import validation as of_supervised
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.metrics import MetricsLog
 
 Content = dict[str, Any]
+_CHECKS = {
+    "pretrain": of_pretraining.check,
+    "linear": of_supervised.check,
+    "finetune": of_supervised.check,
+    "segment": of_segmentation.check,
+}
 
 
 def digest(value: Any) -> str:
@@ -60,8 +69,8 @@ def images(folder: pathlib.Path) -> Content:
     config.data.canvas = 64
     (path,) = folder.iterdir()
     tfds = path.name == "data"  # the name that `originals.tfds` gives
-    named = {"source": "tfds:tiny_colours"} if tfds else {"source": "images"}
-    alone = path.suffix.lstrip(".") in (*originals.FORMATS, "jpg")
+    named = {"source": "tfds:tiny_colours" if tfds else "images"}
+    alone = path.is_file() and path.suffix.lstrip(".") in (*originals.FORMATS, "jpg")
     opened = open_named(config, path=str(folder if alone else path), held_out=0.0, **named)
     for note in getattr(opened, "notes", ()):
         print(note)
@@ -77,7 +86,7 @@ def images(folder: pathlib.Path) -> Content:
         for row, index in enumerate(data.source_indices):
             height, width = sizes[row]
             label = None if data.labels is None else int(data.labels[row])
-            name = source.names[int(index)].removeprefix(f"{folder}/")
+            name = source.names[int(index)].removeprefix(f"{path}/")
             content[f"{split} image {name}"] = label, digest(pixels[row, :height, :width])
     return content
 
@@ -164,8 +173,9 @@ def command(arguments: list[str]) -> Content:
         config = command_line.config()
         if config.get("task") not in main.TASKS:
             raise ValueError(f"task={config.get('task')!r} is unknown")
-        validation.check(config, 1)
-        pretrain.checkpoint_kind(config)
+        _CHECKS[config.task](config, 1)
+        if config.task == "pretrain" and config.data.source == "digits":
+            pretraining_run.build(config, _layout())  # loads the images, traces the state
         found["config"] = digest(flatten(config))
 
     with contextlib.ExitStack() as stack:
@@ -202,6 +212,7 @@ READERS: dict[str, Callable[[pathlib.Path], Content]] = {
     "compressed_tar": images,
     "images_npz": images,
     "image": images,
+    "folder": images,
     "tfds": images,
     "features_npz": features,
     "features_parquet": features,
@@ -211,6 +222,7 @@ READERS: dict[str, Callable[[pathlib.Path], Content]] = {
     "checkpoint": encoder,
     "resume": resume,
     "about": encoder,
+    "resume_about": resume,
     "metrics": metrics,
     "overrides": overrides,
     "config_file": config_file,

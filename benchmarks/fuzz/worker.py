@@ -10,6 +10,7 @@ import random
 import re
 import resource
 import shutil
+import stat
 import sys
 import tempfile
 import traceback
@@ -107,7 +108,7 @@ def run(folder: pathlib.Path, seed: int, kind: str, number: int) -> Result:
         shutil.copytree(original, place)
         mutation = kinds.mutate(kind, rng, place)
         kept = pathlib.Path(made) / "kept"
-        shutil.copytree(place, kept, symlinks=True)
+        _keep(place, kept)
         try:
             result = _judged(kind, original, place, mutation)
         except UnreadableOriginal as refused:
@@ -115,8 +116,22 @@ def run(folder: pathlib.Path, seed: int, kind: str, number: int) -> Result:
         if result.outcome.isupper():
             target = folder / "failures" / f"{kind}-{number}"
             shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(kept, target)
+            _keep(kept, target)
     return result
+
+
+def _keep(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies regular files below a gigabyte, folders and links."""
+
+    def skipped(folder: str, names: list[str]) -> list[str]:
+        found = {name: os.lstat(os.path.join(folder, name)) for name in names}
+        return [
+            name
+            for name, entry in found.items()
+            if stat.S_ISFIFO(entry.st_mode) or entry.st_size > 2**30
+        ]
+
+    shutil.copytree(source, target, symlinks=True, ignore=skipped)
 
 
 def _judged(kind: str, original: pathlib.Path, place: pathlib.Path, made: Mutation) -> Result:
@@ -150,7 +165,8 @@ def _of_error(
         message = str(error)
     else:
         return Result("TRACEBACK", label, "".join(traceback.format_exception(error))[-2500:])
-    named = [str(place), made.file.name, *(path.name for path in place.iterdir())]
+    names = (made.file.name, *(path.name for path in place.iterdir()))
+    named = [str(place), *(name for name in names if len(name) > 4)]
     if kind in ("overrides", "config_file"):
         named = ["config", "epochs", "task="]
     if not any(name in message for name in named):

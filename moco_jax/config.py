@@ -97,7 +97,7 @@ def _data() -> ConfigDict:
     c.train_split = "train"
     c.test_split = "test"  # held-out labelled images, for the kNN monitor
     c.class_folders = "first"  # class folders: first (below the split) or leaf (the innermost)
-    c.exclude = ""  # names of folders that are left out, such as "masks,thumbnails"
+    c.exclude = ""  # folders and files that are left out, such as "masks,*_seg.png"
     c.held_out = 0.1  # fraction of a labelled source without test split that becomes its test
     c.image_size = 224  # S, pixels, of a view
     c.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation

@@ -13,6 +13,7 @@ from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
+from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.pretraining import few_images
 from moco_jax.pretraining.drift import DriftMonitor
@@ -49,6 +50,8 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
       ValueError: if the images can't be read, or are fewer than a batch.
     """
     sources = open_named(config) if sources is None else sources
+    for note in sources.notes:
+        cluster.say(note)
     data = loader.load(sources.train, config.data, layout)
     few_images.check_batch(config, sources.train.name, len(data), layout.devices)
     method = make_method(config, layout, len(data))
@@ -76,7 +79,6 @@ def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) ->
         monitor=monitor,
         drift=drift,
         notes=(
-            *sources.notes,
             *few_images.warnings(config, len(data), layout.devices),
             *(monitor.limits() if monitor else ()),
         ),

@@ -14,7 +14,8 @@ from moco_jax.data.loading import loader
 from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.opening import open_named
-from moco_jax.data.sources.source import Sources
+from moco_jax.data.sources.source import Sources, one_image_a_class
+from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised import mixing, step
 from moco_jax.supervised.accuracy import Scores, make_scores
@@ -55,7 +56,15 @@ class SupervisedRun(task.Run):
 def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, str]:
     """Returns labelled images for training and test, and a line about them."""
     sources = open_named(config) if sources is None else sources
+    for line in sources.notes:
+        cluster.say(line)
     train, note = labelled(sources.train, config)
+    if sources.test is None and one_image_a_class(train):
+        raise ValueError(
+            f"each of the {len(train)} classes of {train.name} has one image, so none can be held "
+            "out for the test; are these folders classes? Set --config.data.path to a folder with "
+            "one folder a class, or --config.data.test_split to a folder of labelled images"
+        )
     if sources.test is None or sources.test.labels is None:
         raise ValueError(
             f"{train.name} has no labelled test images; set --config.data.test_split to a split "
@@ -110,11 +119,7 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         scores=make_scores(start, test, layout),
         classes=classes,
         start=start,
-        notes=(
-            *sources.notes,
-            note,
-            f"test: {len(test)} images of {sources.test.name}, {classes} classes",
-        ),
+        notes=(note, f"test: {len(test)} images of {sources.test.name}, {classes} classes"),
     )
 
 

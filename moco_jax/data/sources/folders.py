@@ -174,7 +174,7 @@ def _train_folder(
     others = sorted(set(top) - set(tests))
     if not others:
         raise ValueError(
-            f"{where} has {listed_folders(top)} but no {keys.train_split}/; "
+            f"{where} has {listed_folders(top)} but no train/; "
             "to train on one of these folders, set --config.data.path to that folder"
         )
     raise ValueError(
@@ -239,7 +239,7 @@ def _label(paths: Sequence[str], depth: int, folder: str, keys: Keys) -> Split:
         f"{printable(name)} is spelled in two Unicode forms (NFC and NFD): one class"
         for name in twice
     ]
-    inner = len(_by_folder(paths, depth, leaf=True)[0])
+    inner = len({unicodedata.normalize("NFC", name) for name in exclusions.folders(paths)})
     if not leaf and inner > len(classes):
         notes.append(
             f"classes are the first of nested folders; {inner} folders hold images: "

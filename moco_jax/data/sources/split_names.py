@@ -37,9 +37,12 @@ _MASKS = frozenset(
     "groundtruth groundtruths trimaps trimap labelids labelimages instances panoptic depth "
     "labeltxt semantic semantics bboxes imagesets thumbnails thumbnail thumbs previews".split()
 )
-_MASK_ENDINGS = re.compile(
-    r"[_\-. ](mask|masks|seg|segmentation|gt|groundtruth|labelids|instanceids|label|trimap)\d*$",
-    re.IGNORECASE,
+_MASK_ENDINGS = tuple(
+    f"{mark}{word}"
+    for mark in "_-. "
+    for word in (
+        "mask masks seg segmentation gt groundtruth labelids instanceids label trimap".split()
+    )
 )
 _PARTS = re.compile(r"(fold|split|part|batch|subset|shard)[ _\-]?\d+", re.IGNORECASE)
 # 'valSet' and 'TRAINSet' are two words; digits separate words.
@@ -92,7 +95,7 @@ def holds_masks(name: str) -> bool:
 
 def is_mask(stem: str) -> bool:
     """Returns whether a file name without its ending is that of a mask, such as '7_mask'."""
-    return bool(_MASK_ENDINGS.search(stem))
+    return stem.lower().rstrip("0123456789").endswith(_MASK_ENDINGS)
 
 
 def _role(found: list[str]) -> str:

@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.loading.loader import threads
 from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.data.sources.regular_file import read_file
+from moco_jax.data.sources.source import Source, fingerprint
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.segmentation import config as segmentation_config
 from moco_jax.segmentation import step, validation, views
 from moco_jax.segmentation.network import make_fcn
 from moco_jax.segmentation.scores import make_confusion, scores
@@ -27,12 +30,15 @@ from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.metrics import MetricsLog
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
-from moco_jax.training.task import Scalars, Task
+from moco_jax.training.task import Content, Scalars, Task
 
 KIND = Kind(
     "moco_jax.segment",
+    # A checkpoint without fingerprints, of an earlier version, continues only from the same places.
     ("model.", "head.", "classes", "pretrained", "from_scratch", "data.path", "data.train_split"),
     results=("miou",),
+    base=segmentation_config.base,
+    places=("pretrained", "data.path", "data.train_split", "data.test_split"),
 )
 
 
@@ -117,7 +123,7 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
       FileNotFoundError: if their files are absent.
     """
     config, splits = begun.config, (begun.config.data.train_split, begun.config.data.test_split)
-    data, test = (_open(config, split, layout) for split in splits)
+    (data, content), (test, test_content) = (_open(config, split, layout) for split in splits)
     if len(data) < config.batch_size:
         raise ValueError(
             f"data.train_split={config.data.train_split!r} has {len(data)} images, fewer than "
@@ -143,20 +149,30 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
         step=_run_step(config, data, step.make_step(network, optimizer, layout), layout),
         create=lambda: create_state(init, target, variables),
         target=target,
+        contents={
+            "images": content,
+            "test images": test_content,
+            **({"encoder": begun.content} if begun.content else {}),
+        },
         lr=jax.jit(schedule),
         confusion=make_confusion(test, network, view, config.batch_size, layout),
         test=f"test: {test.describe(config.batch_size)}",
     )
 
 
-def _open(config: ConfigDict, split: str, layout: Layout) -> SceneData:
-    """Returns the scenes of a split, the same on all processes."""
+def _open(config: ConfigDict, split: str, layout: Layout) -> tuple[SceneData, Content]:
+    """Returns the scenes of a split, the same on all processes, and their identity."""
     data = config.data
     workers = threads(data)
     scenes = open_scenes(data.path, split, data.masks, config.classes, workers, data.max_megapixels)
     known = [(path.name, *size) for path, size in zip(scenes.images, scenes.sizes, strict=True)]
     cluster.check_alike(f"data set {scenes.name}", str(known))
-    return SceneData(scenes, workers, layout)
+    parts = [
+        Source(scenes.name, lambda i, f=files: read_file(f[i]), [f.name for f in files], None, ())
+        for files in (scenes.images, scenes.masks)
+    ]
+    identity = Content(f"{len(scenes)} images of {scenes.name}", "-".join(map(fingerprint, parts)))
+    return SceneData(scenes, workers, layout), identity
 
 
 def _run_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
@@ -213,5 +229,11 @@ def _evaluate(
 
 def _reached(lines: Sequence[dict[str, float]]) -> Reached:
     """Returns the result of a run, from the log lines of its evaluations."""
+    lines = [line for line in lines if {"miou", "pixel_accuracy", "epoch"} <= line.keys()]
+    if not lines:
+        raise ValueError(
+            "metrics.jsonl has no evaluation with miou, pixel_accuracy and epoch, which the run "
+            "wrote; restore it from a copy, or give another --workdir"
+        )
     last, best = lines[-1], max(lines, key=lambda line: line["miou"])
     return Reached(last["miou"], last["pixel_accuracy"], best["miou"], best["epoch"])

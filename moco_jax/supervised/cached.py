@@ -61,7 +61,7 @@ def evaluate(
             scalars = {"l2": l2, "top1": row.top1, "iterations": found.iterations}
             scalars |= {"gradient": found.gradient, "converged": float(found.converged)}
             scalars |= {} if math.isnan(row.top5) else {"top5": row.top5}
-            log.write(found.iterations, scalars)
+            log.write(found.iterations, {k: x for k, x in scalars.items() if math.isfinite(x)})
             cluster.say(_convergence(row, found, config.iterations))
             rows.append(row)
     cluster.say(results.table(rows))

@@ -148,10 +148,21 @@ def _evaluate(
 
 
 def _rows(run: SupervisedRun, lines: list[dict[str, float]]) -> list[results.Row]:
-    """Returns the result of each head, from the log lines of all evaluations."""
+    """Returns the result of each head, from the log lines of all evaluations.
+
+    Raises:
+      ValueError: if no line has the results of all heads: somebody changed the log.
+    """
+    ends = [f"/{name}" if len(run.heads) > 1 else "" for name in run.heads]
+    needed = {"epoch", *(f"top1{end}" for end in ends)}
+    lines = [line for line in lines if needed <= line.keys()]
+    if not lines:
+        raise ValueError(
+            f"metrics.jsonl has no evaluation with {', '.join(sorted(needed))}, which the run "
+            "wrote; restore it from a copy, or give another --workdir"
+        )
     rows = []
-    for name in run.heads:
-        end = f"/{name}" if len(run.heads) > 1 else ""
+    for name, end in zip(run.heads, ends, strict=True):
         last, best = lines[-1], max(lines, key=lambda line: line["top1" + end])
         top5, finite = last.get("top5" + end, math.nan), bool(last.get("finite" + end, 1.0))
         rows.append(

@@ -1,6 +1,10 @@
 """The drift of a dictionary's keys."""
 
 import contextlib
+import json
+import os
+import signal
+import time
 
 import jax
 import pytest
@@ -8,7 +12,10 @@ import pytest
 from moco_jax.data.sources.source import Sources
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
+from moco_jax.pretraining import pretrain
+from moco_jax.pretraining.drift import DriftMonitor
 from moco_jax.pretraining.run import build
+from moco_jax.training import loop
 from tests.tiny import tiny_config, tiny_sources
 
 
@@ -50,3 +57,43 @@ def test_slots_are_those_of_their_images():
     for cosines in found:
         for value in cosines.values():
             assert value == pytest.approx(1, abs=1e-5)
+
+
+def test_a_resumed_run_measures_what_an_uninterrupted_one_does(tmp_path, monkeypatch):
+    """Evaluations that were cut short are made up with the same keys and values."""
+    config = tiny_config(
+        drift=True, knn__every_epochs=1.0, data__image_size=16, data__eval_resize=16
+    )
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def train(folder):
+        pretrain.pretrain(config, folder, devices=jax.devices()[:1], sources=tiny_sources())
+
+    def evaluations(folder):
+        log = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        return [line for line in log if "knn_top1" in line]
+
+    train(whole)
+    measure, calls = DriftMonitor.measure, []
+
+    def stopped(self, state):
+        calls.append(1)
+        if len(calls) in (3, 5):  # in the middle of the evaluations of steps 6 and 9
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # Python handles it before
+        return measure(self, state)
+
+    monkeypatch.setattr(DriftMonitor, "measure", stopped)
+    for _ in range(2):
+        with pytest.raises(loop.Interrupted):
+            train(cut)
+    train(cut)
+    assert [line["step"] for line in evaluations(cut)] == [0, 3, 6, 9, 10]
+    assert evaluations(cut) == evaluations(whole)
+    assert any(name.endswith("age_3") for name in evaluations(cut)[-1])
+    # Views of another seed: older keys are not compared.
+    monkeypatch.setattr(DriftMonitor, "measure", measure)
+    config.seed, config.steps = 1, 12
+    train(cut)
+    ages = [name for name in evaluations(cut)[-1] if name.startswith("key_cosine")]
+    assert ages == ["key_cosine/age_0", "key_cosine/age_1"]

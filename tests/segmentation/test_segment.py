@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.segmentation.scores import scores
@@ -77,6 +79,22 @@ def test_an_interrupted_run_resumes_bit_for_bit(whole, voc, encoder, tmp_path, m
             segment(config, tmp_path, devices=ONE)
     reached = segment(config, tmp_path, devices=ONE)
     assert losses(tmp_path) == losses(whole[0]) and reached == whole[1]
+
+
+def test_the_same_scenes_and_encoder_at_another_path_go_on(whole, voc, encoder, tmp_path, caplog):
+    shutil.copytree(whole[0], tmp_path / "run")
+    moved, other = tmp_path / "moved", tmp_path / "moved.safetensors"
+    shutil.copytree(voc, moved)
+    shutil.copyfile(encoder, other)
+    config = tiny_config(moved, other)
+    assert segment(config, tmp_path / "run", devices=ONE) == whole[1]
+    assert not [r for r in caplog.records if "changed config" in r.getMessage()]
+    [mask, *_] = sorted((moved / "SegmentationClass").iterdir())
+    labels = Image.open(mask)
+    labels.putpixel((0, 0), 255)  # an ignored pixel
+    labels.save(mask)
+    with pytest.raises(ValueError, match="images of .*run changed since step 4"):
+        segment(config, tmp_path / "run", devices=ONE)
 
 
 def test_results_do_not_depend_on_the_number_of_devices(whole, voc, encoder, tmp_path):

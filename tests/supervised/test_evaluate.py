@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,6 +185,42 @@ def test_workdir_has_checkpoints_of_one_kind(sweep, encoder, tmp_path):
         ValueError, match=r"lr: \[0.1, 1.0, 1e\+38\] in the checkpoint, \[2.0\] now"
     ):
         run(task_config("linear", encoder, lr=(2.0,)), folder)
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_identity_is_the_content_not_its_place(task, encoder, tmp_path, caplog, capsys):
+    config = task_config(task, encoder, evaluate_every=0.0)
+    rows = run(config, tmp_path / "run")
+    shutil.copyfile(encoder, tmp_path / "copy.safetensors")
+    moved = task_config(task, tmp_path / "copy.safetensors", evaluate_every=0.0)
+    moved.data.path, moved.data.source = "/scratch/job17", "images"
+    assert run(moved, tmp_path / "run") == rows
+    assert not caplog.records and "nothing is left to do" in capsys.readouterr().out
+    # A finished run has not finished for another encoder or other images.
+    other = write_encoder(tmp_path / "other.safetensors", "another one", scale=1.5)
+    with pytest.raises(ValueError) as error:
+        run(task_config(task, other, evaluate_every=0.0), tmp_path / "run")
+    message = str(error.value)
+    assert f"the encoder of {tmp_path / 'run'} changed since step 6" in message
+    assert "in the checkpoint: a tiny one" in message and "now: another one" in message
+    assert "may_change" not in message
+    for name, sources in (
+        ("images", Sources(tiny_sources(seed=1).train, tiny_sources().test)),
+        ("test images", Sources(tiny_sources().train, tiny_sources(seed=1).test)),
+    ):
+        with pytest.raises(ValueError, match=f"^the {name} of .*run changed since step 6"):
+            run(config, tmp_path / "run", sources=sources)
+    changing = task_config(task, encoder, evaluate_every=0.0, data__may_change=True, steps=8)
+    run(changing, tmp_path / "run", sources=tiny_sources(seed=1))
+    assert "The run continues on the new ones." in caplog.text
+
+
+def test_a_log_without_results_is_one_message(sweep, encoder, tmp_path):
+    shutil.copytree(sweep[0], tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_text('{"step": 6, "top1": 50.0}\n')
+    with pytest.raises(ValueError, match="metrics.jsonl has no evaluation with epoch, top1/lr=0.1"):
+        run(task_config("linear", encoder, lr=(0.1, 1.0, 1e38)), tmp_path / "run")
 
 
 def test_replacement_of_an_unreadable_image_has_its_own_label(encoder):

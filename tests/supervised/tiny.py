@@ -52,7 +52,8 @@ def encoder_variables() -> dict:
     return {"params": variables["params"], "batch_stats": stats}
 
 
-def write_encoder(path) -> str:
-    """Writes a tiny encoder; returns its path."""
-    pretrained.write(path, pretrained.Pretrained(tiny_config(), encoder_variables(), "a tiny one"))
+def write_encoder(path, source: str = "a tiny one", scale: float = 1.0) -> str:
+    """Writes a tiny encoder, its arrays scaled; returns its path."""
+    variables = jax.tree.map(lambda x: x * np.float32(scale), encoder_variables())
+    pretrained.write(path, pretrained.Pretrained(tiny_config(), variables, source))
     return str(path)

@@ -46,7 +46,7 @@ CONFIG = """
 
     def get_config():  # views and learning rate keep rounding small, see test_train_step.py
         return tiny_config(
-            batch_size=64, queue_size=256, lr=0.03, lr_batch=256, data__image_size=16,
+            batch_size=64, queue_size=256, lr=0.003, lr_batch=256, data__image_size=16,
             data__eval_resize=16, data__source="images", data__path={images!r},
             knn__every_epochs=2.0,
         )

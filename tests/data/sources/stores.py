@@ -25,6 +25,11 @@ def open_images(path, held_out=0.0, **options):
     return open_sources(source="images", path=str(path), held_out=held_out, seed=0, **options)
 
 
+def images(folders, count=3):
+    """Returns paths of images in folders."""
+    return [f"{folder}/{i}.jpg" for folder in folders.split() for i in range(count)]
+
+
 def write_folder(root, paths):
     """Writes files; the contents of each are its relative path."""
     for path in paths:

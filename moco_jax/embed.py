@@ -70,7 +70,8 @@ def _run() -> None:
         _check_queries(queries, read.config)
     layout = make_layout()
     if _FEATURES.value:
-        found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
+        with command_line.naming(f"--features={_FEATURES.value}"):
+            found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
     else:
         assert read is not None
         source = _open(read.config, changes)

@@ -8,8 +8,10 @@ import os
 import pathlib
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes
 _GRACE = 3.0  # seconds that a command has to end by itself, after the first signal
@@ -49,10 +51,12 @@ def ending(message: str, *, waits: bool) -> Iterator[None]:
     if before[signal.SIGINT] is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _terminate)
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         with contextlib.nullcontext() if waits else _watched(message):
             yield
     finally:
+        sys.unraisablehook = hook
         # What comes after is the end of the process, which shows no traceback.
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
         if before[signal.SIGINT] is not signal.SIG_IGN:
@@ -97,6 +101,22 @@ def _watch(reader: int, message: str) -> None:
                 break
             code = codes[signal.Signals(number[0])]
     _end(code, message if code == INTERRUPTED else "terminated")
+
+
+def _raise_again(lost: Any) -> None:
+    """Handles an exception that Python ignores, since it was raised in a callback of the memory.
+
+    A signal is delivered once more. It may have raised an exception of another handling, such as
+    that of the training loop, which has noted the signal.
+    """
+    if issubclass(lost.exc_type, (Exception, SystemExit, GeneratorExit)):
+        sys.__unraisablehook__(lost)
+        return
+    number = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}.get(lost.exc_type)
+    if number:
+        again = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+        again.daemon = True
+        again.start()
 
 
 def _terminate(*_) -> None:

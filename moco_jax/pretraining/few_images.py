@@ -31,17 +31,16 @@ def warnings(config: ConfigDict, images: int, devices: int) -> Iterator[str]:
         if config.queue_size > most:
             yield (
                 f"warning: queue_size={config.queue_size} is more than the {most} keys of an epoch "
-                f"of {images} images.\nSo earlier keys of a query's own image are among its "
-                f"negatives. The largest queue without them: --config.queue_size={most}"
+                f"of {images} images.\nEarlier keys of a query's own image are among its "
+                f"negatives; without them: --config.queue_size={most}"
             )
     elif config.dictionary == "memory_bank":
         negatives = config.bank.negatives
         others = images - (config.batch_size if config.bank.loss == "info_nce" else 0)
         most = others // devices * devices
         if negatives > others:
-            remedy = f": --config.bank.negatives={most}" if most else ""
+            remedy = f": --config.bank.negatives={most}" if most else f" are {others}"
             yield (
                 f"warning: bank.negatives={negatives} is more than the {others} images that they "
-                f"are drawn from.\nSo some negatives are there several times; they can't all be "
-                f"different above {others}{remedy}"
+                f"are drawn from.\nThey can't all be different; the most that can{remedy}"
             )

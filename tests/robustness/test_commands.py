@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import run_command
 
 SCRIPT = """
-import concurrent.futures, pathlib, sys, time
+import concurrent.futures, gc, pathlib, sys, time
 from moco_jax import command_line, signals
 
 def blocked():
@@ -44,8 +44,18 @@ def swallows():
         except BaseException:
             pass
 
+def collects():
+    # The signal comes within a callback of the garbage collector, where exceptions are ignored.
+    gc.callbacks.append(lambda *_: (print("ready", flush=True), time.sleep(1000)))
+    try:
+        gc.collect()
+        gc.callbacks.clear()
+        time.sleep(1000)
+    finally:
+        print("ended", flush=True)
+
 name = sys.argv.pop(1)
-command_line.run_main(globals()[name], config="none", saves=name == "saves")
+command_line.run_main(globals()[name], config="none", saves=name in ("saves", "collects"))
 """
 MODULES = (
     *("embed", "knn", "plan", "convert", "ablate", "data.preview", "data.benchmark"),
@@ -130,6 +140,15 @@ def work():
     command_line.print_rows(rows, "abc", "csv")
 command_line.run_main(work, config="none")
 """
+
+
+def test_a_signal_that_a_callback_swallows_comes_again(start):
+    process = start("-c", SCRIPT, "collects")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=600)
+    # The callback runs again after the collection, and swallows the second signal too.
+    assert (process.returncode, out, errors) == (130, "ready\nended\n", "\ninterrupted\n")
 
 
 @pytest.mark.parametrize("rows", [1, 100_000])

@@ -38,6 +38,11 @@ _COORDINATOR = flags.DEFINE_string(
 )
 _PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 _PROCESS = flags.DEFINE_integer("process", None, "Number of this process from 0, likewise.")
+_BIND = flags.DEFINE_string(
+    "coordinator_bind_address",
+    None,
+    "host:port at which process 0 listens; default the address of --coordinator.",
+)
 _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1
 )
@@ -49,7 +54,7 @@ def main() -> int:
     """Runs the task of the config; returns the exit code."""
     config = command_line.config()
     if config.get("task") not in TASKS:
-        raise ValueError(f"task={config.get('task')!r} is unknown; known: {', '.join(TASKS)}")
+        raise ValueError(f"task={config.get('task')!r} is unknown; allowed: {', '.join(TASKS)}")
     try:
         TASKS[config.task](config, _WORKDIR.value or f"runs/{config.name}")
     except loop.Interrupted as stop:
@@ -69,6 +74,7 @@ def _joined():
         processes=_PROCESSES.value,
         process=_PROCESS.value,
         timeout=_JOIN_TIMEOUT.value,
+        bind=_BIND.value,
     )
 
 
@@ -79,6 +85,7 @@ def run() -> None:
         join=_joined,
         errors=(loop.NotFinite, evaluate.FrozenMoved),
         interrupted="stopped; the work since the newest checkpoint is not saved",
+        saves=True,
     )
 
 

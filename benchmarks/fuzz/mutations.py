@@ -1,5 +1,6 @@
 """Damaged and hostile versions of valid bytes. Every function draws from a `random.Random`."""
 
+import copy
 import json
 import random
 import struct
@@ -107,7 +108,7 @@ _ODD: tuple[Any, ...] = (
 
 def odd_value(rng: random.Random) -> Any:
     """Returns a value that most fields of JSON do not expect."""
-    return rng.choice(_ODD)
+    return copy.deepcopy(rng.choice(_ODD))  # the containers are changed later
 
 
 def odd_json(rng: random.Random, text: bytes) -> tuple[str, bytes]:

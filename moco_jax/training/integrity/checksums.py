@@ -40,15 +40,14 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def summarize(state: Any) -> Summary:
-    """Returns the summary of a state of device arrays, the same on all processes.
-
-    One program for each shape takes less time to compile than one for the whole state.
-    """
+    """Returns the summary of a state of device arrays, the same on all processes."""
     leaves = named(state)
-    found = {name: _device_checksum(x) for name, x in leaves.items()}
-    found = jax.device_get(found)
-    arrays = {name: _described(leaves[name], int(found[name][0])) for name in leaves}
-    return Summary(arrays, [name for name, pair in found.items() if not pair[1]])
+    shardings = (getattr(x, "sharding", None) for x in leaves.values())
+    meshes = (sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding))
+    found = jax.device_get(_checksums(next(meshes, None))(list(leaves.values())))
+    pairs = zip(leaves.items(), found[0].tolist(), strict=True)
+    arrays = {name: _described(x, checksum) for (name, x), checksum in pairs}
+    return Summary(arrays, [name for name, ok in zip(leaves, found[1], strict=True) if not ok])
 
 
 def summarize_host(tree: Any) -> Summary:
@@ -97,33 +96,39 @@ def host_checksum(x: np.ndarray) -> int:
     return total % 2**32
 
 
-def _device_checksum(x: Any) -> jax.Array:
-    """Returns u32[2]: the checksum of an array, and whether all its values are finite."""
-    sharding = getattr(x, "sharding", None)
-    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
-    return _checksum(mesh)(x)
-
-
 @functools.cache
-def _checksum(mesh: Any) -> Any:
-    """Returns the jitted checksum of an array on a mesh; None: without a mesh."""
+def _checksums(mesh: Any) -> Any:
+    """Returns jitted: arrays on a mesh, or without one -> u32[2, arrays].
+
+    They are the checksums, and 1 for each array whose values are all finite, else 0.
+    """
     replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
 
     def checksum(x):
         words = _words(x)
         position = jnp.zeros(words.shape, jnp.uint32)
-        stride = 1
+        stride = _POSITION
         for axis in reversed(range(words.ndim)):
             # Not a reshape, which would move a sharded array.
             along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
             position += along * np.uint32(stride % 2**32)
             stride *= words.shape[axis]
-        total = _mix(words ^ (position * np.uint32(_POSITION))).sum(dtype=jnp.uint32)
-        inexact = jnp.issubdtype(x.dtype, jnp.inexact)
-        finite = jnp.isfinite(x).all() if inexact else jnp.bool_(True)
-        return jnp.stack([total, finite.astype(jnp.uint32)])
+        finite = jnp.isfinite(x) if jnp.issubdtype(x.dtype, jnp.inexact) else jnp.bool_(True)
+        finite = finite.reshape(finite.shape + (1,) * (words.ndim - finite.ndim))
+        finite = jnp.broadcast_to(finite, words.shape).astype(jnp.uint32)
+        # One pass: XLA would read the array once for each of two reductions.
+        return jax.lax.reduce(
+            (_mix(words ^ position), finite),
+            (np.uint32(0), np.uint32(1)),
+            lambda a, b: (a[0] + b[0], a[1] & b[1]),
+            range(words.ndim),
+        )
 
-    return jax.jit(checksum, out_shardings=replicated)
+    def all_checksums(arrays):
+        pairs = [checksum(x) for x in arrays]
+        return jnp.stack([jnp.stack(part) for part in zip(*pairs, strict=True)])
+
+    return jax.jit(all_checksums, out_shardings=replicated)
 
 
 def _words(x: jax.Array) -> jax.Array:

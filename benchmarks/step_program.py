@@ -16,11 +16,11 @@ import jax
 from absl import flags
 
 from benchmarks import program_parts
-from moco_jax import command_line
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import compilers, nvidia, program, topology
 from moco_jax.plan.hardware import CHIPS
 from moco_jax.pretraining import validation
+from moco_jax.terminal import command_line
 
 _CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
 _LARGEST = flags.DEFINE_integer("largest", 0, "Number of largest kernels to print.", lower_bound=0)

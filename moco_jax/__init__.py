@@ -15,7 +15,7 @@ __version__ = "0.2.0"
 
 # While Python looks for the module of a command, its name is not known yet.
 if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "moco-jax"):
-    from moco_jax.signals import end_while_importing
+    from moco_jax.terminal.signals import end_while_importing
 
     end_while_importing()
 

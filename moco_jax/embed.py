@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from moco_jax import command_line
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import BadImage, decoding_of
 from moco_jax.data.sources.opening import open_named
@@ -28,6 +27,7 @@ from moco_jax.encoders.image_encoder import ImageEncoder
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.terminal import command_line
 from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")

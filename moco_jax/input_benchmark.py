@@ -18,7 +18,6 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from moco_jax import command_line
 from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import decode
@@ -31,6 +30,7 @@ from moco_jax.parallel.pipeline import pipelined
 from moco_jax.plan import hardware
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.run import PretrainRun, build
+from moco_jax.terminal import command_line
 from moco_jax.training.compilation import compile_step
 
 _STEPS = flags.DEFINE_integer("steps", 10, "Number of steps to time.", lower_bound=1)

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from absl import flags
 
-from moco_jax import command_line
 from moco_jax.data.sources.opening import open_named
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.knn_accuracy import COLUMNS, measure
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
+from moco_jax.terminal import command_line
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
 _IMAGES = flags.DEFINE_string(

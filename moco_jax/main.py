@@ -18,11 +18,11 @@ import sys
 
 from absl import flags
 
-from moco_jax import command_line
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
+from moco_jax.terminal import command_line
 from moco_jax.training import checkpoints, loop
 
 TASKS = {  # by the config's `task`

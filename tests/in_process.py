@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from absl.testing import flagsaver
 
-from moco_jax import command_line
+from moco_jax.terminal import command_line
 
 
 def exit_code(command: Callable[[], object], *arguments: str) -> int:

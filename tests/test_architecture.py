@@ -19,10 +19,9 @@ ORDER = (
     ("data.loading", "data.augment"),
     ("data.sources",),
     ("models",),
-    ("command_line",),
-    ("arguments",),
+    ("terminal",),
     ("parallel",),
-    ("signals", "text", "renamed"),
+    ("text",),
 )
 ROWS = {name: row for row, names in enumerate(ORDER) for name in names}
 MOST_FILES, MOST_LINES, MOST_FUNCTION_LINES = 14, 400, 70

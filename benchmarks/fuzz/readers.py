@@ -19,8 +19,8 @@ import numpy as np
 from absl.testing import flagsaver
 
 from benchmarks.fuzz import originals
-from moco_jax import command_line, main
 from moco_jax import config as config_lib
+from moco_jax import main
 from moco_jax.convert import __main__ as convert_command
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.opening import open_named
@@ -31,6 +31,7 @@ from moco_jax.pretraining import run as pretraining_run
 from moco_jax.pretraining import validation as of_pretraining
 from moco_jax.segmentation import validation as of_segmentation
 from moco_jax.supervised import validation as of_supervised
+from moco_jax.terminal import command_line
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.metrics import MetricsLog
 
@@ -86,7 +87,7 @@ def images(folder: pathlib.Path) -> Content:
         for row, index in enumerate(data.source_indices):
             height, width = sizes[row]
             label = None if data.labels is None else int(data.labels[row])
-            name = source.names[int(index)].removeprefix(f"{path}/")
+            name = source.names[int(index)].removeprefix(f"{folder}/")
             content[f"{split} image {name}"] = label, digest(pixels[row, :height, :width])
     return content
 

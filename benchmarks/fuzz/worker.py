@@ -24,6 +24,7 @@ from absl import logging as absl_logging
 from benchmarks.fuzz import judges, kinds, readers
 from benchmarks.fuzz.judges import Content, Read
 from benchmarks.fuzz.kinds import Mutation
+from moco_jax import text
 
 MEMORY = 4 << 30  # bytes that an input may take beside those of the imported libraries
 _LONGEST = 4000  # characters of a message that a person reads
@@ -162,7 +163,7 @@ def _of_error(
     if isinstance(error, SystemExit) and error.code == 2:
         message = said  # the command has printed it
     elif isinstance(error, _ALLOWED):
-        message = str(error)
+        message = text.message(str(error))  # as `command_line.fail` prints it
     else:
         return Result("TRACEBACK", label, "".join(traceback.format_exception(error))[-2500:])
     names = (made.file.name, *(path.name for path in place.iterdir()))
@@ -217,9 +218,10 @@ class _Lines(logging.Handler):
 def _read(kind: str, place: pathlib.Path) -> tuple[BaseException | None, Content, str]:
     """Returns the error of a read or None, what it returned, and all its messages."""
     raw_out, raw_err = io.BytesIO(), io.BytesIO()
-    # A terminal refuses what is not UTF-8 on the standard output and escapes it on the other.
     out = io.TextIOWrapper(raw_out, "utf-8", write_through=True)
-    err = io.TextIOWrapper(raw_err, "utf-8", "backslashreplace", write_through=True)
+    err = io.TextIOWrapper(raw_err, "utf-8", write_through=True)
+    text.print_escaped(out)
+    text.print_escaped(err)
     handler, error, content = _Lines(err), None, {}
     loggers = (logging.getLogger(), absl_logging.get_absl_logger())
     for logger in loggers:

@@ -18,9 +18,9 @@ import sys
 import jax
 from absl import flags
 
-from moco_jax import command_line
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.studies import STUDIES, variants
+from moco_jax.terminal import command_line
 from moco_jax.training import loop
 
 _STUDY = flags.DEFINE_enum("study", None, sorted(STUDIES), "Knob to vary.")

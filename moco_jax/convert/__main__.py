@@ -13,8 +13,8 @@ import pathlib
 from absl import flags
 from ml_collections import ConfigDict
 
-from moco_jax import command_line
 from moco_jax.convert import network, sources, targets
+from moco_jax.terminal import command_line
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "Weights to read: a file, a workdir or a Hugging Face folder."

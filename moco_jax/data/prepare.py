@@ -20,8 +20,8 @@ from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from grain.experimental import TFRecordIterDataset
 
-from moco_jax import command_line
 from moco_jax.data.sources import tfds_source
+from moco_jax.terminal import command_line
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as cifar10 or voc/2012:5.0.0.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default that of TFDS.")

@@ -13,13 +13,13 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from moco_jax import command_line, signals
 from moco_jax.data.augment.views import make_view
 from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases
 from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
+from moco_jax.terminal import command_line, signals
 
 _OUT = flags.DEFINE_string("out", "views.png", "File to write: .png or .jpg.")
 _IMAGES = flags.DEFINE_integer("images", 6, "Images, selected by config.seed.", lower_bound=1)

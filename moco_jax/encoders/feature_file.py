@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax import signals
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_reading
+from moco_jax.terminal import signals
 from moco_jax.text import printable
 
 

@@ -23,10 +23,10 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from moco_jax import command_line
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan import compilers, forecast, planner
 from moco_jax.pretraining.method import make_method
+from moco_jax.terminal import command_line
 
 _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Topologies to plan for, such as v5e:4x4,v4:8x8x8,h100:8."

@@ -5,9 +5,9 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.command_line import naming
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, take
+from moco_jax.terminal.command_line import naming
 from moco_jax.text import line, printable
 
 _NAMES_IN_ERROR = 3

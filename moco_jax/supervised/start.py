@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax import command_line
 from moco_jax import config as pretraining
 from moco_jax.encoders import pretrained
 from moco_jax.models.encoder import make_encoder
 from moco_jax.models.resnet import ResNet
 from moco_jax.supervised import validation
+from moco_jax.terminal import command_line
 from moco_jax.training.compilation import FAST_COMPILE
 from moco_jax.training.integrity import checksums
 from moco_jax.training.task import Content

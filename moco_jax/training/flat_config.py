@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax import renamed
+from moco_jax.terminal import renamed
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 
-from moco_jax import command_line
 from moco_jax.data import prepare as prepare_lib
 from moco_jax.data.prepare import prepare
 from moco_jax.data.sources.opening import open_sources
+from moco_jax.terminal import command_line
 from tests.data.sources.tiny_tfds import (
     VERSION,
     TinyColours,

@@ -13,7 +13,7 @@ from tests.conftest import run_command
 
 SCRIPT = """
 import concurrent.futures, gc, pathlib, sys, time
-from moco_jax import command_line, signals
+from moco_jax.terminal import command_line, signals
 
 def blocked():
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -134,7 +134,7 @@ def test_a_command_that_saves_has_all_the_time_it_needs(start):
 
 
 PRINTS = """
-from moco_jax import command_line
+from moco_jax.terminal import command_line
 def work():
     rows = (("\\u00e9", "\\udce9", number) for number in range({rows}))
     command_line.print_rows(rows, "abc", "csv")

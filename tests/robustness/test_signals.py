@@ -16,7 +16,8 @@ from tests.conftest import devices_flags
 
 SCRIPT = """
     import sys, time
-    from moco_jax import command_line, main
+    from moco_jax import main
+    from moco_jax.terminal import command_line
     from moco_jax.pretraining import pretrain
     from moco_jax.training import checkpoints
     from moco_jax.training.metrics import MetricsLog

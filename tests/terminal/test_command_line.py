@@ -5,8 +5,8 @@ import functools
 
 import pytest
 
-from moco_jax import command_line
 from moco_jax.parallel import cluster, roll_call
+from moco_jax.terminal import command_line
 from tests.in_process import exit_code
 
 FILE = """

@@ -13,8 +13,9 @@ from typing import Any, Literal, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from moco_jax import arguments, signals, text
+from moco_jax import text
 from moco_jax.parallel import cluster, roll_call
+from moco_jax.terminal import arguments, signals
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from moco_jax import renamed
+from moco_jax.terminal import renamed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 

@@ -33,7 +33,7 @@ from moco_jax.segmentation import validation as of_segmentation
 from moco_jax.supervised import validation as of_supervised
 from moco_jax.terminal import command_line
 from moco_jax.training.flat_config import flatten
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 
 Content = dict[str, Any]
 _CHECKS = {

@@ -12,6 +12,7 @@ Exit codes:
   130; the message says what is saved.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -58,12 +59,18 @@ def main() -> int:
     try:
         TASKS[config.task](config, _WORKDIR.value or f"runs/{config.name}")
     except loop.Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr, flush=True)
+        _print_error(f"\n{stop}")
         return _EXIT_CODES[stop.signal]
     except checkpoints.NotSaved as error:
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        _print_error(f"\nerror: {error}")
         return 1
     return 0
+
+
+def _print_error(message: str) -> None:
+    """Prints a message; one that can't be written, as on a full disk, changes no exit code."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def _joined():

@@ -161,7 +161,7 @@ def _read_file(file: pathlib.Path) -> Pretrained:
         raise ValueError(f"{file}: its metadata have no {' and no '.join(missing)}")
     if unknown := about.keys() - {"format", "recipe", "source", "checksum"}:
         raise ValueError(f"{file}: its metadata have unknown keys: {', '.join(sorted(unknown))}")
-    # Files of versions before 0.3.0 have no checksum.
+    # Files of earlier versions have no checksum.
     if "checksum" in about and about["checksum"] != _checksum(about, variables):
         raise ValueError(f"{file} is damaged: its checksum is another than when it was written")
     try:

@@ -103,9 +103,10 @@ def is_first() -> bool:
 
 
 def say(text: str) -> None:
-    """Prints a text on process 0."""
+    """Prints a text on process 0. Output that can't be written, as on a full disk, is lost."""
     if is_first():
-        print(escaped(text), flush=True)
+        with contextlib.suppress(OSError):
+            print(escaped(text), flush=True)
 
 
 def on_first(work: Callable[[], Any]) -> Any:

@@ -83,7 +83,8 @@ def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int
     """Returns the exit code of a command; ends the process with one message on an error."""
     try:
         code = work() or 0
-        sys.stdout.flush()
+        if not code:  # another code says more than that the output is lost
+            sys.stdout.flush()
         return code
     except BrokenPipeError:
         if _flush():

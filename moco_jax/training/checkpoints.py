@@ -83,7 +83,6 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        cluster.on_first(self._remove_unfinished)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(self._keep),
             enable_async_checkpointing=True,
@@ -133,6 +132,7 @@ class Checkpoints:
         self.since = about.get("since", self.latest) if same else self.latest
 
     def _newest_whole(self) -> tuple[int, dict[str, Any]] | None:
+        self._remove_unfinished()
         found = checkpoint_files.newest_whole(self.folder)
         if found is None:
             return None

@@ -70,7 +70,7 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
         raise Damaged(f"about/metadata can't be read: {reason(error)}") from error
     if not isinstance(about, dict):
         raise Damaged(f"about/metadata is not an object but {reason(about)}")
-    # Only checkpoints of versions before 0.3.0 have neither.
+    # Checkpoints of earlier versions have neither.
     if {"crc", "arrays"} & about.keys() and about.get("crc") != _crc(about):
         raise Damaged("about/metadata has another checksum than when it was saved")
     # "pictures" is the name before 0.2.0.

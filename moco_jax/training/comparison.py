@@ -142,7 +142,7 @@ def compare_number(
             f"there are {images}; give those images, or another --workdir"
         )
     logging.warning(
-        "the checkpoint saw %d images, now there are %d: the run continues with another "
+        "the checkpoint saw %s images, now there are %s: the run continues with another "
         "order of the images and another length of an epoch",
         saved,
         images,

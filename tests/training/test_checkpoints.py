@@ -45,14 +45,14 @@ def save(folder: pathlib.Path, config: ConfigDict, kind: Kind, images: int = 96)
     return folder / "2" / "about" / "metadata"
 
 
-def make_old(about: pathlib.Path) -> None:
+def make_old(about: pathlib.Path, at_least_one: bool = True) -> None:
     """Gives the description of a checkpoint the keys of version 0.1.0."""
     saved = json.loads(about.read_text())
     for key in ("crc", "arrays", "contents", "since"):
         del saved[key]
     saved["pictures"] = saved.pop("images")
     saved["recipe"] = {OLD_KEYS.get(key, key): x for key, x in saved["recipe"].items()}
-    assert saved["recipe"].keys() & OLD_KEYS.values()
+    assert saved["recipe"].keys() & OLD_KEYS.values() or not at_least_one
     about.write_text(json.dumps(saved))
 
 
@@ -143,3 +143,49 @@ def test_errors_name_the_checkpoint(tmp_path):
     about.write_text("{")
     with pytest.raises(Damaged, match="about/metadata can't be read: "):
         read_about(tmp_path / "2")
+
+
+ODD = [None, True, -1, 2**70, 1.5, float("nan"), "", "text", [], [1], {}, {"a": [1]}]
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "kind",
+        "recipe",
+        "images",
+        "step",
+        "contents",
+        "since",
+        "arrays",
+        "crc",
+        "data.path",
+        "views",
+    ],
+)
+def test_a_tampered_description_is_one_clear_error(tmp_path, caplog, key, old):
+    """`old`: as of an earlier version, without checksums."""
+    config = tiny_config()
+    kind = checkpoint_kind(config)
+    about = save(tmp_path, config, kind)
+    if old:
+        make_old(about, at_least_one=False)
+    before = json.loads(about.read_text())
+    for value in ODD:
+        holder = dict(before)
+        if key in before["recipe"]:
+            holder["recipe"] = before["recipe"] | {key: value}
+        else:
+            holder["pictures" if old and key == "images" else key] = value
+        about.write_text(json.dumps(holder))
+        with checkpoints(tmp_path, config, kind) as opened:
+            try:
+                opened.check()
+                opened.identify(96)
+            except ValueError as error:
+                assert str(tmp_path) in str(error)
+            else:
+                assert old or holder == before
+                opened.restore(STATE)
+        about.write_text(json.dumps(before))

@@ -70,8 +70,8 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
         raise Damaged(f"about/metadata can't be read: {reason(error)}") from error
     if not isinstance(about, dict):
         raise Damaged(f"about/metadata is not an object but {reason(about)}")
-    # Checkpoints of earlier versions have neither.
-    if {"crc", "arrays"} & about.keys() and about.get("crc") != _crc(about):
+    # Checkpoints of earlier versions have none of them.
+    if {"crc", "arrays", "contents", "since"} & about.keys() and about.get("crc") != _crc(about):
         raise Damaged("about/metadata has another checksum than when it was saved")
     # "pictures" is the name before 0.2.0.
     about = {"images" if key == "pictures" else key: value for key, value in about.items()}

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 
 from moco_jax.ablate.grid import Result, oldest_cosine, read_lines, workdir
-from moco_jax.training.metrics import duration
+from moco_jax.training.outputs.console import duration
 
 
 def table(knob: str, results: Sequence[Result]) -> str:

@@ -28,8 +28,8 @@ from moco_jax.training import loop, task
 from moco_jax.training.batch_size import remedy
 from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
-from moco_jax.training.metrics import MetricsLog
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Content, Scalars, Task
 
 KIND = Kind(

@@ -24,7 +24,7 @@ from moco_jax.supervised.start import Start
 from moco_jax.supervised.step import encode, logits
 from moco_jax.training import workdir
 from moco_jax.training.flat_config import flatten
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 
 _SCORE_BATCH = 1024
 

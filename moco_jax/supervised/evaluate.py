@@ -19,7 +19,7 @@ from moco_jax.supervised.run import SupervisedRun, build, open_labelled
 from moco_jax.supervised.start import begin
 from moco_jax.supervised.step import SupervisedState
 from moco_jax.training import loop
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Scalars, Task
 
 

@@ -17,14 +17,16 @@ from ml_collections import ConfigDict
 from moco_jax.parallel import cluster
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import IN_FLIGHT
-from moco_jax.training import appending, interruption, workdir
+from moco_jax.training import interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
 from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import compile_step, step_memory
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.interruption import Interruption
-from moco_jax.training.metrics import Console, MetricsLog, Stopwatch, parameter_table
+from moco_jax.training.outputs import appending
+from moco_jax.training.outputs.console import Console, Stopwatch, parameter_table
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Finished, Scalars, Task
 
 
@@ -110,7 +112,8 @@ def _in_workdir(
             raise _interrupted(stopped.signal, checkpoints) from None
         except KeyboardInterrupt:
             if cluster.is_first():
-                print(f"\n{_stopped_at_once(checkpoints)}", file=sys.stderr, flush=True)
+                with contextlib.suppress(OSError):
+                    print(f"\n{_stopped_at_once(checkpoints)}", file=sys.stderr, flush=True)
             raise
 
 

@@ -18,7 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
-from moco_jax.training import appending
+from moco_jax.training.outputs import appending
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")

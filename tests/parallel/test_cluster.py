@@ -26,7 +26,7 @@ PATIENCE = 900  # seconds: many times what a slow machine takes, since only a ha
 CONFIG = """
     import os, time
     from moco_jax.pretraining import knn_monitor, method
-    from moco_jax.training import metrics
+    from moco_jax.training.outputs import metrics_log
     from tests.tiny import tiny_config
 
     seconds = [float(x) for x in os.environ.get("SECONDS_", "0").split(",")]
@@ -39,7 +39,7 @@ CONFIG = """
             return function(*args, **kwargs)
         return slow
 
-    metrics.MetricsLog.write = slowed(metrics.MetricsLog.write, "step")
+    metrics_log.MetricsLog.write = slowed(metrics_log.MetricsLog.write, "step")
     knn_monitor.knn_top1 = slowed(knn_monitor.knn_top1, "knn")
     make = method.make_train_step
     method.make_train_step = lambda *args, **kwargs: slowed(make(*args, **kwargs), "compile")

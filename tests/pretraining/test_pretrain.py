@@ -18,13 +18,13 @@ import pytest
 
 from moco_jax.pretraining import knn_monitor, method, pretrain
 from moco_jax.training import loop
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.tiny import tiny_config, tiny_sources
 
 SCRIPT = """
     import sys, time
     from moco_jax.pretraining import pretrain
-    from moco_jax.training.metrics import MetricsLog
+    from moco_jax.training.outputs.metrics_log import MetricsLog
     from tests.pretraining.test_pretrain import calm_config
     from tests.tiny import tiny_sources
 

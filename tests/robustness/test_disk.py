@@ -14,9 +14,10 @@ import pytest
 
 from moco_jax import main
 from moco_jax.pretraining import pretrain
-from moco_jax.training import appending, checkpoints, loop
+from moco_jax.training import checkpoints, loop
 from moco_jax.training.integrity import checkpoint_files, checksums
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs import appending
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
 from tests.tiny import tiny_config, tiny_sources
 

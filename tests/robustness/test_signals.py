@@ -15,12 +15,13 @@ from moco_jax.training.integrity import checkpoint_files
 from tests.conftest import devices_flags
 
 SCRIPT = """
-    import sys, time
+    import contextlib, sys, time
     from moco_jax import main
     from moco_jax.terminal import command_line
     from moco_jax.pretraining import pretrain
+    from moco_jax.terminal import command_line
     from moco_jax.training import checkpoints
-    from moco_jax.training.metrics import MetricsLog
+    from moco_jax.training.outputs.metrics_log import MetricsLog
     from tests.tiny import tiny_config, tiny_sources
 
     folder, slow = sys.argv.pop(), float(sys.argv.pop())
@@ -29,12 +30,14 @@ SCRIPT = """
 
     def write_and_tell(self, step, scalars):
         write(self, step, scalars)
-        print("step", step, flush=True)
+        with contextlib.suppress(OSError):  # /dev/full
+            print("step", step, flush=True)
         time.sleep(0.2)  # a run that lasts
 
     def wait_long(self):  # a save that takes long
         if self._saving and self._saving % 4:  # of the signal
-            print("saving", self._saving, flush=True)
+            with contextlib.suppress(OSError):
+                print("saving", self._saving, flush=True)
             time.sleep(slow)
         return wait(self)
 
@@ -53,13 +56,13 @@ def start(repository):
     """Starts a run whose last save takes some seconds."""
     started = []
 
-    def start(folder: pathlib.Path, slow: float) -> subprocess.Popen:
+    def start(folder: pathlib.Path, slow: float, output=subprocess.PIPE) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), str(slow), str(folder)],
             cwd=repository,
             env=os.environ | {"PYTHONPATH": str(repository), "XLA_FLAGS": devices_flags(1)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
         )
         started.append(process)
@@ -107,6 +110,20 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, start):
     newest = checkpoint_files.steps(tmp_path / "checkpoints")[0]
     assert f"the newest complete checkpoint is {tmp_path / 'checkpoints' / str(newest)}" in errors
     assert "Traceback" not in errors
+
+
+def test_output_on_a_full_disk_changes_no_exit_code(tmp_path, start):
+    with open("/dev/full", "w") as full:
+        process = start(tmp_path, 0.0, full)
+    saved = tmp_path / "checkpoints" / "4"
+    deadline = time.monotonic() + 900
+    while not saved.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=900) == 75
+    found = checkpoint_files.newest_whole(tmp_path / "checkpoints")
+    assert found and found.step > 4
 
 
 def test_after_the_first_signal_only_ctrl_c_has_its_usual_effect():

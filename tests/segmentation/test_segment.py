@@ -20,7 +20,7 @@ from moco_jax.segmentation.voc import open_scenes
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.start import begin
 from moco_jax.training import loop
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
 from tests.segmentation import scenes
 from tests.segmentation.scenes import tiny_config

@@ -19,7 +19,7 @@ from moco_jax.supervised import evaluate, step
 from moco_jax.supervised.run import build
 from moco_jax.supervised.start import begin
 from moco_jax.training import loop
-from moco_jax.training.metrics import MetricsLog
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.tiny import tiny_config, tiny_sources

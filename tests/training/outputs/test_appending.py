@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from moco_jax.training import appending
-from moco_jax.training.appending import Appended, append_line, write_whole
+from moco_jax.training.outputs import appending
+from moco_jax.training.outputs.appending import Appended, append_line, write_whole
 
 
 class Disk:

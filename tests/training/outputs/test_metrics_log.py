@@ -7,7 +7,8 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
-from moco_jax.training.metrics import Console, MetricsLog, duration
+from moco_jax.training.outputs.console import Console, duration
+from moco_jax.training.outputs.metrics_log import MetricsLog
 
 
 def opened(folder, **changes) -> MetricsLog:

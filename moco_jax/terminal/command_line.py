@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moco_jax import text
 from moco_jax.parallel import cluster, roll_call
-from moco_jax.terminal import arguments, signals
+from moco_jax.terminal import arguments, signals, style
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
@@ -50,6 +50,7 @@ def run_main(
     def main(_) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
+        style.print_warnings()
         code = 0
         try:
             with join():

@@ -46,6 +46,8 @@ if _FAST_COMPILE not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(4 * 2**30)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # progress depends on the speed of the machine
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

@@ -111,6 +111,9 @@ def report(folder: pathlib.Path, options, kinds: list[str], inputs: list[Input])
     for given, (outcome, label, detail) in outcomes(folder, options.seed, inputs):
         count = counts[given.kind]
         count[outcome] += 1
+        done = sum(count.total() for count in counts.values())
+        if done % 1000 == 0:
+            print(f"{done} inputs in {time.monotonic() - begun:.0f} s", flush=True)
         if options.only or (outcome.isupper() and count[outcome] <= options.shown):
             print(f"{outcome} {given.kind}:{given.number} ({_escaped(label[:200])})")
             print(textwrap.indent(_escaped(detail), "  "))

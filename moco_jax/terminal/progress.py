@@ -98,7 +98,7 @@ def show(work: Shown) -> None:
 @contextlib.contextmanager
 def shown(work: Shown) -> Iterator[None]:
     """Shows some work during the block, on process 0."""
-    if not _speaks():
+    if _disabled() or not _speaks():
         yield
         return
     _ticker.begin(work)
@@ -189,9 +189,6 @@ def phase(
       detail: returns how far it is, such as '120,000 images'; another thread calls it.
       announced: whether a line about it has been printed already.
     """
-    if _disabled():
-        yield
-        return
     with shown(_Phase(text, expects, detail, announced)):
         yield
 
@@ -269,9 +266,6 @@ def bar(total: int, text: str, unit: str, *, first: str = "") -> Iterator[Bar]:
       first: what happens before the first item is done, such as 'compiling'.
     """
     made = Bar(total, text, unit, first)
-    if _disabled():
-        yield made
-        return
     with shown(made):
         yield made
 

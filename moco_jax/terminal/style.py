@@ -23,7 +23,7 @@ _NARROWEST = 20  # columns; a terminal that reports fewer is taken for this
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # ECMA-48, SGR
 _FORCING = ("FORCE_COLOR", "CLICOLOR_FORCE")
 # Rows of tables are not wrapped: they have wide gaps, or borders.
-_TABLE = re.compile(r"\S {3,}\S|^\s*[|+]")
+_TABLE = re.compile(r"\S {3,}\S|^[|+]")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -90,20 +90,18 @@ def _styled(line: str, code: str, stream: TextIO | None) -> str:
 def wrapped(lines: str, columns: int) -> str:
     """Returns a text wrapped between words; a path or another long word stays whole.
 
-    Rows of tables are not wrapped.
+    Indented lines, such as commands to copy, and rows of tables are not wrapped.
     """
     return "\n".join(_wrapped_line(line, columns) for line in lines.split("\n"))
 
 
 def _wrapped_line(line: str, columns: int) -> str:
-    if len(line) <= columns or _TABLE.search(line):
+    if len(line) <= columns or line[:1].isspace() or _TABLE.search(line):
         return line
-    indent = line[: len(line) - len(line.lstrip())]
     return textwrap.fill(
-        line.lstrip(),
+        line,
         columns,
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
+        subsequent_indent="  ",
         break_long_words=False,
         break_on_hyphens=False,
         expand_tabs=False,

@@ -8,10 +8,14 @@ import jax
 
 from moco_jax.parallel import notices
 from moco_jax.parallel.mesh import Layout
+from moco_jax.terminal import progress
 
 # For programs that run once: XLA takes longer to optimise the random bits of every parameter than
 # to draw them (a small ResNet on a CPU: 12 s, against 2 s).
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
+# How long it takes to compile a training step, by platform: a small network and a ResNet-50.
+_COMPILE_TIMES = {"cpu": "usually 10 to 60 s", "gpu": "usually 1 to 2 min"}
+_COMPILE_TIMES["tpu"] = _COMPILE_TIMES["gpu"]
 
 
 def abstract_state(init: Callable, shardings: Callable[[Any], Any], *arguments: Any) -> Any:
@@ -33,7 +37,8 @@ def abstract_state(init: Callable, shardings: Callable[[Any], Any], *arguments: 
 def create_state(init: Callable, target: Any, *arguments: Any, **options: Any) -> Any:
     """Returns `init(*arguments)`, compiled, with the shardings of its abstract state `target`."""
     shardings = jax.tree.map(lambda x: x.sharding, target)
-    return jax.jit(init, out_shardings=shardings, **options)(*arguments)
+    with progress.phase("initialising the network"):
+        return jax.jit(init, out_shardings=shardings, **options)(*arguments)
 
 
 def jit_step(step: Callable, layout: Layout) -> Any:
@@ -67,8 +72,10 @@ def compile_step(step: Any, *arguments: Any) -> jax.stages.Compiled:
 
     thread = threading.Thread(target=work, daemon=True, name="compile")
     thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
+    expects = _COMPILE_TIMES.get(jax.default_backend(), "")
+    with progress.phase("compiling the training step", expects):
+        while thread.is_alive():
+            thread.join(0.1)
     if "error" in result:
         raise result["error"]
     return result["step"]

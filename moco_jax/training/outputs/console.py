@@ -3,14 +3,29 @@
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 
 import clu.parameter_overview
 
 from moco_jax.parallel import cluster
+from moco_jax.terminal import progress, style
+from moco_jax.terminal.progress import duration
+
+_SLOW = 5.0  # seconds of a step that are shown while it runs
 
 
 class Console:
-    """Prints the progress of a run on process 0; on a terminal the progress line stays in place."""
+    """Prints the progress of a run on process 0.
+
+    On a terminal the progress line stays in place and moves on between two logs too. Elsewhere each
+    log is a line; without a log there is a line a minute. It counts steps and never waits for the
+    devices.
+
+    Attributes:
+      stream, stays: see `progress.Shown`.
+    """
+
+    stays = True
 
     def __init__(self, total_steps: int, steps_per_epoch: int):
         """Prints nothing yet.
@@ -20,36 +35,76 @@ class Console:
           steps_per_epoch: to count epochs.
         """
         self._total, self._per_epoch = total_steps, steps_per_epoch
-        self._live = sys.stdout.isatty()
-        self._open = False
+        self.stream = sys.stdout
         self._speaks = cluster.is_first()
+        self._begun = self._printed = self._moved = progress.now()
+        self._done: int | None = None
+        self._numbers: list[str] = []  # of the last log, the most important first
+        self._seconds_per_step = 0.0
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Keeps the progress line alive during the block."""
+        self._begun = self._printed = self._moved = progress.now()
+        with progress.shown(self):
+            yield
+
+    def passed(self, step: int) -> None:
+        """Notes that a step is done; prints nothing."""
+        if step != self._done:
+            self._done, self._moved = step, progress.now()
 
     def progress(self, step: int, m: dict[str, float], own: str) -> None:
         """Prints the progress line: `own` is the task's part of it."""
+        self.passed(step)
+        self._seconds_per_step = m["seconds_per_step"]
+        epoch, rate = f"epoch {step / self._per_epoch:.2f}", f"lr {m['lr']:.4g}"
+        speed = f"{m['images_per_second']:.0f} images/s"
+        waiting = f"waiting {m['data_wait_percent']:.0f}%"
+        self._numbers = [speed, *own.split("  "), epoch, rate, waiting]
         if not self._speaks:
             return
-        line = (
-            f"step {step}/{self._total}  epoch {step / self._per_epoch:.2f}  {own}  "
-            f"lr {m['lr']:.4g}  {m['images_per_second']:.0f} images/s  "
-            f"waiting {m['data_wait_percent']:.0f}%  "
-            f"ETA {duration(m['seconds_per_step'] * (self._total - step))}"
-        )
-        with contextlib.suppress(OSError):  # the output may be a file on a full disk
-            if self._live:
-                self._open = True
-                print(f"\r\x1b[K{line}", end="", flush=True)
-            else:
-                print(line, flush=True)
+        if style.is_live(self.stream):
+            progress.show(self)
+        else:
+            where = f"step {step}/{self._total}"
+            self._print("  ".join((where, epoch, own, rate, speed, waiting, self._eta(step))))
+
+    def live(self, columns: int) -> str:
+        """Returns the progress line for a terminal: what is most important, as room allows."""
+        now = progress.now()
+        if not self._numbers and now - self._begun < progress.FIRST:
+            return ""
+        done, since = self._done or 0, now - self._moved
+        parts = [f"step {done}/{self._total}"] if self._done else [f"first of {self._total} steps"]
+        parts += [self._eta(done)] if self._numbers else [f"{duration(now - self._begun)} elapsed"]
+        parts += [f"{duration(since)} in this step"] if since >= _SLOW and self._numbers else []
+        line = parts[0]
+        for part in [*parts[1:], *self._numbers]:
+            if len(line) + 2 + len(part) <= columns:
+                line += f"  {part}"
+        return line
+
+    def line(self) -> str:
+        """Returns a line where there is no terminal, if nothing was printed for a minute."""
+        now, done = progress.now(), self._done or 0
+        if now - self._printed < progress.EVERY:
+            return ""
+        self._printed = now
+        eta = f"  {self._eta(done)}" if self._numbers else ""
+        return f"step {done}/{self._total}  {duration(now - self._begun)} elapsed{eta}"
 
     def say(self, message: str) -> None:
-        """Prints a message on its own line."""
-        if not self._speaks:
-            return
-        with contextlib.suppress(OSError):
-            if self._open:
-                self._open = False
-                print()
-            print(message, flush=True)
+        """Prints a message on its own lines; long ones are wrapped on a terminal."""
+        if self._speaks:
+            self._print(message)
+
+    def _print(self, message: str) -> None:
+        style.print_line(message, self.stream)
+        self._printed = progress.now()
+
+    def _eta(self, step: int) -> str:
+        return f"ETA {duration(self._seconds_per_step * (self._total - step))}"
 
 
 class Stopwatch:
@@ -78,13 +133,6 @@ class Stopwatch:
         }
         self.restart()
         return result
-
-
-def duration(seconds: float) -> str:
-    """Returns 1:02:03, or 2:03 below an hour."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def parameter_table(params) -> str:

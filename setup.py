@@ -4,6 +4,10 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+# The experiments are part of the installed package: `from moco_jax import configs`. The folder is
+# absent where only the dependencies are installed, as for a layer of launch/Dockerfile.
+EXPERIMENTS = {"moco_jax.configs.files": "configs"} if pathlib.Path("configs").is_dir() else {}
+
 setup(
     name="moco-jax",
     version="0.2.0",
@@ -12,8 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["moco_jax", "moco_jax.*"]),
-    entry_points={"console_scripts": ["moco-jax = moco_jax.main:run"]},
+    packages=[*find_packages(include=["moco_jax", "moco_jax.*"]), *EXPERIMENTS],
+    package_dir=EXPERIMENTS,
+    entry_points={"console_scripts": ["moco-jax = moco_jax.__main__:run"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -28,6 +33,7 @@ setup(
         "simplejpeg>=1.8",  # libjpeg-turbo as a wheel; faster than Pillow on small JPEGs
         "safetensors>=0.4.5",  # reads encoder files without executing code
         "scikit-learn>=1.5",  # contains the handwritten digits of configs/digits.py
+        "tqdm>=4.66",  # progress bars
         "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
     ],
     extras_require={
@@ -44,6 +50,9 @@ setup(
         "plot": ["matplotlib"],
         # Features of `moco_jax.embed` as .parquet files.
         "parquet": ["pyarrow>=18"],
+        # Loggers besides files and TensorBoard. mlflow-skinny is MLflow without its web pages.
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3"],
         # HEIC images, as phones write them.
         "heic": ["pillow-heif>=0.22"],
         # PyTorch, for `moco_jax.convert` to read and write .pth files. It reads and writes
@@ -62,6 +71,10 @@ setup(
             "scipy",
             "matplotlib",
             "pyarrow>=18",
+            "nbclient>=0.10",  # executes docs/quickstart.ipynb
+            "ipykernel>=6.29",
+            "setuptools>=64",  # builds a wheel without a network
+            "wheel",
         ],
     },
 )

@@ -1,14 +1,22 @@
 """Momentum Contrast (MoCo) in JAX/Flax.
 
-encoder = moco_jax.load("runs/cifar10")
+config = moco_jax.configs.digits.get_config()
+encoder = moco_jax.pretrain(config, "runs/digits")    # or moco_jax.load("runs/digits")
 features = encoder(["a.jpg", "b.jpg"])
+
+`python -m moco_jax` lists the commands.
 """
 
+import importlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moco_jax import configs as configs
+    from moco_jax.api import embed as embed
+    from moco_jax.api import evaluate as evaluate
+    from moco_jax.api import pretrain as pretrain
     from moco_jax.encoders.image_encoder import load as load
 
 __version__ = "0.2.0"
@@ -19,15 +27,24 @@ if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "moco-jax"):
 
     end_while_importing()
 
+# Importing JAX takes a second, and its first use takes the devices: only these functions need it.
+# `moco_jax.embed` is a function. The module of the command has the same name, and nothing but
+# `python -m moco_jax.embed` loads it.
+_FUNCTIONS = {
+    "load": "moco_jax.encoders.image_encoder",
+    "pretrain": "moco_jax.api",
+    "evaluate": "moco_jax.api",
+    "embed": "moco_jax.api",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # Importing JAX takes a second, and its first use takes the devices: only `load` needs it.
-    if name == "load":
-        from moco_jax.encoders.image_encoder import load
-
-        return load
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name == "configs":
+        return importlib.import_module("moco_jax.configs")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), "load"]
+    return [*globals(), *_FUNCTIONS, "configs"]

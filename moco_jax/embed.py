@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import BadImage, decoding_of
-from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.encoders.embedding import duplicates, embed, neighbours
 from moco_jax.encoders.feature_file import FeatureRows, Features
 from moco_jax.encoders.image_encoder import ImageEncoder
+from moco_jax.encoders.images import open_split
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
@@ -138,25 +138,11 @@ def _check_queries(queries: Sequence[bytes], config: ConfigDict) -> None:
 
 def _open(config: ConfigDict, changes: dict[str, str]) -> Source:
     """Returns the images of the flags --images, as `changes` of the config, and --split."""
-    split, whole = _SPLIT.value, {"held_out": 0.0, "test_split": ""}  # all images of the split
-    where = {"source": config.data.source, "path": config.data.path} | changes
-    if where["path"].lower().endswith(".npz") or where == {"source": "digits", "path": ""}:
-        # These have two splits of fixed names.
-        sources = open_named(config, **whole, **changes)
-        splits = {"train": sources.train, "test": sources.test}
-        if splits.get(split) is None:
-            known = ", ".join(name for name, source in splits.items() if source)
-            raise ValueError(f"--split={split}: there is no such split; allowed: {known}")
-        source = splits[split]
-    else:
-        if not changes:
-            command_line.check_recorded_images(config.data.path)
-        if changes or flags.FLAGS["split"].present:
-            whole["train_split"] = split
-        sources = open_named(config, **whole, **changes)
-        source = sources.train
-    command_line.tell(sources.notes)
-    assert source is not None
+    if not changes:
+        command_line.check_recorded_images(config.data.path)
+    given = flags.FLAGS["split"].present
+    source, notes = open_split(config, changes, _SPLIT.value if given else None)
+    command_line.tell(notes)
     return source
 
 

@@ -58,6 +58,7 @@ class ImageEncoder:
       output: 'backbone' or 'head'.
       dim: F, length of a feature.
       source: where the encoder was read from.
+      pretrained: the encoder itself, in host memory.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class ImageEncoder:
             raise ValueError(f"batch_size={batch_size} must be at least 1")
         # Only this process's devices: each process may encode its own images.
         self._layout = make_layout(jax.local_devices())
-        self.config, self.output, self.source = pretrained.config, output, pretrained.source
+        self.pretrained, self.output = pretrained, output
+        self.config, self.source = pretrained.config, pretrained.source
         how = decoding_of(self.config.data)
         self._how = dataclasses.replace(how, exif_orientation=exif_orientation)
         self._batch_size = batch_size

@@ -21,7 +21,7 @@ def base() -> ConfigDict:
     c.classes = 21  # C, with the background
     c.head = ConfigDict()  # two 3x3 convolutions
     c.head.width = 256  # channels
-    c.head.dilation = 6
+    c.head.dilation = 6  # pixels of the feature map between the taps of a convolution
 
     c.lr = 0.003  # for a batch of lr_batch crops, in proportion to batch_size
     c.lr_batch = 16
@@ -40,7 +40,7 @@ def base() -> ConfigDict:
     c.data.threads = 0  # threads that decode; 0: one per core, at most 64
     c.data.max_megapixels = 89.5  # images with more pixels are unreadable
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
-    c.data.std = ()
+    c.data.std = ()  # of pixels in 0..1; (): the encoder's
     return c.lock()
 
 

@@ -1,0 +1,93 @@
+"""Width, colour and wrapped lines."""
+
+import io
+import logging
+
+import pytest
+
+from moco_jax.terminal import style
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool):
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+@pytest.mark.parametrize(
+    ("terminal", "environment", "expected"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"CLICOLOR_FORCE": "1"}, True),
+        (False, {"FORCE_COLOR": "0"}, False),
+        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_colour_needs_a_terminal_or_a_request(monkeypatch, terminal, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = Stream(terminal)
+    assert style.has_colour(stream) is expected
+    assert style.warn("careful", stream) == ("\x1b[33mcareful\x1b[0m" if expected else "careful")
+
+
+def test_a_closed_stream_is_no_terminal():
+    stream = Stream(True)
+    stream.close()
+    assert not style.is_terminal(io.StringIO()) and not style.is_terminal(None)
+    assert style.width(stream) == 80
+
+
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_lines_are_wrapped_between_words(columns):
+    text = "step 60: " + "kNN top-1 27.25% on 1200 held-out images; " * 6
+    lines = style.wrapped(text.strip(), columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert " ".join(line.strip() for line in lines).split() == text.split()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  python -m moco_jax.main --config=configs/digits_linear.py --config.steps=200",
+        "| name                 | shape                     |                    size |",
+        "head 1     80.00    90.00    95.00    100.00    80.00    90.00    95.00    100.00    1.00",
+        "/a/path/without/spaces/that/is/much/longer/than/the/terminal/is/wide/and/stays/whole/a.jpg",
+    ],
+)
+def test_commands_tables_and_paths_stay_whole(line):
+    assert style.wrapped(line, 60) == line
+
+
+def test_what_is_piped_is_not_wrapped():
+    stream = Stream(False)
+    style.print_line("word " * 100, stream)
+    assert stream.getvalue() == "word " * 100 + "\n"
+
+
+def test_warnings_have_no_prefix(capsys):
+    root = logging.root
+    before = root.handlers[:]
+    try:
+        style.print_warnings(lambda record: record.name != "other")
+        logging.getLogger("absl").warning("skipped %s", "a\x1b.jpg")
+        logging.getLogger("absl").error("lost")
+        logging.getLogger("other").warning("of a library")
+    finally:
+        root.handlers[:] = before
+    assert capsys.readouterr().err == "warning: skipped a\\x1b.jpg\nerror: lost\n"

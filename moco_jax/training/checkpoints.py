@@ -32,6 +32,7 @@ from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.task import Content
 
 _RETRIES = (1, 4, 10, 20, 25)  # seconds to wait before the last state is saved again
+_REMOVALS = 20  # tries to remove an unfinished checkpoint
 
 
 class NotSaved(OSError):
@@ -90,12 +91,17 @@ class Checkpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _remove_unfinished(self) -> None:
-        """Removes what a killed save left behind.
+        """Removes what a killed or failed save left behind.
 
         Orbax would remove it in a thread that outlives a start that fails.
         """
-        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
+        for _ in range(_REMOVALS):
+            left = list(self.folder.glob("*.orbax-checkpoint-tmp*"))
+            if not left:
+                return
+            for unfinished in left:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            time.sleep(0.1)  # threads of a failed save may still write
 
     def path(self, step: int) -> pathlib.Path:
         """Returns the folder of the checkpoint of this step."""

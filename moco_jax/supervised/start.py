@@ -53,7 +53,7 @@ def begin(
         where the config leaves it to the encoder. Default `prepare_squares`.
 
     Raises:
-      FileNotFoundError: if `config.pretrained` does not exist.
+      OSError: if `config.pretrained` does not exist.
       ValueError: if it is not an encoder, or does not fit the config's images.
     """
     with command_line.naming(f"--config.pretrained={config.pretrained}"):

@@ -252,7 +252,7 @@ def test_errors_of_the_data_and_the_encoder(encoder, tmp_path):
         run(config, tmp_path / "b", sources=labelled)
     with pytest.raises(ValueError, match="has 20 labelled images for training, fewer than batch_"):
         run(config, tmp_path / "c", sources=tiny_sources(20))
-    with pytest.raises(FileNotFoundError, match="there is no encoder at"):
+    with pytest.raises(OSError, match="config.pretrained=.*there is no encoder at"):
         run(task_config("linear", tmp_path / "none"), tmp_path / "d")
 
 

@@ -9,12 +9,14 @@ without pooling, and the stride of a bottleneck as torchvision's, in the 3x3 con
 """
 
 import pathlib
+import shlex
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from moco_jax.convert import network, sources, targets
-from moco_jax.terminal import command_line
+from moco_jax.terminal import arguments, command_line
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "Weights to read: a file, a workdir or a Hugging Face folder."
@@ -48,6 +50,9 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     left_out = targets.left_out(source, to)
     if left_out:
         print(f"  left out: {', '.join(left_out)}")
+    if config is not None:
+        given = shlex.join(arguments.of_config(sys.argv))
+        lines = [line.replace("--config=...", given) for line in lines]
     print(f"wrote {out} ({to})", *lines, sep="\n")
 
 

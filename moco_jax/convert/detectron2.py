@@ -9,31 +9,38 @@ from moco_jax.models.resnet import BasicBlock, resnet
 _DEPTHS = (18, 34, 50, 101, 152)
 
 
+def problem(config: ConfigDict) -> str:
+    """Returns what Detectron2's ResNet can't express of a network, "" if it can."""
+    model = config.model
+    if _depth(config) not in _DEPTHS or model.stem != "imagenet":
+        depths = ", ".join(map(str, _DEPTHS))
+        return (
+            f"Detectron2's ResNet can't express {model.name} with stem {model.stem!r} (it has "
+            f"depths {depths} with stem 'imagenet')"
+        )
+    if resnet(model.name, width=model.width).block is BasicBlock and model.width != 1:
+        return (
+            f"Detectron2's ResNet of depth {_depth(config)} must have model.width=1, got "
+            f"{model.width}"
+        )
+    return ""
+
+
+def _depth(config: ConfigDict) -> int:
+    return int(re.findall(r"\d+", config.model.name)[0])
+
+
 def settings(config: ConfigDict) -> list[str]:
     """Returns the lines of Detectron2's config that differ from its defaults.
 
     Detectron2's default backbones are Caffe's: BGR, unscaled pixels, the stride in the first 1x1
     convolution. Our backbones are torchvision's: RGB, the stride in the 3x3 convolution. Our mean
     and std are for pixels in 0..1, so they are multiplied by 255.
-
-    Raises:
-      ValueError: if Detectron2's ResNet can't express the network.
     """
-    model = config.model
-    network = resnet(model.name, width=model.width)
-    depth = int(re.findall(r"\d+", model.name)[0])
-    if depth not in _DEPTHS or model.stem != "imagenet":
-        raise ValueError(
-            f"Detectron2's ResNet can't express {model.name} with stem {model.stem!r}; allowed: "
-            f"depths {', '.join(map(str, _DEPTHS))} with stem 'imagenet'"
-        )
-    if network.block is BasicBlock and model.width != 1:
-        raise ValueError(
-            f"Detectron2's ResNet of depth {depth} must have model.width=1, got {model.width}"
-        )
+    network = resnet(config.model.name, width=config.model.width)
     stem = network.features // 8 // network.block.expansion
     lines = {
-        "MODEL.RESNETS.DEPTH": depth,
+        "MODEL.RESNETS.DEPTH": _depth(config),
         "MODEL.RESNETS.STRIDE_IN_1X1": False,
         "MODEL.RESNETS.NUM_GROUPS": network.groups,
         "MODEL.RESNETS.WIDTH_PER_GROUP": stem * network.base_width // 64,

@@ -37,12 +37,8 @@ def check_config(file: pathlib.Path) -> None:
         raise ValueError(f"{file} describes an unsupported network: {', '.join(wrong)}")
 
 
-def make_config(config: ConfigDict) -> dict[str, Any]:
-    """Returns the content of config.json for `AutoModel.from_pretrained`.
-
-    Raises:
-      ValueError: if Hugging Face's ResNet can't express the network.
-    """
+def problem(config: ConfigDict) -> str:
+    """Returns what Hugging Face's ResNet can't express of a network, "" if it can."""
     model = config.model
     network = resnet(model.name, width=model.width)
     problems = []
@@ -50,11 +46,12 @@ def make_config(config: ConfigDict) -> dict[str, Any]:
         problems.append(f"stem {model.stem!r} (it has 7x7/2 and max-pooling only)")
     if (network.groups, network.base_width) != (1, 64):
         problems.append(f"{model.name} (it has no groups and no wider 3x3 convolutions)")
-    if problems:
-        raise ValueError(
-            f"Hugging Face's ResNet can't express {' and '.join(problems)}; use --to=moco_jax, or "
-            "--to=timm for width 1"
-        )
+    return f"Hugging Face's ResNet can't express {' and '.join(problems)}" if problems else ""
+
+
+def make_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the content of config.json for `AutoModel.from_pretrained`."""
+    network = resnet(config.model.name, width=config.model.width)
     sizes = [network.features // 2**stage for stage in (3, 2, 1, 0)]
     return _FIXED | {
         "architectures": ["ResNetModel"],

@@ -58,16 +58,19 @@ class Naming(NamedTuple):
         return self.block.format(stage, int(block[2]) - 1) + layer
 
 
+def head_problem(head: str) -> str:
+    """Returns that the reference has no such head, "" if it has."""
+    return "" if head in _HEADS else f"MoCo v1 and v2 have no head like model.head={head!r}"
+
+
 def head_module(head: str, layer: str) -> str:
     """Returns the reference's name of a layer in the head of this `model.head`.
 
     Raises:
       ValueError: if the reference has no such head.
     """
-    if head not in _HEADS:
-        raise ValueError(
-            f"MoCo v1 and v2 have no head like model.head={head!r}; allowed: {', '.join(_HEADS)}"
-        )
+    if problem := head_problem(head):
+        raise ValueError(f"{problem}; allowed: {', '.join(_HEADS)}")
     return _HEADS[head][layer]
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import pickle
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import flax.traverse_util
 from ml_collections import ConfigDict
 
 from moco_jax.convert import detectron2, files, huggingface, moco, reference, torch_files, variables
-from moco_jax.convert.names import NAMINGS
+from moco_jax.convert.names import NAMINGS, head_problem
 from moco_jax.convert.sources import Source
 from moco_jax.encoders import pretrained
 
@@ -23,6 +24,8 @@ class Target(NamedTuple):
     write: Callable[[Source, pathlib.Path, pathlib.Path, int | None], list[str]]
     suffixes: tuple[str, ...] = ()  # allowed endings of the file's name; () for a folder
     keeps_head: bool = False  # whether the format contains the head
+    # (config, whether there is a head) -> what the format can't express, "" if it can
+    problem: Callable[[ConfigDict, bool], str] = lambda config, head: ""
 
 
 def write(source: Source, to: str, out: pathlib.Path, images: int | None = None) -> list[str]:
@@ -38,6 +41,7 @@ def write(source: Source, to: str, out: pathlib.Path, images: int | None = None)
       ModuleNotFoundError: if the format needs torch and torch is not installed.
     """
     check(to, out)
+    check_network(to, source)
     flat = flax.traverse_util.flatten_dict(source.pretrained.variables, sep="/")
     variables.check_values(flat, source.pretrained.source)
     with files.atomic_output(out) as temporary:
@@ -54,6 +58,22 @@ def check(to: str, out: pathlib.Path) -> None:
     files.check_fresh(out)
 
 
+def check_network(to: str, source: Source) -> None:
+    """Raises a ValueError if a target can't express the network; it names those that can."""
+    config, head = source.pretrained.config, source.pretrained.has_head
+    problem = TARGETS[to].problem(config, head)
+    if problem:
+        able = expressible(config, head)
+        if source.checkpoint is None:
+            able.remove("workdir")
+        raise ValueError(f"--to={to}: {problem}; allowed for this network: {', '.join(able)}")
+
+
+def expressible(config: ConfigDict, head: bool) -> list[str]:
+    """Returns the targets that can express the network of a config."""
+    return [name for name, target in TARGETS.items() if not target.problem(config, head)]
+
+
 def left_out(source: Source, to: str) -> list[str]:
     """Returns the parts of a source that a target does not contain."""
     if to == "workdir":
@@ -64,7 +84,11 @@ def left_out(source: Source, to: str) -> list[str]:
 
 def _moco_jax(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     pretrained.write(file, source.pretrained)
-    return []
+    return [
+        "load it with",
+        "  import moco_jax",
+        f"  encoder = moco_jax.load({_text(out)})",
+    ]
 
 
 def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
@@ -76,13 +100,12 @@ def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: in
     return [
         *moco.write_workdir(source.checkpoint, source.pretrained.config, folder, images),
         "resume pretraining with",
-        f"  python -m moco_jax.main --config=... --workdir={out}",
+        f"  python -m moco_jax.main --config=... {shlex.quote(f'--workdir={out}')}",
     ]
 
 
 def _torchvision(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
-    _check_width(config, "torchvision")
     torch_files.write(file, _arrays(source, "torchvision"))
     built = f"torchvision.models.{config.model.name}()"
     if config.model.name == "resnet10":
@@ -93,13 +116,12 @@ def _torchvision(source: Source, file: pathlib.Path, out: pathlib.Path, images: 
         f"  model = {built}",
         "  model.fc = torch.nn.Identity()  # replaces the classifier",
         *_small_stem(config),
-        f'  model.load_state_dict(torch.load("{out}", weights_only=True))',
+        f"  model.load_state_dict(torch.load({_text(out)}, weights_only=True))",
     ]
 
 
 def _timm(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
-    _check_width(config, "timm")
     files.write_safetensors(file, _arrays(source, "torchvision"))
     built = f'timm.create_model("{config.model.name}", num_classes=0)'
     if config.model.name == "resnet10":
@@ -109,7 +131,7 @@ def _timm(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
         "  import timm, torch, safetensors.torch",
         f"  model = {built}",
         *_small_stem(config),
-        f'  model.load_state_dict(safetensors.torch.load_file("{out}"))',
+        f"  model.load_state_dict(safetensors.torch.load_file({_text(out)}))",
     ]
 
 
@@ -121,7 +143,7 @@ def _huggingface(source: Source, folder: pathlib.Path, out: pathlib.Path, images
     return [
         "load it with",
         "  import transformers",
-        f'  model = transformers.AutoModel.from_pretrained("{out}")',
+        f"  model = transformers.AutoModel.from_pretrained({_text(out)})",
     ]
 
 
@@ -148,36 +170,55 @@ def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
     elif problem := reference.problem(config):
         reason = f"the reference can't continue a run with {problem}"
     else:
-        _check_width(config, "the reference")
         about, state = reference.read_state(folder)
         images = images or about.get("images")
         content, lines = reference.checkpoint(state, config, images, source.pretrained.source)
         torch_files.write(file, content)
-        return [line.replace("OUT", str(out)) for line in lines]
+        return [line.replace("OUT", shlex.quote(str(out))) for line in lines]
     return [f"only the encoder is written: {reason}", *_moco_encoder(source, file, out, images)]
 
 
 def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
-    _check_width(config, "the reference")
     arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
     state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
     torch_files.write(file, {"arch": config.model.name, "state_dict": state})
     return [
         "it contains the query encoder only; run the reference's linear classification with",
-        f"  python main_lincls.py -a {config.model.name} --pretrained {out} ...",
+        f"  python main_lincls.py -a {config.model.name} --pretrained {shlex.quote(str(out))} ...",
     ]
+
+
+def _width(project: str) -> Callable[[ConfigDict, bool], str]:
+    """Returns the problem of a project whose ResNets have one width."""
+
+    def problem(config: ConfigDict, head: bool) -> str:
+        width = config.model.width
+        return "" if width == 1 else f"a ResNet of {project} must have model.width=1, got {width:g}"
+
+    return problem
+
+
+def _reference_problem(config: ConfigDict, head: bool) -> str:
+    problem = _width("the reference")(config, head)
+    if problem or not head:
+        return problem
+    return head_problem(config.model.head)
 
 
 TARGETS = {
     "moco_jax": Target(_moco_jax, (".safetensors",), keeps_head=True),
     "workdir": Target(_workdir, keeps_head=True),
-    "torchvision": Target(_torchvision, (".pth", ".pt")),
-    "timm": Target(_timm, (".safetensors",)),
-    "huggingface": Target(_huggingface),
-    "detectron2": Target(_detectron2, (".pkl",)),
-    "moco": Target(_moco, (".pth.tar", ".pth"), keeps_head=True),
-    "moco_encoder": Target(_moco_encoder, (".pth.tar", ".pth"), keeps_head=True),
+    "torchvision": Target(_torchvision, (".pth", ".pt"), problem=_width("torchvision")),
+    "timm": Target(_timm, (".safetensors",), problem=_width("timm")),
+    "huggingface": Target(_huggingface, problem=lambda config, _: huggingface.problem(config)),
+    "detectron2": Target(
+        _detectron2, (".pkl",), problem=lambda config, _: detectron2.problem(config)
+    ),
+    "moco": Target(_moco, (".pth.tar", ".pth"), keeps_head=True, problem=_reference_problem),
+    "moco_encoder": Target(
+        _moco_encoder, (".pth.tar", ".pth"), keeps_head=True, problem=_reference_problem
+    ),
 }
 
 
@@ -188,12 +229,9 @@ def _arrays(source: Source, naming: str):
     return variables.to_torch(backbone, NAMINGS[naming], found.config)
 
 
-def _check_width(config: ConfigDict, project: str) -> None:
-    if config.model.width != 1:
-        raise ValueError(
-            f"a ResNet of {project} must have model.width=1, got {config.model.width:g}; use "
-            "--to=huggingface or --to=moco_jax"
-        )
+def _text(path: pathlib.Path) -> str:
+    """Returns a path as Python's source."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _small_stem(config: ConfigDict) -> list[str]:

@@ -1,8 +1,10 @@
 """Writes and rereads weights without torch, bit for bit; errors name what is not possible."""
 
+import ast
 import json
 import pathlib
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -42,7 +44,9 @@ def test_round_trips_are_exact(without_torch, tmp_path, to, out, model):
 
 def test_moco_jax_files_keep_the_head_and_the_config(tmp_path):
     given = source()
-    assert targets.write(given, "moco_jax", tmp_path / "a.safetensors") == []
+    file = tmp_path / "a.safetensors"
+    lines = targets.write(given, "moco_jax", file)
+    assert lines[1:] == ["  import moco_jax", f'  encoder = moco_jax.load("{file}")']
     for found in (
         pretrained.read(tmp_path / "a.safetensors"),
         sources.read(tmp_path / "a.safetensors").pretrained,
@@ -97,7 +101,7 @@ def test_detectron2_settings_of_wide_and_grouped_blocks(tmp_path):
         ("timm", "a.safetensors", {}, "timm must have model.width=1, got 0.125"),
         ("torchvision", "a.pth", {}, "torchvision must have model.width=1, got 0.125"),
         ("moco", "a.pth.tar", {}, "reference must have model.width=1, got 0.125"),
-        ("detectron2", "a.pkl", {}, "can't express resnet10 with stem 'small'; allowed: depths 18"),
+        ("detectron2", "a.pkl", {}, "can't express resnet10 with stem 'small' .it has depths 18"),
         (
             "detectron2",
             "a.pkl",
@@ -114,6 +118,38 @@ def test_error_says_what_a_target_can_not_express(tmp_path, to, out, model, mess
     with pytest.raises(ValueError, match=message):
         targets.write(source(**model), to, tmp_path / out)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("model", "able"),
+    [
+        (dict(width=0.125), "moco_jax"),  # the small stem: neither timm nor Hugging Face
+        (dict(name="resnet50", width=0.5, stem="imagenet"), "moco_jax, huggingface, detectron2"),
+        (dict(name="resnet18", width=1.0), "moco_jax, torchvision, timm, moco, moco_encoder"),
+        (
+            dict(name="wide_resnet50_2", width=1.0, stem="imagenet"),
+            "moco_jax, torchvision, timm, detectron2, moco, moco_encoder",
+        ),
+    ],
+)
+def test_errors_name_the_targets_that_can_express_the_network(tmp_path, model, able):
+    given = source(**model)
+    for to, target in targets.TARGETS.items():
+        out = tmp_path / f"{to}{(target.suffixes or ('',))[0]}"
+        if to in able.split(", "):
+            targets.check_network(to, given)
+        elif to != "workdir":
+            with pytest.raises(ValueError) as error:
+                targets.write(given, to, out)
+            assert str(error.value).startswith(f"--to={to}: ")
+            assert str(error.value).endswith(f"; allowed for this network: {able}")
+
+
+def test_lines_to_paste_are_quoted(tmp_path):
+    out = tmp_path / 'my "best" one.safetensors'
+    lines = targets.write(source(), "moco_jax", out)
+    [path] = re.findall(r"moco_jax.load\((.*)\)", "\n".join(lines))
+    assert ast.literal_eval(path) == str(out)
 
 
 def test_nothing_is_overwritten(tmp_path):

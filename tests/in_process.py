@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import os
 import pathlib
 import runpy
@@ -31,6 +32,7 @@ def exit_code(command: Callable[[], object], *arguments: str) -> int:
         stack.enter_context(warnings.catch_warnings())
         for number, handler in handlers.items():
             stack.callback(signal.signal, number, handler)
+        stack.callback(setattr, logging.root, "handlers", list(logging.root.handlers))
         warnings.filterwarnings("ignore", "the load_module")  # ml_collections calls it
         # ml_collections executes every config file in this module; names of an earlier file stay.
         sys.modules.pop("config_config", None)

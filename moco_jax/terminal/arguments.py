@@ -2,20 +2,23 @@
 
 import ast
 import difflib
+import functools
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from moco_jax.terminal import renamed
+from moco_jax.terminal import help, keys, renamed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as configs/digits.py.")
 
 _LONGEST = 100  # characters of an argument in a message
+_LONGEST_ERROR = 300  # characters of the message of a library
 _HELP = ("-h", "-help", "-?", "--help", "--helpshort", "--helpfull", "--helpxml")
 _BASES = {  # where the keys of a task are listed
     "linear": "moco_jax/supervised/config.py",
@@ -47,6 +50,7 @@ def parse(argv: list[str], config: str) -> list[str]:
     """
     if asked := set(_HELP) & set(argv):
         _help(argv, asked.pop())
+    argv = help.with_installed_config(argv)
     if config == "none" and any(re.match("--?config(=|$)", argument) for argument in argv):
         given = next(argument for argument in argv if re.match("--?config(=|$)", argument))
         raise BadArguments(f"{given}: this command takes no config")
@@ -70,10 +74,18 @@ def filename() -> str:
     return config_flags.get_config_filename(flags.FLAGS["config"])
 
 
+def of_config(argv: list[str]) -> list[str]:
+    """Returns --config and the changes of its keys, as arguments of another command."""
+    return [f"--config={filename()}", *(f"--config.{key}={x}" for _, key, x in _overrides(argv))]
+
+
 def _help(argv: list[str], asked: str) -> None:
-    """Prints the flags of the command, or of all modules with --helpfull; ends the process."""
+    """Prints the help of the command, or the flags of all modules; ends the process."""
+    if asked in _HELP[:5]:
+        print(help.command(argv[0], sys.modules["__main__"].__doc__ or ""), flush=True)
+        sys.exit(0)
     try:
-        flags.FLAGS([argv[0], "--helpshort" if asked in _HELP[:5] else asked])
+        flags.FLAGS([argv[0], asked])
     except SystemExit:  # absl's code is 1
         sys.stdout.flush()
         sys.exit(0)
@@ -101,7 +113,7 @@ def _explained(error: Exception, argv: list[str]) -> str:
         return "--config must be given before its keys, such as --config=configs/digits.py"
     if isinstance(error, flags.Error):
         return re.sub(r"^flag --([^=]+)=", r"--\1=", str(error))
-    return f"{type(error).__name__} in {' '.join(argv[1:])}: {error}"
+    return f"the arguments can't be used: {_one_line(error)}"
 
 
 def _value(flag: str, argv: list[str]) -> str | None:
@@ -156,10 +168,29 @@ def _config_problem(error: BaseException, file: str, argument: str | None) -> st
         return f"{file} needs a variant: --config={file}:VARIANT"
     if isinstance(error, ValueError):
         return text
-    if isinstance(error, AttributeError | KeyError):
-        # ml_collections lists every field of the config between the key and its suggestion.
-        text = re.sub(r"(?s)Other fields present:.*?(?=Did you mean|$)", "", text).strip()
-    return f"{type(error).__name__}: {text}"
+    if isinstance(error, AttributeError | KeyError) and (wrong := _wrong_key(error, text)):
+        return wrong
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _wrong_key(error: BaseException, text: str) -> str:
+    """Returns that a config file uses a key that its config does not have, "" for other errors."""
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    named = re.search(r"""["'](\w+)\\?["']""", text) or re.fullmatch(r"(\w+)", text)
+    group = frames[-1].get("self") if frames else None
+    if not named or not isinstance(group, ConfigDict):
+        return ""
+    # The first is the whole config; the error comes from it or one of its groups.
+    whole = next(x for frame in frames for x in frame.values() if isinstance(x, ConfigDict))
+    values = ((name, functools.reduce(getattr, name.split("."), whole)) for name in keys.of(whole))
+    key = next((f"{name}.{named[1]}" for name, value in values if value is group), named[1])
+    return f"there is no config key {key!r}{_hint(whole, key)}"
+
+
+def _one_line(error: BaseException) -> str:
+    """Returns the message of an error on one line, cut to a length that a terminal shows."""
+    lines = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split())
+    return lines if len(lines) <= _LONGEST_ERROR else f"{lines[:_LONGEST_ERROR]}..."
 
 
 def _overrides(argv: list[str]) -> Iterator[tuple[str, str, str]]:
@@ -205,21 +236,7 @@ def _hint(config: ConfigDict, key: str) -> str:
     """Returns which key may be meant, or where the keys are listed."""
     if key in renamed.KEYS:
         return f"; it is now {renamed.KEYS[key]!r}"
-    known = _keys(config)
-    names = {full.rpartition(".")[2]: full for full in known}
-    if near := difflib.get_close_matches(key, known, n=1):
-        return f"; did you mean {near[0]!r}?"
-    if near := difflib.get_close_matches(key.rpartition(".")[2], names, n=1, cutoff=0.75):
-        return f"; did you mean {names[near[0]]!r}?"
+    if near := keys.nearest(key, keys.of(config)):
+        return f"; did you mean {near!r}?"
     listed = _BASES.get(config.get("task"), "moco_jax/config.py")
     return f"; {listed} lists all keys"
-
-
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """Returns the keys of a config, those of its groups with dots."""
-    keys = []
-    for key, value in config.items():
-        keys.append(prefix + key)
-        if isinstance(value, ConfigDict):
-            keys += _keys(value, f"{prefix}{key}.")
-    return keys

@@ -4,8 +4,10 @@ import contextlib
 import csv
 import itertools
 import json
+import logging as standard_logging
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NoReturn
@@ -15,10 +17,11 @@ from ml_collections import ConfigDict, config_flags
 
 from moco_jax import text
 from moco_jax.parallel import cluster, roll_call
-from moco_jax.terminal import arguments, signals, style
+from moco_jax.terminal import arguments, help, signals, style
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
+_PACKAGE = str(pathlib.Path(text.__file__).parent)
 _PIPE_CLOSED = 141  # the exit code of other tools after SIGPIPE
 
 
@@ -50,7 +53,8 @@ def run_main(
     def main(_) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
-        style.print_warnings()
+        if not logging.level_debug():
+            style.print_warnings(_concerns_user)
         code = 0
         try:
             with join():
@@ -69,7 +73,7 @@ def run_main(
     logging.get_absl_handler().addFilter(_escape_record)
     try:
         with signals.ending(interrupted, waits=saves):
-            _describe(work, config)
+            help.describe(work, config != "none")
             app.run(main, flags_parser=lambda argv: _parse(argv, config))
     except (KeyboardInterrupt, signals.Terminated) as stop:
         os._exit(_stopped(stop, interrupted))
@@ -125,13 +129,11 @@ def _escape_record(record: Any) -> bool:
     return True
 
 
-def _describe(work: Callable, config: str) -> None:
-    """Makes --help list the flags of the command, whatever script started it."""
-    own, main = flags.FLAGS.flags_by_module_dict().get(work.__module__, []), sys.argv[0]
-    for flag in [*own, *([] if config == "none" else [flags.FLAGS["config"]])]:
-        flags.FLAGS.register_key_flag_for_module(main, flag)
-    if own and work.__module__ in sys.modules:
-        sys.modules["__main__"].__doc__ = sys.modules[work.__module__].__doc__
+def _concerns_user(record: standard_logging.LogRecord) -> bool:
+    """Returns whether a log record is no library's warning, which concerns the library's code."""
+    ours = record.pathname.startswith(_PACKAGE) or "-packages" not in record.pathname
+    shown = record.levelno >= standard_logging.ERROR or flags.FLAGS["verbosity"].present
+    return bool(ours or shown)
 
 
 def config(task: str = "") -> ConfigDict:

@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
 from absl import logging
@@ -178,10 +179,12 @@ class _Warnings(standard_logging.Handler):
         print_line(f"{colour(f'{name}:', sys.stderr)} {message}", sys.stderr)
 
 
-def print_warnings() -> None:
-    """Prints log records without time, thread and file, which absl's handler prints."""
+def print_warnings(wanted: Callable[[standard_logging.LogRecord], bool]) -> None:
+    """Prints the wanted log records without time, thread and file, which absl's handler prints."""
     root = standard_logging.root
     for handler in list(root.handlers):
         if isinstance(handler, (logging.ABSLHandler, _Warnings)):
             root.removeHandler(handler)
-    root.addHandler(_Warnings())
+    handler = _Warnings()
+    handler.addFilter(wanted)
+    root.addHandler(handler)

@@ -4,6 +4,7 @@ import contextlib
 import functools
 
 import pytest
+from absl import logging
 
 from moco_jax.parallel import cluster, roll_call
 from moco_jax.terminal import command_line
@@ -102,6 +103,70 @@ def test_length_on_the_command_line_replaces_that_of_the_file(run, config_flag):
         assert run(work, config_flag, *arguments) == (0, "")
     assert run(work, config_flag, "--config.steps=5", "--config.epochs=7") == (0, "")
     assert lengths == [(3, 0), (None, 5), (7, None), (7, 5)]
+
+
+NESTED = """
+from ml_collections import ConfigDict
+
+def get_config(case):
+    c = ConfigDict({"lr": 0.1, "data": {"image_size": 8}, "knn": {"k": 3}}).lock()
+    if case == "whole":
+        c.image_size = 3
+    elif case == "group":
+        c.data.imagesize = 3
+    elif case == "update":
+        c.knn.update({"image_size": 3})
+    elif case == "read":
+        print(c.dat.image_size)
+    elif case == "type":
+        c.lr = "a\\nb"
+    return {}[case]
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("whole", "there is no config key 'image_size'; did you mean 'data.image_size'?"),
+        ("group", "there is no config key 'data.imagesize'; did you mean 'data.image_size'?"),
+        ("update", "there is no config key 'knn.image_size'; did you mean 'data.image_size'?"),
+        ("read", "there is no config key 'dat'; did you mean 'data'?"),
+        ("other", "KeyError: other"),
+    ],
+)
+def test_a_wrong_key_in_a_config_file_is_one_line(run, tmp_path, case, message):
+    (tmp_path / "mine.py").write_text(NESTED)
+    flag = f"--config={tmp_path}/mine.py:{case}"
+    assert run(lambda: None, flag) == (2, f"error: {flag}: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "key", ["image_size", "data.imagesize", "knn.image_size", "dat.image_size"]
+)
+def test_a_wrong_key_on_the_command_line_is_one_line(run, tmp_path, key):
+    (tmp_path / "mine.py").write_text(NESTED.replace("{}[case]", "c"))
+    code, printed = run(lambda: None, f"--config={tmp_path}/mine.py:x", f"--config.{key}=3")
+    wrong = f"--config.{key}=3: there is no config key {key!r}"
+    assert (code, printed) == (2, f"error: {wrong}; did you mean 'data.image_size'?\n")
+
+
+@pytest.mark.parametrize("case", ["type"])
+def test_errors_of_config_files_have_no_line_breaks(run, tmp_path, case):
+    (tmp_path / "mine.py").write_text(NESTED)
+    code, printed = run(lambda: None, f"--config={tmp_path}/mine.py:{case}")
+    assert code == 2 and printed.count("\n") == 1 and "\\n" not in printed
+
+
+def test_warnings_have_no_prefix_and_are_not_those_of_libraries(run):
+    def work():
+        logging.warning("skipped fish/broken.jpg (no known image format)")
+        library = logging.get_absl_logger()
+        for level, text in ((30, "a library's warning"), (40, "a library's error")):
+            record = library.makeRecord("absl", level, "/x/site-packages/y.py", 1, text, (), None)
+            library.handle(record)
+
+    warned = "warning: skipped fish/broken.jpg (no known image format)\n"
+    assert run(work, config="none") == (0, f"{warned}error: a library's error\n")
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, ModuleNotFoundError, KeyError])

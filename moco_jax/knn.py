@@ -1,4 +1,7 @@
-"""kNN accuracy of an encoder: `python -m moco_jax.knn --encoder=runs/cifar10 --k=10,20,200`.
+"""Measures the kNN accuracy of an encoder.
+
+    python -m moco_jax.knn --encoder=runs/cifar10
+    python -m moco_jax.knn --encoder=runs/cifar10 --images=FOLDER --k=10,20,200
 
 It searches as the monitor of pretraining does, but over all images of train and test, with several
 numbers of neighbours and temperatures. It trains nothing and draws nothing at random.

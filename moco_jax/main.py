@@ -1,4 +1,10 @@
-"""Runs an experiment from the command line: `python -m moco_jax.main --config=configs/digits.py`.
+"""Runs an experiment: pretraining, linear protocol, fine-tuning or segmentation.
+
+    python -m moco_jax.main --config=configs/digits.py
+    python -m moco_jax.main --config=configs/folder.py:/path/to/images --workdir=runs/first
+    python -m moco_jax.main --config=configs/digits_linear.py --config.lr=0.1,1,10
+
+The same command continues an interrupted run.
 
 Exit codes:
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from moco_jax import config as config_lib
 from moco_jax.ablate.studies import Variant
 from moco_jax.data.sources.source import Sources
 from moco_jax.pretraining import pretrain, validation
+from moco_jax.terminal import progress
 from moco_jax.training import loop
 from moco_jax.training.checkpoints import differences
 from moco_jax.training.flat_config import flatten
@@ -68,10 +70,15 @@ def run_all(
     check(planned, len(devices))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out={folder} is not a folder; change --out")
-    results = []
+    results, begun, trained = [], time.monotonic(), 0
     for number, (label, config) in enumerate(planned, start=1):
         path = workdir(folder, label, config.seed)
-        print(f"run {number} of {len(planned)}: {label}, seed {config.seed}", flush=True)
+        left = ""
+        if trained:  # finished runs are not repeated and take no time
+            seconds = (time.monotonic() - begun) / trained * (len(planned) - number + 1)
+            left = f"; about {progress.duration(seconds)} left"
+        print(f"run {number} of {len(planned)}: {label}, seed {config.seed}{left}", flush=True)
+        trained += not (path / _RESULT).exists()
         results.append(_run(label, config, path, devices, sources))
     return results
 

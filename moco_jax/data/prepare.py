@@ -1,4 +1,7 @@
-"""Makes a TFDS data set readable by index: `python -m moco_jax.data.prepare --name=imagenet2012`.
+"""Makes a TFDS data set readable by index.
+
+    python -m moco_jax.data.prepare --name=cifar10
+    python -m moco_jax.data.prepare --name=imagenet2012 --data_dir=/data --manual_dir=/downloads
 
 A data set in TFRecords is converted in place, without TensorFlow: array_record shards are added
 beside them, and dataset_info.json lists both formats. TFDS's own convert_format does the same with
@@ -12,7 +15,6 @@ import os
 import pathlib
 import shutil
 import textwrap
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from grain.experimental import TFRecordIterDataset
 
 from moco_jax.data.sources import tfds_source
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, progress
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as cifar10 or voc/2012:5.0.0.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default that of TFDS.")
@@ -31,7 +33,6 @@ _MANUAL_DIR = flags.DEFINE_string(
 
 _FORMAT = "array_record"
 _INCOMPLETE = ".incomplete-"
-_REPORT_SECONDS = 5
 _TF_MODULES = ("tensorflow", "importlib_resources")  # TFDS declares neither as a dependency
 _INSTALL = (
     "TFDS needs TensorFlow to prepare this data set (not to read it); install it with\n"
@@ -139,7 +140,8 @@ def _convert(builder) -> None:
             )
         for stale in folder.glob(f"{_INCOMPLETE}*"):
             stale.unlink()
-    left = [shard for shard in shards if not _is_whole(shard)]
+    checked = progress.items(shards, len(shards), "checking", unit="shards")
+    left = [shard for shard in checked if not _is_whole(shard)]
     missing = [shard.source for shard in left if not shard.source.exists()]
     if missing:
         raise FileNotFoundError(
@@ -147,12 +149,8 @@ def _convert(builder) -> None:
         )
     _check_space(left)
     print(f"converting {len(left)} of {len(shards)} shards in {info.parent}", flush=True)
-    reported = time.monotonic()
-    for done, shard in enumerate(left, start=1):
+    for shard in progress.items(left, len(left), "converting", unit="shards"):
         _write(shard)
-        if done == len(left) or time.monotonic() - reported > _REPORT_SECONDS:
-            reported = time.monotonic()
-            print(f"{done} of {len(left)} shards", flush=True)
     _list_format(info)
 
 

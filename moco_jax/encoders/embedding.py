@@ -44,7 +44,7 @@ def embed(
     config.max_bad_fraction, config.exif_orientation = 1.0, exif_orientation
     data = loader.load(source, config, layout)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
-    stream = make_stream(data, encode, batch_size, layout)
+    stream = make_stream(data, encode, batch_size, layout, f"encoding {source.name}")
     variables, row = layout.put(pretrained.variables, layout.replicated), 0
     for features, readable in stream(variables, np.arange(len(data))):
         indices = data.source_indices[row : row + len(features)]

@@ -16,6 +16,7 @@ from moco_jax.data.loading.order import in_order
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
+from moco_jax.terminal import progress
 
 Encode = Callable[[Any, jax.Array, jax.Array], jax.Array]
 
@@ -58,11 +59,13 @@ def make_encode(config: ConfigDict, encoder: nn.Module, output: str, layout: Lay
     return encode
 
 
-def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
+def make_stream(
+    data: DataSet, encode: Encode, batch_size: int, layout: Layout, text: str = "encoding"
+):
     """Returns a function (variables, indices) -> iterator of `EncodedImages`, one for each batch.
 
     Every process gets all features, in the order of the indices. B is `batch_size`, rounded up to a
-    multiple of the devices.
+    multiple of the devices. `text` is what the progress bar says.
     """
     batch_size = -(-batch_size // layout.devices) * layout.devices
     # Separate from `encode`, so that data sets with the same canvas share one compiled encoder.
@@ -75,17 +78,23 @@ def make_stream(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
             return gather(encode(variables, *fetch(data.arrays, batch))), readable(batch)
 
         left = len(indices)
-        with contextlib.closing(data.batches(in_order(indices, batch_size))) as batches:
+        with (
+            progress.bar(left, text, unit="images", first="compiling") as bar,
+            contextlib.closing(data.batches(in_order(indices, batch_size))) as batches,
+        ):
             for features, marks in map(jax.device_get, pipelined(map(encoded, batches))):
+                bar.update(min(left, batch_size))
                 yield EncodedImages(features[:left], marks[:left])  # the last batch is padded
                 left -= batch_size
 
     return stream
 
 
-def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout):
+def make_extract(
+    data: DataSet, encode: Encode, batch_size: int, layout: Layout, text: str = "encoding"
+):
     """Returns a function (variables, indices) -> `EncodedImages` of all; see `make_stream`."""
-    stream = make_stream(data, encode, batch_size, layout)
+    stream = make_stream(data, encode, batch_size, layout, text)
 
     def extract(variables: Any, indices: np.ndarray) -> EncodedImages:
         features, marks, row = np.empty((0, 0), np.float32), np.empty(len(indices), bool), 0
@@ -100,10 +109,15 @@ def make_extract(data: DataSet, encode: Encode, batch_size: int, layout: Layout)
 
 
 def labelled_features(
-    data: DataSet, encode: Encode, variables: Any, batch_size: int, layout: Layout
+    data: DataSet,
+    encode: Encode,
+    variables: Any,
+    batch_size: int,
+    layout: Layout,
+    text: str = "encoding",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the features f32[N, F] and labels i32[N] of readable images; see `make_stream`."""
-    extract = make_extract(data, encode, batch_size, layout)
+    extract = make_extract(data, encode, batch_size, layout, text)
     features, readable = extract(variables, np.arange(len(data)))
     assert data.labels is not None
     if readable.all():  # the features may be gigabytes: avoid a copy

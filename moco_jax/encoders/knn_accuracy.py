@@ -63,7 +63,8 @@ def measure(
 
     def features(source: Source) -> tuple[np.ndarray, np.ndarray]:
         images = loader.load(source, data, layout)
-        return labelled_features(images, encode, variables, batch_size, layout)
+        text = f"encoding {source.name}"
+        return labelled_features(images, encode, variables, batch_size, layout, text)
 
     bank = features(train)
     votes: dict[str, Any] = dict(ks=ks, temperatures=temperatures, layout=layout)

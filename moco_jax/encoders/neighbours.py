@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from moco_jax.parallel.mesh import AXES, Layout
 from moco_jax.parallel.pipeline import pipelined
+from moco_jax.terminal import progress
 
 AMONG = ("all", "others", "later")
 
@@ -63,9 +64,14 @@ def nearest(
             block = layout.put([_pad(x, _QUERY_BATCH) for x in block], layout.replicated)
             yield rows, _search(*block, part, start, len(bank), among=among, layout=layout)
 
-    for start, part in _parts(bank, layout):
-        for rows, found in map(jax.device_get, pipelined(dispatched(start, part))):
-            cosines[rows], indices[rows] = (x[: rows.stop - rows.start] for x in found)
+    text = f"searching {len(bank):,} features"
+    with progress.bar(len(queries), text, unit="queries", first="compiling") as bar:
+        for start, part in _parts(bank, layout):
+            fraction = layout.devices * part.shape[0] * part.shape[2] / len(bank)
+            for rows, found in map(jax.device_get, pipelined(dispatched(start, part))):
+                count = rows.stop - rows.start
+                cosines[rows], indices[rows] = (x[:count] for x in found)
+                bar.update(min(1.0, fraction) * count)
     return cosines, indices
 
 

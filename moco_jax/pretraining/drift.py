@@ -17,6 +17,7 @@ from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.pretraining.method import Method
+from moco_jax.terminal import progress
 
 _AGES = 5  # that are measured, from the newest to the oldest
 
@@ -62,9 +63,12 @@ class DriftMonitor:
         ages = np.unique(np.linspace(0, reach - 1, _AGES).round().astype(int)).tolist()
         steps = [done - 1 - age for age in ages]
         plan = [self._order[step] for step in steps]
-        with contextlib.closing(self._data.batches(plan)) as batches:
+        with (
+            progress.phase("comparing stored keys with current ones"),
+            contextlib.closing(self._data.batches(plan)) as batches,
+        ):
             found = [
                 self._cosine(state, self._data.arrays, batch, np.int32(step))
                 for batch, step in zip(batches, steps, strict=True)
             ]
-        return dict(zip(ages, map(float, jax.device_get(found)), strict=True))
+            return dict(zip(ages, map(float, jax.device_get(found)), strict=True))

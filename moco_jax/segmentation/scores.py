@@ -13,6 +13,7 @@ from moco_jax.parallel.pipeline import pipelined
 from moco_jax.segmentation.network import FCN
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import IGNORED
+from moco_jax.terminal import progress
 
 
 class Scores(NamedTuple):
@@ -81,6 +82,8 @@ def make_confusion(
 
     def count_all(variables: dict[str, Any]) -> np.ndarray:
         counts = map(jax.device_get, pipelined(dispatched(variables)))
-        return sum(counts, np.zeros((classes, classes), np.int64))
+        batches = -(-len(data) // batch_size)
+        shown = progress.items(counts, batches, "evaluating", unit="batches", first="compiling")
+        return sum(shown, np.zeros((classes, classes), np.int64))
 
     return count_all

@@ -15,6 +15,7 @@ from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
 from moco_jax.supervised.start import Start
 from moco_jax.supervised.step import encode, logits
+from moco_jax.terminal import progress
 
 
 class Scores(NamedTuple):
@@ -82,7 +83,11 @@ def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[s
             yield count(variables, arrays, batch, real)
 
     def scores(variables: dict[str, Any]) -> Scores:
-        totals = list(map(jax.device_get, pipelined(dispatched(variables))))
+        results, count = pipelined(dispatched(variables)), -(-len(data) // batch_size)
+        shown = progress.items(
+            map(jax.device_get, results), count, "evaluating", unit="batches", first="compiling"
+        )
+        totals = list(shown)
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)
         images = sum(int(counted) for _, counted in totals)
         # The accuracy of a head whose loss overflows is meaningless.

@@ -19,6 +19,7 @@ import tqdm
 
 from moco_jax.parallel import cluster
 from moco_jax.terminal import style
+from moco_jax.text import line as one_line
 
 FIRST = 2.0  # seconds that nothing is shown
 EVERY = 60.0  # seconds between two lines where there is no terminal
@@ -149,6 +150,7 @@ class _Phase:
     stays = False
 
     def __init__(self, text: str, expects: str, detail: Callable[[], str] | None, announced: bool):
+        text = one_line(text)  # it may name files
         self._title = f"{text} ({expects})" if expects else text
         self._text, self._detail, self._lines = text, detail, int(announced)
         self.stream, self._timer = sys.stderr, _Timer()
@@ -199,7 +201,8 @@ class Bar:
     stays = False
 
     def __init__(self, total: int, text: str, unit: str, first: str):
-        self._total, self._text, self._unit, self._first = total, text, unit, first
+        self._total, self._unit, self._first = total, unit, first
+        self._text = one_line(text)  # it may name files
         self.stream, self._timer = sys.stderr, _Timer()
         self._done = 0.0
         # The first items may wait for a compilation, so the rate is that of the others.

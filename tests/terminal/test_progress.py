@@ -255,3 +255,14 @@ def test_the_ticker_shows_work_and_ends(monkeypatch, output):
         assert names.count("progress") == 1
     assert "progress" not in [thread.name for thread in threading.enumerate()]
     assert stream.getvalue() == ""
+
+
+def test_names_of_files_are_printable(clock, output):
+    stream = output(0)
+    with progress.phase("listing a\x1b[2J\n"), progress.bar(1, "loading \x1b[2J", "images"):
+        clock.go(3, progress._ticker._works[0])
+        clock.go(3, progress._ticker._works[1])
+    assert stream.getvalue().splitlines() == [
+        r"listing a\x1b[2J\x0a ...",
+        r"loading \x1b[2J: 0 of 1 images",
+    ]

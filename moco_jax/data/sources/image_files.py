@@ -10,6 +10,7 @@ from moco_jax.data.sources import folders
 from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image, no_images
 from moco_jax.data.sources.regular_file import kind, read_file
 from moco_jax.data.sources.source import Opened, Source
+from moco_jax.terminal import progress
 
 _MAX_TEXT_BYTES = 64 << 20
 
@@ -57,6 +58,13 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
     """
     found: list[str] = []
     left_out = LeftOut()
+    with progress.phase(f"listing {root}", detail=lambda: f"{len(found):,} images"):
+        _list(root, found, left_out)
+    return found, left_out
+
+
+def _list(root: str, found: list[str], left_out: LeftOut) -> None:
+    """Adds the relative paths of all images below root, and what else is there."""
     pending = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -77,7 +85,6 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
                     found.append(path)
                 else:
                     left_out.add(path)
-    return found, left_out
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -10,6 +10,7 @@ from moco_jax.data.sources.archives.memory import available_bytes
 from moco_jax.data.sources.file_types import cut
 from moco_jax.data.sources.regular_file import from_disk
 from moco_jax.data.sources.source import Opened, array_source
+from moco_jax.terminal import progress
 
 KEYS = ("images", "labels", "test_images", "test_labels")
 
@@ -53,13 +54,15 @@ def _read(path: str) -> tuple[dict[str, np.ndarray], list[str]]:
             if twice:
                 raise ValueError(f"it has the array {twice[0]!r} more than once")
             sizes = [_checked_size(archive, f"{key}.npy") for key in wanted]
+            size = f"{sum(sizes) >> 20:,} MB"
             if sum(sizes) > available_bytes():
                 raise ValueError(
                     f"its arrays need {sum(sizes) / 2**30:.3g} GiB, but only "
                     f"{available_bytes() / 2**30:.3g} GiB of memory are free; use a folder or a "
                     "tar of image files"
                 )
-            arrays = {key: _array(archive, f"{key}.npy") for key in wanted}
+            with progress.phase(f"reading {path}", detail=lambda: size):
+                arrays = {key: _array(archive, f"{key}.npy") for key in wanted}
             return arrays, [name for name in found if name not in KEYS]
     except Exception as error:  # numpy and zipfile raise many types on damaged files
         if from_disk(error):

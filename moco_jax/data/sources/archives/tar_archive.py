@@ -30,6 +30,7 @@ from moco_jax.data.sources.file_types import (
 )
 from moco_jax.data.sources.regular_file import MAX_BYTES, from_disk
 from moco_jax.data.sources.source import Opened, Source
+from moco_jax.terminal import progress
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 # A larger archive must be decompressed by the user: an uncompressed one needs no memory.
@@ -121,7 +122,9 @@ def _decompress(path: str, opener: Callable) -> io.BytesIO:
     contents = io.BytesIO()
     most = min(MAX_UNPACKED_BYTES, available_bytes() // 2)
     try:
-        with opener(path, "rb") as file:
+        unpacked = lambda: f"{contents.tell() >> 20:,} MB"  # noqa: E731
+        what = f"decompressing {path}"
+        with opener(path, "rb") as file, progress.phase(what, detail=unpacked):
             while chunk := file.read(_CHUNK_BYTES):
                 if contents.tell() + len(chunk) > most:
                     raise ValueError(
@@ -145,9 +148,11 @@ def _index(file: BinaryIO, path: str) -> _Index:
       ValueError: if the archive is damaged.
     """
     index = _Index()
+    found = lambda: f"{len(index.files):,} files"  # noqa: E731
     try:
-        for member in tar_index.members(file):
-            _add_member(member, index)
+        with progress.phase(f"listing {path}", detail=found):
+            for member in tar_index.members(file):
+                _add_member(member, index)
     except tar_index.DamagedTar as error:
         raise ValueError(f"the archive {path} is damaged or not a tar file: {error}") from error
     return index

@@ -8,29 +8,30 @@ Wall time: not measured.
 
 The path is a folder or a tar with one folder a class. The test images are `test/` or `val/`, or
 else a tenth of each class that is held out. By default the encoder is the one that
-configs/folder.py pretrains on the same path.
+configs/folder.py pretrains on the same path. The batch fits the number of images.
+
+`,small` after the path takes the encoder of configs/folder.py with `,small`.
 
 Commands:
   python -m moco_jax.main --config=configs/folder_linear.py:/path/to/images
   python -m moco_jax.main --config=configs/folder_linear.py:/path/to/images --config.cached=True
 """
 
-import pathlib
-import re
-
+from moco_jax import variants
+from moco_jax.config import leave_to_data
 from moco_jax.data.augment import recipes
 from moco_jax.supervised import config
 
 
 def get_config(path: str = ""):
+    path, variant = variants.of_path(path, ["small"])
     if not path:
         raise ValueError("name the images: --config=configs/folder_linear.py:/path/to/images")
     c = config.linear()
-    stem = re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")
-    c.name = f"folder_{stem}_linear"
-    c.pretrained = f"runs/folder_{stem}"
+    name = "_".join(filter(None, ("folder", variants.name_of(path), variant)))
+    c.name = f"{name}_linear"
+    c.pretrained = f"runs/{name}"
     c.epochs = 100
-    c.batch_size = 256
 
     c.lr = (0.1, 1.0, 10.0, 30.0)
     c.lr_batch = 256
@@ -45,4 +46,5 @@ def get_config(path: str = ""):
     c.data.source = "images"
     c.data.path = path
     c.view = recipes.supervised()
+    leave_to_data(c, ["batch_size"])
     return c

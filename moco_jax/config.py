@@ -6,6 +6,9 @@ scaled learning rate) are computed where they are used, since a derived key woul
 override.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -29,14 +32,18 @@ def base() -> ConfigDict:
     c.task = "pretrain"  # other tasks have their own base configs, see moco_jax/main.py
     c.name = "moco"  # of the experiment; the default workdir is runs/<name>
     c.seed = 0  # all randomness is a function of the seed and the step
-    c.epochs = placeholder(float)  # length of the run in passes over the data ...
-    c.steps = placeholder(int)  # ... or in steps: set one of the two
+    c.fits_data = False  # fill the keys that are None with values that fit the images
+    c.epochs = placeholder(float)  # length of the run in passes over the data; or set steps
+    c.steps = placeholder(int)  # length of the run in steps; or set epochs
     c.batch_size = 256  # B, images a step, over all devices
     c.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     c.remat = False  # recompute blocks for the gradient: less memory, about a third more work
-    c.log_every = 50  # steps
-    c.checkpoint_every = 1000  # steps
+    c.log_every = 50  # steps between lines of metrics.jsonl and of the console
+    c.checkpoint_every = 1000  # steps between checkpoints
     c.keep_checkpoints = 2  # the latest checkpoints that are kept
+    c.wandb = ""  # PROJECT or ENTITY/PROJECT: log to Weights & Biases too
+    c.mlflow = ""  # URI or folder: log to MLflow too
+    c.log_views = True  # log views of the first images at the start
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices that split the batch; -1: all devices
@@ -66,7 +73,7 @@ def base() -> ConfigDict:
     c.lr_update = "epoch"
     c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these fractions of the run after warm-up
     c.warmup_epochs = 0.0  # lr rises linearly from 0
-    c.sgd_momentum = 0.9
+    c.sgd_momentum = 0.9  # of the optimizer
     c.weight_decay = 1e-4  # on every parameter, as in the reference
 
     c.data = _data()
@@ -94,7 +101,7 @@ def _data() -> ConfigDict:
     c = ConfigDict()
     c.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources/opening.py
     c.path = ""  # folder, tar or .npz of images, or a TFDS data_dir; ~ is expanded
-    c.train_split = "train"
+    c.train_split = "train"  # subfolder or split with the training images
     c.test_split = "test"  # held-out labelled images, for the kNN monitor
     c.class_folders = "first"  # class folders: first (below the split) or leaf (the innermost)
     c.exclude = ""  # folders and files that are left out, such as "masks,*_seg.png"
@@ -110,19 +117,43 @@ def _data() -> ConfigDict:
     c.may_change = False  # continue a run although its images have changed
     c.max_bad_fraction = 0.01  # of unreadable images, found by one process, that stops the run
     c.mean = IMAGENET_MEAN  # of pixels in 0..1
-    c.std = IMAGENET_STD
+    c.std = IMAGENET_STD  # of pixels in 0..1
     return c
 
 
 def _knn() -> ConfigDict:
     c = ConfigDict()  # the monitor on held-out labelled images
-    c.every_epochs = 5.0  # 0: never
+    c.every_epochs = 5.0  # epochs between evaluations; 0: never
     c.k = 200  # neighbours
-    c.temperature = 0.1
+    c.temperature = 0.1  # of the votes: a smaller one gives near neighbours more weight
     c.features = "backbone"  # backbone: pooled features; head: keys
     c.bank = 100_000  # most training images that are neighbours; 0: all
     c.queries = 10_000  # most images that are classified; 0: all
     return c
+
+
+# What may be None with `fits_data`: `pretraining/fit.py` fills it. `epochs` stands for the length.
+FITTED = (
+    *("data.image_size", "data.eval_resize", "model.stem", "batch_size", "bn_groups"),
+    *("queue_size", "momentum", "epochs", "warmup_epochs", "knn.every_epochs"),
+)
+
+
+def leave_to_data(config: ConfigDict, keys: Iterable[str] = FITTED) -> None:
+    """Leaves keys to the images: sets them to None and `fits_data` to True.
+
+    A value that is set later must have the type that the key had.
+    """
+    config.fits_data = True
+    for key in keys:
+        *groups, name = key.split(".")
+        holder: Any = config
+        for group in groups:
+            holder = holder[group]
+        kind = holder.get_type(name)
+        with holder.unlocked():
+            del holder[name]
+            holder[name] = placeholder(kind)
 
 
 # Of the keys of `data` that say how images are found and decoded.

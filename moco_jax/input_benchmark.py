@@ -1,4 +1,7 @@
-"""Measures the input pipeline of a run: `python -m moco_jax.data.benchmark --config=...`.
+"""Measures the input pipeline of a run.
+
+    python -m moco_jax.data.benchmark --config=configs/digits.py
+    python -m moco_jax.data.benchmark --config=configs/folder.py:/path/to/images --steps=20
 
 Times each stage alone (from bytes to views), all stages together, and real training steps. From
 the decoding rate it computes which hosts can keep their accelerators busy.
@@ -28,9 +31,9 @@ from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import pipelined
 from moco_jax.plan import hardware
-from moco_jax.pretraining import validation
+from moco_jax.pretraining import fit
 from moco_jax.pretraining.run import PretrainRun, build
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, progress
 from moco_jax.training.compilation import compile_step
 
 _STEPS = flags.DEFINE_integer("steps", 10, "Number of steps to time.", lower_bound=1)
@@ -171,6 +174,12 @@ def hosts_table(decoding_per_core: float, flops: float, mfu: float) -> str:
     return "\n".join(lines)
 
 
+def _measured(stages: Iterator[Stage]) -> Stage | None:
+    """Returns the next stage, None after the last one."""
+    with progress.phase("measuring the next stage"):
+        return next(stages, None)
+
+
 def _bytes(source: Source, index: int) -> bytes | np.ndarray | None:
     with contextlib.suppress(OSError):
         return source.read(index)
@@ -200,13 +209,14 @@ def main() -> None:
     config.knn.every_epochs = 0.0  # do not load images for the kNN monitor
     config.epochs, config.steps = None, _STEPS.value + _AHEAD
     devices, data = jax.devices(), config.data
-    validation.check(config, len(devices))
+    config, sources, chosen = fit.prepared(config, len(devices), opened=open_whole)
     layout = make_layout(devices, **config.mesh)
-    train = open_whole(config).train
+    train = (sources or open_whole(config)).train
+    command_line.tell(chosen)
     seconds, threads, rates = _SECONDS.value, loader.threads(data), {}
 
     def show(stages: Iterator[Stage]):
-        for stage in stages:
+        while stage := _measured(stages):
             rates[stage.name] = stage.rate
             print(f"{stage.name:12} {stage.rate:10,.0f}  {stage.what}", flush=True)
 

@@ -1,6 +1,9 @@
 """Variants of an experiment file: named sets of changes to its config."""
 
-from collections.abc import Mapping
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,3 +27,29 @@ def apply(config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], name: s
         raise ValueError(f"configs/{config.name}.py:{name} is unknown; allowed: {known}")
     config.name = f"{config.name}_{name}"
     config.update_from_flattened_dict(dict(variants[name]))
+
+
+def of_path(argument: str, variants: Sequence[str]) -> tuple[str, str]:
+    """Returns the path and the variant of `PATH` or `PATH,VARIANT`; '' without a variant.
+
+    A path with a comma counts as it is if there is such a file or folder.
+
+    Raises:
+      ValueError: there is the path before the comma, but the variant is unknown.
+    """
+    path, comma, variant = argument.rpartition(",")
+    if not comma or os.path.exists(os.path.expanduser(argument)):
+        return argument, ""
+    if variant in variants:
+        return path, variant
+    if os.path.exists(os.path.expanduser(path)):
+        raise ValueError(
+            f"{argument}: there is no such file or folder, and {variant!r} is no variant; "
+            f"allowed: {', '.join(f'{path},{known}' for known in variants)}"
+        )
+    return argument, ""
+
+
+def name_of(path: str) -> str:
+    """Returns the part of an experiment's name that stands for the images at a path."""
+    return re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")

@@ -6,7 +6,7 @@ import pytest
 
 from moco_jax import config as config_lib
 from moco_jax import variants
-from moco_jax.pretraining import validation
+from moco_jax.pretraining import fit, validation
 from moco_jax.training.flat_config import flatten
 
 EXPERIMENTS = [
@@ -88,7 +88,7 @@ def change_defaults(monkeypatch, module, function: str, changes: dict) -> None:
 @pytest.mark.parametrize("which", EXPERIMENTS)
 def test_config_is_valid(repository, which):
     for devices in (1, 8):
-        validation.check(get(repository, *which), devices)
+        validation.check(fit.trial(get(repository, *which), devices), devices)
 
 
 @pytest.mark.parametrize("which", EXPERIMENTS)

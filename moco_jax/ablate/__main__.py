@@ -1,6 +1,7 @@
 """Runs one of the paper's ablations and prints a table.
 
     python -m moco_jax.ablate --study=momentum --config=configs/cifar10.py --seeds=3
+    python -m moco_jax.ablate --study=momentum --config=configs/digits.py --values=0.9,0.99
 
 Each value of the knob runs with each seed, in its own workdir below --out. After an interruption
 the same command resumes; finished runs are not repeated. The command writes the table to table.md,
@@ -20,6 +21,7 @@ from absl import flags
 
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.studies import STUDIES, variants
+from moco_jax.pretraining import fit
 from moco_jax.terminal import command_line
 from moco_jax.training import loop
 
@@ -34,6 +36,9 @@ def main() -> int:
     config = command_line.config("pretrain")
     if _STUDY.value is None:
         command_line.fail(f"--study must be given; allowed: {', '.join(STUDIES)}")
+    if fit.open_keys(config):  # all runs of the study have the same values
+        config, _, lines = fit.prepared(config, jax.device_count())
+        command_line.tell(lines)
     folder = pathlib.Path(_OUT.value or f"runs/ablate_{_STUDY.value}_{config.get('name')}")
     folder = folder.expanduser().absolute()
     chosen = variants(_STUDY.value, config, _VALUES.value)

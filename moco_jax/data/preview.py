@@ -1,4 +1,7 @@
-"""Draws images beside their views: `python -m moco_jax.data.preview --config=... --out=views.png`.
+"""Draws images beside their augmented views.
+
+    python -m moco_jax.data.preview --config=configs/digits.py --out=views.png
+    python -m moco_jax.data.preview --config=configs/folder.py:/path/to/images --images=12
 
 Each row has the original image, then draws of the query view and of the key view.
 """
@@ -13,13 +16,14 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
+from moco_jax.data.augment.view_size import view_size
 from moco_jax.data.augment.views import make_view
 from moco_jax.data.loading.decoding import decoding_of
-from moco_jax.data.loading.loader import on_canvases
+from moco_jax.data.loading.loader import on_canvases, shorter_sides
 from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
-from moco_jax.terminal import command_line, signals
+from moco_jax.terminal import command_line, progress, signals
 
 _OUT = flags.DEFINE_string("out", "views.png", "File to write: .png or .jpg.")
 _IMAGES = flags.DEFINE_integer("images", 6, "Images, selected by config.seed.", lower_bound=1)
@@ -38,9 +42,10 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
       ValueError: if none of the selected images can be read.
     """
     reader = Reader(source, decoding_of(config.data), max_bad_fraction=1.0)
-    drawn = np.random.default_rng(config.seed).permutation(len(source))[: 2 * images]
-    readable = (image for i in drawn if (image := reader.read(int(i))) is not None)
-    originals = list(itertools.islice(readable, images))
+    chosen = np.random.default_rng(config.seed).permutation(len(source))[: 2 * images]
+    readable = (image for i in chosen if (image := reader.read(int(i))) is not None)
+    with progress.phase(f"reading images of {source.name}"):
+        originals = list(itertools.islice(readable, images))
     if warning := shallow(reader.largest, reader.how):
         logging.warning("%s: %s", source.name, warning)
     if not originals:
@@ -51,11 +56,15 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     canvases = on_canvases(originals, sizes)
     size = config.data.image_size
     columns = [np.stack([_on_square(image, size) for image in originals])]
-    for recipe_number, recipe in enumerate(config.views):
-        view = jax.jit(make_view(recipe, size, (0.0,) * 3, (1.0,) * 3))
-        for draw in range(draws):
-            key = jax.random.fold_in(jax.random.key(config.seed), 2 * draw + recipe_number)
-            columns.append(np.rint(np.asarray(view(key, canvases, sizes)) * 255).astype(np.uint8))
+    count = len(config.views) * draws
+    with progress.bar(count, "drawing", unit="views", first="compiling") as bar:
+        for recipe_number, recipe in enumerate(config.views):
+            view = jax.jit(make_view(recipe, size, (0.0,) * 3, (1.0,) * 3))
+            for draw in range(draws):
+                key = jax.random.fold_in(jax.random.key(config.seed), 2 * draw + recipe_number)
+                drawn = np.asarray(view(key, canvases, sizes))
+                columns.append(np.rint(drawn * 255).astype(np.uint8))
+                bar.update()
     return _grid(columns)
 
 
@@ -88,6 +97,10 @@ def main() -> None:
         raise ValueError(f"--out={out}: there is no folder {out.absolute().parent}")
     sources = open_whole(config)
     command_line.tell(sources.notes)
+    if config.data.image_size is None and config.fits_data:
+        size, _ = view_size(shorter_sides(sources.train, config.data), config.data.eval_resize)
+        config.data.image_size = size
+        command_line.tell([f"data.image_size {size}, as in training: --config.data.image_size=..."])
     image = preview(config, sources.train, _IMAGES.value, _DRAWS.value)
     unfinished = out.with_name(f"{out.name}.unfinished")
     with signals.unfinished(unfinished):

@@ -1,6 +1,7 @@
 """Forecasts whether a run fits on given accelerators and how fast it is; needs none of them.
 
     python -m moco_jax.plan --config=configs/imagenet.py --topology=v5e:4x4,v5e:16x16
+    python -m moco_jax.plan --config=configs/imagenet.py --topology=h100:8
 
 The command compiles the train step of the run, augmentation included, and reads memory, FLOPs and
 collectives from the compiled program:
@@ -55,7 +56,7 @@ def main() -> int:
         raise ValueError("give --topology, such as --topology=v5e:4x4,v4:8x8x8 or h100:8")
     topologies = planner.parse_topologies(_TOPOLOGY.value)
     compilers.use_only_cpus(topologies)
-    cases = planner.prepare(config, topologies, _IMAGES_PER_CHIP.value)
+    cases = planner.prepare(config, topologies, _IMAGES_PER_CHIP.value, _TRAINING_IMAGES.value)
     plan = planner.Planner(_TRAINING_IMAGES.value, _MFU.value, _print_progress)
     forecasts, lines, all_fit = [], [], True
     for case in cases:

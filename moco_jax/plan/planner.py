@@ -1,6 +1,7 @@
 """Plans a run: which topologies to compile for, whether they fit, and which batch size would."""
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,9 +13,10 @@ from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import compilers, nvidia, topology
 from moco_jax.plan.collectives import excess_image_moves
 from moco_jax.plan.forecast import Forecast
-from moco_jax.plan.program import abstract_step, compile_program, counted_flops
+from moco_jax.plan.program import Program, abstract_step, compile_program, counted_flops
 from moco_jax.plan.topology import Topology
-from moco_jax.pretraining import validation
+from moco_jax.pretraining import fit, validation
+from moco_jax.terminal import progress
 
 _MAX_SECONDS = 400  # a smaller batch is compiled, too, if the first compilation took at most this
 
@@ -42,13 +44,18 @@ class Planner:
             f"{place}: compiling the step for {layout.devices} devices, "
             f"{config.batch_size} images ..."
         )
+        with progress.phase(f"{place}: compiling", "usually 1 to 5 min", announced=True):
+            program = self._compiled(config, place, layout)
+        return Forecast(place, program, config.batch_size, self.mfu, self.training_images)
+
+    def _compiled(self, config: ConfigDict, place: Topology, layout: Layout) -> Program:
         program = compile_program(*abstract_step(config, layout, self.training_images))
         if program.platform == "gpu" and not program.refusal:
             # The GPU compiler does not count floating-point operations.
             cpus = make_layout(compilers.cpus(place), **config.mesh)
             flops = counted_flops(config, cpus, self.training_images)
             program = dataclasses.replace(program, flops=flops)
-        return Forecast(place, program, config.batch_size, self.mfu, self.training_images)
+        return program
 
     def suggest_batch(self, case: Case, found: Forecast) -> tuple[str, Forecast | None]:
         """Returns advice on the batch size for a case whose forecast `found` does not fit.
@@ -82,11 +89,15 @@ def parse_topologies(names: list[str]) -> list[Topology]:
 
 
 def prepare(
-    config: ConfigDict, topologies: list[Topology], images_per_chip: int | None = None
+    config: ConfigDict,
+    topologies: list[Topology],
+    images_per_chip: int | None = None,
+    training_images: int = 0,
 ) -> list[Case]:
     """Returns the case of each topology; compiles nothing.
 
-    `images_per_chip` replaces the batch size of the config.
+    `images_per_chip` replaces the batch size of the config. Keys that the config leaves to the
+    data fit `training_images`.
 
     Raises:
       ValueError: names each problem of each topology, or of the config on it.
@@ -95,9 +106,10 @@ def prepare(
     for place in topologies:
         try:
             devices = compilers.devices(place)
-            own = config.copy_and_resolve_references()
+            own = copy.deepcopy(config)
             if images_per_chip is not None:
                 own.batch_size = images_per_chip * place.chips
+            own, _ = fit.fit(own, training_images, (), len(devices))
             validation.check(own, len(devices))
             cases.append(Case(own, place, make_layout(devices, **own.mesh)))
         except ValueError as error:

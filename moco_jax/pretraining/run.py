@@ -1,7 +1,7 @@
 """A pretraining run, built from its config and its data."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
-from moco_jax.pretraining import few_images
+from moco_jax.pretraining import cpu_time, few_images
 from moco_jax.pretraining.drift import DriftMonitor
 from moco_jax.pretraining.knn_monitor import KnnMonitor
 from moco_jax.pretraining.method import Method, make_method
@@ -43,15 +43,28 @@ class PretrainRun(task.Run):
     notes: tuple[str, ...] = ()
 
 
-def build(config: ConfigDict, layout: Layout, sources: Sources | None = None) -> PretrainRun:
+def build(
+    config: ConfigDict,
+    layout: Layout,
+    sources: Sources | None = None,
+    chosen: Sequence[str] = (),
+) -> PretrainRun:
     """Returns the run of a validated config, its data loaded, nothing compiled yet.
+
+    Args:
+      config: of the run.
+      layout: the devices.
+      sources: images; default those of `config.data`.
+      chosen: lines about the config, printed after those about the images.
 
     Raises:
       ValueError: if the images can't be read, or are fewer than a batch.
     """
     sources = open_named(config) if sources is None else sources
-    for note in sources.notes:
-        cluster.say(note)
+    expected = total_steps(config, len(sources.train) // config.batch_size)
+    slow = cpu_time.warn(config, expected, layout.mesh.devices.flat[0].platform)
+    for line in (*sources.notes, *chosen, *slow):
+        cluster.say(line)
     data = loader.load(sources.train, config.data, layout)
     few_images.check_batch(config, sources.train.name, len(data), layout.devices)
     method = make_method(config, layout, len(data))

@@ -21,12 +21,13 @@ _KEY_ENCODERS_OF = {
 }
 
 
-def check(config: ConfigDict, devices: int) -> None:
+def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
     """Raises one error with every problem of the config; warns of values that are unwise.
 
     Args:
       config: of the run.
       devices: number of devices that split the batch.
+      warns: whether to warn; False for a config that no run has.
 
     Raises:
       ValueError: names each problem, the value and what is allowed.
@@ -40,12 +41,19 @@ def check(config: ConfigDict, devices: int) -> None:
         problems=_problems(config),
         relations=lambda: _relations(config, devices),
     )
-    if config.bn_groups == 1 and config.dictionary == "queue" and jax.process_index() == 0:
-        logging.warning(
+    if warns and jax.process_index() == 0:
+        for warning in _warnings(config):
+            logging.warning("%s", warning)
+
+
+def _warnings(config: ConfigDict) -> Iterator[str]:
+    if config.bn_groups == 1 and config.dictionary == "queue":
+        yield (
             "bn_groups=1 is synchronised batch norm over the whole batch. With a queue, the "
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "
             "sec. 3.3). Set --config.bn_groups=8 for the paper's groups."
         )
+    yield from checks.small_crop(config.data)
 
 
 def _problems(config: ConfigDict) -> Iterator[str]:

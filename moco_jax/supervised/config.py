@@ -55,14 +55,16 @@ def downstream(task: str) -> ConfigDict:
     c.from_scratch = False  # random weights of the encoder's architecture, or of `model`
     c.baseline = False  # run the same from scratch as well, and print the gain
     c.seed = 0
-    c.epochs = placeholder(float)  # length of the run in passes over the data ...
-    c.steps = placeholder(int)  # ... or in steps: set one of the two
+    c.epochs = placeholder(float)  # length of the run in passes over the data; or set steps
+    c.steps = placeholder(int)  # length of the run in steps; or set epochs
     c.batch_size = 256  # B, images a step, over all devices
     c.dtype = "float32"  # of the network: float32 or bfloat16; its last layer is float32
-    c.log_every = 50  # steps
-    c.checkpoint_every = 1000  # steps
+    c.log_every = 50  # steps between lines of metrics.jsonl and of the console
+    c.checkpoint_every = 1000  # steps between checkpoints
     c.keep_checkpoints = 2
-    c.evaluate_every = 5.0  # epochs; the last step is always evaluated
+    c.wandb = ""  # PROJECT or ENTITY/PROJECT: log to Weights & Biases too
+    c.mlflow = ""  # URI or folder: log to MLflow too
+    c.evaluate_every = 5.0  # epochs between evaluations; the last step is always evaluated
     c.mesh = ConfigDict({"data": -1, "fsdp": 1})
 
     c.model = ConfigDict()  # of an encoder from scratch; a pretrained one has its own
@@ -84,6 +86,7 @@ def downstream(task: str) -> ConfigDict:
 def _classification(task: str) -> ConfigDict:
     """Returns the keys of linear evaluation and fine-tuning, not locked yet."""
     base, c = pretraining.base(), downstream(task)
+    c.fits_data = False  # batch_size may be None: it takes a value that fits the images
     c.label_fraction = 1.0  # of the training images, drawn from each class, at least one of each
     c.label_list = ""  # a file with the names of the training images instead, one a line
 
@@ -91,7 +94,7 @@ def _classification(task: str) -> ConfigDict:
     c.data.image_size = 0  # pixels; 0: the encoder's
     c.data.eval_resize = 0  # pixels; 0: the encoder's, in proportion to image_size
     c.data.mean = ()  # of pixels in 0..1; (): the encoder's
-    c.data.std = ()
+    c.data.std = ()  # of pixels in 0..1; (): the encoder's
     c.view = recipes.supervised()  # of training; the test uses the evaluation view
     return c
 

@@ -1,7 +1,9 @@
 """A supervised run, built from its config, its encoder and its data."""
 
+import copy
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +21,16 @@ from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised import mixing, step
 from moco_jax.supervised.accuracy import Scores, make_scores
+from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.start import Start
-from moco_jax.training import task
-from moco_jax.training.batch_size import remedy
+from moco_jax.training import checks, task
+from moco_jax.training.batch_size import nearest_batch, remedy
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
+from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
+
+_LEAST, _MOST = 8, 256  # images of a batch that fits the data: an eighth of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,49 @@ class SupervisedRun(task.Run):
     def heads(self) -> list[str]:
         """The names of the heads."""
         return [f"lr={value:g}" for value in step.unscaled_rates(self.config)]
+
+
+def fit_batch(config: ConfigDict, images: int, devices: int) -> ConfigDict:
+    """Returns the config with the batch that fits the images, if it leaves the batch to them.
+
+    Args:
+      config: not changed.
+      images: number of training images.
+      devices: number of devices that split the batch.
+    """
+    if config.batch_size is not None or not config.fits_data:
+        return config
+    config = copy.deepcopy(config)
+    target = max(2, min(_MOST, max(_LEAST, 1 << max(images // 8, 1).bit_length() - 1), images // 2))
+    groups = 1 if config.task == "linear" else config.bn_groups  # its batch norm is frozen
+    config.batch_size, _ = nearest_batch(target, images, devices, groups=groups)
+    return config
+
+
+def fit_start(
+    start: Start, folder: pathlib.Path, devices: int, sources: Sources | None
+) -> tuple[Start, Sources | None]:
+    """Returns the start with the batch filled in, and the images, opened if they are needed.
+
+    A resumed run keeps the batch of its checkpoint.
+    """
+    config = start.config
+    if config.batch_size is not None:
+        return start, sources
+    kind = KINDS[config.task].name
+    recipe = cluster.on_first(
+        lambda: checkpoint_files.newest_recipe(folder.expanduser() / "checkpoints", kind)
+    )
+    if checks.is_whole(recipe.get("batch_size")):
+        config = copy.deepcopy(config)
+        config.batch_size, why = recipe["batch_size"], "as in the checkpoint"
+    else:
+        sources = open_named(config) if sources is None else sources
+        images = cluster.on_first(lambda: len(labelled(sources.train, config)[0]))
+        config = fit_batch(config, images, devices)
+        why = f"{images} labelled images: --config.batch_size=..."
+    cluster.say(f"batch_size {config.batch_size}: {why}")
+    return dataclasses.replace(start, config=config), sources
 
 
 def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, str]:

@@ -44,3 +44,48 @@ def largest_batch(images: int, groups: int, devices: int) -> tuple[int, int] | N
         if size >= 2 * chosen and (chosen % devices == 0 or devices % chosen == 0):
             return size, chosen
     return None
+
+
+def nearest_batch(
+    target: int,
+    images: int,
+    devices: int,
+    *,
+    batch: int | None = None,
+    groups: int | None = None,
+    divides: int = 0,
+) -> tuple[int, int]:
+    """Returns a valid batch that fits the images, and its batch-norm groups.
+
+    The batch is near the target, and not above it where that can be. There are 2 to 8 groups of 8
+    images where the batch allows it. If no batch is valid or fits the images, the result is one
+    that a check refuses.
+
+    Args:
+      target: wanted number of images.
+      images: largest number of images.
+      devices: number of devices that split the batch.
+      batch: the batch, if it is given.
+      groups: the groups, if they are given.
+      divides: what the batch must divide if possible, such as the length of a queue; 0 for nothing.
+    """
+    multiple = math.lcm(devices, groups or 1)
+    most = max(2 * target, 2 * (groups or 1), 2 * devices, 2)
+    batches = [batch] if batch else range(multiple, most + multiple, multiple)
+    allowed = [groups] if groups else {*range(1, 17), devices}
+    found = [(b, g) for b in batches for g in allowed if _valid(b, g, devices)]
+    if not found:
+        return batch or multiple, groups or 1
+
+    def cost(candidate: tuple[int, int]) -> tuple:
+        size, parts = candidate
+        away = abs(math.log(size / target)), abs(parts - max(2, min(8, size // 8)))
+        odd = bool(divides) and divides % size != 0
+        return size > images, odd, parts < 2, size > target, *away
+
+    return min(found, key=cost)
+
+
+def _valid(batch: int, groups: int, devices: int) -> bool:
+    fits = batch % devices == 0 and batch % groups == 0 and batch // groups >= 2
+    return fits and (groups % devices == 0 or devices % groups == 0)

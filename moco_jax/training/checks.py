@@ -7,13 +7,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moco_jax.data.augment.view_size import eval_resize
 from moco_jax.models.resnet import NAMES, STEMS, resnet
 from moco_jax.parallel.mesh import mesh_problem
+from moco_jax.terminal import keys
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import SCHEDULES, UPDATES
+from moco_jax.training.outputs.sinks import loggers
 
 _LARGEST = 2**31 - 1  # numbers of steps and rows are int32
 _LARGEST_SEED = 2**32 - 1  # JAX keeps no more bits of a seed
+_LARGEST_CROP = 1.5  # eval_resize / image_size; the papers have 1.14
 DTYPES = ("float32", "bfloat16")
 
 # The value of a key -> what is wrong with it, "" if nothing.
@@ -77,6 +81,7 @@ COMMON_RULES: dict[str, Rule] = {
     "sgd_momentum": fraction,
     "weight_decay": not_negative,
     "data.threads": not_negative,
+    **loggers.RULES,
 }
 
 
@@ -135,9 +140,8 @@ def _unknown_keys(config: ConfigDict, base: ConfigDict, where: str) -> Iterator[
     """Yields keys that only the config or only the base has."""
     known, given = flatten(base), flatten(config)
     for key in given.keys() - known.keys():
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"unknown key {key!r}{hint}"
+        close = keys.nearest(key, known)
+        yield f"unknown key {key!r}" + (f"; did you mean {close!r}?" if close else "")
     for key in known.keys() - given.keys():
         yield f"the key {key!r} is missing; start from {where}"
 
@@ -163,8 +167,8 @@ def _width(model: ConfigDict) -> Iterator[str]:
 
 
 def _length(config: ConfigDict) -> Iterator[str]:
-    if (config.epochs is None) == (config.steps is None):
-        yield f"set one of epochs and steps; got epochs={config.epochs}, steps={config.steps}"
+    if config.epochs is None and config.steps is None:
+        yield "set one of epochs and steps; got epochs=None, steps=None"
     for key in ("epochs", "steps"):
         if config[key] is not None and positive(config[key]):
             yield f"{key}={config[key]} must be a number above 0"
@@ -208,6 +212,17 @@ def crop(data: ConfigDict) -> Iterator[str]:
         yield (
             f"data.eval_resize={data.eval_resize} must be at least "
             f"data.image_size={data.image_size}, which is cropped from it"
+        )
+
+
+def small_crop(data: ConfigDict) -> Iterator[str]:
+    """Yields a warning if evaluation uses a small central part of each image."""
+    size, whole = data.image_size, data.eval_resize
+    if whole > _LARGEST_CROP * size:
+        yield (
+            f"data.eval_resize={whole} is large for data.image_size={size}: evaluation uses the "
+            f"central {size} of {whole} pixels, {size**2 / whole**2:.0%} of a square image. Set "
+            f"--config.data.eval_resize={eval_resize(size)}."
         )
 
 

@@ -47,7 +47,7 @@ def test_the_tiny_and_the_base_config_are_fine():
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"log_every": 0}, "log_every=0 must be a whole number from 1 to 2147483647"),
         ({"steps": None}, "set one of epochs and steps; got epochs=None, steps=None"),
-        ({"epochs": 3.0}, "set one of epochs and steps; got epochs=3.0, steps=10"),
+        ({"epochs": -3.0}, "epochs=-3.0 must be a number above 0"),
         ({"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
         ({"data__mean": (0.5, 0.5)}, "data.mean=[0.5, 0.5] must be three numbers"),
         ({"data__std": (0.5, 0.0, 0.5)}, "data.std=[0.5, 0.0, 0.5] must be above 0"),
@@ -93,3 +93,19 @@ def test_one_group_with_a_queue_warns(caplog):
     with caplog.at_level(logging.WARNING, logger="absl"):
         validation.check(tiny_config(bn_groups=1), 1)
     assert "synchronised batch norm" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "warns"),
+    [(64, 256, True), (64, 97, True), (64, 96, False), (224, 256, False), (8, 8, False)],
+)
+def test_an_evaluation_of_a_small_central_part_warns(caplog, size, resize, warns):
+    config = tiny_config(data__image_size=size, data__eval_resize=resize)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        validation.check(config, 1, warns=False)
+        assert caplog.text == ""
+        validation.check(config, 1)
+    assert warns == (
+        f"data.eval_resize={resize} is large for data.image_size={size}" in caplog.text
+    )
+    assert warns == ("Set --config.data.eval_resize=64." in caplog.text)

@@ -7,6 +7,7 @@ from moco_jax import main
 from moco_jax.config import IMAGENET_MEAN
 from moco_jax.supervised import config as supervised_config
 from moco_jax.supervised import start, validation
+from moco_jax.supervised.run import fit_batch
 from moco_jax.training.flat_config import flatten
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.test_configs import change_defaults, get
@@ -54,9 +55,20 @@ OTHER_DEFAULTS_OF_TASK = {
 @pytest.mark.parametrize("which", EXPERIMENTS)
 def test_config_is_valid(repository, which):
     for devices in (1, 8):
-        config = get(repository, *which)
+        config = fit_batch(get(repository, *which), 1_000, devices)
         validation.check(config, devices)
     assert config.task in main.TASKS
+
+
+@pytest.mark.parametrize("devices", range(1, 9))
+@pytest.mark.parametrize("images", [2, 3, 9, 20, 55, 200, 5_000, 1_281_167])
+def test_the_batch_of_own_images_fits_their_number(repository, images, devices):
+    config = fit_batch(get(repository, "folder_linear", "/images"), images, devices)
+    validation.check(config, devices)
+    if images >= devices:
+        assert config.batch_size <= images
+    assert fit_batch(config, 7, devices) is config
+    assert config.batch_size == 256 or images < 5_000 or devices in (3, 5, 6, 7)
 
 
 @pytest.mark.parametrize("which", EXPERIMENTS)
@@ -109,7 +121,7 @@ def test_linear_protocol_matches_the_reference(repository):
             "set one of label_list and label_fraction",
         ),
         ("linear", {"batch_size": 30}, "must be a multiple of the 8 devices"),
-        ("linear", {"epochs": 3.0}, "set one of epochs and steps"),
+        ("linear", {"steps": None}, "set one of epochs and steps"),
         ("finetune", {"lr": 0.0}, "lr=0.0 must be above 0"),
         ("finetune", {"ema": 1.5}, "ema=1.5 must lie between 0 and 1"),
         ("finetune", {"lr_schedule": "cosin"}, "did you mean 'cosine'?"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from moco_jax.config import leave_to_data
 from moco_jax.data.sources.source import Sources, array_source
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
@@ -86,6 +88,27 @@ def test_diverging_head_does_not_affect_the_others(sweep, encoder, tmp_path, cap
     printed = capsys.readouterr().out
     assert "the frozen weights are unchanged: 60 arrays are equal bit for bit" in printed
     assert "top-5" not in printed
+
+
+def test_a_sweep_prints_each_head_and_the_best_so_far(encoder, tmp_path, capsys):
+    lr = (0.1, 1.0, 1e38, *range(2, 12))
+    rows = run(task_config("linear", encoder, lr=lr, steps=6), tmp_path)
+    printed = capsys.readouterr().out.splitlines()
+    starts = [i for i, line in enumerate(printed) if line.startswith(("step 3  ", "step 6  "))]
+    shown = [line for i in starts for line in printed[i:] if "best of 13 heads" in line]
+    assert re.search(
+        r"top-1 [\d.]+% by lr=\S+, best of 13 heads  \(epoch 2.00, 32 test images\); "
+        r"best so far [\d.]+% \(epoch [12]\) \(\d+ s\)$",
+        shown[-1],
+    )
+    heads = printed[starts[-1] + 1 : starts[-1] + 5]
+    assert all(len(line) <= 80 for line in heads)
+    for row in rows:
+        text = f"{row.name} {row.top1:.2f}%" if row.finite else f"{row.name} diverged"
+        assert any(text in line for line in heads)
+    end = "\n".join(printed[starts[-1] :])
+    assert re.search(r"done: step 6 of 6 in \d+:\d+ \([\d.e+]+ steps/s\); saved in ", end)
+    assert "32 test images   last top-1" in end and "metrics.jsonl" in end
 
 
 def test_run_stops_when_no_head_is_finite(encoder, tmp_path):
@@ -297,3 +320,15 @@ def test_two_processes_give_the_results_of_one(task, encoder, tmp_path, reposito
     one, two = (tmp_path / str(n) / ("cached" if task == "cached" else "") for n in (1, 2))
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
     assert lines(two)[-1]["top1"] == pytest.approx(lines(one)[-1]["top1"], abs=3.2)
+
+
+def test_a_batch_left_to_the_data_fits_it_and_stays_in_a_resume(encoder, tmp_path, capsys):
+    config = task_config("linear", encoder, steps=2)
+    leave_to_data(config, ["batch_size"])
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources(96))
+    printed = capsys.readouterr().out
+    assert "batch_size 8: 96 labelled images: --config.batch_size=..." in printed
+    config.update_from_flattened_dict({"steps": 4, "data.may_change": True})
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources(300))
+    assert "batch_size 8: as in the checkpoint" in capsys.readouterr().out
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8

@@ -23,9 +23,11 @@ from moco_jax.data.loading.resident import ResidentData
 from moco_jax.data.loading.streamed import StreamedData
 from moco_jax.data.sources.source import Source
 from moco_jax.parallel.mesh import Layout
+from moco_jax.terminal import progress
 
 _MAX_THREADS = 64
 _PROBED_IMAGES = 64  # their sizes decide whether a source may fit into device memory
+_MEASURED_IMAGES = 32  # the median of their sides decides the size of views
 _CHUNK = 256  # images per task: a future for each small image costs more than decoding it
 
 
@@ -71,6 +73,11 @@ class DataSet(Batches, Protocol):
         """
         ...
 
+    @property
+    def skipped(self) -> str:
+        """How many of these images there are of each kind, such as '2 x the file is empty'."""
+        ...
+
     def __len__(self) -> int: ...
 
     def describe(self, batch_size: int) -> str:
@@ -101,16 +108,21 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
         sizes = np.asarray([image.shape[:2] for image in images.values()], np.int32)
         if len(images) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
             arrays = {"images": on_canvases(list(images.values()), sizes), "sizes": sizes}
-            return ResidentData(source, np.fromiter(images, np.int64), arrays, layout)
+            good = np.fromiter(images, np.int64)
+            return ResidentData(source, good, arrays, layout, reader.skipped)
     return StreamedData(reader, threads(config), layout, largest=max(height, width))
 
 
 def threads(config: ConfigDict) -> int:
     """Returns the number of decoding threads, from `data` of the whole config."""
+    return config.threads or min(cores(), _MAX_THREADS)
+
+
+def cores() -> int:
+    """Returns the number of cores that this process may use."""
     # On Linux a container may have fewer cores than the host.
     on_linux = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
-    return config.threads or min(cores, _MAX_THREADS)
+    return len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1
 
 
 def _probe(source: Source, how: Decoding) -> tuple[int, int]:
@@ -120,7 +132,9 @@ def _probe(source: Source, how: Decoding) -> tuple[int, int]:
     """
     height = width = 0
     deep = [0]  # the largest values of 16-bit images
-    for index in np.linspace(0, len(source) - 1, min(_PROBED_IMAGES, len(source))).astype(int):
+    count = min(_PROBED_IMAGES, len(source))
+    probed = np.linspace(0, len(source) - 1, count).astype(int)
+    for index in progress.items(probed, count, f"measuring {source.name}", unit="images"):
         # The later read of the whole source counts a bad image.
         with contextlib.suppress(BadImage, OSError, MemoryError):
             shape = decode(source.read(int(index)), how, deep.append).shape
@@ -130,13 +144,30 @@ def _probe(source: Source, how: Decoding) -> tuple[int, int]:
     return height, width
 
 
+def shorter_sides(source: Source, config: ConfigDict) -> list[int]:
+    """Returns the shorter sides of evenly spaced readable images of the source, in pixels.
+
+    `config` is `data` of the whole config. A side is at most `canvas`.
+    """
+    sides = []
+    for index in np.linspace(0, len(source) - 1, min(_MEASURED_IMAGES, len(source))).astype(int):
+        with contextlib.suppress(BadImage, OSError, MemoryError):
+            sides.append(min(decode(source.read(int(index)), decoding_of(config)).shape[:2]))
+    return sides
+
+
 def _decode_all(reader: Reader, threads: int) -> dict[int, np.ndarray]:
     """Returns {index: uint8[h, w, 3]} of the readable images, in the order of the source."""
     indices = range(len(reader.source))
     chunks = [indices[i : i + _CHUNK] for i in indices[::_CHUNK]]
-    with ThreadPoolExecutor(threads) as pool:
-        done = pool.map(lambda chunk: [(i, reader.read(i)) for i in chunk], chunks)
-        images = {i: image for chunk in done for i, image in chunk if image is not None}
+    images, text = {}, f"loading {reader.source.name}"
+    with (
+        progress.bar(len(indices), text, unit="images") as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for chunk in pool.map(lambda chunk: [(i, reader.read(i)) for i in chunk], chunks):
+            images |= {i: image for i, image in chunk if image is not None}
+            bar.update(len(chunk))
     reader.report()
     if not images:
         raise ValueError(f"none of the images of {reader.source.name} can be read")

@@ -87,6 +87,20 @@ def read_about(folder: pathlib.Path) -> dict[str, Any]:
     return about | {"recipe": with_current_keys(about["recipe"])}
 
 
+def newest_recipe(checkpoints: pathlib.Path, kind: str) -> dict[str, Any]:
+    """Returns the recipe of the newest checkpoint whose description is whole; {} without one.
+
+    A checkpoint of another kind has no recipe for this kind of run.
+    """
+    for step in steps(checkpoints):
+        try:
+            about = read_about(checkpoints / str(step))
+        except Damaged:
+            continue
+        return about["recipe"] if about["kind"] == kind else {}
+    return {}
+
+
 def read_arrays(
     folder: pathlib.Path, about: dict[str, Any], parts: Sequence[str] | None = None
 ) -> Any:

@@ -1,6 +1,7 @@
 """Runs of several processes: finds them, joins them, and ends a failed process without hanging."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -27,6 +28,9 @@ _NUMBERS = (
     *("OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "JAX_COORDINATOR_PORT",
 )
+
+# Prints a text; commands replace it by what fits their terminal.
+print_text: Callable[[str], None] = functools.partial(print, flush=True)
 
 
 @contextlib.contextmanager
@@ -106,7 +110,7 @@ def say(text: str) -> None:
     """Prints a text on process 0. Output that can't be written, as on a full disk, is lost."""
     if is_first():
         with contextlib.suppress(OSError):
-            print(escaped(text), flush=True)
+            print_text(escaped(text))
 
 
 def on_first(work: Callable[[], Any]) -> Any:

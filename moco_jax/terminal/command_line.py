@@ -62,7 +62,7 @@ def run_main(
         except cluster.WrongFlags as error:
             fail(str(error))
         except roll_call.Missing as error:
-            print(f"error: {error}", file=sys.stderr)
+            style.print_line(f"error: {error}", sys.stderr)
             code = 1
         if code:
             _flush()
@@ -70,6 +70,7 @@ def run_main(
 
     text.print_escaped(sys.stdout)
     text.print_escaped(sys.stderr)
+    cluster.print_text = lambda line: style.print_line(line, sys.stdout)
     logging.get_absl_handler().addFilter(_escape_record)
     try:
         with signals.ending(interrupted, waits=saves):
@@ -214,7 +215,7 @@ def tell(lines: Iterable[str]) -> None:
     """Prints lines on the standard error of process 0: the standard output is for results."""
     if cluster.is_first():
         for line in lines:
-            print(text.message(line), file=sys.stderr)
+            style.print_line(text.message(line), sys.stderr)
 
 
 def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
@@ -246,5 +247,5 @@ def fail(message: str) -> NoReturn:
     """Ends the process with a message and the exit code 2."""
     lines = text.message(message).splitlines() or [""]
     shown = (x if len(x) <= _LONGEST_LINE else f"{x[:_LONGEST_LINE]}..." for x in lines)
-    print("error:", "\n".join(shown), file=sys.stderr)
+    style.print_line("error: " + "\n".join(shown), sys.stderr)
     sys.exit(2)

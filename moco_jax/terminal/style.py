@@ -22,6 +22,7 @@ from moco_jax import text
 _COLUMNS = 80  # without a terminal
 _NARROWEST = 20  # columns; a terminal that reports fewer is taken for this
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # ECMA-48, SGR
+_LABELS = {"error": "red", "warning": "yellow", "done": "green"}
 _FORCING = ("FORCE_COLOR", "CLICOLOR_FORCE")
 # Rows of tables are not wrapped: they have wide gaps, or borders.
 _TABLE = re.compile(r"\S {3,}\S|^[|+]")
@@ -69,19 +70,9 @@ def dim(line: str, stream: TextIO | None = None) -> str:
     return _styled(line, "dim", stream)
 
 
-def good(line: str, stream: TextIO | None = None) -> str:
-    """Returns a text in green where the stream has colour: something is done."""
-    return _styled(line, "green", stream)
-
-
 def warn(line: str, stream: TextIO | None = None) -> str:
     """Returns a text in yellow where the stream has colour: a warning."""
     return _styled(line, "yellow", stream)
-
-
-def bad(line: str, stream: TextIO | None = None) -> str:
-    """Returns a text in red where the stream has colour: an error."""
-    return _styled(line, "red", stream)
 
 
 def _styled(line: str, code: str, stream: TextIO | None) -> str:
@@ -165,7 +156,14 @@ def print_line(line: str, stream: TextIO) -> None:
     with LOCK, contextlib.suppress(OSError, ValueError):
         clear()
         shown = wrapped(line, width(stream)) if is_terminal(stream) else line
-        print(shown, file=stream, flush=True)
+        print(_labelled(shown, stream), file=stream, flush=True)
+
+
+def _labelled(line: str, stream: TextIO) -> str:
+    """Returns a text whose first word has a colour if it is a label, such as `warning:`."""
+    label, colon, rest = line.partition(":")
+    code = _LABELS.get(label)
+    return f"{_styled(label + colon, code, stream)}{rest}" if code else line
 
 
 class _Warnings(standard_logging.Handler):
@@ -174,9 +172,7 @@ class _Warnings(standard_logging.Handler):
     def emit(self, record: standard_logging.LogRecord) -> None:
         serious = record.levelno >= standard_logging.ERROR
         name = "error" if serious else record.levelname.lower()
-        colour = {"error": bad, "warning": warn}.get(name, dim)
-        message = text.message(record.getMessage())
-        print_line(f"{colour(f'{name}:', sys.stderr)} {message}", sys.stderr)
+        print_line(f"{name}: {text.message(record.getMessage())}", sys.stderr)
 
 
 def print_warnings(wanted: Callable[[standard_logging.LogRecord], bool]) -> None:

@@ -199,9 +199,9 @@ def test_a_message_takes_the_place_of_the_live_line(clock, output):
     stream = output(80)
     with progress.phase("loading"):
         clock.go(3, current())
-        style.print_line("warning: skipped a.jpg", stream)
+        style.print_line("skipped a.jpg", stream)
         clock.go(1, current())
-        assert screen(stream) == "warning: skipped a.jpg\nloading ... 0:04"
+        assert screen(stream) == "skipped a.jpg\nloading ... 0:04"
 
 
 @pytest.mark.parametrize(("variable", "value"), [("TQDM_DISABLE", "1"), ("TERM", "dumb")])

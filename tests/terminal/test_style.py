@@ -91,3 +91,19 @@ def test_warnings_have_no_prefix(capsys):
     finally:
         root.handlers[:] = before
     assert capsys.readouterr().err == "warning: skipped a\\x1b.jpg\nerror: lost\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("error: it failed: twice", "\x1b[31merror:\x1b[0m it failed: twice"),
+        ("warning: it is slow", "\x1b[33mwarning:\x1b[0m it is slow"),
+        ("done: step 3", "\x1b[32mdone:\x1b[0m step 3"),
+        ("step 3: an error: no", "step 3: an error: no"),
+    ],
+)
+def test_labels_have_colours_on_terminals_only(line, shown):
+    for terminal, expected in ((True, shown), (False, line)):
+        stream = Stream(terminal)
+        style.print_line(line, stream)
+        assert stream.getvalue() == f"{expected}\n"

@@ -17,6 +17,7 @@ def tiny_config(**changes) -> ConfigDict:
             "steps": 10,
             "batch_size": 32,
             "log_every": 1,
+            "log_views": False,
             "checkpoint_every": 4,
             "model.name": "resnet10",
             "model.stem": "small",

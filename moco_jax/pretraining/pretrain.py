@@ -14,9 +14,11 @@ from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.run import PretrainRun, build
+from moco_jax.pretraining.view_log import make_view_log
 from moco_jax.training import loop
 from moco_jax.training.comparison import IMAGE_PLACES, Kind
 from moco_jax.training.optimizers import peak_lr
+from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Scalars, Task
 
 _STRUCTURE = (
@@ -70,10 +72,10 @@ def pretrain(
     validation.check(config, len(devices))
     layout = make_layout(devices, **config.mesh)
     kind = checkpoint_kind(config)
-    return loop.train(config, folder, kind, lambda _: _task(config, layout, sources)).state
+    return loop.train(config, folder, kind, lambda log: _task(config, layout, sources, log)).state
 
 
-def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> Task:
+def _task(config: ConfigDict, layout: Layout, sources: Sources | None, log: MetricsLog) -> Task:
     run = build(config, layout, sources)
     chance = run.method.chance_loss
     evaluates = run.monitor is not None or run.drift is not None
@@ -92,6 +94,7 @@ def _task(config: ConfigDict, layout: Layout, sources: Sources | None) -> Task:
         every_epochs=config.knn.every_epochs,
         at_first=run.monitor is not None,
         begin=run.drift.begin if run.drift else lambda since: None,
+        show=make_view_log(run, log) if config.log_views else lambda batch: None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
     )

@@ -49,7 +49,7 @@ def evaluate(
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
         )
         cluster.on_first(lambda: workdir.record(folder, config, 0))
-        log = MetricsLog(folder, 0, KINDS["linear"].results)
+        log = MetricsLog(folder, 0, KINDS["linear"].results, config)
         stack.enter_context(contextlib.closing(log))
         log.open()
         classes = max(len(sources.train.class_names), int(truth.max()) + 1)

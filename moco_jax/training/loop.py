@@ -95,7 +95,7 @@ def _in_workdir(
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", keep, recipe, kind))
         try:
             checkpoints.check()
-            log = MetricsLog(folder, checkpoints.latest or 0, kind.results)
+            log = MetricsLog(folder, checkpoints.latest or 0, kind.results, config)
             stack.enter_context(contextlib.closing(log))
             task = build(log)
             run = task.run
@@ -169,6 +169,8 @@ def _loop(
         batch = next(batches)
         notes = notices.put(stop=0, bad_images=run.data.bad)
         train_step = compile_step(run.step, state, run.arrays, batch, notes)
+        if first == 0:
+            task.show(batch)
         memory = step_memory(train_step)
         batches, watch = itertools.chain([batch], batches), Stopwatch()
         with asked.waiting():

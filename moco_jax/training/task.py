@@ -83,6 +83,7 @@ class Task:
       hint: what often helps when the loss is not finite.
       begin: called before the first step, with the first step whose images and views are those of
         this config.
+      show: called with the first batch of a run that starts at step 0.
     """
 
     run: Run
@@ -94,6 +95,7 @@ class Task:
     at_first: bool
     hint: str
     begin: Callable[[int], None] = lambda since: None
+    show: Callable[[Any], None] = lambda batch: None
 
 
 @dataclasses.dataclass(frozen=True)

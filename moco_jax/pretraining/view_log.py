@@ -1,0 +1,54 @@
+"""Logs the views of a run's first images, so that its augmentation can be seen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from moco_jax.data.augment.views import make_views
+from moco_jax.pretraining.run import PretrainRun
+from moco_jax.terminal import progress
+from moco_jax.training.outputs.metrics_log import MetricsLog
+
+_IMAGES = 8  # that are shown
+_GAP = 2  # pixels of white between views
+
+
+def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
+    """Returns a function: the batch of the first step -> logs its views as one image.
+
+    The image has a row for each image of the batch and a column for each recipe of `config.views`.
+    A failure prints a warning.
+    """
+    config = run.config.copy_and_resolve_references()
+    config.data.mean, config.data.std, config.dtype = (0.0,) * 3, (1.0,) * 3, "float32"
+    draw, layout, data = make_views(config, run.layout), run.layout, run.data
+
+    def pixels(arrays, batch):
+        views = draw(jnp.int32(0), *data.images(arrays, batch))
+        shown = jnp.stack([view[:_IMAGES] for view in views], axis=1)
+        return layout.replicate((jnp.clip(shown, 0, 1) * 255).round().astype(jnp.uint8))
+
+    def write(batch: Any) -> None:
+        # It runs once: on CPUs half the time goes into optimizing it.
+        on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": "0"} if on_cpu else None
+        try:
+            with progress.phase("drawing views for the log"):
+                found = jax.device_get(jax.jit(pixels, compiler_options=options)(run.arrays, batch))
+            log.images(0, "views", _grid(np.asarray(found))[None])
+        except Exception as error:  # nothing that is only shown stops a run
+            logging.warning("the views are not logged: %s: %s", type(error).__name__, error)
+
+    return write
+
+
+def _grid(cells: np.ndarray) -> np.ndarray:
+    """Returns views uint8[N, V, S, S, 3] as one image of N rows and V columns."""
+    gap = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
+    rows = np.pad(cells, gap, constant_values=255).transpose(0, 2, 1, 3, 4)
+    height, width = rows.shape[0] * rows.shape[1], rows.shape[2] * rows.shape[3]
+    return rows.reshape(height, width, 3)[:-_GAP, :-_GAP]

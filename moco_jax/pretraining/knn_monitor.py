@@ -23,6 +23,8 @@ class KnnMonitor:
     Attributes:
       train: the images that are neighbours.
       test: the images that are classified.
+      classified: the number of readable images in the last measurement.
+      k: the number of neighbours in the last measurement.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class KnnMonitor:
     ):
         self._config, self._layout = config, layout
         self.train, self.test = train, test
+        self.classified = self.k = 0
         encode = make_encode(config, encoder, config.knn.features, layout)
         self._measure = self._make_measure(encode)
 
@@ -69,8 +72,15 @@ class KnnMonitor:
         """Returns a function: the variables of `encode` -> top-1 in percent."""
         knn, size, seed = self._config.knn, self._config.batch_size, self._config.seed
         parts = [
-            (data, subset(len(data), limit, seed), make_extract(data, encode, size, self._layout))
-            for data, limit in ((self.train, knn.bank), (self.test, knn.queries))
+            (
+                data,
+                subset(len(data), limit, seed),
+                make_extract(data, encode, size, self._layout, f"kNN: {what} images"),
+            )
+            for data, limit, what in (
+                (self.train, knn.bank, "training"),
+                (self.test, knn.queries, "held-out"),
+            )
         ]
 
         def measure(variables: Any) -> float:
@@ -80,6 +90,7 @@ class KnnMonitor:
                 features, readable = extract(variables, indices)
                 found.append((features[readable], data.labels[indices[readable]]))
             bank, queries = found
+            self.classified, self.k = len(queries[0]), min(knn.k, len(bank[0]))
             return knn_top1(
                 *queries, *bank, k=knn.k, temperature=knn.temperature, layout=self._layout
             )

@@ -1,7 +1,8 @@
 """The pretraining task: what it runs, logs and prints."""
 
 import pathlib
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +12,14 @@ from moco_jax import config as config_lib
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
-from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.pretraining import validation
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.pretraining import fit
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
 from moco_jax.training import loop
 from moco_jax.training.comparison import IMAGE_PLACES, Kind
 from moco_jax.training.optimizers import peak_lr
+from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Scalars, Task
 
@@ -69,14 +71,17 @@ def pretrain(
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     devices = jax.devices() if devices is None else devices
-    validation.check(config, len(devices))
+    try:
+        config, sources, chosen = fit.prepared(config, len(devices), sources, folder)
+    except KeyboardInterrupt:  # while the images are listed
+        raise loop.not_begun(signal.SIGINT) from None
     layout = make_layout(devices, **config.mesh)
-    kind = checkpoint_kind(config)
-    return loop.train(config, folder, kind, lambda log: _task(config, layout, sources, log)).state
+    make_task = lambda log: _task(build(config, layout, sources, chosen), log)  # noqa: E731
+    return loop.train(config, folder, checkpoint_kind(config), make_task).state
 
 
-def _task(config: ConfigDict, layout: Layout, sources: Sources | None, log: MetricsLog) -> Task:
-    run = build(config, layout, sources)
+def _task(run: PretrainRun, log: MetricsLog) -> Task:
+    config = run.config
     chance = run.method.chance_loss
     evaluates = run.monitor is not None or run.drift is not None
     return Task(
@@ -97,7 +102,41 @@ def _task(config: ConfigDict, layout: Layout, sources: Sources | None, log: Metr
         show=make_view_log(run, log) if config.log_views else lambda batch: None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
+        reached=lambda results: _reached(results, config.knn.k),
+        advice=lambda folder: _advice(run, folder),
     )
+
+
+def _reached(results: Sequence[Scalars], asked: int) -> str:
+    """Returns the newest kNN top-1 beside that of the untrained network and of raw pixels."""
+    lines = [line for line in results if "knn_top1" in line]
+    if not lines:
+        return ""
+    first, last = lines[0], lines[-1]
+    others = []
+    if first["step"] == 0 and last is not first:
+        others.append(f"untrained {first['knn_top1']:.2f}%")
+    if "knn_top1_pixels" in first:
+        others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
+    beside = f" ({', '.join(others)})" if others else ""
+    return f"kNN top-1 {last['knn_top1']:.2f}%{beside} at step {last['step']}{_base(last, asked)}"
+
+
+def _base(line: Mapping[str, float], asked: int) -> str:
+    """Returns on how many images and with how many neighbours kNN was measured."""
+    if not {"knn_images", "knn_k"} <= line.keys():  # a log of an earlier version
+        return ""
+    images = int(line["knn_images"])
+    k = f"k = {line['knn_k']:.0f}" + (f" (asked {asked})" if line["knn_k"] < asked else "")
+    return f" on {images} held-out image{'s' * (images != 1)}, {k}"
+
+
+def _advice(run: PretrainRun, folder: pathlib.Path) -> Iterator[str]:
+    labelled = run.data.labels is not None
+    tested = run.monitor is not None or not run.config.knn.every_epochs
+    yield f"the encoder is in {ending.shown(folder)}; use it from Python or with a command:"
+    for line in ending.encoder_commands(run.config, folder, classes=labelled and tested):
+        yield f"  {line}"
 
 
 def _evaluate(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
@@ -113,11 +152,13 @@ def _knn(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
     """Returns kNN top-1; at step 0 that of raw pixels too."""
     if run.monitor is None:
         return {}, ""
-    scalars = {"knn_top1": run.monitor.top1(state.params, state.batch_stats)}
-    line = f"kNN top-1 {scalars['knn_top1']:.2f}%"
+    monitor = run.monitor
+    scalars = {"knn_top1": monitor.top1(state.params, state.batch_stats)}
+    scalars |= {"knn_images": float(monitor.classified), "knn_k": float(monitor.k)}
+    line = f"kNN top-1 {scalars['knn_top1']:.2f}%{_base(scalars, run.config.knn.k)}"
     if step == 0:
-        scalars["knn_top1_pixels"] = run.monitor.pixels_top1()
-        line += f" (untrained network; raw pixels {scalars['knn_top1_pixels']:.2f}%)"
+        scalars["knn_top1_pixels"] = monitor.pixels_top1()
+        line += f"; untrained network, raw pixels {scalars['knn_top1_pixels']:.2f}%"
     return scalars, line
 
 

@@ -29,6 +29,7 @@ from moco_jax.training.batch_size import remedy
 from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
+from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Content, Scalars, Task
 
@@ -50,6 +51,7 @@ class SegmentationRun(task.Run):
     # The `variables()` of a state -> confusion matrix of the test scenes.
     confusion: Callable[[dict[str, Any]], np.ndarray]
     test: str  # a line about the test scenes
+    test_images: int
 
 
 class Reached(NamedTuple):
@@ -95,12 +97,7 @@ def _segment_one(config: ConfigDict, folder: pathlib.Path, layout: Layout) -> Re
     begun = start.begin(config, _prepare)
     cluster.say("\n".join(begun.notes))
     finished = loop.train(begun.config, folder, KIND, lambda log: _task(build(begun, layout), log))
-    reached = _reached(finished.results)
-    cluster.say(
-        f"mIoU {reached.miou:.2f}%  pixels {reached.accuracy:.2f}%  best mIoU "
-        f"{reached.best_miou:.2f}% (epoch {reached.best_epoch:.4g})"
-    )
-    return reached
+    return _reached(finished.results)
 
 
 def _prepare(config: ConfigDict, origin: ConfigDict) -> list[str]:
@@ -157,6 +154,7 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
         lr=jax.jit(schedule),
         confusion=make_confusion(test, network, view, config.batch_size, layout),
         test=f"test: {test.describe(config.batch_size)}",
+        test_images=len(test),
     )
 
 
@@ -197,7 +195,23 @@ def _task(run: SegmentationRun, log: MetricsLog) -> Task:
         at_first=False,
         hint=f"A lower --config.lr (now {run.config.lr}, for {run.config.lr_batch} crops) often "
         "helps.",
+        reached=lambda lines: _summary(run, lines),
+        advice=_advice,
     )
+
+
+def _summary(run: SegmentationRun, lines: Sequence[dict[str, float]]) -> str:
+    if not lines:
+        return ""
+    reached = _reached(lines)
+    return (
+        f"mIoU {reached.miou:.2f}%, pixels {reached.accuracy:.2f}% on {run.test_images} test "
+        f"images; best mIoU {reached.best_miou:.2f}% (epoch {reached.best_epoch:.4g})"
+    )
+
+
+def _advice(folder: pathlib.Path) -> Iterator[str]:
+    yield f"every evaluation is in {ending.shown(folder / 'metrics.jsonl')}"
 
 
 def _introduce(run: SegmentationRun, state: SegmentationState) -> Iterator[str]:
@@ -223,7 +237,10 @@ def _evaluate(
     if at == len(run.order):
         reached = _reached([*log.results, scalars])
         scalars |= {"best_miou": reached.best_miou, "best_epoch": reached.best_epoch}
-    line = f"mIoU {found.miou:.2f}%  pixels {found.accuracy:.2f}%  (epoch {epoch:.2f})"
+    line = (
+        f"mIoU {found.miou:.2f}%  pixels {found.accuracy:.2f}%  (epoch {epoch:.2f}, "
+        f"{run.test_images} test images)"
+    )
     return scalars, line
 
 

@@ -21,7 +21,7 @@ class SceneData(StreamedBatches):
     """Scenes that Grain's threads decode onto canvases of the largest scene's size."""
 
     labels = None  # labels are per pixel, in the masks
-    bad = 0  # an unreadable scene raises an error
+    bad, skipped = 0, ""  # an unreadable scene raises an error
 
     def __init__(self, scenes: Scenes, threads: int, layout: Layout):
         self.arrays, self.source_indices = {}, np.arange(len(scenes))

@@ -22,6 +22,7 @@ from moco_jax.supervised.accuracy import counts
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.start import Start
 from moco_jax.supervised.step import encode, logits
+from moco_jax.terminal import progress
 from moco_jax.training import workdir
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.outputs.metrics_log import MetricsLog
@@ -56,15 +57,17 @@ def evaluate(
         limits = {"iterations": config.iterations, "tolerance": config.tolerance}
         rows = []
         for l2 in config.l2:
-            found = logistic.fit(train, labels, classes=classes, l2=l2, layout=layout, **limits)
-            row = _row(l2, found, test, truth, classes)
+            most = f"at most {config.iterations} iterations"
+            with progress.phase(f"fitting l2={l2:g} by L-BFGS", most):
+                found = logistic.fit(train, labels, classes=classes, l2=l2, layout=layout, **limits)
+                row = _row(l2, found, test, truth, classes)
             scalars = {"l2": l2, "top1": row.top1, "iterations": found.iterations}
             scalars |= {"gradient": found.gradient, "converged": float(found.converged)}
             scalars |= {} if math.isnan(row.top5) else {"top5": row.top5}
             log.write(found.iterations, {k: x for k, x in scalars.items() if math.isfinite(x)})
             cluster.say(_convergence(row, found, config.iterations))
             rows.append(row)
-    cluster.say(results.table(rows))
+    cluster.say(results.table(rows, len(test)))
     return rows
 
 
@@ -82,7 +85,8 @@ def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndar
 
     def extract(source: Source) -> tuple[np.ndarray, np.ndarray]:
         images = loader.load(source, data, layout)
-        return labelled_features(images, features, variables, config.batch_size, layout)
+        text = f"encoding {source.name}"
+        return labelled_features(images, features, variables, config.batch_size, layout, text)
 
     return extract
 

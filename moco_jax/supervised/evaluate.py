@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,11 +15,14 @@ from moco_jax.data.sources.source import Sources
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.supervised import cached, results, step, validation
+from moco_jax.supervised.accuracy import Scores
 from moco_jax.supervised.kinds import KINDS
-from moco_jax.supervised.run import SupervisedRun, build, open_labelled
+from moco_jax.supervised.run import SupervisedRun, build, fit_batch, fit_start, open_labelled
 from moco_jax.supervised.start import begin
 from moco_jax.supervised.step import SupervisedState
+from moco_jax.terminal import style
 from moco_jax.training import loop
+from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Scalars, Task
 
@@ -50,7 +54,8 @@ def evaluate(
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
     devices = jax.devices() if devices is None else devices
-    validation.check(config, len(devices))
+    # What is wrong with the batch for some number of images is wrong with any.
+    validation.check(fit_batch(config, 10_000, len(devices)), len(devices))
     layout = make_layout(devices, **config.mesh)
     return results.with_baseline(
         config,
@@ -68,6 +73,10 @@ def _evaluate_one(
 ) -> list[results.Row]:
     start = begin(config)
     cluster.say("\n".join(start.notes))
+    try:
+        start, sources = fit_start(start, folder, layout.devices, sources)
+    except KeyboardInterrupt:  # while the images are listed
+        raise loop.not_begun(signal.SIGINT) from None
     if config.task == "linear" and config.cached:
         opened, note = open_labelled(start.config, sources)
         cluster.say(note)
@@ -75,7 +84,8 @@ def _evaluate_one(
     make_task = lambda log: _task(build(start, layout, sources), log)  # noqa: E731
     finished = loop.train(start.config, folder, KINDS[config.task], make_task)
     rows = _rows(finished.run, finished.results)
-    cluster.say(results.table(rows))
+    images = [line.get("test_images", 0) for line in finished.results]
+    cluster.say(results.table(rows, int(images[-1])))
     if finished.state.frozen:
         cluster.say(check_frozen(finished.run, finished.state))
     return rows
@@ -100,7 +110,23 @@ def _task(run: SupervisedRun, log: MetricsLog) -> Task:
         at_first=False,
         hint=f"A lower --config.lr (now {run.config.lr}, for {run.config.lr_batch} images) often "
         "helps: the right learning rate depends on the size of the features.",
+        reached=lambda lines: _reached(run, lines),
+        advice=_advice,
     )
+
+
+def _reached(run: SupervisedRun, lines: list[dict[str, float]]) -> str:
+    """Returns the accuracy of the best head after the last evaluation."""
+    if not _complete(run, lines):
+        return ""
+    top = results.best(_rows(run, lines))
+    by = f" by {top.name}, best of {len(run.heads)} heads" if len(run.heads) > 1 else ""
+    images = f" on {lines[-1]['test_images']:.0f} test images" if "test_images" in lines[-1] else ""
+    return f"top-1 {top.top1:.2f}%{by}{images} at step {lines[-1]['step']}"
+
+
+def _advice(folder: pathlib.Path) -> Iterator[str]:
+    yield f"every evaluation is in {ending.shown(folder / 'metrics.jsonl')}"
 
 
 def _introduce(run: SupervisedRun, state: SupervisedState) -> Iterator[str]:
@@ -139,12 +165,29 @@ def _evaluate(
         row = results.best(_rows(run, [*log.results, {"step": at, **scalars}]))
         scalars |= {"last_top1": row.top1, "best_top1": row.best_top1, "best_epoch": row.best_epoch}
     line = results.accuracy_text(scores.top1[top], scores.top5[top], run.classes)
-    diverged = [name for i, name in enumerate(names) if not np.isfinite(scores.loss[i])]
     if names:
-        line += f" by {names[top]} of {len(names)} heads"
-    if diverged:
-        line += f"; diverged, the learning rate is too high: {', '.join(diverged)}"
-    return scalars, f"{line}  (epoch {epoch:.2f}, {scores.images} test images)"
+        line += f" by {names[top]}, best of {len(names)} heads"
+    line += f"  (epoch {epoch:.2f}, {scores.images} test images)"
+    if not names:
+        return scalars, line
+    so_far = max((x["top1"], -x["epoch"]) for x in [*log.results, scalars] if "top1" in x)
+    line += f"; best so far {so_far[0]:.2f}% (epoch {-so_far[1]:.4g})"
+    return scalars, "\n".join([line, *_each(run, scores)])
+
+
+def _each(run: SupervisedRun, scores: Scores) -> Iterator[str]:
+    """Yields the accuracy of each head, as many heads a line as the terminal has room for."""
+    texts = [
+        f"{name} {top1:.2f}%" if math.isfinite(loss) else f"{name} diverged"
+        for name, top1, loss in zip(run.heads, scores.top1, scores.loss, strict=True)
+    ]
+    length = max(map(len, texts))
+    count = max(1, (style.width() - 2) // (length + 2))
+    for start in range(0, len(texts), count):
+        row = texts[start : start + count]
+        yield "  " + "  ".join(text.ljust(length) for text in row).rstrip()
+    if any(text.endswith("diverged") for text in texts):
+        yield "  diverged: the learning rate is too high"
 
 
 def _rows(run: SupervisedRun, lines: list[dict[str, float]]) -> list[results.Row]:
@@ -153,13 +196,11 @@ def _rows(run: SupervisedRun, lines: list[dict[str, float]]) -> list[results.Row
     Raises:
       ValueError: if no line has the results of all heads: somebody changed the log.
     """
-    ends = [f"/{name}" if len(run.heads) > 1 else "" for name in run.heads]
-    needed = {"epoch", *(f"top1{end}" for end in ends)}
-    lines = [line for line in lines if needed <= line.keys()]
+    lines, ends = _complete(run, lines), _ends(run)
     if not lines:
         raise ValueError(
-            f"metrics.jsonl has no evaluation with {', '.join(sorted(needed))}, which the run "
-            "wrote; restore it from a copy, or give another --workdir"
+            f"metrics.jsonl has no evaluation with {', '.join(sorted(_needed(run)))}, which the "
+            "run wrote; restore it from a copy, or give another --workdir"
         )
     rows = []
     for name, end in zip(run.heads, ends, strict=True):
@@ -169,6 +210,20 @@ def _rows(run: SupervisedRun, lines: list[dict[str, float]]) -> list[results.Row
             results.Row(name, last["top1" + end], top5, best["top1" + end], best["epoch"], finite)
         )
     return rows
+
+
+def _ends(run: SupervisedRun) -> list[str]:
+    """Returns what the metrics of each head end in."""
+    return [f"/{name}" if len(run.heads) > 1 else "" for name in run.heads]
+
+
+def _needed(run: SupervisedRun) -> set[str]:
+    return {"epoch", *(f"top1{end}" for end in _ends(run))}
+
+
+def _complete(run: SupervisedRun, lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Returns the log lines that have the results of all heads."""
+    return [line for line in lines if _needed(run) <= line.keys()]
 
 
 def check_frozen(run: SupervisedRun, state: SupervisedState) -> str:

@@ -50,12 +50,18 @@ def has_top5(classes: int) -> bool:
     return classes > 5
 
 
-def table(rows: list[Row]) -> str:
-    """Returns a printable table of the rows; of several, the last line names the best."""
+def table(rows: list[Row], images: int) -> str:
+    """Returns a printable table of the rows; of several, the last line names the best.
+
+    Args:
+      rows: of the heads.
+      images: number of test images; 0 if it is unknown.
+    """
     top5 = not all(math.isnan(row.top5) for row in rows)
-    width = max(len(row.name) for row in rows)
+    base = f"{images} test images" if images else ""
+    width = max(len(base), *(len(row.name) for row in rows))
     several = not all(math.isnan(row.best_epoch) for row in rows)
-    head = f"{'':{width}}   last top-1" + "   last top-5" * top5
+    head = f"{base:{width}}   last top-1" + "   last top-5" * top5
     lines = [head + "   best top-1 (epoch)" * several]
     for row in rows:
         line = f"{row.name:{width}}   {row.top1:9.2f}%" + f"   {row.top5:9.2f}%" * top5

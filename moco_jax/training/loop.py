@@ -8,7 +8,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from moco_jax.parallel import cluster
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import IN_FLIGHT
+from moco_jax.terminal import progress
 from moco_jax.training import interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
 from moco_jax.training.comparison import Kind
@@ -24,7 +25,7 @@ from moco_jax.training.compilation import compile_step, step_memory
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.interruption import Interruption
-from moco_jax.training.outputs import appending
+from moco_jax.training.outputs import appending, ending
 from moco_jax.training.outputs.console import Console, Stopwatch, parameter_table
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Finished, Scalars, Task
@@ -74,11 +75,16 @@ def train(
         try:
             return _in_workdir(config, path, kind, build, asked)
         except interruption.Stopped as stopped:  # there was no state yet
-            raise Interrupted(
-                f"stopped by {stopped} before the first step, so nothing was saved. Start the same "
-                "command again.",
-                stopped.signal,
-            ) from None
+            raise not_begun(stopped.signal) from None
+
+
+def not_begun(by: signal.Signals) -> Interrupted:
+    """Returns the error for a signal before there was a state."""
+    return Interrupted(
+        f"stopped by {by.name} before the first step, so nothing was saved. "
+        f"{ending.continues('starts from the beginning')}",
+        by,
+    )
 
 
 def _in_workdir(
@@ -89,6 +95,7 @@ def _in_workdir(
     asked: Interruption,
 ) -> Finished:
     """Opens the workdir, builds the task and runs its steps."""
+    clock, reached = ending.Clock(), lambda: ""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.opened(path))
         recipe, keep = flatten(config), config.keep_checkpoints
@@ -98,18 +105,19 @@ def _in_workdir(
             log = MetricsLog(folder, checkpoints.latest or 0, kind.results, config)
             stack.enter_context(contextlib.closing(log))
             task = build(log)
-            run = task.run
+            run, reached = task.run, lambda: task.reached(log.results)
             may_change = config.data.get("may_change", False)
             checkpoints.identify(len(run.data), run.contents, may_change=may_change)
             resumed = checkpoints.latest is not None
-            state = checkpoints.restore(run.target) if resumed else run.create()
+            with progress.phase("restoring the checkpoint" if resumed else "initialising"):
+                state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
             cluster.on_first(lambda: workdir.record(folder, config, first))
             log.open()
-            state = _loop(task, state, checkpoints, log, folder, asked)
+            state = _loop(task, state, checkpoints, log, folder, asked, clock)
             return Finished(state, run, log.results)
         except interruption.Stopped as stopped:  # the state is the restored one, or there is none
-            raise _interrupted(stopped.signal, checkpoints) from None
+            raise _interrupted(stopped.signal, checkpoints, reached()) from None
         except KeyboardInterrupt:
             if cluster.is_first():
                 with contextlib.suppress(OSError):
@@ -125,19 +133,19 @@ def _stopped_at_once(checkpoints: Checkpoints) -> str:
     return f"stopped at once; the newest complete checkpoint is {checkpoints.path(saved[0])}"
 
 
-def _interrupted(by: signal.Signals, checkpoints: Checkpoints) -> Interrupted:
+def _interrupted(by: signal.Signals, checkpoints: Checkpoints, reached: str) -> Interrupted:
+    """Returns the error with what is saved, the result so far and the command that continues."""
     step = checkpoints.latest
     if step is None:
-        return Interrupted(
-            f"stopped by {by.name} before the first step was done, so nothing was saved. Start the "
-            "same command again.",
-            by,
-        )
-    return Interrupted(
-        f"stopped by {by.name} at step {step}; saved in {checkpoints.path(step)}. The same command "
-        "continues from there.",
-        by,
-    )
+        what = "before the first step was done, so nothing was saved"
+        again = ending.continues("starts from the beginning")
+    else:
+        what = f"at step {step}; saved in {checkpoints.path(step)}"
+        again = ending.continues("continues from there")
+    if not cluster.is_first():
+        return Interrupted(f"stopped by {by.name} {what}.", by)
+    so_far = [f"{reached} so far"] if reached else []
+    return Interrupted("\n".join([f"stopped by {by.name} {what}.", *so_far, again]), by)
 
 
 def _loop(
@@ -147,12 +155,13 @@ def _loop(
     log: MetricsLog,
     folder: pathlib.Path,
     asked: Interruption,
+    clock: ending.Clock,
 ) -> Any:
     """Runs the steps that are left; returns the state after the last one."""
     run = task.run
     config, total, first = run.config, len(run.order), int(state.step)
     console = Console(total, run.order.steps_per_epoch)
-    _introduce(task, state, console, folder)
+    _introduce(task, state, console, checkpoints)
     task.begin(first if checkpoints.since is None else checkpoints.since)
     if first > total:
         console.say(f"the run is at step {first}, and the config asks for {total}: nothing is left")
@@ -163,17 +172,13 @@ def _loop(
     if task.at_first if first == 0 else made_up:
         _evaluate(task, state, first, console, log)
     if first >= total:
+        _end(task, console, log, folder)
         return state
     notices, pending = Notices(run.layout), collections.deque()
     with contextlib.closing(run.data.batches(run.order, first)) as batches:
-        batch = next(batches)
-        notes = notices.put(stop=0, bad_images=run.data.bad)
-        train_step = compile_step(run.step, state, run.arrays, batch, notes)
-        if first == 0:
-            task.show(batch)
-        memory = step_memory(train_step)
-        batches, watch = itertools.chain([batch], batches), Stopwatch()
-        with asked.waiting():
+        train_step, batches = _compiled(task, state, batches, notices)
+        memory, watch = step_memory(train_step), Stopwatch()
+        with asked.waiting(), console.counting():
             for step in range(first + 1, total + 1):
                 begun = time.perf_counter()
                 batch = next(batches)
@@ -187,6 +192,7 @@ def _loop(
                 save_now = step % config.checkpoint_every == 0 or step == total or evaluate_now
                 open_steps = 0 if log_now or save_now else IN_FLIGHT
                 scalars = _settle(pending, open_steps, task, state, checkpoints)
+                console.passed(step - len(pending))
                 stop = int(scalars.pop("stop", 0))
                 if log_now:
                     epoch = step / run.order.steps_per_epoch
@@ -197,16 +203,47 @@ def _loop(
                 if save_now or stop:
                     _settle(pending, 0, task, state, checkpoints)
                     _save(task, state, step, checkpoints)
+                clock.stepped(begun)
                 if evaluate_now and not stop:
                     stop = _evaluate_in_time(task, state, step, console, log, asked)
                     watch.restart()
                 if stop:
                     checkpoints.finish(step, state)
-                    raise _interrupted(signal.Signals(stop), checkpoints)
+                    so_far = task.reached(log.results)
+                    raise _interrupted(signal.Signals(stop), checkpoints, so_far)
     step = int(state.step)
     checkpoints.finish(step, state)
-    console.say(f"done: step {step} in {checkpoints.path(step)}")
+    saved = ending.shown(checkpoints.path(step))
+    console.say(f"done: step {step} of {total} {clock.summary()}; saved in {saved}")
+    _end(task, console, log, folder)
     return state
+
+
+def _compiled(
+    task: Task, state: Any, batches: Iterator[Any], notices: Notices
+) -> tuple[Any, Iterator[Any]]:
+    """Returns the compiled step, and all batches: the first one is needed to compile."""
+    run = task.run
+    with progress.phase("reading the first images"):
+        batch = next(batches)
+    if int(state.step) == 0:
+        with progress.phase("drawing the first views for the log"):
+            task.show(batch)
+    notes = notices.put(stop=0, bad_images=run.data.bad)
+    step = compile_step(run.step, state, run.arrays, batch, notes)
+    return step, itertools.chain([batch], batches)
+
+
+def _end(task: Task, console: Console, log: MetricsLog, folder: pathlib.Path) -> None:
+    """Prints what the finished run reached, and what to do with it."""
+    data = task.run.data
+    reached = task.reached(log.results)
+    for line in (
+        *ending.skipped(data.bad, data.skipped),
+        *([reached] if reached else []),
+        *task.advice(folder),
+    ):
+        console.say(line)
 
 
 def _save(task: Task, state: Any, step: int, checkpoints: Checkpoints) -> None:
@@ -281,17 +318,26 @@ def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
     if not scalars:
         return
     log.write(step, scalars)
-    console.say(f"step {step}  {line} ({time.perf_counter() - begun:.0f} s)")
+    line, *more = line.split("\n")
+    seconds = f"({time.perf_counter() - begun:.0f} s)"
+    console.say("\n".join([f"step {step}  {line} {seconds}", *more]))
 
 
-def _introduce(task: Task, state: Any, console, folder: pathlib.Path) -> None:
+def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoints) -> None:
     """Prints what is about to run."""
+    folder, config, total = checkpoints.folder.parent, task.run.config, len(task.run.order)
     table, step = parameter_table(state.params), int(state.step)
     content = f"{table}\n".encode()
     cluster.on_first(lambda: appending.write_whole(folder / "parameters.txt", content))
     console.say(f"workdir {folder}")
-    console.say(task.run.data.describe(task.run.config.batch_size))
+    console.say(task.run.data.describe(config.batch_size))
+    if config.steps is not None and config.epochs is not None:
+        console.say(
+            f"steps={config.steps} is the length of the run; epochs={config.epochs} is not used"
+        )
     for line in task.introduce(state):
         console.say(line)
     if step:
-        console.say(f"resumed at step {step}")
+        console.say(
+            f"resumed at step {step} of {total} from {ending.shown(checkpoints.path(step))}"
+        )

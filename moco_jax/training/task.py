@@ -1,6 +1,7 @@
 """What the loop runs for every task: a run, and what it prints about the run."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -84,6 +85,8 @@ class Task:
       begin: called before the first step, with the first step whose images and views are those of
         this config.
       show: called with the first batch of a run that starts at step 0.
+      reached: log lines of all evaluations -> a line about the result so far, or "".
+      advice: the workdir -> lines about what to do with the finished run.
     """
 
     run: Run
@@ -96,6 +99,8 @@ class Task:
     hint: str
     begin: Callable[[int], None] = lambda since: None
     show: Callable[[Any], None] = lambda batch: None
+    reached: Callable[[list[Scalars]], str] = lambda results: ""
+    advice: Callable[[pathlib.Path], Iterable[str]] = lambda workdir: ()
 
 
 @dataclasses.dataclass(frozen=True)

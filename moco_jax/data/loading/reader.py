@@ -1,6 +1,7 @@
 """Reads the images of a source, counts the unreadable ones and stops if there are too many."""
 
 import collections
+import os
 import re
 import threading
 
@@ -39,6 +40,13 @@ class Reader:
     def bad(self) -> int:
         """The number of unreadable images found so far."""
         return len(self._reasons)
+
+    @property
+    def skipped(self) -> str:
+        """How many unreadable images there are of each kind, such as '2 x the file is empty'."""
+        with self._lock:
+            reasons = list(self._reasons.values())
+        return _kinds(reasons)
 
     def read(self, index: int) -> np.ndarray | None:
         """Returns an image uint8[h, w, 3]; counts an unreadable one and returns None.
@@ -85,7 +93,8 @@ class Reader:
             reasons = dict(self._reasons) if too_many else {}
         names = self.source.names
         if count <= _SHOWN:
-            logging.warning("skipped unreadable image %s (%s)", printable(names[index]), reason)
+            name = _in_folder(names[index], self.source.name)
+            logging.warning("skipped %s (%s)", printable(name), reason)
         if count == _SHOWN + 1:
             logging.warning("more images can't be read; they are counted, not named")
         if too_many:
@@ -95,6 +104,13 @@ class Reader:
                 f"data.max_bad_fraction={self._max_fraction} allows "
                 f"({_kinds(list(reasons.values()))}):\n" + "\n".join(shown)
             )
+
+
+def _in_folder(name: str, where: str) -> str:
+    """Returns the name of an image without the folder of its source."""
+    start = len(os.path.commonprefix([name, where]).rstrip(os.sep))
+    inner = name[start + 1 :] if name[start : start + 1] == os.sep else ""
+    return name if not inner or inner.isdigit() else inner  # a number alone names nothing
 
 
 def _kinds(reasons: list[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from moco_jax.data.loading.order import Plan
 from moco_jax.data.sources.source import Source
 from moco_jax.parallel.mesh import Layout
+from moco_jax.terminal import progress
 
 
 class ResidentData:
@@ -20,18 +21,25 @@ class ResidentData:
     Attributes:
       arrays: `images` uint8[N, H, W, 3] and `sizes` i32[N, 2].
       bad: number of unreadable images in the source, on process 0; 0 on the others.
+      skipped: how many there are of each kind.
     """
 
     def __init__(
-        self, source: Source, good: np.ndarray, arrays: dict[str, np.ndarray], layout: Layout
+        self,
+        source: Source,
+        good: np.ndarray,
+        arrays: dict[str, np.ndarray],
+        layout: Layout,
+        skipped: str,
     ):
         """Copies `arrays` to the devices; `good` [N] are the indices of the readable images."""
         self.labels = None if source.labels is None else source.labels[good]
         self.source_indices = good
         # Every process reads all images, and the loop sums `bad` over processes.
         self.bad = len(source) - len(good) if jax.process_index() == 0 else 0
-        self._name = source.name
-        self.arrays = layout.put(arrays, layout.replicated)
+        self.skipped, self._name = skipped, source.name
+        with progress.phase(f"copying {arrays['images'].nbytes >> 20:,} MB to the devices"):
+            self.arrays = layout.put(arrays, layout.replicated)
         self._layout = layout
 
     def __len__(self) -> int:

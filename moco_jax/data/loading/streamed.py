@@ -60,6 +60,10 @@ class StreamedData(StreamedBatches):
     def bad(self) -> int:
         return self._reader.bad
 
+    @property
+    def skipped(self) -> str:
+        return self._reader.skipped
+
     def describe(self, batch_size: int) -> str:
         """Returns name, size and the most host memory that batches of B images use, in one line."""
         rows = len(self._layout.rows(batch_size))

@@ -8,6 +8,8 @@ from typing import IO, Any, NamedTuple
 
 from absl import logging
 
+from moco_jax.parallel import cluster
+
 _MARKS = b"\0 \t\r\xef\xbb\xbf"  # around a line: a block that a crash left, an editor's mark
 
 
@@ -99,7 +101,8 @@ class Lines(NamedTuple):
 def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
     """Returns the entries up to this step; moves all other lines to `<name>.dropped.jsonl`.
 
-    Lines stay as they are, byte for byte. Warns of lines that can't be read.
+    Lines stay as they are, byte for byte. Prints which steps moved; warns of lines that can't be
+    read.
 
     Raises:
       OSError: if the file can't be read or changed.
@@ -112,6 +115,9 @@ def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
     if lines.later or lines.broken:
         with open(dropped, "ab") as file:
             file.write(b"".join(line + b"\n" for line in (*lines.later, *lines.broken)))
+    if lines.later:
+        steps = sorted(json.loads(line)["step"] for line in lines.later)
+        cluster.say(_repeated(steps, dropped))
     if lines.broken:
         logging.warning(
             "lines of %s that can't be read: %d, such as %.60r; they are moved to %s",
@@ -122,6 +128,16 @@ def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
         )
     _replace(path, data, b"".join(line + b"\n" for line, _ in lines.kept))
     return [entry for _, entry in lines.kept]
+
+
+def _repeated(steps: list[int], dropped: pathlib.Path) -> str:
+    """Returns why lines of these steps, in order, are no longer in the log."""
+    which = f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
+    count = f"{len(steps)} line{'s' * (len(steps) > 1)}"
+    return (
+        f"the killed run had logged {which} after its last checkpoint; they are repeated, and "
+        f"{count} moved to {dropped.name}"
+    )
 
 
 def _sorted(data: bytes, last_step: int) -> Lines:

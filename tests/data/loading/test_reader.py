@@ -38,7 +38,7 @@ def test_ten_bad_images_are_named_and_the_others_counted(caplog):
         reader.report()
     lines = [record.getMessage() for record in caplog.records]
     assert reader.bad == 102 and len(lines) == 12
-    assert lines[0] == "skipped unreadable image 1.png (the file is empty (0 bytes))"
+    assert lines[0] == "skipped 1.png (the file is empty (0 bytes))"
     assert lines[10] == "more images can't be read; they are counted, not named"
     assert lines[11] == (
         "102 of the 103 images of images can't be read: 100 x no known image format, "

@@ -69,6 +69,26 @@ def test_records_wait_for_space_in_order_and_whole(tmp_path, monkeypatch, caplog
         assert "log is written again" in messages[1]
 
 
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], ""),
+        ([20], "had logged step 20 after its last checkpoint; they are repeated, and 1 line moved"),
+        (
+            [20, 20, 30, 40],
+            "logged steps 20 to 40 after its last checkpoint; they are repeated",
+        ),
+        ([20, 20, 30, 40], " 4 lines moved to metrics.dropped.jsonl\n"),
+    ],
+)
+def test_moved_lines_are_explained(tmp_path, capsys, steps, message):
+    lines = "".join(f'{{"step": {step}}}\n' for step in [5, 10, *steps])
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    appending.resume(tmp_path / "metrics.jsonl", 10)
+    printed = capsys.readouterr().out
+    assert message in printed and bool(message) == bool(printed)
+
+
 def test_records_that_are_lost_are_counted(tmp_path, monkeypatch, caplog):
     file = Appended(tmp_path / "log")
     monkeypatch.setattr(appending, "open", Disk(0).open, raising=False)

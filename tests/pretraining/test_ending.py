@@ -1,0 +1,69 @@
+"""What a run prints at its end, when it is interrupted and when it goes on."""
+
+import os
+import re
+import signal
+
+import pytest
+
+from moco_jax.data.sources.source import Source, Sources
+from moco_jax.pretraining import pretrain
+from moco_jax.training import loop
+from moco_jax.training.outputs.metrics_log import MetricsLog
+from tests.tiny import tiny_config, tiny_sources
+
+
+def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, monkeypatch):
+    write = MetricsLog.write
+
+    def interrupt(self, step, scalars):
+        write(self, step, scalars)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = tiny_config(knn__every_epochs=1.0, knn__k=200)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", interrupt)
+        with pytest.raises(loop.Interrupted) as error:
+            pretrain.pretrain(config, tmp_path, sources=tiny_sources())
+    first, so_far, again = str(error.value).splitlines()
+    assert re.fullmatch(r"stopped by SIGTERM at step \d; saved in .*/checkpoints/\d\.", first)
+    on = r"on 32 held-out images, k = 96 \(asked 200\)"
+    beside = r"\(untrained [\d.]+%, raw pixels 100.00%\)"
+    assert re.fullmatch(rf"kNN top-1 [\d.]+% {beside} at step 3 {on} so far", so_far)
+    assert again == "The same command continues from there."
+    monkeypatch.chdir(tmp_path.parent)
+    capsys.readouterr()
+    pretrain.pretrain(config, tmp_path, sources=tiny_sources())
+    ended = capsys.readouterr().out
+    name = tmp_path.name
+    assert re.search(rf"\nresumed at step \d of 10 from {name}/checkpoints/\d\n", ended)
+    done = r"\ndone: step 10 of 10 in \d+:\d+ \([\d.e+]+ steps/s\); saved in "
+    assert re.search(
+        rf"{done}{name}/checkpoints/10\nkNN top-1 [\d.]+% {beside} at step 10 {on}\n", ended
+    )
+    assert f'  import moco_jax; encoder = moco_jax.load("{name}")\n' in ended
+    pretrain.pretrain(config, tmp_path, sources=tiny_sources())  # nothing is left to do
+    again = capsys.readouterr().out
+    assert again.endswith(ended[ended.index("\nkNN top-1", ended.index("\ndone: ")) :])
+
+
+def test_steps_decide_the_length_where_both_are_set(tmp_path, capsys):
+    config = tiny_config(steps=2, epochs=50.0, knn__every_epochs=0.0)
+    assert int(pretrain.pretrain(config, tmp_path, sources=tiny_sources()).step) == 2
+    printed = capsys.readouterr().out
+    assert "steps=2 is the length of the run; epochs=50.0 is not used\n" in printed
+
+
+def test_skipped_images_are_counted_at_the_end(tmp_path, capsys, caplog):
+    good = tiny_sources()
+    images = [good.train.read(i) for i in range(96)]
+    images[3:5] = [b"no image", b""]
+    names = [f"/data/fish/{i}.jpg" for i in range(96)]
+    train = Source("/data", images.__getitem__, names, None, ())
+    config = tiny_config(steps=1, data__max_bad_fraction=0.1, data__canvas=16)
+    pretrain.pretrain(config, tmp_path, sources=Sources(train, None))
+    assert "skipped fish/3.jpg (no known image format; " in caplog.text
+    printed = capsys.readouterr().out
+    assert "\n2 images skipped: 1 x no known image format, 1 x the file is empty\n" in printed
+    assert "moco_jax.knn" not in printed  # there are no classes

@@ -77,6 +77,9 @@ class Guarded:
         self._each("histogram", arguments)
 
     def close(self) -> None:
+        for sink in self._sinks.values():
+            if isinstance(sink, Remote):
+                sink.end()  # so that all of them send at the same time
         self._each("close", ())
 
     def _each(self, method: str, arguments: Iterable[Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from moco_jax.terminal import style
+from moco_jax.terminal import progress, style
 from moco_jax.text import message as escaped
 from moco_jax.training.outputs.sinks.settings import Settings
 
@@ -40,9 +40,10 @@ class Remote:
           title: of the logger, for messages.
         """
         self._title = title
-        self._queue: queue.Queue = queue.Queue(_WAITING)
+        self._queue: queue.Queue = queue.Queue()
         self._off = self._closing = False
         self._dropped = 0
+        self._deadline = 0.0
         # The process sees the packages that this one sees.
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
         self._process = subprocess.Popen(
@@ -67,15 +68,21 @@ class Remote:
     def histogram(self, step: int, name: str, values: np.ndarray) -> None:
         self._put("histogram", step, name, np.array(values))
 
+    def end(self) -> None:
+        """Begins to close: there are no more records. The time limit of `close` starts."""
+        if self._closing:
+            return
+        self._closing, self._deadline = True, time.monotonic() + _FLUSH
+        if not self._off:
+            self._queue.put(None)
+
     def close(self) -> None:
         """Waits until all is sent, for a limited time."""
-        self._closing = True
-        deadline = time.monotonic() + _FLUSH
+        self.end()
         try:
-            if not self._off:
-                self._queue.put(None, timeout=_FLUSH)
-            self._process.wait(max(0.0, deadline - time.monotonic()))
-        except (queue.Full, subprocess.TimeoutExpired):
+            with progress.phase(f"sending to {self._title}", f"at most {_FLUSH:g} s"):
+                self._process.wait(max(0.0, self._deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             logging.warning(
@@ -90,9 +97,9 @@ class Remote:
     def _put(self, method: str, *arguments: Any) -> None:
         if self._off:
             return
-        try:
-            self._queue.put_nowait((method, arguments))
-        except queue.Full:
+        if self._queue.qsize() < _WAITING:
+            self._queue.put((method, arguments))
+        else:
             if not self._dropped:
                 logging.warning(
                     "%s is too slow: %d records wait, and later ones are dropped. metrics.jsonl "

@@ -35,7 +35,7 @@ def run(repository, monkeypatch, capsys):
         (["--config=configs/digits.py", "--config.modle.name=x"], "did you mean 'model.name'?"),
         (
             ["--config=configs/digits.py", "--config.xyzzy=x"],
-            "there is no config key 'xyzzy'; moco_jax/config.py lists all keys",
+            "there is no config key 'xyzzy'; `python -m moco_jax.keys` lists all keys",
         ),
         (
             ["--config=configs/digits.py", "--config.lr=fast"],

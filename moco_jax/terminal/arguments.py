@@ -20,11 +20,6 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as co
 _LONGEST = 100  # characters of an argument in a message
 _LONGEST_ERROR = 300  # characters of the message of a library
 _HELP = ("-h", "-help", "-?", "--help", "--helpshort", "--helpfull", "--helpxml")
-_BASES = {  # where the keys of a task are listed
-    "linear": "moco_jax/supervised/config.py",
-    "finetune": "moco_jax/supervised/config.py",
-    "segment": "moco_jax/segmentation/config.py",
-}
 _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
     bool: (flags.BooleanParser().parse, "True or False"),
     int: (flags.IntegerParser().parse, "a whole number"),
@@ -238,5 +233,5 @@ def _hint(config: ConfigDict, key: str) -> str:
         return f"; it is now {renamed.KEYS[key]!r}"
     if near := keys.nearest(key, keys.of(config)):
         return f"; did you mean {near!r}?"
-    listed = _BASES.get(config.get("task"), "moco_jax/config.py")
-    return f"; {listed} lists all keys"
+    task = "" if config.get("task") == "pretrain" else f" --task={config.get('task')}"
+    return f"; `python -m moco_jax.keys{task}` lists all keys"

@@ -1,6 +1,6 @@
 """Measures for how long commands print nothing, and how wide their lines are.
 
-Command: python -m benchmarks.silence                       # the README's commands, in small form
+Command: python -m benchmarks.silence                       # the common commands, in small form
   --columns=160                                             # of the terminal; 80 by default
   --columns=0                                               # a pipe
   --only=knn,embed                                          # some of these commands

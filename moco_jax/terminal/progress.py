@@ -30,6 +30,11 @@ _SHORTEST_BAR = 20  # columns, with the percentage
 T = TypeVar("T")
 
 
+def now() -> float:
+    """Returns a clock in seconds."""
+    return time.monotonic()
+
+
 class Shown(Protocol):
     """What the ticker shows of some work."""
 
@@ -50,6 +55,7 @@ class _Ticker:
 
     def __init__(self):
         self._works: list[Shown] = []
+        self.seen = now()  # when something was shown
         self._idle = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -91,6 +97,7 @@ def show(work: Shown) -> None:
     if style.is_live(work.stream):
         columns = style.width(work.stream) - 1  # a full line would wrap
         if line := work.live(columns):
+            _ticker.seen = now()
             style.draw(style.fitted(line, columns), work.stream, work, stays=work.stays)
     elif line := work.line():
         style.print_line(line, work.stream)
@@ -118,22 +125,23 @@ def _disabled() -> bool:
     return os.environ.get("TQDM_DISABLE", "0") not in ("", "0")
 
 
-def now() -> float:
-    """Returns a clock in seconds."""
-    return time.monotonic()
-
-
 class _Timer:
     """When lines of some work are due."""
 
     def __init__(self):
         self._begun = now()
-        self._next = FIRST
+        self._next, self._visible = FIRST, False
 
     @property
     def elapsed(self) -> float:
         """Seconds since the work began."""
         return now() - self._begun
+
+    def is_visible(self) -> bool:
+        """Returns whether a live line is due: short phases in a row must not be silent either."""
+        first = _REDRAW if now() - _ticker.seen >= FIRST else FIRST
+        self._visible = self._visible or self.elapsed >= first
+        return self._visible
 
     def is_due(self) -> bool:
         """Returns whether a line is due; the next one is due a minute later."""
@@ -157,7 +165,7 @@ class _Phase:
 
     def live(self, columns: int) -> str:
         elapsed = self._timer.elapsed
-        if elapsed < FIRST:
+        if not self._timer.is_visible():
             return ""
         end = f" ... {self._more()}{duration(elapsed)}"
         return style.fitted(self._title, columns - len(end)) + end
@@ -216,7 +224,7 @@ class Bar:
 
     def live(self, columns: int) -> str:
         elapsed = self._timer.elapsed
-        if elapsed < FIRST:
+        if not self._timer.is_visible():
             return ""
         done = int(self._done)
         if not done and self._first:

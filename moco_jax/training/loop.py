@@ -227,8 +227,7 @@ def _compiled(
     with progress.phase("reading the first images"):
         batch = next(batches)
     if int(state.step) == 0:
-        with progress.phase("drawing the first views for the log"):
-            task.show(batch)
+        task.show(batch)
     notes = notices.put(stop=0, bad_images=run.data.bad)
     step = compile_step(run.step, state, run.arrays, batch, notes)
     return step, itertools.chain([batch], batches)

@@ -44,6 +44,7 @@ def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(progress, "now", lambda: clock.seconds)
     monkeypatch.setattr(style, "width", lambda stream=None: getattr(stream, "columns", 0) or 80)
+    monkeypatch.setattr(progress, "_ticker", progress._Ticker())
     # The tests show the work themselves.
     monkeypatch.setattr(progress._Ticker, "_run", lambda self, idle: idle.wait())
     return clock
@@ -82,6 +83,15 @@ def test_a_short_phase_is_silent(clock, output, columns):
     with progress.phase("compiling", "20 to 60 s"):
         clock.go(1.5, current())
     assert stream.getvalue() == ""
+
+
+def test_short_phases_in_a_row_are_not_silent(clock, output):
+    stream = output(80)
+    for number in range(2):
+        with progress.phase(f"part {number}"):
+            clock.go(1.5, current())
+            line = screen(stream)
+        assert line == ("part 1 ... 0:02" if number else "")
 
 
 def test_a_long_phase_shows_its_time_and_vanishes(clock, output):

@@ -114,8 +114,9 @@ def _reached(results: Sequence[Scalars], asked: int) -> str:
         return ""
     first, last = lines[0], lines[-1]
     others = []
-    if first["step"] == 0 and last is not first:
-        others.append(f"untrained {first['knn_top1']:.2f}%")
+    if first["step"] == 0:
+        known = "" if last is first else f" {first['knn_top1']:.2f}%"
+        others.append(f"untrained{known}")
     if "knn_top1_pixels" in first:
         others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
     beside = f" ({', '.join(others)})" if others else ""

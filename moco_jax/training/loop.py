@@ -144,7 +144,7 @@ def _interrupted(by: signal.Signals, checkpoints: Checkpoints, reached: str) -> 
         again = ending.continues("continues from there")
     if not cluster.is_first():
         return Interrupted(f"stopped by {by.name} {what}.", by)
-    so_far = [f"{reached} so far"] if reached else []
+    so_far = [f"so far: {reached}"] if reached else []
     return Interrupted("\n".join([f"stopped by {by.name} {what}.", *so_far, again]), by)
 
 
@@ -212,7 +212,8 @@ def _loop(
                     so_far = task.reached(log.results)
                     raise _interrupted(signal.Signals(stop), checkpoints, so_far)
     step = int(state.step)
-    checkpoints.finish(step, state)
+    with progress.phase("saving"):
+        checkpoints.finish(step, state)
     saved = ending.shown(checkpoints.path(step))
     console.say(f"done: step {step} of {total} {clock.summary()}; saved in {saved}")
     _end(task, console, log, folder)

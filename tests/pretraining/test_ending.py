@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 
 import pytest
@@ -10,6 +11,7 @@ from moco_jax.data.sources.source import Source, Sources
 from moco_jax.pretraining import pretrain
 from moco_jax.training import loop
 from moco_jax.training.outputs.metrics_log import MetricsLog
+from tests.conftest import run_command
 from tests.tiny import tiny_config, tiny_sources
 
 
@@ -30,7 +32,7 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
     assert re.fullmatch(r"stopped by SIGTERM at step \d; saved in .*/checkpoints/\d\.", first)
     on = r"on 32 held-out images, k = 96 \(asked 200\)"
     beside = r"\(untrained [\d.]+%, raw pixels 100.00%\)"
-    assert re.fullmatch(rf"kNN top-1 [\d.]+% {beside} at step 3 {on} so far", so_far)
+    assert re.fullmatch(rf"so far: kNN top-1 [\d.]+% {beside} at step 3 {on}", so_far)
     assert again == "The same command continues from there."
     monkeypatch.chdir(tmp_path.parent)
     capsys.readouterr()
@@ -67,3 +69,25 @@ def test_skipped_images_are_counted_at_the_end(tmp_path, capsys, caplog):
     printed = capsys.readouterr().out
     assert "\n2 images skipped: 1 x no known image format, 1 x the file is empty\n" in printed
     assert "moco_jax.knn" not in printed  # there are no classes
+
+
+@pytest.mark.slow  # six commands
+def test_each_printed_command_works(repository, tmp_path):
+    small = [
+        "--config.model.width=0.125", "--config.steps=2", "--config.batch_size=32",
+        "--config.queue_size=64", "--config.data.image_size=8", "--config.data.eval_resize=8",
+        "--config.knn.bank=200", "--config.knn.queries=50",
+    ]  # fmt: skip
+    done = run_command(
+        repository, "moco_jax.main", f"--config={repository}/configs/digits.py", *small,
+        "--workdir=my run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("  python")]
+    assert [words[2].partition(".")[2] for words in lines] == ["knn", "main", "embed", "convert"]
+    for _, _, module, *arguments in lines:
+        more = ["--config.steps=2"] if module == "moco_jax.main" else []
+        done = run_command(repository, module, *arguments, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "my run" / "features.npz").is_file()
+    assert (tmp_path / "my run" / "encoder.safetensors").is_file()

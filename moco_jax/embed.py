@@ -27,7 +27,7 @@ from moco_jax.encoders.images import open_split
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, progress
 from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
@@ -71,7 +71,8 @@ def _run() -> None:
     layout = make_layout()
     if _FEATURES.value:
         with command_line.naming(f"--features={_FEATURES.value}"):
-            found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
+            with progress.phase(f"reading {_FEATURES.value}"):
+                found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
     else:
         assert read is not None
         source = _open(read.config, changes)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
 from moco_jax.models.encoder import Encoder, make_encoder
+from moco_jax.terminal import progress
 from moco_jax.training import checks
 from moco_jax.training.comparison import check_kind
 from moco_jax.training.flat_config import flatten, unflatten
@@ -74,7 +75,8 @@ def read(path: str | os.PathLike) -> Pretrained:
     where = pathlib.Path(path).expanduser().absolute()
     if not where.exists():
         raise FileNotFoundError(f"there is no encoder at {where}: no such file or folder")
-    return _read_file(where) if where.is_file() else _read_folder(where)
+    with progress.phase(f"reading the encoder {where}"):
+        return _read_file(where) if where.is_file() else _read_folder(where)
 
 
 def write(path: str | os.PathLike, pretrained: Pretrained) -> None:

@@ -21,7 +21,7 @@ from moco_jax import text
 
 _COLUMNS = 80  # without a terminal
 _NARROWEST = 20  # columns; a terminal that reports fewer is taken for this
-_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}  # ECMA-48, SGR
+_CODES = {"bold": "1", "red": "31", "green": "32", "yellow": "33"}  # ECMA-48, SGR
 _LABELS = {"error": "red", "warning": "yellow", "done": "green"}
 _FORCING = ("FORCE_COLOR", "CLICOLOR_FORCE")
 # Rows of tables are not wrapped: they have wide gaps, or borders.
@@ -63,16 +63,6 @@ def has_colour(stream: TextIO | None = None) -> bool:
 def bold(line: str, stream: TextIO | None = None) -> str:
     """Returns a text in bold where the stream has colour. Default the standard output."""
     return _styled(line, "bold", stream)
-
-
-def dim(line: str, stream: TextIO | None = None) -> str:
-    """Returns a text in grey where the stream has colour."""
-    return _styled(line, "dim", stream)
-
-
-def warn(line: str, stream: TextIO | None = None) -> str:
-    """Returns a text in yellow where the stream has colour: a warning."""
-    return _styled(line, "yellow", stream)
 
 
 def _styled(line: str, code: str, stream: TextIO | None) -> str:

@@ -43,7 +43,7 @@ def test_colour_needs_a_terminal_or_a_request(monkeypatch, terminal, environment
         monkeypatch.setenv(name, value)
     stream = Stream(terminal)
     assert style.has_colour(stream) is expected
-    assert style.warn("careful", stream) == ("\x1b[33mcareful\x1b[0m" if expected else "careful")
+    assert style.bold("name", stream) == ("\x1b[1mname\x1b[0m" if expected else "name")
 
 
 def test_a_closed_stream_is_no_terminal():

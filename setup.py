@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["moco_jax", "moco_jax.*"]), *EXPERIMENTS],
     package_dir=EXPERIMENTS,
+    package_data={"moco_jax": ["py.typed"]},  # type checkers read the annotations
     entry_points={"console_scripts": ["moco-jax = moco_jax.__main__:run"]},
     install_requires=[
         "jax>=0.10",

@@ -50,7 +50,10 @@ def open_split(
         if source is None:
             known = ", ".join(name for name, found in splits.items() if found)
             raise ValueError(f"--split={split}: there is no such split; allowed: {known}")
-        return source, tuple(sources.notes)
+        notes = tuple(sources.notes)
+        if source is sources.test:  # the first line describes the training images
+            notes = (f"{source.name}: {len(source)} images", *notes[1:])
+        return source, notes
     if changes or split is not None:
         whole["train_split"] = split or "train"
     sources = open_named(config, **whole, **changes)

@@ -47,6 +47,11 @@ def test_features_of_a_folder_have_names_and_labels(folder, encoder):
     np.testing.assert_allclose(found.features, encoder(list(found.names)), atol=5e-3)
 
 
+def test_what_was_found_is_printed(encoder, capsys):
+    moco_jax.embed(encoder, "digits", split="test")
+    assert capsys.readouterr().out.startswith("digits/test: 1200 images")
+
+
 def test_a_path_is_an_encoder_too(folder, encoder):
     paths = [folder / "images/train/a/0.png"]
     found = moco_jax.embed(folder / "encoder.safetensors", paths, output="head")
@@ -174,6 +179,7 @@ def test_an_installed_wheel_has_the_experiments_once(repository, tmp_path):
         "moco_jax/configs/files/digits.py",
         "moco_jax/data/sources/digits.py",
     ]
+    assert (target / "moco_jax/py.typed").exists()
     code = (
         "import moco_jax; from moco_jax import configs\n"
         "print(moco_jax.__file__, configs.digits.get_config().name)"

@@ -23,7 +23,9 @@ SCHEDULE = (1.0, 1.0, 0.1)  # factor of the learning rate at each step
 def prepare(task: str, **changes):
     config = task_config(task, "x", batch_size=BATCH, lr_batch=32, bn_groups=2, **changes)
     variables = {name: tree["backbone"] for name, tree in encoder_variables().items()}
-    start = Start(config, make_encoder(tiny_config(bn_groups=2)).backbone, **variables, notes=())
+    start = Start(
+        config, make_encoder(tiny_config(bn_groups=2)).backbone, **variables, notes=(), content=None
+    )
     layout = make_layout(jax.devices()[:1])
     optimizer = make_optimizer(
         config, lambda at: jnp.asarray(SCHEDULE)[at], lambda params: factors(config, params)

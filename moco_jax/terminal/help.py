@@ -74,15 +74,15 @@ def _paragraph(text: str, columns: int) -> str:
 def _flag(flag: flags.Flag, among: list[flags.Flag], columns: int) -> str:
     """Returns the lines of a flag: its name, meaning, allowed values and default."""
     width = min(max(len(other.name) for other in among), _NAMES) + 4
-    text = re.sub(r"^<[^>]*>: ", "", " ".join((flag.help or "").split()))
+    text = re.sub(r"^<[^>]*>: |; ?repeat this option.*", "", " ".join((flag.help or "").split()))
     if names := getattr(flag.parser, "enum_values", None):
         text += f" Allowed: {', '.join(names)}."
     if flag.name == "config":
         text += " --config.KEY=VALUE changes a key of it."
+    elif flag.boolean and flag.default:
+        text += f" On by default; --no{flag.name} turns it off."
     elif flag.default not in (None, "", [], False) and "default" not in text.lower():
         text += f" Default {str(flag.default_as_str).strip(chr(39))}."
-    if flag.boolean and flag.default:
-        text += f" --no{flag.name} turns it off."
     name = f"--{flag.name}".ljust(width)
     return textwrap.fill(
         text,

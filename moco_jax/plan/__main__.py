@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan import compilers, forecast, planner
+from moco_jax.pretraining import fit
 from moco_jax.pretraining.method import make_method
 from moco_jax.terminal import command_line
 
@@ -57,6 +58,9 @@ def main() -> int:
     topologies = planner.parse_topologies(_TOPOLOGY.value)
     compilers.use_only_cpus(topologies)
     cases = planner.prepare(config, topologies, _IMAGES_PER_CHIP.value, _TRAINING_IMAGES.value)
+    chosen = fit.fit(config, _TRAINING_IMAGES.value, (), cases[0].layout.devices)[1]
+    if chosen and _IMAGES_PER_CHIP.value is None:
+        _print_progress("\n".join(chosen))
     plan = planner.Planner(_TRAINING_IMAGES.value, _MFU.value, _print_progress)
     forecasts, lines, all_fit = [], [], True
     for case in cases:
@@ -71,7 +75,7 @@ def main() -> int:
             forecasts += [tried] if tried else []
             lines.append(f"{case.topology}: {advice}")
             all_fit = False
-    print(f"{_title(config, cases[0].layout)}\n\n{forecast.table(forecasts)}\n")
+    print(f"{_title(cases[0].config, cases[0].layout)}\n\n{forecast.table(forecasts)}\n")
     print("\n".join(lines))
     return 0 if all_fit else 1
 

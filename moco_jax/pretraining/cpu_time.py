@@ -13,11 +13,12 @@ from moco_jax.models.encoder import make_encoder
 _FLOPS_PER_CORE = 45e9
 _FORWARD_PASSES = 4  # of a query: forward, and backward for twice the work; of a key: forward
 _MOST_PER_PIXEL = 1e7  # of any network of width 1, forward: less needs no closer look
-_DAY = 86_400
+_HOUR, _DAY = 3600, 86_400
+_LONG = 6 * _HOUR  # a longer run is worth a warning
 
 
 def warn(config: ConfigDict, steps: int, platform: str) -> list[str]:
-    """Returns lines for a run that takes more than a day on the CPU: how long, and what to do.
+    """Returns lines for a run that takes long on the CPU: how long, and what to do.
 
     Args:
       config: of the run, validated.
@@ -27,16 +28,14 @@ def warn(config: ConfigDict, steps: int, platform: str) -> list[str]:
     if platform != "cpu":
         return []
     per_image = _MOST_PER_PIXEL * max(1, config.model.width) ** 2 * config.data.image_size**2
-    if steps * _seconds_per_step(config, per_image) < _DAY:
+    if steps * _seconds_per_step(config, per_image) < _LONG:
         return []
     seconds = steps * _seconds_per_step(config, _forward_flops(config))
-    if seconds < _DAY:
+    if seconds < _LONG:
         return []
-    days = seconds / _DAY
-    length = f"{days / 7:.0f} weeks" if days >= 14 else f"{days:.0f} day{'s' * (days >= 1.5)}"
     c = config.model
     lines = [
-        f"warning: on this CPU the run takes about {length}: {steps:,} steps of "
+        f"warning: on this CPU the run takes about {_length(seconds)}: {steps:,} steps of "
         f"{config.batch_size} images,",
         f"a {c.name} on {config.data.image_size} pixels. A GPU or TPU is needed, or fewer steps "
         "(--config.steps=...)",
@@ -51,6 +50,14 @@ def warn(config: ConfigDict, steps: int, platform: str) -> list[str]:
 def _seconds_per_step(config: ConfigDict, flops: float) -> float:
     """Returns the time of a step on the cores of this machine, given the FLOPs of an image."""
     return _FORWARD_PASSES * keys_per_step(config) * flops / (_FLOPS_PER_CORE * cores())
+
+
+def _length(seconds: float) -> str:
+    """Returns a long time in hours, days or weeks."""
+    if seconds < 2 * _DAY:
+        return f"{seconds / _HOUR:.0f} hours"
+    days = seconds / _DAY
+    return f"{days:.0f} days" if days < 14 else f"{days / 7:.0f} weeks"
 
 
 def _is_small(config: ConfigDict) -> bool:

@@ -7,6 +7,7 @@ MoCo v2 on ImageNet. Fewer images get a shorter queue, a smaller batch and more 
 import copy
 import dataclasses
 import pathlib
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ _PAPER_EPOCHS = 200
 _WARMUP_EPOCHS = 5.0
 _EVALUATIONS = 40  # of a run
 _TRIAL_IMAGES = 10_000
+_WIDTH = 80  # columns of a line that names many values
 
 
 def open_keys(config: ConfigDict) -> list[str]:
@@ -68,8 +70,7 @@ def fit(
         if key in open_now:
             value, why = choose(config, known)
             config.update_from_flattened_dict({key: value})
-            shown = f"{value:g}" if isinstance(value, float) else value
-            lines.append(f"{key} {shown}: {why}: --config.{key}=...")
+            lines.append(f"{key} {_shown(value)}: {why}: --config.{key}=...")
     return config, lines
 
 
@@ -104,8 +105,9 @@ def take(config: ConfigDict, recipe: dict[str, Any]) -> tuple[ConfigDict, list[s
             if value is not None and not rule(value):
                 taken[name] = value
     config.update_from_flattened_dict(taken)
-    listed = ", ".join(f"{key} {value}" for key, value in taken.items())
-    return config, [f"as in the checkpoint: {listed}"] if taken else []
+    listed = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
+    lines = textwrap.wrap(f"as in the checkpoint: {listed}", _WIDTH, subsequent_indent="  ")
+    return config, lines if taken else []
 
 
 def prepared(
@@ -153,6 +155,10 @@ class _Known:
     @property
     def are(self) -> str:
         return f"{self.images:,} image{'s' * (self.images != 1)}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -213,10 +219,11 @@ def _queue_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
     if known.images >= PAPER_IMAGES:
         return _multiple(PAPER_QUEUE, keys), "the paper's; at most half of an epoch"
     half = _power_of_two(known.images // 2, 1)
-    why = f"at most half of {known.are}"
+    if keys > half:
+        return keys, "the keys of one step"
     if half > _SHORT_QUEUE:
-        why = f"fewer than {PAPER_IMAGES:,} images"
-    return _multiple(min(_SHORT_QUEUE, half), keys), why
+        return _multiple(_SHORT_QUEUE, keys), f"fewer than {PAPER_IMAGES:,} images"
+    return _multiple(half, keys), f"at most half of {known.are}"
 
 
 def _momentum(config: ConfigDict, known: _Known) -> tuple[float, str]:
@@ -249,7 +256,7 @@ def _length(config: ConfigDict, known: _Known) -> float:
 def _warmup(config: ConfigDict, known: _Known) -> tuple[float, str]:
     if known.images >= PAPER_IMAGES:
         return 0.0, "the paper's"
-    most = _length(config, known) / 10
+    most = round(_length(config, known) / 10, 3)
     return min(_WARMUP_EPOCHS, most), f"a start for {known.are}, at most a tenth of the run"
 
 

@@ -11,10 +11,13 @@ from PIL import Image
 from moco_jax import config as config_lib
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.data.augment import recipes
+from moco_jax.plan import planner
+from moco_jax.plan.topology import Topology
 from moco_jax.pretraining import cpu_time, few_images, fit, validation
 from moco_jax.pretraining.pretrain import pretrain
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import total_steps
+from tests.conftest import run_command
 from tests.test_configs import get
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -261,3 +264,34 @@ def test_the_table_of_the_documentation_has_the_chosen_values(repository):
 
 DOCUMENTED = ["batch_size", "bn_groups", "queue_size", "momentum", "epochs", "warmup_epochs"]
 DOCUMENTED += ["knn.every_epochs"]
+
+
+def test_a_plan_fits_the_number_of_training_images(repository):
+    places = [Topology("h100", (n,)) for n in (1, 3)]
+    config = folder_config(repository, "/no/such/folder")
+    cases = planner.prepare(config, places, training_images=5_000)
+    assert [case.config.batch_size for case in cases] == [64, 63]
+    cases = planner.prepare(config, places[:1], images_per_chip=32, training_images=5_000)
+    assert (cases[0].config.batch_size, cases[0].config.queue_size) == (32, 2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("moco_jax.data.preview", ["--images=1", "--draws=1", "--out={}/views.png"]),
+        ("moco_jax.data.benchmark", ["--steps=1", "--seconds=0"]),
+        ("moco_jax.ablate", ["--study=momentum", "--values=0.9", "--out={}/study"]),
+        ("moco_jax.plan", ["--topology=h100:1", "--training_images=30"]),
+    ],
+)
+def test_other_commands_fit_the_config_too(repository, tmp_path, module, arguments):
+    images = write_images(tmp_path / "images", 30)
+    small = [f"--config.{key}={value}" for key, value in SHORT.items()]
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    done = run_command(
+        repository, module, f"--config=configs/folder.py:{images}", *small, *arguments
+    )
+    assert done.returncode == 0, done.stderr
+    if module != "moco_jax.data.preview":  # which needs the image size alone
+        assert "batch_size 8: 30 images" in done.stderr

@@ -40,11 +40,11 @@ def test_the_views_of_the_first_step_are_logged_once_and_change_nothing(
     )
     mean, std = (np.asarray(x, np.float32) for x in (config.data.mean, config.data.std))
     gap = view_log._GAP
-    assert images.shape == (1, 8 * 8 + 7 * gap, 2 * 8 + gap, 3) and images.dtype == np.uint8
+    assert images.shape == (1, 8 * 64 + 7 * gap, 2 * 64 + gap, 3) and images.dtype == np.uint8
     for column, view in enumerate(draw(run.arrays, batch)):
         for row in range(8):
-            top, left = row * (8 + gap), column * (8 + gap)
-            cell = images[0, top : top + 8, left : left + 8]
+            top, left = row * (64 + gap), column * (64 + gap)
+            cell = images[0, top : top + 64 : 8, left : left + 64 : 8]  # each pixel is 8x8
             expected = (np.asarray(view[row]) * std + mean) * 255
             np.testing.assert_allclose(cell, expected, atol=0.51)
     state, again = logged(tmp_path / "b", monkeypatch, config, devices)  # a resumed run

@@ -84,7 +84,7 @@ def test_the_quickstart_runs(repository, execute):
     ]
     assert len(images) == 2
     (accuracy,) = re.findall(r"top-1 ([\d.]+) %", text)
-    assert float(accuracy) > 40  # 23 with a random encoder
+    assert float(accuracy) > 32  # 23 with a random encoder
 
 
 @pytest.mark.slow

@@ -37,12 +37,12 @@ def warn(config: ConfigDict, steps: int, platform: str) -> list[str]:
     lines = [
         f"warning: on this CPU the run takes about {_length(seconds)}: {steps:,} steps of "
         f"{config.batch_size} images,",
-        f"a {c.name} on {config.data.image_size} pixels. A GPU or TPU is needed, or fewer steps "
-        "(--config.steps=...)",
+        f"  a {c.name} on {config.data.image_size} pixels; use a GPU or TPU, or fewer steps: "
+        "--config.steps=...",
     ]
     if config.fits_data and config.data.source == "images" and not _is_small(config):
         experiment = shlex.quote(f"configs/folder.py:{config.data.path},small")
-        lines[1] += ", or a small network:"
+        lines.append("A small network is fast enough:")
         lines.append(f"  python -m moco_jax.main --config={experiment}")
     return lines
 

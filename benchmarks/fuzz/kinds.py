@@ -237,7 +237,8 @@ def _about(rng: random.Random, folder: pathlib.Path) -> Mutation:
 def _odd_old_about(rng: random.Random, data: bytes) -> tuple[str, bytes]:
     """Changes a description without checksums, as checkpoints of earlier versions have."""
     document = json.loads(data)
-    old = {key: value for key, value in document.items() if key not in ("crc", "arrays")}
+    new = ("crc", "arrays", "contents", "since")
+    old = {key: value for key, value in document.items() if key not in new}
     label, text = mutations.odd_json(rng, json.dumps(old).encode())
     return f"without checksums: {label}", text
 

@@ -39,6 +39,12 @@ def message(text: str) -> str:
     return _QUOTED_BYTE.sub(r"\\x\1", _IN_MESSAGES.sub(lambda found: _bytes(found[0]), text))
 
 
+def shortened(text: object, most: int = 300) -> str:
+    """Returns a text of at most this many characters: a library may quote a whole file."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[:most]}..."
+
+
 def line(text: str) -> str:
     r"""Returns a text as one line whose unprintable bytes stand as `\xNN`; backslashes stay."""
     return message(text).replace("\n", r"\x0a").replace("\t", r"\x09")

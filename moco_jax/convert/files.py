@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from moco_jax.convert import torch_files
+from moco_jax.text import shortened
 
 # Of safetensors, those that numpy reads; JAX has registered bfloat16.
 _DTYPES = "F16 BF16 F32 F64 BOOL U8 I8 I16 I32 I64".split()
@@ -40,7 +41,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray | torch_files.
         with safetensors.safe_open(path, framework="numpy") as opened:
             return {name: _tensor(opened, name) for name in opened.keys()}
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is a damaged safetensors file: {error}") from error
+        raise ValueError(f"{path} is a damaged safetensors file: {shortened(error)}") from error
 
 
 def _tensor(opened: Any, name: str) -> np.ndarray | torch_files.Unreadable:

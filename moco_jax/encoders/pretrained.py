@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from moco_jax import config as config_lib
 from moco_jax.models.encoder import Encoder, make_encoder
 from moco_jax.terminal import progress
+from moco_jax.text import shortened
 from moco_jax.training import checks
 from moco_jax.training.comparison import check_kind
 from moco_jax.training.flat_config import flatten, unflatten
@@ -153,7 +154,7 @@ def _read_file(file: pathlib.Path) -> Pretrained:
         arrays: dict[str, Any] = safetensors.numpy.load_file(file)
     # Its library also raises an OverflowError, a KeyError for a dtype, and others.
     except (safetensors.SafetensorError, OverflowError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not a safetensors file: {error}") from error
+        raise ValueError(f"{file} is not a safetensors file: {shortened(error)}") from error
     try:
         variables = flax.traverse_util.unflatten_dict(arrays, sep="/")
     except (TypeError, AttributeError, IndexError, ValueError) as error:

@@ -203,6 +203,8 @@ def _overrides(argv: list[str]) -> Iterator[tuple[str, str, str]]:
 def _override_problem(config: ConfigDict, argument: str, key: str, value: str) -> str:
     """Returns what is wrong with a --config.KEY=VALUE, '' if nothing."""
     holder, kind = config, ConfigDict
+    if not all(key.split(".")):
+        return f"{argument}: a key must have a name; `python -m moco_jax.keys` lists all keys"
     for depth, part in enumerate(key.split(".")):
         if not isinstance(holder, ConfigDict):
             above = ".".join(key.split(".")[:depth])

@@ -129,7 +129,9 @@ def open_builder(name: str, data_dir: str):
     except (OSError, ModuleNotFoundError):
         raise
     except Exception as error:  # an unknown version or config, or damaged files
-        raise ValueError(f"TFDS can't open {name!r}: {error or type(error).__name__}") from error
+        where = data_dir or "its data directory"
+        what = error or type(error).__name__
+        raise ValueError(f"TFDS can't open {name!r} in {where}: {what}") from error
 
 
 def check_classes(data_dir: str | os.PathLike, name: str) -> None:
@@ -245,7 +247,7 @@ def _split_source(builder, name: str, split: str) -> Source:
         raise ValueError(f"the TFDS data set {name!r}: {error}") from error
     if not length:
         raise ValueError(f"the split {split!r} of the TFDS data set {name!r} is empty")
-    labels = _labels(records, label_key) if label_key else None
+    labels = _labels(records, label_key, builder.data_path) if label_key else None
     names = NumberedNames(f"{name}/{split}", length)
     class_names = () if labels is None else tuple(builder.info.features[label_key].names)
 
@@ -281,7 +283,7 @@ def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
     return image, label, images
 
 
-def _labels(records, key: str) -> np.ndarray | None:
+def _labels(records, key: str, where: object) -> np.ndarray | None:
     """Returns the labels int32 [N]; None if any is -1, which marks hidden labels in TFDS."""
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), _CHUNK):
@@ -291,6 +293,6 @@ def _labels(records, key: str) -> np.ndarray | None:
         except Exception as error:  # the readers of TFDS raise many types on damaged files
             what = str(error) or type(error).__name__
             raise ValueError(
-                f"TFDS can't read the labels of records {start} to {chunk[-1]}: {what}"
+                f"TFDS can't read the labels of records {start} to {chunk[-1]} in {where}: {what}"
             ) from error
     return None if labels.min() < 0 else labels

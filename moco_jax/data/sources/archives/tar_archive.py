@@ -14,7 +14,7 @@ import posixpath
 import shlex
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from moco_jax.data.sources import folders
@@ -53,6 +53,7 @@ class _Index:
     links: dict[str, str] = dataclasses.field(default_factory=dict)  # symbolic; path: target
     left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     repeated: dict[str, None] = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, path: str, extent: _Extent | None = None, target: str = "") -> None:
         """Adds a file or a link; it replaces an earlier member of that name, as tar does."""
@@ -103,7 +104,7 @@ def open_tar(path: str, keys: folders.Keys) -> Opened:
     return Opened(
         open_split(train),
         test and open_split(test),
-        (*index.left_out.notes(), *_repeated(index), *assigned.notes),
+        (*_warnings(index), *index.left_out.notes(), *_repeated(index), *assigned.notes),
         train_in=train.place,
         test_in=test.place if test else "",
         about_test=assigned.about_test,
@@ -151,7 +152,7 @@ def _index(file: BinaryIO, path: str) -> _Index:
     found = lambda: f"{len(index.files):,} files"  # noqa: E731
     try:
         with progress.phase(f"listing {path}", detail=found):
-            for member in tar_index.members(file):
+            for member in tar_index.members(file, index.warnings.append):
                 _add_member(member, index)
     except tar_index.DamagedTar as error:
         raise ValueError(f"the archive {path} is damaged or not a tar file: {error}") from error
@@ -219,6 +220,10 @@ def _followed(path: str, index: _Index) -> tuple[_Extent | None, str]:
         if target.startswith("/") or "\0" in target:
             return None, target
     return index.files.get(path), path
+
+
+def _warnings(index: _Index) -> Iterator[str]:
+    return (f"warning: {text}" for text in index.warnings)
 
 
 def _repeated(index: _Index) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ real ones need, and stops at the first damaged one. It reads the formats v7, ust
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 _BLOCK = 512
+_MAX_PADDING, _CHUNK = 64 << 20, 1 << 20
 _ZEROS = bytes(_BLOCK)
 # Of the long names and attributes of a member; real ones have some kilobytes.
 _MAX_EXTENDED_BYTES = 256 << 10
@@ -47,8 +48,12 @@ class Member(NamedTuple):
     target: str  # of a link; '' for others
 
 
-def members(file: BinaryIO) -> Iterator[Member]:
+def members(file: BinaryIO, warn: Callable[[str], object]) -> Iterator[Member]:
     """Yields the members of an uncompressed archive.
+
+    Args:
+      file: the archive.
+      warn: called if the end of the archive is not the end of the file.
 
     Raises:
       DamagedTar: at the first damaged header.
@@ -60,6 +65,11 @@ def members(file: BinaryIO) -> Iterator[Member]:
     own: dict[str, Any] = {}  # what the headers before a member say of it
     while header := _at(file, offset, _BLOCK):
         if header == _ZEROS:
+            if (more := _data_after(file, offset)) is not None:
+                warn(
+                    f"the archive ends at byte {offset}, and what follows at byte {more} is not "
+                    "read; if archives were joined, tar --extract --ignore-zeros unpacks all"
+                )
             return
         if not _has_checksum(header):
             what = f"after {count} members" if count else "so it is not a tar file"
@@ -79,6 +89,21 @@ def members(file: BinaryIO) -> Iterator[Member]:
         own, count = {}, count + 1
     if not offset:
         raise DamagedTar("the file is empty")
+    warn(f"the archive has no end mark; it may be cut off after {count} members")
+
+
+def _data_after(file: BinaryIO, offset: int) -> int | None:
+    """Returns where the zeros from this byte on end, None at the end of the file.
+
+    Writers fill the last 10 kB with zeros, some of them more; the search has an end.
+    """
+    for start in range(offset, offset + _MAX_PADDING, _CHUNK):
+        chunk = _at(file, start, _CHUNK)
+        if not chunk:
+            break
+        if rest := chunk.lstrip(b"\0"):
+            return start + len(chunk) - len(rest)
+    return None
 
 
 def _member(

@@ -36,8 +36,9 @@ def random_tar(seed, form):
 @pytest.mark.parametrize("form", FORMATS)
 def test_members_agree_with_tarfile(form):
     for seed in range(50):
-        file = random_tar(seed, form)
-        found = list(members(file))
+        file, warnings = random_tar(seed, form), []
+        found = list(members(file, warnings.append))
+        assert not warnings
         file.seek(0)
         with tarfile.open(fileobj=file) as archive:
             wanted = archive.getmembers()
@@ -71,7 +72,7 @@ def test_archives_of_gnu_tar(tmp_path, form):
     command += [] if form == "v7" else ["c" * 60]
     subprocess.run(command, cwd=tmp_path, check=True)
     with open(tmp_path / "x.tar", "rb") as file:
-        found = {member.name: member for member in members(file)}
+        found = {member.name: member for member in members(file, print)}
         for name in names:
             file.seek(found[name].offset)
             assert file.read(found[name].size) == name.encode()
@@ -81,16 +82,27 @@ def test_archives_of_gnu_tar(tmp_path, form):
     assert found["a/hole.jpg"].kind == sparse
 
 
+def listed(data: bytes) -> tuple[int, list[str]]:
+    """Returns the number of members of an archive, and the warnings."""
+    warnings: list[str] = []
+    return len(list(members(io.BytesIO(data), warnings.append))), warnings
+
+
 def test_end_of_archive():
     file = random_tar(0, tarfile.PAX_FORMAT)
     whole = file.getvalue()
-    last = list(members(file))[-1]
+    last = list(members(file, print))[-1]
     end = last.offset + -(-last.size // 512) * 512
-    assert len(list(members(io.BytesIO(whole[:end])))) == 20  # without the blocks of zeros
-    assert len(list(members(io.BytesIO(whole[:end] + bytes(512) + b"rubbish")))) == 20
+    assert listed(whole) == listed(whole + bytes(3 << 20)) == (20, [])
+    cut = "the archive has no end mark; it may be cut off after 20 members"
+    assert listed(whole[:end]) == (20, [cut])
+    count, (joined,) = listed(whole + whole)
+    assert count == 20 and f"what follows at byte {len(whole)} is not read" in joined
+    count, (rubbish,) = listed(whole[:end] + bytes(512) + b"rubbish")
+    assert count == 20 and f"ends at byte {end}, and what follows at byte {end + 512}" in rubbish
     with pytest.raises(DamagedTar, match=f"no tar header at byte {end}, after 20 members"):
-        list(members(io.BytesIO(whole[:end] + b"rubbish")))
+        listed(whole[:end] + b"rubbish")
     with pytest.raises(DamagedTar, match="so it is not a tar file"):
-        list(members(io.BytesIO(b"rubbish")))
+        listed(b"rubbish")
     with pytest.raises(DamagedTar, match="the file is empty"):
-        list(members(io.BytesIO()))
+        listed(b"")

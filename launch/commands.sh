@@ -85,10 +85,11 @@ token() {
   printf %s "${MOCO_JAX_TOKEN-$(head -c 16 /dev/urandom | od -An -v -tx1 | tr -d ' \n')}"
 }
 
-# saved_step ARGUMENT...: prints the latest step saved in the workdir of a run with these arguments;
-# if they name no workdir, the sum over the folders in runs/. It grows with each new checkpoint.
+# saved_step ARGUMENT...: prints the latest step saved in the workdir of a run with these arguments,
+# plus that of its baseline; if they name no workdir, the sum over the folders in runs/. It grows with
+# each new checkpoint.
 saved_step() {
-  local word previous='' place path name latest sum=0
+  local word previous='' place folder path name latest sum=0
   local places=(runs/*)
   for word in "$@"; do
     case $word in --workdir=* | -workdir=*) places=("${word#*=}") ;; esac
@@ -96,12 +97,14 @@ saved_step() {
     previous=$word
   done
   for place in "${places[@]}"; do
-    latest=0
-    for path in "$place"/checkpoints/*; do
-      name=${path##*/}
-      [[ $name =~ ^[1-9][0-9]{0,14}$ ]] && [ "$name" -gt "$latest" ] && latest=$name
+    for folder in "$place"/checkpoints "$place"/from_scratch/checkpoints; do
+      latest=0
+      for path in "$folder"/*; do
+        name=${path##*/}
+        [[ $name =~ ^[1-9][0-9]{0,14}$ ]] && [ "$name" -gt "$latest" ] && latest=$name
+      done
+      sum=$((sum + latest))
     done
-    sum=$((sum + latest))
   done
   echo "$sum"
 }

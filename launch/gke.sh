@@ -24,9 +24,11 @@
 #
 # A pod that receives SIGTERM saves its state and exits with 75. It is started again, and this does
 # not count as a failure, but after 5 such restarts in a row without a new checkpoint the run ends
-# with 2. The pods of several nodes prove by a token that they belong to the run; the script puts
-# $MOCO_JAX_TOKEN, or else a random one, into a Secret of the run's name. Exit code 2, an error that the message explains, ends the run. To continue
-# after that, delete the JobSet and call this script again: the run continues from its workdir.
+# with 2. Exit code 2, an error that the message explains, ends the run. To continue after that,
+# delete the JobSet and call this script again: the run continues from its workdir.
+#
+# The pods of several nodes prove by a token that they belong to the run. The script puts
+# $MOCO_JAX_TOKEN, or else a random one, into a Secret of the run's name.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 

@@ -164,6 +164,26 @@ def test_a_slurm_job_with_progress_is_requeued_again_and_again(job, checkout, wh
     assert done.returncode == 0 and not list(checkout.glob("*.restarts"))
 
 
+def test_checkpoints_of_the_baseline_are_progress(job, checkout):
+    """A run with baseline=True trains its second half in a folder of its workdir."""
+    workdir = checkout / "runs" / "linear"
+    checkpoint(workdir, 5000)
+    for restarts in range(14):
+        if restarts % 3 == 0:
+            checkpoint(workdir / "from_scratch", 100 * restarts + 9)
+        done, requeued = job("exit 75", f"--workdir={workdir}", restarts=restarts)
+        assert done.returncode == 75 and requeued == restarts + 1, done.stderr
+    for restarts in range(14, 18):
+        done, _ = job("exit 75", f"--workdir={workdir}", restarts=restarts)
+    assert done.returncode == 2 and "saved no new checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["gke.sh", "slurm.sbatch"])
+def test_help_about_restarts_fits_the_screen(run, script):
+    words = run(script, "--help").stdout.partition("SIGTERM")[2]
+    assert "in a row" in words and max(map(len, words.splitlines())) <= 100
+
+
 def test_a_new_slurm_job_does_not_count_the_restarts_of_an_old_one(job, checkout):
     for text in ("0 5", "nonsense", "9" * 30 + " 9", ""):
         (checkout / "moco_jax-7.restarts").write_text(text)

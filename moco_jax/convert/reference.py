@@ -12,7 +12,7 @@ The reference's `main_moco.py --resume` loads it: the whole builder strictly, an
 
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 from moco_jax.convert import variables
 from moco_jax.convert.moco import KEY, QUERY
 from moco_jax.convert.names import COUNTER, NAMINGS
+from moco_jax.encoders import pretrained
+from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.resnet import resnet
 from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.optimizers import make_schedule
@@ -30,24 +32,41 @@ _LEAVES = ("weight", "bias", *_BUFFERS)
 _MODULES = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")  # in a block
 
 
-def read_state(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """Returns (description, train state on the host) of a checkpoint or of a workdir.
+class Saved(NamedTuple):
+    """A whole checkpoint.
+
+    Attributes:
+      encoder: its encoder and the config of its run.
+      about: its description.
+      state: the train state, nested dicts of host arrays.
+    """
+
+    encoder: Pretrained
+    about: dict[str, Any]
+    state: Any
+
+
+def read_state(path: pathlib.Path) -> Saved:
+    """Returns a checkpoint, or the newest one of a workdir whose whole train state is undamaged.
 
     Raises:
-      ValueError: if it is damaged.
+      ValueError: if it is damaged, or not a checkpoint of pretraining.
     """
-    try:
-        if (path / "about").is_dir():
-            folder, about = path, checkpoint_files.read_about(path)
-        else:
-            newest = checkpoint_files.newest_whole(path / "checkpoints")
-            if newest is None:
-                raise ValueError(f"{path} holds no checkpoint")
-            step, about = newest.step, newest.about
-            folder = path / "checkpoints" / str(step)
-        return about, checkpoint_files.read_arrays(folder, about)
-    except checkpoint_files.Damaged as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    if (path / "about").is_dir():
+        folder = path
+        try:
+            about = checkpoint_files.read_about(folder)
+            state = checkpoint_files.read_arrays(folder, about)
+        except checkpoint_files.Damaged as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    else:
+        checkpoints = path / "checkpoints"
+        newest = checkpoint_files.newest_whole(checkpoints)
+        if newest is None:
+            raise ValueError(f"{path} holds no checkpoint")
+        checkpoint_files.warn_of_damaged(checkpoints, newest.damaged, newest.step)
+        folder, about, state = checkpoints / str(newest.step), newest.about, newest.arrays
+    return Saved(pretrained.of_checkpoint(folder, about, state), about, state)
 
 
 def problem(config: ConfigDict) -> str:

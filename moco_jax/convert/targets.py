@@ -170,9 +170,10 @@ def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
     elif problem := reference.problem(config):
         reason = f"the reference can't continue a run with {problem}"
     else:
-        about, state = reference.read_state(folder)
-        images = images or about.get("images")
-        content, lines = reference.checkpoint(state, config, images, source.pretrained.source)
+        # The encoder comes from the same checkpoint: a newer one may lack a whole train state.
+        saved = reference.read_state(folder)
+        images, encoder = images or saved.about.get("images"), saved.encoder
+        content, lines = reference.checkpoint(saved.state, encoder.config, images, encoder.source)
         torch_files.write(file, content)
         return [line.replace("OUT", shlex.quote(str(out))) for line in lines]
     return [f"only the encoder is written: {reason}", *_moco_encoder(source, file, out, images)]

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
@@ -28,6 +27,7 @@ from moco_jax.training.integrity.checkpoint_files import Damaged
 
 FORMAT = "moco_jax.encoder"  # of encoder files
 PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
+_PARTS = ("params", "batch_stats")  # of a checkpoint's state
 _USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
 
 
@@ -116,13 +116,7 @@ def _read_folder(folder: pathlib.Path) -> Pretrained:
         except Damaged as error:
             damaged[step] = str(error)
             continue
-        for newer, why in damaged.items():
-            logging.warning(
-                "the checkpoint %s is damaged: %s. Step %d is read instead.",
-                checkpoints / str(newer),
-                why,
-                step,
-            )
+        checkpoint_files.warn_of_damaged(checkpoints, damaged, step)
         return found
     if damaged:
         raise ValueError(checkpoint_files.none_whole(checkpoints, damaged))
@@ -134,9 +128,29 @@ def _read_folder(folder: pathlib.Path) -> Pretrained:
 
 def _read_checkpoint(folder: pathlib.Path) -> Pretrained:
     about = checkpoint_files.read_about(folder)
+    _check_kind(folder, about)
+    arrays = checkpoint_files.read_arrays(folder, about, _PARTS)
+    return of_checkpoint(folder, about, arrays)
+
+
+def _check_kind(folder: pathlib.Path, about: dict[str, Any]) -> None:
     remedy = "give the workdir of a pretraining run as the encoder"
     check_kind(folder, about, PRETRAIN_KIND, remedy)
-    variables = checkpoint_files.read_arrays(folder, about, ("params", "batch_stats"))
+
+
+def of_checkpoint(folder: pathlib.Path, about: dict[str, Any], arrays: Any) -> Pretrained:
+    """Returns the encoder of a checkpoint that is read already.
+
+    Args:
+      folder: of the checkpoint.
+      about: its description.
+      arrays: its state on the host, or the parts of it that belong to the encoder.
+
+    Raises:
+      ValueError: if it is of another kind of run, or its arrays are not those of its recipe.
+    """
+    _check_kind(folder, about)
+    variables = {part: arrays[part] for part in _PARTS if part in arrays}
     config = _config(about["recipe"], str(folder))
     _check_variables(variables, config, str(folder))
     return Pretrained(config, variables, f"{folder} ({config.name}, step {about['step']})")

@@ -1,19 +1,25 @@
 """The reference's pretraining resumes from a workdir, and a checkpoint survives both ways."""
 
+import logging
+import pathlib
+import shutil
+
 import jax
 import numpy as np
 import optax
 import pytest
 
 from moco_jax.contrastive.state import TrainState
-from moco_jax.convert import sources, targets
+from moco_jax.convert import sources, targets, torch_files
 from moco_jax.convert.moco import KEY, QUERY
 from moco_jax.convert.names import NAMINGS
 from moco_jax.convert.reference import _find, read_state
 from moco_jax.convert.variables import to_torch
+from moco_jax.encoders import pretrained
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
 from moco_jax.pretraining.method import make_method
+from moco_jax.training.integrity import checkpoint_files
 from tests.convert import reference
 from tests.convert.networks import library
 from tests.tiny import tiny_config, tiny_sources
@@ -46,7 +52,7 @@ def test_the_reference_loads_everything(workdir, written):
     torch = library("torch")
     model = reference.moco()
     optimizer, epoch = reference.resume(written[0], model)
-    state = read_state(workdir)[1]
+    state = read_state(workdir).state
     assert epoch == 2 and written[1][0] == "step 6: 2 epochs of 3 steps each"
     assert int(model.queue_ptr) == 2 * reference.BATCH  # row 2 has the oldest keys
     np.testing.assert_array_equal(
@@ -104,7 +110,7 @@ def _steps(workdir, views):
     method = make_method(one_group, layout, 96)
     saved = jax.tree.map(
         lambda x: np.asarray(x, np.float64 if x.dtype.kind == "f" else x.dtype),
-        read_state(workdir)[1],
+        read_state(workdir).state,
     )
     opt_state = method.optimizer.init(saved["params"])
     opt_state = optax.tree.set(
@@ -168,3 +174,55 @@ def test_only_the_encoder_is_written_of_a_source_without_a_state(workdir, tmp_pa
     assert lines[0].endswith("has no whole train state")
     state = torch.load(tmp_path / "a.pth.tar", weights_only=True)["state_dict"]
     assert all(name.startswith("module.encoder_q.") for name in state)
+
+
+def damage_optimizer(checkpoint: pathlib.Path) -> None:
+    """Changes one byte of a file so that the encoder is whole and the train state is not."""
+    about, rng = checkpoint_files.read_about(checkpoint), np.random.default_rng(0)
+    files = sorted(file for file in (checkpoint / "state").rglob("*") if file.is_file())
+    for file in sorted(files, key=lambda file: file.stat().st_size, reverse=True)[:3]:
+        data = file.read_bytes()
+        for place in rng.integers(len(data), size=20):
+            file.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+            try:
+                pretrained.read(checkpoint)
+                checkpoint_files.read_arrays(checkpoint, about, ("opt_state",))
+            except checkpoint_files.Damaged:
+                return
+            except ValueError:
+                pass
+            file.write_bytes(data)
+    raise AssertionError("no byte belongs to the optimizer only")
+
+
+def test_encoder_and_optimizer_come_from_one_checkpoint(tmp_path, monkeypatch, caplog):
+    """The newest checkpoint is damaged in its optimizer only, so its encoder can be read."""
+    folder, written = tmp_path / "run", {}
+    few = config(model__width=0.125, checkpoint_every=4)
+    pretrain.pretrain(few, folder, devices=jax.devices()[:1], sources=tiny_sources())
+    checkpoints = folder / "checkpoints"
+    assert checkpoint_files.steps(checkpoints) == [6, 4]
+    damage_optimizer(checkpoints / "6")
+    source = sources.read(folder)
+    assert "step 6" in source.pretrained.source
+    with caplog.at_level(logging.WARNING):
+        saved = read_state(folder)
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"the checkpoint {checkpoints / '6'} is damaged: ")
+    assert warning.endswith("Step 4 is read instead.")
+    assert saved.state["step"] == 4 and "step 4" in saved.encoder.source
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        saved.encoder.variables,
+        pretrained.read(checkpoints / "4").variables,
+    )
+    monkeypatch.setattr(torch_files, "write", lambda file, content: written.update(content))
+    lines = targets.TARGETS["moco"].write(source, tmp_path / "a", tmp_path / "a.pth.tar", None)
+    assert lines[0].startswith("step 4: ")
+    own = to_torch(saved.encoder.variables, NAMINGS["torchvision"], few)
+    for name, array in own.items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(written["state_dict"][f"module.{QUERY}{name}"], array)
+    shutil.rmtree(checkpoints / "4")
+    with pytest.raises(ValueError, match="none of the checkpoints in .* is a whole"):
+        read_state(folder)

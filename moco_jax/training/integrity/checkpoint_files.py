@@ -211,6 +211,17 @@ def none_whole(folder: pathlib.Path, damaged: dict[int, str]) -> str:
     )
 
 
+def warn_of_damaged(folder: pathlib.Path, damaged: dict[int, str], step: int) -> None:
+    """Warns for each damaged checkpoint in place of which an older one, of this step, is read."""
+    for newer, why in damaged.items():
+        logging.warning(
+            "the checkpoint %s is damaged: %s. Step %d is read instead.",
+            folder / str(newer),
+            why,
+            step,
+        )
+
+
 def set_aside(folder: pathlib.Path, damaged: dict[int, str]) -> None:
     """Renames damaged checkpoints to `damaged-<step>`, and warns. Nothing is deleted."""
     for step, why in damaged.items():

@@ -1,6 +1,7 @@
 """Checks of config values, shared by the tasks: rules for single keys and for related keys."""
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -152,7 +153,9 @@ def _values(config: ConfigDict, rules: Mapping[str, Rule]) -> Iterator[str]:
     for key, rule in rules.items():
         problem = rule(flat[key])
         if problem:
-            yield f"{key}={flat[key]!r} {problem}"
+            # A user, password or token in a URL is not printed.
+            shown = re.sub(r"://[^/].*@", "://***@", repr(flat[key]))
+            yield f"{key}={shown} {problem}"
 
 
 def _drops(config: ConfigDict) -> Iterator[str]:

@@ -16,7 +16,12 @@ from moco_jax.training.outputs.sinks.sink import Sink
 
 # Loggers that use a network, by their config key; the library has the same name.
 TITLES = {"wandb": "W&B", "mlflow": "MLflow"}
-_PASSWORD = re.compile(r"[a-z0-9+.-]+://[^/@]*:[^/@]*@", re.IGNORECASE)
+# Where a library reads its user and password, or its token.
+_SECRETS = {
+    "wandb": "WANDB_API_KEY",
+    "mlflow": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+}
+_USER = re.compile(r"://[^/].*@", re.DOTALL)  # a password may contain / and @
 
 
 def rule(logger: str) -> Callable[[Any], str]:
@@ -27,10 +32,10 @@ def rule(logger: str) -> Callable[[Any], str]:
             return "must be a string; '' turns it off"
         if not value:
             return ""
-        if _PASSWORD.match(value):
+        if _USER.search(value):
             return (
-                "must have no password, since the config is recorded; set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+                "must have no user, password or token before an @, since the config is recorded; "
+                f"set {_SECRETS[logger]}"
             )
         if importlib.util.find_spec(logger) is None:
             return f"needs the library {logger}: pip install 'moco-jax[{logger}]'"

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax.pretraining import validation
 from moco_jax.segmentation import config as segmentation
 from moco_jax.supervised import config as supervised
 from moco_jax.training import checks
@@ -34,10 +35,23 @@ def test_an_absent_library_is_named_with_its_command(monkeypatch, key):
 def test_values_of_the_keys(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     rule = checks.COMMON_RULES["mlflow"]
-    for value in ("folder", "http://host:5000", "https://user@host/a:b@c", "sqlite:///a.db"):
+    for value in ("folder", "http://host:5000", "sqlite:///a.db", "file:///home/me@here/runs"):
         assert rule(value) == ""
-    assert "must have no password" in rule("https://me:secret@host:5000/path")
     assert "must be a string" in rule(3)
+
+
+@pytest.mark.parametrize(
+    "user", ["me:secret", "secret", ":secret", "me:sec/secret", "me:sec@secret", "me:'secret"]
+)
+@pytest.mark.parametrize(("key", "variable"), [("mlflow", "_PASSWORD"), ("wandb", "WANDB_API_KEY")])
+def test_a_password_or_token_is_refused_and_not_printed(key, variable, user):
+    config = config_lib.base()
+    config.update({key: f"https://{user}@host:5000/path"})
+    with pytest.raises(ValueError, match=f"{key}=.*must have no user") as error:
+        validation.check(config, 1)
+    message = str(error.value)
+    assert "secret" not in message and "https://***@host:5000/path" in message
+    assert variable in message
 
 
 def test_loggers_do_not_count_as_a_changed_config():

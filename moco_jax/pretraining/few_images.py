@@ -39,8 +39,8 @@ def warnings(config: ConfigDict, images: int, devices: int) -> Iterator[str]:
         others = images - (config.batch_size if config.bank.loss == "info_nce" else 0)
         most = others // devices * devices
         if negatives > others:
-            remedy = f": --config.bank.negatives={most}" if most else f" are {others}"
+            flag = f": --config.bank.negatives={most}" if most else ""
             yield (
                 f"warning: bank.negatives={negatives} is more than the {others} images that they "
-                f"are drawn from.\nThey can't all be different; the most that can{remedy}"
+                f"are drawn from.\nAt most {most or others} can be different{flag}"
             )

@@ -41,7 +41,9 @@ def test_more_negatives_than_images_are_a_warning(loss):
     )
     config.views = config.views[:1]
     [warning] = few_images.warnings(config, 100, 8)
-    most = int(re.search(r"--config.bank.negatives=(\d+)$", warning)[1])
+    found = re.search(r"At most (\d+) can be different: --config.bank.negatives=(\d+)$", warning)
+    assert found and found[1] == found[2]
+    most = int(found[2])
     assert most == (64 if loss == "info_nce" else 96)
     config.bank.negatives = most
     validation.check(config, 8)

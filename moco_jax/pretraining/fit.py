@@ -23,7 +23,7 @@ from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import validation
 from moco_jax.training import checks
-from moco_jax.training.batch_size import nearest_batch
+from moco_jax.training.batch_size import nearest_batch, power_of_two
 from moco_jax.training.integrity import checkpoint_files
 
 PAPER_QUEUE = 65536
@@ -190,7 +190,7 @@ def _eval_resize(config: ConfigDict, known: _Known) -> tuple[int, str]:
 def _batch(config: ConfigDict, known: _Known) -> tuple[int, int]:
     """Returns the batch and its groups."""
     images, views = known.images, 2 if config.symmetric else 1
-    target = 256 if images >= _LARGE_BATCH_IMAGES else min(64, _power_of_two(images // 8, 8))
+    target = 256 if images >= _LARGE_BATCH_IMAGES else min(64, power_of_two(images // 8, 8))
     spare = int(config.dictionary == "memory_bank")  # negatives come from other images
     queue = _given(config.queue_size) if config.dictionary == "queue" else None
     return nearest_batch(
@@ -218,7 +218,7 @@ def _queue_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
     keys = keys_per_step(config) if _given(config.batch_size) else 1
     if known.images >= PAPER_IMAGES:
         return _multiple(PAPER_QUEUE, keys), "the paper's; at most half of an epoch"
-    half = _power_of_two(known.images // 2, 1)
+    half = power_of_two(known.images // 2, 1)
     if keys > half:
         return keys, "the keys of one step"
     if half > _SHORT_QUEUE:
@@ -269,11 +269,6 @@ def _stem(config: ConfigDict, known: _Known) -> tuple[str, str]:
     size = _given(config.data.image_size) or view_size.SIZES[-1]
     small = size <= view_size.SIZES[0]
     return "small" if small else "imagenet", f"for views of {size} pixels"
-
-
-def _power_of_two(value: int, least: int) -> int:
-    """Returns the largest power of two up to a value, but at least `least`."""
-    return max(least, 1 << max(value, 1).bit_length() - 1)
 
 
 def _multiple(value: int, divisor: int) -> int:

@@ -19,13 +19,13 @@ from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources, one_image_a_class
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
-from moco_jax.supervised import mixing, step
+from moco_jax.supervised import mixing, step, validation
 from moco_jax.supervised.accuracy import Scores, make_scores
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.start import Start
 from moco_jax.training import checks, task
-from moco_jax.training.batch_size import nearest_batch, remedy
+from moco_jax.training.batch_size import nearest_batch, power_of_two, remedy
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
@@ -70,7 +70,7 @@ def fit_batch(config: ConfigDict, images: int, devices: int) -> ConfigDict:
     if config.batch_size is not None or not config.fits_data:
         return config
     config = copy.deepcopy(config)
-    target = max(2, min(_MOST, max(_LEAST, 1 << max(images // 8, 1).bit_length() - 1), images // 2))
+    target = max(2, min(_MOST, power_of_two(images // 8, _LEAST), images // 2))
     groups = 1 if config.task == "linear" else config.bn_groups  # its batch norm is frozen
     config.batch_size, _ = nearest_batch(target, images, devices, groups=groups)
     return config
@@ -82,6 +82,9 @@ def fit_start(
     """Returns the start with the batch filled in, and the images, opened if they are needed.
 
     A resumed run keeps the batch of its checkpoint.
+
+    Raises:
+      ValueError: if the batch does not fit the devices, or the images have no labels.
     """
     config = start.config
     if config.batch_size is not None:
@@ -95,11 +98,25 @@ def fit_start(
         config.batch_size, why = recipe["batch_size"], "as in the checkpoint"
     else:
         sources = open_named(config) if sources is None else sources
-        images = cluster.on_first(lambda: len(labelled(sources.train, config)[0]))
+        images, sources = _counted(sources, config)
         config = fit_batch(config, images, devices)
         why = f"{images} labelled images: --config.batch_size=..."
     cluster.say(f"batch_size {config.batch_size}: {why}")
+    validation.check(config, devices)
     return dataclasses.replace(start, config=config), sources
+
+
+def _counted(sources: Sources, config: ConfigDict) -> tuple[int, Sources]:
+    """Returns the number of labelled images, and the images; process 0 has selected them."""
+    selected = sources
+
+    def select() -> int:
+        nonlocal selected
+        train, note = labelled(sources.train, config)
+        selected = dataclasses.replace(sources, train=train, selected=note)
+        return len(train)
+
+    return cluster.on_first(select), selected
 
 
 def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources, str]:
@@ -107,7 +124,9 @@ def open_labelled(config: ConfigDict, sources: Sources | None) -> tuple[Sources,
     sources = open_named(config) if sources is None else sources
     for line in sources.notes:
         cluster.say(line)
-    train, note = labelled(sources.train, config)
+    train, note = sources.train, sources.selected
+    if not note:
+        train, note = labelled(train, config)
     if sources.test is None and one_image_a_class(train):
         raise ValueError(
             f"each of the {len(train)} classes of {train.name} has one image, so none can be held "

@@ -86,6 +86,11 @@ def nearest_batch(
     return min(found, key=cost)
 
 
+def power_of_two(value: int, least: int) -> int:
+    """Returns the largest power of two up to a value, but at least `least`."""
+    return max(least, 1 << max(value, 1).bit_length() - 1)
+
+
 def _valid(batch: int, groups: int, devices: int) -> bool:
     fits = batch % devices == 0 and batch % groups == 0 and batch // groups >= 2
     return fits and (groups % devices == 0 or devices % groups == 0)

@@ -18,6 +18,7 @@ from moco_jax.data.sources.source import Sources, array_source
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
 from moco_jax.supervised import evaluate, step
+from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.run import build
 from moco_jax.supervised.start import begin
 from moco_jax.training import loop
@@ -331,3 +332,28 @@ def test_a_batch_left_to_the_data_fits_it_and_stays_in_a_resume(encoder, tmp_pat
     evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources(300))
     assert "batch_size 8: as in the checkpoint" in capsys.readouterr().out
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8
+
+
+def test_the_batch_of_a_checkpoint_must_fit_the_devices(encoder, tmp_path):
+    config = task_config("linear", encoder, steps=2)
+    leave_to_data(config, ["batch_size"])
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources(96))
+    config.steps = 4
+    with pytest.raises(ValueError, match="batch_size=8 must be a multiple of the 3 devices"):
+        evaluate.evaluate(config, tmp_path, devices=jax.devices()[:3], sources=tiny_sources(96))
+
+
+def test_labelled_images_are_selected_once(encoder, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def select(*given):
+        calls.append(given)
+        return labelled(*given)
+
+    monkeypatch.setattr("moco_jax.supervised.run.labelled", select)
+    config = task_config("linear", encoder, steps=2, label_fraction=0.5)
+    leave_to_data(config, ["batch_size"])
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources(96))
+    printed = capsys.readouterr().out
+    assert len(calls) == 1 and "labelled images: --config.batch_size=..." in printed
+    assert len(re.findall(r"labels: \d+ of 96 images, 0.5 of each class", printed)) == 1

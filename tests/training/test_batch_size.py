@@ -6,7 +6,7 @@ import re
 import pytest
 
 from moco_jax.pretraining import few_images, validation
-from moco_jax.training.batch_size import largest_batch, remedy
+from moco_jax.training.batch_size import largest_batch, power_of_two, remedy
 from tests.tiny import tiny_config
 
 
@@ -65,3 +65,11 @@ def test_a_bank_needs_an_image_outside_the_batch():
 def test_a_valid_queue_is_not_named():
     assert remedy(42, 8, 1, queue=40) == "give more images, or set --config.batch_size=40"
     assert remedy(42, 8, 1, queue=4096).endswith("--config.batch_size=40 --config.queue_size=40")
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "expected"),
+    [(0, 1, 1), (1, 1, 1), (7, 1, 4), (8, 1, 8), (9, 8, 8), (7, 8, 8), (1000, 8, 512)],
+)
+def test_power_of_two(value, least, expected):
+    assert power_of_two(value, least) == expected

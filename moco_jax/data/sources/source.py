@@ -46,6 +46,7 @@ class Sources:
     train: Source
     test: Source | None
     notes: tuple[str, ...] = ()  # lines about what was guessed and left out, for the user
+    selected: str = ""  # describes the labelled images in `train`, if others are left out already
 
 
 @dataclasses.dataclass(frozen=True)

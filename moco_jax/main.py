@@ -69,7 +69,7 @@ def main() -> int:
         return _EXIT_CODES[stop.signal]
     except checkpoints.NotSaved as error:
         _print_error(f"\nerror: {error}")
-        return 1
+        sys.exit(1)  # at once: other processes may wait for this one in a step
     return 0
 
 

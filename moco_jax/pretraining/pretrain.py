@@ -12,12 +12,14 @@ from moco_jax import config as config_lib
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
+from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import fit
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
 from moco_jax.training import loop
 from moco_jax.training.comparison import IMAGE_PLACES, Kind
+from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import peak_lr
 from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
@@ -70,6 +72,7 @@ def pretrain(
       NotFinite: when the loss or its gradient is NaN or infinite.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
+    cluster.check_alike("config", str(flatten(config)))  # before any other exchange
     devices = jax.devices() if devices is None else devices
     try:
         config, sources, chosen = fit.prepared(config, len(devices), sources, folder)

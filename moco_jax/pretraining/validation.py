@@ -51,7 +51,8 @@ def _warnings(config: ConfigDict) -> Iterator[str]:
         yield (
             "bn_groups=1 is synchronised batch norm over the whole batch. With a queue, the "
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "
-            "sec. 3.3). Set --config.bn_groups=8 for the paper's groups."
+            "sec. 3.3). The paper has 8 groups: --config.bn_groups=8, and a batch_size that is a "
+            "multiple of 8."
         )
     yield from checks.small_crop(config.data)
 

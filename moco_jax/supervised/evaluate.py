@@ -22,6 +22,7 @@ from moco_jax.supervised.start import begin
 from moco_jax.supervised.step import SupervisedState
 from moco_jax.terminal import style
 from moco_jax.training import loop
+from moco_jax.training.flat_config import flatten
 from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Scalars, Task
@@ -53,6 +54,7 @@ def evaluate(
       NotFinite: when no head has a finite loss any more.
       Interrupted: after a first SIGINT or SIGTERM, with the state saved.
     """
+    cluster.check_alike("config", str(flatten(config)))  # before any other exchange
     devices = jax.devices() if devices is None else devices
     # What is wrong with the batch for some number of images is wrong with any.
     validation.check(fit_batch(config, 10_000, len(devices)), len(devices))

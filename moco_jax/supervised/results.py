@@ -68,9 +68,11 @@ def table(rows: list[Row], images: int) -> str:
         line += f"   {row.best_top1:9.2f}% ({row.best_epoch:.4g})" * several
         lines.append(line if row.finite else f"{row.name:{width}}   not finite: lower this value")
     if len(rows) > 1:
+        top = best(rows).top1
+        names = ", ".join(row.name for row in rows if row.top1 == top) or best(rows).name
         lines.append(
-            f"highest: {best(rows).name}, {best(rows).top1:.2f}%, chosen on the test images; to "
-            "report a number, choose on other images"
+            f"highest last top-1: {top:.2f}% ({names}), chosen on the test images; to report a "
+            "number, choose on other images"
         )
     return "\n".join(lines)
 

@@ -59,6 +59,10 @@ def run_main(
         try:
             with join():
                 code = _run(work, (OSError, ValueError, ModuleNotFoundError, *errors), interrupted)
+        except SystemExit as end:
+            if end.code not in (signals.INTERRUPTED, signals.TERMINATED):
+                raise
+            code = end.code
         except cluster.WrongFlags as error:
             fail(str(error))
         except roll_call.Missing as error:
@@ -101,7 +105,8 @@ def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int
             raise
         fail(f"{error}\n(--verbosity=1 prints the traceback)")
     except (KeyboardInterrupt, signals.Terminated) as stop:
-        return _stopped(stop, interrupted)
+        # Not a return: `cluster.joined` would wait for the other processes.
+        sys.exit(_stopped(stop, interrupted))
 
 
 def _stopped(stop: BaseException, interrupted: str) -> int:

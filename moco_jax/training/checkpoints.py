@@ -16,6 +16,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax.parallel import cluster
+from moco_jax.terminal import progress
 from moco_jax.training.comparison import (
     Kind,
     changed_contents,
@@ -66,7 +67,7 @@ class Checkpoints:
         """
         self.folder, self._keep, self._recipe, self._kind = folder.absolute(), keep, recipe, kind
         self.latest: int | None = None
-        self.since: int | None = None
+        self.since = 0
         self._about: dict[str, Any] = {}  # of the checkpoint that `check` chose
         self._arrays: Any = None  # its state, until it is restored
         self._places: dict[str, tuple[Any, Any]] = {}  # that changed since
@@ -117,7 +118,6 @@ class Checkpoints:
         """
         found = cluster.on_first(self._newest_whole)
         if found is None:
-            self.since = 0
             return
         self.latest, self._about = step, about = found
         path = self.path(step)
@@ -135,11 +135,12 @@ class Checkpoints:
         if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", table(changed))
         same = not any(matches(key, self._kind.views) for key in changed)
-        self.since = about.get("since", self.latest) if same else self.latest
+        self.since = about.get("since", step) if same else step
 
     def _newest_whole(self) -> tuple[int, dict[str, Any]] | None:
         self._remove_unfinished()
-        found = checkpoint_files.newest_whole(self.folder)
+        with progress.phase("reading the newest checkpoint"):
+            found = checkpoint_files.newest_whole(self.folder)
         if found is None:
             return None
         checkpoint_files.set_aside(self.folder, found.damaged)
@@ -247,7 +248,7 @@ class Checkpoints:
             "images": self._images,
             "contents": self._contents,
             "step": step,
-            "since": step if self.since is None else self.since,
+            "since": self.since,
             "arrays": found.arrays,
         }
         args = ocp.args.Composite(

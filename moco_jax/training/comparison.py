@@ -64,8 +64,8 @@ def check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str, remedy: s
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {key: (old, new)} of the keys that differ; keys of loggers change no run."""
-    keys = sorted((old.keys() | new.keys()) - {"wandb", "mlflow", "log_views"})
+    """Returns {key: (old, new)} of the keys that differ and may change a run."""
+    keys = sorted((old.keys() | new.keys()) - {"name", "wandb", "mlflow", "log_views"})
     return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
 
 

@@ -59,7 +59,8 @@ def train(
       config: of the run, validated.
       path: the workdir.
       kind: of its checkpoints.
-      build: makes the task, given the log, which has the results of a resumed run.
+      build: makes the task, given the log, which has the results of a resumed run as soon as its
+        first step begins.
 
     Raises:
       ValueError: for problems of the data or the workdir; the message names each.
@@ -103,7 +104,8 @@ def _in_workdir(
         try:
             checkpoints.check()
             log = MetricsLog(folder, checkpoints.latest or 0, kind.results, config)
-            stack.enter_context(contextlib.closing(log))
+            # A second Ctrl-C does not wait for loggers.
+            stack.push(lambda kind, *_: None if kind is KeyboardInterrupt else log.close())
             task = build(log)
             run, reached = task.run, lambda: task.reached(log.results)
             may_change = config.data.get("may_change", False)
@@ -162,7 +164,7 @@ def _loop(
     config, total, first = run.config, len(run.order), int(state.step)
     console = Console(total, run.order.steps_per_epoch)
     _introduce(task, state, console, checkpoints)
-    task.begin(first if checkpoints.since is None else checkpoints.since)
+    task.begin(checkpoints.since)
     if first > total:
         console.say(f"the run is at step {first}, and the config asks for {total}: nothing is left")
     elif first == total:
@@ -212,7 +214,7 @@ def _loop(
                     so_far = task.reached(log.results)
                     raise _interrupted(signal.Signals(stop), checkpoints, so_far)
     step = int(state.step)
-    with progress.phase("saving"):
+    with asked.waiting(), progress.phase("saving"):
         checkpoints.finish(step, state)
     saved = ending.shown(checkpoints.path(step))
     console.say(f"done: step {step} of {total} {clock.summary()}; saved in {saved}")

@@ -235,6 +235,15 @@ def test_readers_fall_back_and_rename_nothing(copy, caplog):
         pretrained.read(copy)
 
 
+@pytest.mark.parametrize("way", ["..", "link"])
+def test_a_path_with_dots_or_links_is_no_damage(copy, saved, way):
+    (copy / "inner").mkdir()
+    (copy / "link").symlink_to(copy)
+    place = copy / "inner" / ".." if way == ".." else copy / "link"
+    assert choose(place)[0] == choose(copy)[0] == 10
+    assert pretrained.read(place).source
+
+
 def test_files_that_may_not_be_read_are_no_damage(copy, monkeypatch):
     def refused(*_):
         raise PermissionError(13, "Permission denied")

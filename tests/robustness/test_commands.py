@@ -46,7 +46,12 @@ def swallows():
 
 def collects():
     # The signal comes within a callback of the garbage collector, where exceptions are ignored.
-    gc.callbacks.append(lambda *_: (print("ready", flush=True), time.sleep(1000)))
+    def callback(*_):
+        sys.stdout.write("ready\\n")  # at once: a signal may come between two writes
+        sys.stdout.flush()
+        time.sleep(1000)
+
+    gc.callbacks.append(callback)
     try:
         gc.collect()
         gc.callbacks.clear()
@@ -195,19 +200,8 @@ def test_rows_are_printed_under_every_locale(repository, environment, row):
     assert (done.returncode, done.stdout) == (0, b"a,b,c\n" + row + b"\n")
 
 
-@pytest.mark.parametrize("flag", ["--help", "-h", "--helpshort"])
-def test_help_lists_the_own_flags_and_succeeds(repository, flag):
+@pytest.mark.parametrize("flag", ["-h", "--helpshort"])
+def test_help_has_the_usual_other_names(repository, flag):
     done = run_command(repository, "moco_jax.knn", flag)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip().startswith("kNN accuracy of an encoder")
-    for name in ("--config", "--encoder", "--k"):
-        assert f"\n  {name}:" in done.stdout
-    assert "--log_dir" not in done.stdout
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_help_of_every_command_succeeds(repository, module):
-    done = run_command(repository, f"moco_jax.{module}", "--help")
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    assert "flags:" in done.stdout
-    assert ("--config" in done.stdout) == (module not in ("embed", "data.prepare"))
+    assert done.stdout == run_command(repository, "moco_jax.knn", "--help").stdout

@@ -5,6 +5,7 @@ JSON file that describes them. `about` has a checksum of each array and one of i
 """
 
 import json
+import os
 import pathlib
 import re
 import zlib
@@ -150,7 +151,8 @@ def _read(
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE}})
     stores = []
     for name in names:
-        base = {"driver": "file", "path": f"{state}/"}
+        # TensorStore refuses a path with "..".
+        base = {"driver": "file", "path": f"{os.path.realpath(state)}/"}
         path = name.replace("/", ".") + "/"
         spec = {
             "driver": "zarr",

@@ -131,13 +131,10 @@ def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
 
 
 def _repeated(steps: list[int], dropped: pathlib.Path) -> str:
-    """Returns why lines of these steps, in order, are no longer in the log."""
+    """Returns a line about entries of these steps, in order, that are no longer in the log."""
     which = f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
     count = f"{len(steps)} line{'s' * (len(steps) > 1)}"
-    return (
-        f"the killed run had logged {which} after its last checkpoint; they are repeated, and "
-        f"{count} moved to {dropped.name}"
-    )
+    return f"the log has {which}, which this start repeats: {count} moved to {dropped.name}"
 
 
 def _sorted(data: bytes, last_step: int) -> Lines:

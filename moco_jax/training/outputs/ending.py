@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import jax
 from ml_collections import ConfigDict
 
 import moco_jax
@@ -75,11 +76,12 @@ def continues(what: str) -> str:
 
 
 def skipped(images: int, reasons: str) -> list[str]:
-    """Returns a line about the images that can't be read, none without any."""
+    """Returns a line about the images that this process can't read, none without any."""
     if not images:
         return []
     why = f": {reasons}" if reasons else ""
-    return [f"{images} image{'s' * (images > 1)} skipped{why}"]
+    here = " on this machine" if jax.process_count() > 1 else ""
+    return [f"{images} image{'s' * (images > 1)} skipped{here}{why}"]
 
 
 def encoder_commands(config: ConfigDict, workdir: pathlib.Path, *, classes: bool) -> Iterator[str]:
@@ -95,7 +97,9 @@ def encoder_commands(config: ConfigDict, workdir: pathlib.Path, *, classes: bool
     if classes:
         yield command("moco_jax.knn", f"--encoder={place}")
         if arguments := linear_arguments(config, sys.argv[1:]):
-            yield command("moco_jax.main", *arguments, f"--config.pretrained={place}")
+            # Its default workdir may hold the evaluation of another run.
+            own = f"--workdir={place}_linear"
+            yield command("moco_jax.main", *arguments, f"--config.pretrained={place}", own)
     features = f"--out={os.path.join(place, 'features.npz')}"
     yield command("moco_jax.embed", f"--encoder={place}", features)
     # timm has no narrower or wider ResNets.

@@ -73,10 +73,13 @@ def test_records_wait_for_space_in_order_and_whole(tmp_path, monkeypatch, caplog
     ("steps", "message"),
     [
         ([], ""),
-        ([20], "had logged step 20 after its last checkpoint; they are repeated, and 1 line moved"),
+        (
+            [20],
+            "the log has step 20, which this start repeats: 1 line moved to",
+        ),
         (
             [20, 20, 30, 40],
-            "logged steps 20 to 40 after its last checkpoint; they are repeated",
+            "the log has steps 20 to 40, which this start repeats: 4 lines moved",
         ),
         ([20, 20, 30, 40], " 4 lines moved to metrics.dropped.jsonl\n"),
     ],

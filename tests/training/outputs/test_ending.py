@@ -34,7 +34,8 @@ def test_the_lines_of_a_finished_run(repository, monkeypatch):
     assert commands(pathlib.Path("runs/x"), name="digits") == [
         'import moco_jax; encoder = moco_jax.load("runs/x")',
         "python -m moco_jax.knn --encoder=runs/x",
-        "python -m moco_jax.main --config=configs/digits_linear.py --config.pretrained=runs/x",
+        "python -m moco_jax.main --config=configs/digits_linear.py --config.pretrained=runs/x "
+        "--workdir=runs/x_linear",
         "python -m moco_jax.embed --encoder=runs/x --out=runs/x/features.npz",
         "python -m moco_jax.convert --source=runs/x --to=moco_jax --out=runs/x/encoder.safetensors",
     ]

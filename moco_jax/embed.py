@@ -8,6 +8,7 @@ Images that can't be read are left out; the first ten are named. Results go to t
 messages to the standard error.
 """
 
+import itertools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safeten
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder, a tar, an .npz, digits or tfds:<name>; default: the encoder's training images.",
+    "A folder, a tar, an .npz, digits or tfds:<name>; default: the training split of the encoder's "
+    "run, with the images that the run held out.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of the images, if they have splits.")
 _FEATURES = flags.DEFINE_string(
@@ -91,7 +93,7 @@ def _run() -> None:
         if out:
             _write(out, [FeatureRows(found.features, indices)], source, about)
     if _DUPLICATES.value is not None:
-        _print(duplicates(found, _DUPLICATES.value, layout), ("cosine", "first", "second"))
+        _print_duplicates(found, _DUPLICATES.value, layout)
     else:
         assert read is not None
         _print_neighbours(read, found, queries, layout)
@@ -155,7 +157,8 @@ def _write(out, parts, source: Source, about: dict[str, str]) -> None:
         return
     count = feature_file.write(out, parts, source, about)
     left_out = len(source) - count
-    more = f"; {left_out} can't be read and are left out" if left_out else ""
+    bad = "1 image can't be read and is" if left_out == 1 else f"{left_out} can't be read and are"
+    more = f"; {bad} left out" if left_out else ""
     command_line.tell([f"{out}: features of {count} images of {source.name}{more}"])
 
 
@@ -177,6 +180,15 @@ def _print_neighbours(
     names = list(map(printable, _QUERY.value))
     rows = neighbours(found, encoder(queries), names, _NEIGHBOURS.value, layout)
     _print(rows, ("query", "rank", "cosine", "image", "class"))
+
+
+def _print_duplicates(found: Features, threshold: float, layout: Layout) -> None:
+    pairs = duplicates(found, threshold, layout)
+    first = list(itertools.islice(pairs, 1))
+    if not first:
+        what = f"no pair of {len(found.names)} images has a cosine of at least {threshold}"
+        command_line.tell([what])
+    _print(itertools.chain(first, pairs), ("cosine", "first", "second"))
 
 
 def _print(rows, columns: Sequence[str]) -> None:

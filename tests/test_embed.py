@@ -61,7 +61,7 @@ def made(run, place):
 def test_features_equal_those_of_the_python_interface(made, place):
     got = feature_file.read(place / "features.npz")
     assert "3.png (no known image format" in made
-    assert "features of 17 images of images; 1 can't be read and are left out" in made
+    assert "features of 17 images of images; 1 image can't be read and is left out" in made
     expected = [f"images/{kind}/{n}.png" for kind in "ab" for n in range(9)]
     expected.remove("images/a/3.png")
     assert got.names.tolist() == expected

@@ -106,7 +106,7 @@ def main() -> None:
     with signals.unfinished(unfinished):
         Image.fromarray(image).save(unfinished, _FORMATS[out.suffix.lower()])
         os.replace(unfinished, out)
-    print(f"{out}: in a row original, {_DRAWS.value} query views, {_DRAWS.value} key views")
+    print(f"{out}: a row is the original, {_DRAWS.value} query views, {_DRAWS.value} key views")
 
 
 if __name__ == "__main__":

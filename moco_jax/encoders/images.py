@@ -56,5 +56,10 @@ def open_split(
         return source, notes
     if changes or split is not None:
         whole["train_split"] = split or "train"
-    sources = open_named(config, **whole, **changes)
+    try:
+        sources = open_named(config, **whole, **changes)
+    except ValueError as error:
+        if split is None:
+            raise
+        raise ValueError(f"--split={split}: {error}") from error
     return sources.train, tuple(sources.notes)

@@ -339,7 +339,7 @@ def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoint
         )
     for line in task.introduce(state):
         console.say(line)
-    if step:
+    if 0 < step < total:
         console.say(
             f"resumed at step {step} of {total} from {ending.shown(checkpoints.path(step))}"
         )

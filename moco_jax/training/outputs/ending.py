@@ -104,7 +104,8 @@ def encoder_commands(config: ConfigDict, workdir: pathlib.Path, *, classes: bool
     yield command("moco_jax.embed", f"--encoder={place}", features)
     # timm has no narrower or wider ResNets.
     to = "timm" if config.model.width == 1 else "moco_jax"
-    out = f"--out={os.path.join(place, 'encoder.safetensors')}"
+    file = "encoder_timm.safetensors" if to == "timm" else "encoder.safetensors"
+    out = f"--out={os.path.join(place, file)}"
     yield command("moco_jax.convert", f"--source={place}", f"--to={to}", out)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from moco_jax.parallel import cluster
+from moco_jax.training.integrity import checkpoint_files
 from tests.conftest import devices_flags
 from tests.tiny import tiny_sources
 
@@ -215,8 +216,7 @@ def test_sigterm_loses_no_step(two, start, tmp_path, phase, processes):
     running[-1].send_signal(signal.SIGTERM)
     assert ended(running) == [75] * processes, output(folder)
     done = max(measured(folder, "loss"), default=0)
-    saved = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
-    assert max(saved, default=0) >= done
+    assert max(checkpoint_files.steps(folder / "checkpoints"), default=0) >= done
     assert ended(start(folder, processes)) == [0] * processes, output(folder)
     alike(measured(folder, "loss"), measured(two, "loss"), STEPS)
     assert measured(folder, "knn_top1").keys() == {0, 6, 10}

@@ -197,9 +197,14 @@ def test_result_is_the_exit_code(run, result, code):
 
 
 @pytest.mark.parametrize(
-    ("work", "code"), [(lambda: None, 0), (lambda: 75, 75), (raises(KeyboardInterrupt), 130)]
+    ("work", "code", "expected"),
+    [
+        (lambda: None, 0, ["join", "leave"]),
+        (lambda: 75, 75, ["join", "leave"]),
+        (raises(KeyboardInterrupt), 130, ["join"]),  # it does not wait for the others
+    ],
 )
-def test_processes_separate_before_the_exit(run, work, code):
+def test_processes_separate_before_the_exit(run, work, code, expected):
     events = []
 
     @contextlib.contextmanager
@@ -209,7 +214,7 @@ def test_processes_separate_before_the_exit(run, work, code):
         events.append("leave")
 
     assert run(work, config="none", join=join)[0] == code
-    assert events == ["join", "leave"]
+    assert events == expected
 
 
 def test_error_ends_the_process_while_it_is_joined(run):

@@ -26,7 +26,7 @@ from moco_jax.data.loading import loader
 from moco_jax.data.sources.opening import open_named
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import pretrain
+from moco_jax.pretraining import fit, pretrain
 from moco_jax.pretraining import run as pretraining_run
 from moco_jax.pretraining import validation as of_pretraining
 from moco_jax.segmentation import validation as of_segmentation
@@ -37,7 +37,8 @@ from moco_jax.training.outputs.metrics_log import MetricsLog
 
 Content = dict[str, Any]
 _CHECKS = {
-    "pretrain": of_pretraining.check,
+    # As a run does before it lists its images.
+    "pretrain": lambda config, devices: of_pretraining.check(fit.trial(config, devices), devices),
     "linear": of_supervised.check,
     "finetune": of_supervised.check,
     "segment": of_segmentation.check,

@@ -201,7 +201,8 @@ def _config(recipe: dict[str, Any], where: str) -> ConfigDict:
         problems = [f"{k}={flat[k]!r} {rule(flat[k])}" for k, rule in used.items() if rule(flat[k])]
         problems += [] if problems else [*checks.channels(config.data), *checks.crop(config.data)]
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{where}: its recipe is not a config of moco_jax: {error}") from error
+        reason = shortened(error)
+        raise ValueError(f"{where}: its recipe is not a config of moco_jax: {reason}") from error
     if problems:
         raise ValueError(f"{where}: its recipe can't be used: {'; '.join(problems)}")
     return config
@@ -213,7 +214,8 @@ def _check_variables(variables: dict[str, Any], config: ConfigDict, where: str) 
     try:
         shapes = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
     except Exception as error:  # a recipe may ask for any size
-        raise ValueError(f"{where}: its recipe describes no network: {error}") from error
+        reason = shortened(error)
+        raise ValueError(f"{where}: its recipe describes no network: {reason}") from error
     found = checksums.named(variables)
     needed = {
         name: x for name, x in checksums.named(shapes).items() if name.split("/")[1] == "backbone"

@@ -192,7 +192,7 @@ def _overrides(argv: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yields (argument, key, value) of each --config.KEY=VALUE."""
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         shown = argument if len(argument) <= _LONGEST else f"{argument[:_LONGEST]}..."
-        found = re.fullmatch(r"(?s)--?(no)?config\.([^=]+)(?:=(.*))?", argument)
+        found = re.fullmatch(r"(?s)--?(no)?config\.([^=]*)(?:=(.*))?", argument)
         if found:
             off, key, value = found.groups()
             if value is None:  # --config.drift, --noconfig.drift or --config.lr 0.1

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is read, and what the user is told about it.
+"""Layouts of real data sets: which images a run reads, and what it prints about them.
 
 The layouts are those of public reports on other projects. Every guess is a line with a key, and a
 guess that would train on test images is an error.

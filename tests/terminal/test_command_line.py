@@ -5,9 +5,11 @@ import functools
 
 import pytest
 from absl import logging
+from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster, roll_call
 from moco_jax.terminal import command_line
+from moco_jax.terminal.arguments import _override_problem, _overrides
 from tests.in_process import exit_code
 
 FILE = """
@@ -256,3 +258,12 @@ def test_rows_are_printed_in_each_format(capsys, form, printed):
     assert form in command_line.FORMATS
     command_line.print_rows(iter([("a", 0.12345678), ("long", 1)]), ("name", "cosine"), form)
     assert capsys.readouterr().out == printed
+
+
+def test_a_key_without_a_name_is_named():
+    config = ConfigDict({"lr": 0.1})
+    for key in ("", "data.", ".lr"):
+        argument = f"--config.{key}=1"
+        assert list(_overrides(["main", argument])) == [(argument, key, "1")]
+        problem = _override_problem(config, argument, key, "1")
+        assert problem.startswith(f"{argument}: a key must have a name")

@@ -10,7 +10,7 @@ from moco_jax.terminal import progress, style
 
 
 class Clock:
-    """A clock that stands still until it is told to go."""
+    """A clock that moves only when a test moves it."""
 
     def __init__(self):
         self.seconds = 0.0

@@ -150,7 +150,10 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
             return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
         raise ValueError("data.source='images' needs data.path: a folder, a tar archive or an .npz")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"there is no file or folder {path}: correct --config.data.path")
+        raise FileNotFoundError(
+            f"there is no file or folder {path}: correct --config.data.path, or the path after the "
+            "config file"
+        )
     if not os.path.isdir(path):
         return _open_file(path, keys)
     if name and tfds_source.holds_dataset(path, name):

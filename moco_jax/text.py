@@ -15,6 +15,7 @@ from typing import TextIO
 _UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 _IN_NAMES = re.compile(rf"[\\{_UNPRINTABLE}]")
 _IN_MESSAGES = re.compile(rf"(?![\n\t])[{_UNPRINTABLE}]")
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")  # in the text of an OSError
 _ESCAPED = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\\\")
 _QUOTED_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")  # a surrogate in the repr of a name
 _ERRORS = "moco_jax.escape"  # of `print`, see `make_printable`
@@ -35,7 +36,14 @@ def original(text: str) -> str:
 
 
 def message(text: str) -> str:
-    r"""Returns a message whose unprintable bytes stand as `\xNN`; it keeps its lines and tabs."""
+    r"""Returns a message whose unprintable bytes stand as `\xNN`; it keeps its lines and tabs.
+
+    The numbers of errors of the system are left out.
+    """
+    return _escaped(_ERRNO.sub("", text))
+
+
+def _escaped(text: str) -> str:
     return _QUOTED_BYTE.sub(r"\\x\1", _IN_MESSAGES.sub(lambda found: _bytes(found[0]), text))
 
 
@@ -47,7 +55,7 @@ def shortened(text: object, most: int = 300) -> str:
 
 def line(text: str) -> str:
     r"""Returns a text as one line whose unprintable bytes stand as `\xNN`; backslashes stay."""
-    return message(text).replace("\n", r"\x0a").replace("\t", r"\x09")
+    return _escaped(text).replace("\n", r"\x0a").replace("\t", r"\x09")
 
 
 def print_escaped(stream: TextIO) -> None:

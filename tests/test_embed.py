@@ -156,7 +156,7 @@ ERRORS = [
     # Before anything is encoded: the folder of --images has no image that can be read.
     (
         [*QUERIED, "--query=images/a/0.png", "--query=absent.jpg"],
-        "--query=absent.jpg: [Errno 2] No such file or directory",
+        "--query=absent.jpg: No such file or directory",
     ),
     ([*QUERIED, "--query=images/a/3.png"], "--query=images/a/3.png can't be read: no known image"),
     ([*QUERIED, "--query=images"], "--query=images: can't read images: it is a folder"),

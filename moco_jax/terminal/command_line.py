@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dis
 import itertools
 import json
 import logging as standard_logging
@@ -22,6 +23,8 @@ from moco_jax.terminal import arguments, help, signals, style
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
 _PACKAGE = str(pathlib.Path(text.__file__).parent)
+_TRACEBACK = "(--verbosity=1 prints the traceback)"
+_SHORTEST_CELL = 20  # characters to which a column of a table is shortened
 _PIPE_CLOSED = 141  # the exit code of other tools after SIGPIPE
 
 
@@ -37,7 +40,8 @@ def run_main(
     """Parses the flags, runs a command and ends the process with its code.
 
     An OSError, a ValueError or a ModuleNotFoundError is a problem that the user can solve: its
-    message is printed, and the exit code is 2. With --verbosity=1 the traceback is printed instead.
+    message is printed, and the exit code is 2. With --verbosity=1 the traceback is printed instead;
+    a line says so after an error of a library.
     Ctrl-C ends the command with one line and the code 130, SIGTERM with 143. If the reader of the
     standard output is gone (`| head`), the command ends without a message.
 
@@ -103,16 +107,31 @@ def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int
     except errors as error:
         if logging.level_debug():
             raise
-        fail(f"{error}\n(--verbosity=1 prints the traceback)")
+        fail(str(error) if _is_explained(error) else f"{error}\n{_TRACEBACK}")
     except (KeyboardInterrupt, signals.Terminated) as stop:
         # Not a return: `cluster.joined` would wait for the other processes.
         sys.exit(_stopped(stop, interrupted))
 
 
+def _is_explained(error: Exception) -> bool:
+    """Returns whether an error names its cause: our code raises it, or it names a file."""
+    if isinstance(error, OSError) and error.filename:
+        return True
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    if place is None:
+        return False
+    code = place.tb_frame.f_code
+    raised = code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]  # not by what it calls
+    return raised and code.co_filename.startswith(_PACKAGE)
+
+
 def _stopped(stop: BaseException, interrupted: str) -> int:
     """Prints that a signal stopped the command; returns the exit code."""
     by_user = isinstance(stop, KeyboardInterrupt)
-    print(f"\n{interrupted if by_user else 'terminated'}", file=sys.stderr, flush=True)
+    message = str(stop) or interrupted  # the loop knows what is saved
+    print(f"\n{message if by_user else 'terminated'}", file=sys.stderr, flush=True)
     return signals.INTERRUPTED if by_user else signals.TERMINATED
 
 
@@ -226,7 +245,9 @@ def tell(lines: Iterable[str]) -> None:
 def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str) -> None:
     """Prints rows as an aligned `table`, as `csv`, or as one line of `json` each.
 
-    Floating-point numbers are rounded to 4 places. A text stands on one line, see `text.line`.
+    Floating-point numbers are rounded to 4 places; in a column of a table with numbers of 10 or
+    more to 2, all to the same number of places. A text stands on one line, see `text.line`. On a
+    terminal the longest texts of a table are shortened to its width.
     """
     rows = (list(map(_cell, row)) for row in rows)
     if form == "json":
@@ -235,17 +256,35 @@ def print_rows(rows: Iterable[Sequence[Any]], columns: Sequence[str], form: str)
     elif form == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows(itertools.chain([columns], rows))
     else:
-        texts = [list(columns), *([str(x) for x in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        for text in texts:
-            padded = (x.ljust(width) for x, width in zip(text, widths, strict=True))
-            print("  ".join(padded).rstrip())
+        by_column = list(zip(*rows, strict=True)) or [()] * len(columns)
+        cells = [[name, *_aligned(x)] for name, x in zip(columns, by_column, strict=True)]
+        widths = [max(map(len, column)) for column in cells]
+        if style.is_terminal(sys.stdout):
+            _shrink(widths, style.width() - 2 * (len(columns) - 1))
+        for row in zip(*cells, strict=True):
+            pairs = zip(row, widths, strict=True)
+            print("  ".join(style.middle_cut(x, n).ljust(n) for x, n in pairs).rstrip())
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, 4)
     return text.line(value) if isinstance(value, str) else value
+
+
+def _aligned(column: Sequence[Any]) -> list[str]:
+    """Returns the cells of a column as texts; its numbers have the same number of places."""
+    numbers = [x for x in column if isinstance(x, float) and math.isfinite(x)]
+    most = 2 if any(abs(x) >= 10 for x in numbers) else 4
+    needed = (len(f"{x:.{most}f}".rstrip("0").partition(".")[2]) for x in numbers)
+    places = max(needed, default=0)
+    return [f"{x:.{places}f}" if isinstance(x, float) else str(x) for x in column]
+
+
+def _shrink(widths: list[int], room: int) -> None:
+    """Reduces the widest of the widths until their sum fits, or they are short."""
+    while sum(widths) > room and max(widths) > _SHORTEST_CELL:
+        widths[widths.index(max(widths))] -= 1
 
 
 def fail(message: str) -> NoReturn:

@@ -96,6 +96,14 @@ def fitted(line: str, columns: int) -> str:
     return line if len(line) <= columns else f"{line[: max(columns - 3, 0)]}..."
 
 
+def middle_cut(text: str, columns: int) -> str:
+    """Returns a text cut to a number of columns in its middle, which says least of a path."""
+    if len(text) <= columns:
+        return text
+    last = max(columns - 3, 0) * 2 // 3
+    return f"{text[: columns - 3 - last]}...{text[-last:]}"
+
+
 class _LiveLine(NamedTuple):
     owner: Any
     stream: TextIO

@@ -178,7 +178,7 @@ def test_a_full_disk_is_one_message(start, repository, rows):
             timeout=600,
         )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: [Errno 28] No space left on device\n")
+    assert done.stderr.startswith("error: No space left on device\n")
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
 
 

@@ -45,7 +45,7 @@ def test_a_message_keeps_its_lines_and_what_is_escaped_already():
     name = os.fsdecode(b"caf\xe9")
     error = OSError(2, "No such file or directory", name)
     assert text.message(f"{error}\n\tnext\x1b[2J") == (
-        "[Errno 2] No such file or directory: 'caf\\xe9'\n\tnext\\x1b[2J"
+        "No such file or directory: 'caf\\xe9'\n\tnext\\x1b[2J"
     )
     assert text.message(text.printable(name + "\\")) == "caf\\xe9\\\\"
 

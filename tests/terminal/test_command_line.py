@@ -180,6 +180,21 @@ def test_error_is_one_message(run, error):
     assert printed == f"error: {error('bad value')}\n(--verbosity=1 prints the traceback)\n"
 
 
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "No such file or directory", "a.jpg"), OSError("x is absent")]
+)
+def test_an_error_that_names_its_cause_needs_no_traceback(run, error):
+    def work():
+        with command_line.naming("--query=a.jpg"):
+            raise error
+
+    text = "No such file or directory: 'a.jpg'" if error.filename else "x is absent"
+    assert run(work, config="none") == (2, f"error: --query=a.jpg: {text}\n")
+    absent = lambda: open("/absent/a.jpg")  # noqa: E731, SIM115
+    text = "No such file or directory: '/absent/a.jpg'"
+    assert run(absent, config="none") == (2, f"error: {text}\n")
+
+
 def test_other_errors_and_verbose_errors_keep_their_traceback(run):
     with pytest.raises(KeyError):
         run(raises(KeyError("bug")), config="none")
@@ -249,15 +264,38 @@ def test_list_of_numbers(run):
 @pytest.mark.parametrize(
     ("form", "printed"),
     [
-        ("table", "name  cosine\na     0.1235\nlong  1\n"),
-        ("csv", "name,cosine\na,0.1235\nlong,1\n"),
-        ("json", '{"name": "a", "cosine": 0.1235}\n{"name": "long", "cosine": 1}\n'),
+        ("table", "name  cosine  top1\na     0.1235  33.33\nlong  0.1000  50.00\n"),
+        ("csv", "name,cosine,top1\na,0.1235,33.3333\nlong,0.1,50.0\n"),
+        ("json", '{"name": "a", "cosine": 0.1235, "top1": 33.3333}\n'
+                 '{"name": "long", "cosine": 0.1, "top1": 50.0}\n'),
     ],
-)
+)  # fmt: skip
 def test_rows_are_printed_in_each_format(capsys, form, printed):
     assert form in command_line.FORMATS
-    command_line.print_rows(iter([("a", 0.12345678), ("long", 1)]), ("name", "cosine"), form)
+    rows = iter([("a", 0.12345678, 100 / 3), ("long", 0.1, 50.0)])
+    command_line.print_rows(rows, ("name", "cosine", "top1"), form)
     assert capsys.readouterr().out == printed
+    command_line.print_rows(iter(()), ("name", "cosine"), form)
+    assert capsys.readouterr().out == {"table": "name  cosine\n", "csv": "name,cosine\n"}.get(
+        form, ""
+    )
+
+
+@pytest.mark.parametrize("columns", [40, 60, 200])
+def test_a_table_on_a_terminal_is_as_wide_as_it(capsys, monkeypatch, columns):
+    path = "/data/" + 20 * "folder/" + "{}/image.jpg"
+    rows = [(0.5, path.format(1), path.format(2)), (0.25, "a.jpg", "b.jpg")]
+    names = ("cosine", "first", "second")
+    command_line.print_rows(rows, names, "table")
+    assert capsys.readouterr().out.splitlines()[1].split()[1:] == list(rows[0][1:])  # in a pipe
+    monkeypatch.setattr(command_line.style, "is_terminal", lambda stream: True)
+    monkeypatch.setattr(command_line.style, "width", lambda: columns)
+    command_line.print_rows(rows, names, "table")
+    first = capsys.readouterr().out.splitlines()[1]
+    widest = max(columns, 50)  # 20 a text, and the gaps
+    assert widest - 1 <= len(first) <= widest
+    for text, number in zip(first.split()[1:], "12", strict=True):
+        assert text.startswith("/data/") and "..." in text and text.endswith(f"{number}/image.jpg")
 
 
 def test_a_key_without_a_name_is_named():

@@ -1,12 +1,19 @@
 """Linear protocol of MoCo on ImageNet-1k: a classifier on the frozen, pooled features.
 
-Paper: He et al. 2019, arXiv 1911.05722, sec. 4.1; facebookresearch/moco, `main_lincls.py`. 100
-epochs of SGD with batches of 256, lr 30, no weight decay, x .1 at epochs 60 and 80, random crops
-and flips. The test uses the central 224 of 256 pixels. One recipe serves v1 and v2; the variant
-names the encoder, which configs/imagenet.py pretrains.
-Reported: top-1 60.8 +- .2 % (v1) and 67.5 +- .1 % (v2) after 200 epochs of pretraining. The
-reference keeps its best evaluation and does not say whether it reports the best or the last. This
-package prints both.
+The variant names the encoder, which configs/imagenet.py or configs/imagenet_v3.py pretrains. All
+variants train on random crops and flips, and test on the central 224 of 256 pixels.
+
+v1, v2: He et al. 2019, arXiv 1911.05722, sec. 4.1; facebookresearch/moco, `main_lincls.py`. 100
+epochs of SGD with batches of 256, lr 30, no weight decay, x .1 at epochs 60 and 80.
+v3_*: Chen et al. 2021, arXiv 2104.02057; facebookresearch/moco-v3, `main_lincls.py`. 90 epochs of
+SGD with batches of 1024, lr .1 (ResNet) or 3 (ViT) for 256 images, no weight decay, a cosine that
+moves every epoch. The paper sweeps the rate for batches of 4096: --config.lr=0.3,1,3,10.
+Reported, top-1 after this many epochs of pretraining:
+  v1 60.8 +- .2 % (200), v2 67.5 +- .1 % (200)
+  v3_r50 68.9 (100), 72.8 (300), 74.6 % (1000)
+  v3_vit_s 73.2 % (300), v3_vit_b 76.7 % (300), v3_vit_l 77.6 % (300, in the paper)
+The references keep their best evaluation and do not say whether they report the best or the last.
+This package prints both.
 Measured: not run here to its end.
 Wall time: not measured.
 
@@ -16,15 +23,22 @@ Commands:
   python -m moco_jax.main --config=configs/imagenet_linear.py:v2 \\
     --config.pretrained=r50.safetensors
   python -m moco_jax.main --config=configs/imagenet_linear.py:v2 --config.lr=0.1,1,10,30
+  python -m moco_jax.main --config=configs/imagenet_linear.py:v3_vit_s
+  python -m moco_jax.main --config=configs/imagenet_linear.py:v3_r50
 """
 
 from moco_jax import variants
 from moco_jax.data.augment import recipes
 from moco_jax.supervised import config
 
+_V3 = {"epochs": 90, "batch_size": 1024, "lr_schedule": "cosine"}
 VARIANTS = {
     "v1": {"pretrained": "runs/imagenet_v1"},
     "v2": {"pretrained": "runs/imagenet_v2"},
+    "v3_r50": {**_V3, "lr": (0.1,), "pretrained": "runs/imagenet_v3_r50"},
+    "v3_vit_s": {**_V3, "lr": (3.0,), "pretrained": "runs/imagenet_v3_vit_s"},
+    "v3_vit_b": {**_V3, "lr": (3.0,), "pretrained": "runs/imagenet_v3_vit_b"},
+    "v3_vit_l": {**_V3, "lr": (3.0,), "pretrained": "runs/imagenet_v3_vit_l"},
 }
 
 

@@ -15,6 +15,7 @@ from tests.tiny import tiny_config
 
 EXPERIMENTS = [
     *[("imagenet_linear", v) for v in ("v1", "v2")],
+    *[("imagenet_linear", f"v3_{v}") for v in ("r50", "vit_s", "vit_b", "vit_l")],
     *[(f"{data}_linear",) for data in ("cifar10", "digits")],
     ("folder_linear", "/images"),
     *[
@@ -104,6 +105,27 @@ def test_linear_protocol_matches_the_reference(repository):
             ],
         }
         assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("encoder", "lr"), [("r50", 0.1), ("vit_s", 3.0), ("vit_b", 3.0)])
+def test_linear_protocol_of_v3_matches_the_reference(repository, encoder, lr):
+    flat = flatten(get(repository, "imagenet_linear", f"v3_{encoder}"))
+    expected = {
+        "name": f"imagenet_linear_v3_{encoder}",
+        "pretrained": f"runs/imagenet_v3_{encoder}",
+        "epochs": 90,
+        "batch_size": 1024,
+        "lr": [lr],
+        "lr_batch": 256,
+        "lr_schedule": "cosine",
+        "lr_update": "epoch",
+        "sgd_momentum": 0.9,
+        "weight_decay": 0.0,
+        "warmup_epochs": 0.0,
+        "data.image_size": 224,
+        "data.eval_resize": 256,
+    }
+    assert {key: flat[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ setup(
         # PyTorch, for `moco_jax.convert` to read and write .pth files. It reads and writes
         # .safetensors files without it.
         "convert": ["torch>=2.6"],
-        # The libraries that tests/convert compares converted weights with.
+        # The libraries that tests/convert and tests/weights compare converted weights with.
         "convert-test": ["torch>=2.6", "torchvision", "timm>=1.0", "transformers>=4.48"],
         # What launch/test.sh runs.
         "test": [

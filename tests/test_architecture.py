@@ -13,6 +13,7 @@ ORDER = (
     ("main", "embed", "knn", "keys", "input_benchmark", "api"),
     ("ablate", "convert", "plan", "segmentation"),
     ("pretraining", "supervised"),
+    ("weights",),
     ("encoders",),
     ("config", "variants"),
     ("training", "contrastive"),

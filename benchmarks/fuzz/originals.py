@@ -19,12 +19,12 @@ import safetensors.numpy
 from PIL import Image
 
 from benchmarks.fuzz.mutations import BLOCK, sealed
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.variables import to_torch
 from moco_jax.data.sources.source import array_source
 from moco_jax.encoders import feature_file, pretrained
 from moco_jax.encoders.feature_file import FeatureRows
 from moco_jax.pretraining import pretrain
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
 from tests.encoder_files import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 

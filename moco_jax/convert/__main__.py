@@ -15,8 +15,9 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from moco_jax.convert import network, sources, targets
+from moco_jax.convert import targets
 from moco_jax.terminal import arguments, command_line
+from moco_jax.weights import network, sources
 
 _SOURCE = flags.DEFINE_string(
     "source", None, "Weights to read: a file, a workdir or a Hugging Face folder."

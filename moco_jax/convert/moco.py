@@ -16,7 +16,7 @@ in that row.
 """
 
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,6 @@ from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.state import TrainState
-from moco_jax.convert import variables
-from moco_jax.convert.names import COUNTER, NAMINGS
-from moco_jax.convert.torch_files import ARRAYS
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.method import make_method
@@ -36,47 +33,12 @@ from moco_jax.pretraining.pretrain import checkpoint_kind
 from moco_jax.training import workdir
 from moco_jax.training.checkpoints import Checkpoints
 from moco_jax.training.flat_config import flatten
+from moco_jax.weights import variables
+from moco_jax.weights.moco_files import KEY, QUERY, Checkpoint, encoder, parameters, part
+from moco_jax.weights.names import COUNTER, NAMINGS
+from moco_jax.weights.torch_files import ARRAYS
 
-QUERY, KEY = "encoder_q.", "encoder_k."
 _BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
-
-
-class Checkpoint(NamedTuple):
-    """The content of a checkpoint of the reference."""
-
-    source: str  # its path, for messages
-    epoch: int  # epochs done; 0 if the checkpoint does not contain it
-    arrays: dict[str, Any]  # by name, without DistributedDataParallel's `module.`
-    optimizer: dict[str, Any]  # the state dict of torch's SGD; {} if the checkpoint has none
-
-    @property
-    def other_parts(self) -> list[str]:
-        """The parts of the checkpoint besides the query encoder."""
-        parts = {
-            "the key encoder": encoder(self.arrays, KEY),
-            "the queue": "queue" in self.arrays,
-            "the optimizer": self.optimizer,
-        }
-        return [part for part, present in parts.items() if present]
-
-
-def encoder(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the arrays of one encoder (`QUERY` or `KEY`), their names without the prefix."""
-    return {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
-
-
-def part(content: Any, key: Any) -> dict[str, Any]:
-    """Returns a dict in a file's content; {} if it is not there."""
-    found = content.get(key) if isinstance(content, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def parameters(optimizer: dict[str, Any]) -> list[Any]:
-    """Returns the numbers by which an optimizer's state dict names its parameters, in order."""
-    groups = optimizer.get("param_groups")
-    groups = [g for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []
-    lists = [group.get("params") for group in groups]
-    return [number for numbers in lists if isinstance(numbers, list) for number in numbers]
 
 
 def write_workdir(

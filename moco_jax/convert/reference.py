@@ -18,14 +18,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.convert import variables
-from moco_jax.convert.moco import KEY, QUERY
-from moco_jax.convert.names import COUNTER, NAMINGS
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.resnet import resnet
 from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.optimizers import make_schedule
+from moco_jax.weights import variables
+from moco_jax.weights.moco_files import KEY, QUERY
+from moco_jax.weights.names import COUNTER, NAMINGS
 
 _BUFFERS = ("running_mean", "running_var", COUNTER)
 _LEAVES = ("weight", "bias", *_BUFFERS)

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import flax.traverse_util
 from ml_collections import ConfigDict
 
-from moco_jax.convert import detectron2, files, huggingface, moco, reference, torch_files, variables
-from moco_jax.convert.names import NAMINGS, head_problem
-from moco_jax.convert.sources import Source
+from moco_jax.convert import detectron2, files, moco, reference
 from moco_jax.encoders import pretrained
+from moco_jax.weights import huggingface, torch_files, variables
+from moco_jax.weights.moco_files import QUERY
+from moco_jax.weights.names import NAMINGS, head_problem
+from moco_jax.weights.sources import Source
 
 
 class Target(NamedTuple):
@@ -182,7 +184,7 @@ def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
 def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
     arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
-    state = {f"module.{moco.QUERY}{name}": array for name, array in arrays.items()}
+    state = {f"module.{QUERY}{name}": array for name, array in arrays.items()}
     torch_files.write(file, {"arch": config.model.name, "state_dict": state})
     return [
         "it contains the query encoder only; run the reference's linear classification with",

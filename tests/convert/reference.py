@@ -5,7 +5,7 @@ The encoders are torchvision's ResNets with the head as `fc`; the columns of `qu
 
 import math
 
-from tests.convert.networks import library, randomise
+from tests.weights.networks import library, randomise
 
 BATCH, KEYS, DIM = 32, 128, 16  # as in tests.tiny
 

@@ -6,8 +6,8 @@ import pytest
 
 from moco_jax.encoders import pretrained
 from tests.conftest import run_command
-from tests.convert.networks import assert_same, encoder
 from tests.in_process import run_all
+from tests.weights.networks import assert_same, encoder
 
 
 @pytest.fixture

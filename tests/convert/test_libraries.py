@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from moco_jax.convert import sources, targets
-from tests.convert.networks import (
+from moco_jax.convert import targets
+from moco_jax.weights import sources
+from tests.weights.networks import (
     assert_close,
     assert_same,
     features,

@@ -5,10 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from moco_jax.convert import sources, targets
+from moco_jax.convert import targets
 from moco_jax.pretraining import pretrain
+from moco_jax.weights import sources
 from tests.convert import reference
-from tests.convert.networks import (
+from tests.tiny import tiny_config, tiny_sources
+from tests.weights.networks import (
     assert_close,
     assert_same,
     in_torch,
@@ -16,8 +18,7 @@ from tests.convert.networks import (
     projection,
     random_images,
 )
-from tests.convert.networks import source as ours
-from tests.tiny import tiny_config, tiny_sources
+from tests.weights.networks import source as ours
 
 EPOCHS, EPOCH_STEPS = 3, 3  # 9 steps fill the ring of 4 rows; its next row is 1
 

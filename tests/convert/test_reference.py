@@ -10,19 +10,20 @@ import optax
 import pytest
 
 from moco_jax.contrastive.state import TrainState
-from moco_jax.convert import sources, targets, torch_files
-from moco_jax.convert.moco import KEY, QUERY
-from moco_jax.convert.names import NAMINGS
+from moco_jax.convert import targets
 from moco_jax.convert.reference import _find, read_state
-from moco_jax.convert.variables import to_torch
 from moco_jax.encoders import pretrained
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
 from moco_jax.pretraining.method import make_method
 from moco_jax.training.integrity import checkpoint_files
+from moco_jax.weights import sources, torch_files
+from moco_jax.weights.moco_files import KEY, QUERY
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
 from tests.convert import reference
-from tests.convert.networks import library
 from tests.tiny import tiny_config, tiny_sources
+from tests.weights.networks import library
 
 STEPS = 5
 

@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 
-from moco_jax.convert import sources, targets
+from moco_jax.convert import targets
 from moco_jax.encoders import pretrained
 from moco_jax.training.flat_config import flatten
-from tests.convert.networks import assert_same, source
+from moco_jax.weights import sources
+from tests.weights.networks import assert_same, source
 
 
 @pytest.fixture

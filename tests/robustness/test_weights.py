@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from moco_jax.convert import sources, variables
-from moco_jax.convert.names import NAMINGS
-from tests.convert.networks import assert_same, encoder, library
+from moco_jax.weights import sources, variables
+from moco_jax.weights.names import NAMINGS
+from tests.weights.networks import assert_same, encoder, library
 
 FOUND = encoder(head=False, width=1 / 64)
 ARRAYS = variables.to_torch(FOUND.variables, NAMINGS["torchvision"], FOUND.config)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from moco_jax.convert import files, sources
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.variables import to_torch
 from moco_jax.encoders import pretrained
-from tests.convert.networks import assert_same, encoder
+from moco_jax.weights import files, sources
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
+from tests.weights.networks import assert_same, encoder
 
 FOUND = encoder(head=False)
 IMAGENET = encoder(head=False, stem="imagenet")

@@ -7,9 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.convert.names import Naming, head_module
-from moco_jax.convert.variables import Arrays, listed
 from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, ResNet, resnet
+from moco_jax.weights.names import Naming, head_module
+from moco_jax.weights.variables import Arrays, listed
 
 _STEMS = {7: "imagenet", 3: "small"}  # by the kernel size of the first convolution
 

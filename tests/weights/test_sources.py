@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from moco_jax.convert import sources
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.variables import to_torch
-from tests.convert.networks import encoder
+from moco_jax.weights import sources
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
 from tests.tiny import tiny_config
+from tests.weights.networks import encoder
 
 WEIGHT = np.ones((4, 4), np.float32)
 

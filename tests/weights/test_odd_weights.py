@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from moco_jax.convert import sources, targets, torch_files
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.variables import to_torch
-from tests.convert.networks import assert_same, encoder, library
-from tests.convert.networks import source as ours
+from moco_jax.convert import targets
+from moco_jax.weights import sources, torch_files
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
 from tests.tiny import tiny_config
+from tests.weights.networks import assert_same, encoder, library
+from tests.weights.networks import source as ours
 
 FOUND = encoder(head=False, width=1 / 64)
 ARRAYS = to_torch(FOUND.variables, NAMINGS["torchvision"], FOUND.config)

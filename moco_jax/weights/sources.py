@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import safetensors
 from ml_collections import ConfigDict
 
-from moco_jax.convert import files, huggingface, moco, network, search, variables
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.search import Found
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
+from moco_jax.weights import files, huggingface, moco_files, network, search, variables
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.search import Found
 
 ALLOWED = (
     "a MoCo v1 or v2 checkpoint, a ResNet of torchvision, timm or Hugging Face, a workdir or an "
@@ -39,7 +39,7 @@ class Source(NamedTuple):
     pretrained: Pretrained
     title: str  # the recognised kind of weights
     left_out: list[str]  # the parts of the file that are not in `pretrained`
-    checkpoint: moco.Checkpoint | None = None  # the whole file, if it is the reference's
+    checkpoint: moco_files.Checkpoint | None = None  # the whole file, if it is the reference's
     notes: tuple[str, ...] = ()  # lines about how the encoder was found
     path: pathlib.Path | None = None  # of moco_jax's own encoders
 
@@ -75,8 +75,8 @@ def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | Non
     content = files.read(path)
     found, arrays, notes = _find(content, path, prefix)
     parts, title = found.prefix.removesuffix(_DEMO), NAMINGS[found.naming].title
-    head = network.head(found.arrays) if parts.endswith((moco.QUERY, moco.KEY)) else {}
-    if head and parts.endswith(moco.QUERY):
+    head = network.head(found.arrays) if parts.endswith((moco_files.QUERY, moco_files.KEY)) else {}
+    if head and parts.endswith(moco_files.QUERY):
         return _read_moco(content, found, arrays, path, config, notes)
     if found.naming == "huggingface":
         huggingface.check_config(path.with_name("config.json"))
@@ -149,7 +149,7 @@ def _classes(found: Found, arrays: dict[str, Any]) -> list[str]:
 
 def _check_not_linear(content: Any, path: pathlib.Path) -> None:
     """Raises a ValueError for a checkpoint of linear classification, which trains only `fc`."""
-    if len(moco.parameters(moco.part(content, "optimizer"))) == 2:
+    if len(moco_files.parameters(moco_files.part(content, "optimizer"))) == 2:
         raise ValueError(
             f"{path} is a checkpoint of linear classification (its optimizer has only a "
             "classifier's two arrays); set --source to its pretraining checkpoint"
@@ -170,22 +170,28 @@ def _read_moco(
     title = "a pretraining checkpoint of MoCo v1 or v2" + (f", epoch {epoch}" if epoch else "")
     encoder = _encoder(found, path, config, title, network.head(found.arrays))
 
-    base = found.prefix.removesuffix(_DEMO).removesuffix(moco.QUERY)
+    base = found.prefix.removesuffix(_DEMO).removesuffix(moco_files.QUERY)
     keys = [
-        one for one in search.encoders(arrays) if one.prefix.removesuffix(_DEMO) == base + moco.KEY
+        one
+        for one in search.encoders(arrays)
+        if one.prefix.removesuffix(_DEMO) == base + moco_files.KEY
     ]
     whole = {name.removeprefix(base): x for name, x in arrays.items() if name.startswith(base)}
-    own = {name: x for name, x in whole.items() if not name.startswith((moco.QUERY, moco.KEY))}
-    own |= {moco.QUERY + name: x for name, x in found.arrays.items()}
-    own |= {moco.KEY + name: x for one in keys for name, x in one.arrays.items()}
-    checkpoint = moco.Checkpoint(str(path), epoch, own, moco.part(content, "optimizer"))
+    own = {
+        name: x
+        for name, x in whole.items()
+        if not name.startswith((moco_files.QUERY, moco_files.KEY))
+    }
+    own |= {moco_files.QUERY + name: x for name, x in found.arrays.items()}
+    own |= {moco_files.KEY + name: x for one in keys for name, x in one.arrays.items()}
+    checkpoint = moco_files.Checkpoint(str(path), epoch, own, moco_files.part(content, "optimizer"))
     left_out = [name for name in search.others(found, arrays) if not _belongs(name, base)]
     return Source(encoder, title, [*checkpoint.other_parts, *left_out], checkpoint, notes)
 
 
 def _belongs(name: str, base: str) -> bool:
     """Returns whether a module is one of the reference's own parts besides the query encoder."""
-    own = (moco.KEY.rstrip("."), "queue", "queue_ptr")
+    own = (moco_files.KEY.rstrip("."), "queue", "queue_ptr")
     return name == "optimizer" or name in [base + part for part in own]
 
 

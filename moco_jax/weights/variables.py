@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax import text
-from moco_jax.convert.names import COUNTER, LEAVES, Naming, Path, head_module
-from moco_jax.convert.torch_files import Unreadable
 from moco_jax.models.encoder import make_encoder
+from moco_jax.weights.names import COUNTER, LEAVES, Naming, Path, head_module
+from moco_jax.weights.torch_files import Unreadable
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax.convert.torch_files import ARRAYS
-from moco_jax.convert.variables import Arrays, listed
+from moco_jax.weights.torch_files import ARRAYS
+from moco_jax.weights.variables import Arrays, listed
 
 # Of DataParallel, torch.compile and FSDP, anywhere in a name.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}

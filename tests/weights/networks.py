@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax.convert.sources import Source
-from moco_jax.convert.variables import template
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.encoder import Encoder
+from moco_jax.weights.sources import Source
+from moco_jax.weights.variables import template
 from tests.tiny import tiny_config
 
 _OPERATORS = []  # torch removes the operators when their library object is freed

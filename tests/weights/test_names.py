@@ -2,9 +2,9 @@
 
 import pytest
 
-from moco_jax.convert.names import NAMINGS
-from moco_jax.convert.variables import to_torch
-from tests.convert.networks import encoder
+from moco_jax.weights.names import NAMINGS
+from moco_jax.weights.variables import to_torch
+from tests.weights.networks import encoder
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 BLOCKS = (3, 4, 6, 3)

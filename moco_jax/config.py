@@ -91,9 +91,14 @@ def _model() -> ConfigDict:
     # (uniform, torch's default).
     c.stem_init = "fan_out"
     c.width = 1.0  # times the channels of every layer
-    c.head = "mlp"  # linear (v1) or mlp (v2)
-    c.hidden = 0  # hidden units of the mlp head; 0: as many as the backbone has features
+    c.head = "mlp"  # linear (v1), mlp (v2) or mlp_bn (v3: with batch norm, no bias)
+    c.head_layers = 2  # linear layers of the mlp_bn head
+    # Hidden units of the heads mlp and mlp_bn, and of the predictor; 0: as many as the backbone has
+    # features.
+    c.hidden = 0
     c.dim = 128  # D, length of a key
+    c.predictor_layers = 0  # linear layers of the predictor, which only queries pass; 0: none
+    c.predictor_last_norm = True  # a batch norm follows its last layer (v3: not with a ResNet)
     return c
 
 
@@ -168,8 +173,10 @@ RULES = checks.COMMON_RULES | {
     "model.name": one_of(NAMES),
     "model.stem_init": one_of(STEM_INITS),
     "model.head": one_of(HEADS),
+    "model.head_layers": checks.layers,
     "model.hidden": not_negative,
     "model.dim": whole,
+    "model.predictor_layers": checks.layers_or_none,
     "dictionary": one_of(DICTIONARIES),
     "key_encoder": one_of(KEY_ENCODERS),
     "momentum": fraction,

@@ -32,25 +32,35 @@ def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encod
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
     groups = config.bn_groups if config.shuffle_bn else 1
 
-    def encode(params, batch_stats, images):
-        # FSDP parameters are gathered here; their gradients come back sharded.
-        variables = {"params": layout.replicate(params), "batch_stats": batch_stats}
-        features, changed = encoder.apply(variables, images, mutable=["batch_stats"])
-        return features, changed["batch_stats"]
+    def encode(params, batch_stats, views, method):
+        encoded = []
+        for images in views:
+            # FSDP parameters are gathered here; their gradients come back sharded.
+            variables = {"params": layout.replicate(params), "batch_stats": batch_stats}
+            vectors, changed = encoder.apply(
+                variables, images, mutable=["batch_stats"], method=method
+            )
+            encoded.append(vectors)
+            batch_stats = changed.get("batch_stats", {})
+        return encoded, batch_stats
 
     def encode_queries(params, batch_stats, views):
-        queries = []
-        for images in views:
-            q, batch_stats = encode(params, batch_stats, images)
-            queries.append(q)
-        return queries, batch_stats
+        return encode(params, batch_stats, views, _queries)
 
     def encode_keys(params, batch_stats, views):
         mixed = [shuffle(images, groups, layout) for images in views]
-        keys, batch_stats = encode_queries(params, batch_stats, mixed)
+        keys, batch_stats = encode(params, batch_stats, mixed, _keys)
         return [unshuffle(k, groups, layout) for k in keys], batch_stats
 
     return Encoders(encode_queries, encode_keys)
+
+
+def _queries(encoder: Encoder, images: jax.Array) -> jax.Array:
+    return encoder.queries(encoder.backbone(images, train=True), train=True)
+
+
+def _keys(encoder: Encoder, images: jax.Array) -> jax.Array:
+    return encoder.keys(encoder.backbone(images, train=True), train=True)
 
 
 def directions(views: tuple[jax.Array, ...], symmetric: bool) -> tuple[Views, Views]:

@@ -8,7 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.encoding import Encoders, Views, make_encoders
-from moco_jax.models.encoder import Encoder
+from moco_jax.models.encoder import Encoder, without_predictor
 from moco_jax.parallel.mesh import Layout
 
 
@@ -74,21 +74,22 @@ class KeyEncoder(Protocol):
 class Momentum:
     """MoCo's key encoder: an EMA of the query encoder that gets no gradient (MoCo, eq. 2).
 
-    The EMA covers parameters only. Each encoder keeps its own batch statistics, as in the
-    reference.
+    The EMA covers parameters only, without those of a predictor. Each encoder keeps its own batch
+    statistics, as in the reference.
     """
 
     encoders: Encoders
     momentum: float
 
     def init_key_params(self, variables):
-        return variables
+        return without_predictor(variables)
 
     def trainable(self, params, key_params):
         return params
 
     def follow(self, key_params, params):
-        return optax.incremental_update(params, key_params, step_size=1.0 - self.momentum)
+        own = without_predictor(params)
+        return optax.incremental_update(own, key_params, step_size=1.0 - self.momentum)
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
         keys, batch_stats = self.encoders.keys(key_params, batch_stats, views)

@@ -19,9 +19,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: i32[], steps done.
-      params: of the query encoder.
+      params: of the query encoder: `backbone`, `head` and perhaps `predictor`.
       batch_stats: running averages of the query encoder's batch norms.
-      key_params: of the key encoder, such as the EMA of `params`; {} if it has none.
+      key_params: of the key encoder, such as the EMA of `params`, without `predictor`; {} if it has
+        none.
       key_batch_stats: the key encoder's own running averages, not an EMA.
       opt_state: of the optimizer.
       dictionary: its entries, such as the queue's ring of key batches [K // N, N, D].
@@ -52,14 +53,14 @@ def init_state(
     size = config.data.image_size
     images = jnp.zeros((config.bn_groups, size, size, 3), encoder.backbone.dtype)
     variables = encoder.init(params_key, images)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     key_params = key_encoder.init_key_params(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables["batch_stats"],
+        batch_stats=batch_stats,
         key_params=key_params,
-        key_batch_stats=key_encoder.init_key_params(variables["batch_stats"]),
+        key_batch_stats=key_encoder.init_key_params(batch_stats),
         opt_state=optimizer.init(key_encoder.trainable(params, key_params)),
         dictionary=dictionary.init(entries_key),
     )

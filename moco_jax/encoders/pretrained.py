@@ -28,6 +28,7 @@ from moco_jax.training.integrity.checkpoint_files import Damaged
 FORMAT = "moco_jax.encoder"  # of encoder files
 PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
 _PARTS = ("params", "batch_stats")  # of a checkpoint's state
+_HEADS = ("head", "predictor")  # the parts of an encoder behind its backbone
 _USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
 
 
@@ -38,7 +39,7 @@ class Pretrained:
     Attributes:
       config: of the run that trained it: `model` is the network, `data` how images are prepared.
       variables: `params` and `batch_stats`, nested dicts of host arrays; each has `backbone`, and
-        `head` if the encoder has one.
+        `head` and `predictor` if the encoder has them.
       source: describes the encoder in messages.
     """
 
@@ -217,12 +218,9 @@ def _check_variables(variables: dict[str, Any], config: ConfigDict, where: str) 
         reason = shortened(error)
         raise ValueError(f"{where}: its recipe describes no network: {reason}") from error
     found = checksums.named(variables)
-    needed = {
-        name: x for name, x in checksums.named(shapes).items() if name.split("/")[1] == "backbone"
-    }
-    # The head is absent in encoders of other projects.
-    if any(name.startswith("params/head/") for name in found):
-        needed = checksums.named(shapes)
+    # Head and predictor are absent in encoders of other projects.
+    parts = ["backbone", *(p for p in _HEADS if any(n.startswith(f"params/{p}/") for n in found))]
+    needed = {name: x for name, x in checksums.named(shapes).items() if name.split("/")[1] in parts}
     problems = [
         f"{name} has the shape {found[name].shape}, not {shape.shape}"
         for name, shape in needed.items()

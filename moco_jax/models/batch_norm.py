@@ -28,6 +28,7 @@ class GroupedBatchNorm(nn.Module):
       epsilon: added to the variance.
       rectify: whether to apply a ReLU to the result; one backward pass then computes both
         gradients.
+      affine: whether the result gets a trained scale and bias.
     """
 
     groups: int = 1
@@ -37,13 +38,17 @@ class GroupedBatchNorm(nn.Module):
     dtype: jnp.dtype = jnp.float32
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     rectify: bool = False
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns x [B, ..., C] normalised per group and channel, and rectified if asked for."""
         channels = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        if self.affine:
+            scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        else:
+            scale, bias = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
         mean_avg = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         var_avg = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         if self.use_running_average:

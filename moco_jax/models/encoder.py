@@ -1,10 +1,12 @@
-"""The encoder: a backbone and a projection head, from a config."""
+"""The encoder: a backbone, a projection head and perhaps a predictor, from a config."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.heads import HEADS
+from moco_jax.models.heads import make_head, make_predictor
 from moco_jax.models.resnet import ResNet, resnet
 
 # Output name -> method of Encoder.
@@ -12,25 +14,46 @@ FEATURES = {"backbone": "features", "head": "projection"}
 
 
 class Encoder(nn.Module):
-    """Maps images to L2-normalised keys or queries (MoCo, sec. 3.3)."""
+    """Maps images to L2-normalised queries or keys (MoCo, sec. 3.3).
+
+    Only queries pass through the predictor (MoCo v3). Without one, a key is computed as a query is.
+    """
 
     backbone: ResNet  # images [B, H, W, 3] to features f32[B, F]
     head: nn.Module  # features to f32[B, D]
+    predictor: nn.Module | None = None  # f32[B, D] to f32[B, D]
 
     def __call__(self, images: jax.Array, *, train: bool = True) -> jax.Array:
-        """Returns unit vectors f32[B, D] of images [B, H, W, 3]."""
-        x = self.head(self.backbone(images, train=train))
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        # The maximum bounds the gradient of the square root, which is infinite at 0.
-        return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
+        """Returns the queries of images [B, H, W, 3], unit vectors f32[B, D]."""
+        return self.queries(self.backbone(images, train=train), train=train)
+
+    def queries(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the queries f32[B, D] of the backbone's features f32[B, F]."""
+        x = self.head(features, train=train)
+        return _unit(x if self.predictor is None else self.predictor(x, train=train))
+
+    def keys(self, features: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the keys f32[B, D] of the backbone's features f32[B, F]."""
+        return _unit(self.head(features, train=train))
 
     def features(self, images: jax.Array) -> jax.Array:
         """Returns the backbone's features f32[B, F], batch norm in evaluation mode."""
         return self.backbone(images, train=False)
 
     def projection(self, images: jax.Array) -> jax.Array:
-        """Returns unit vectors f32[B, D], batch norm in evaluation mode."""
-        return self(images, train=False)
+        """Returns the keys f32[B, D] of images [B, H, W, 3], batch norm in evaluation mode."""
+        return self.keys(self.backbone(images, train=False), train=False)
+
+
+def without_predictor(tree: Any) -> Any:
+    """Returns an encoder's parameters or batch statistics without those of the predictor."""
+    return {name: part for name, part in tree.items() if name != "predictor"}
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # The maximum bounds the gradient of the square root, which is infinite at 0.
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(axis=-1, keepdims=True), 1e-24))
 
 
 def make_encoder(config) -> Encoder:
@@ -41,9 +64,7 @@ def make_encoder(config) -> Encoder:
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
     options = {"bn_groups": config.bn_groups, "dtype": dtype, "remat": config.remat}
-    if model.head not in HEADS:
-        raise ValueError(f"unknown model.head {model.head!r}; allowed: {', '.join(HEADS)}")
     stem = {"stem": model.stem, "stem_init": model.stem_init}
     backbone = resnet(model.name, width=model.width, **stem, **options)
-    head = HEADS[model.head](dim=model.dim, hidden=model.hidden, dtype=dtype)
-    return Encoder(backbone=backbone, head=head)
+    predictor = make_predictor(config, hidden=backbone.features)
+    return Encoder(backbone=backbone, head=make_head(config), predictor=predictor)

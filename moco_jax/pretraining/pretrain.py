@@ -28,6 +28,7 @@ from moco_jax.training.task import Scalars, Task
 _STRUCTURE = (
     *(f"model.{key}" for key in ("name", "stem", "width", "head", "hidden", "dim")),
     "queue_",
+    *(f"model.{key}" for key in ("head_layers", "predictor_layers", "predictor_last_norm")),
     "dictionary",
     "bank.loss",
     "key_encoder",

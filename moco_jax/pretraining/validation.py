@@ -86,6 +86,11 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
             f"dictionary={config.dictionary!r} needs key_encoder={' or '.join(map(repr, allowed))}"
             f", got {config.key_encoder!r}"
         )
+    if config.model.predictor_layers and config.key_encoder != "momentum":
+        yield (
+            f"model.predictor_layers={config.model.predictor_layers} needs key_encoder='momentum', "
+            f"got {config.key_encoder!r}; 0 is a network without a predictor"
+        )
     if config.dictionary == "memory_bank":
         if config.symmetric:
             yield "dictionary='memory_bank' has one view of each image: symmetric must be False"

@@ -19,6 +19,7 @@ from moco_jax.training.outputs.sinks import loggers
 _LARGEST = 2**31 - 1  # numbers of steps and rows are int32
 _LARGEST_SEED = 2**32 - 1  # JAX keeps no more bits of a seed
 _LARGEST_CROP = 1.5  # eval_resize / image_size; the papers have 1.14
+_MOST_LAYERS = 9  # of a head; the papers have 2 and 3
 DTYPES = ("float32", "bfloat16")
 
 # The value of a key -> what is wrong with it, "" if nothing.
@@ -39,6 +40,15 @@ def not_negative(value: Any) -> str:
 
 def fraction(value: Any) -> str:
     return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
+
+
+def layers(value: Any) -> str:
+    """The rule of a number of layers."""
+    return "" if is_whole(value) and value <= _MOST_LAYERS else f"must be 1 to {_MOST_LAYERS}"
+
+
+def layers_or_none(value: Any) -> str:
+    return "" if value == 0 or not layers(value) else f"must be 0 to {_MOST_LAYERS}"
 
 
 def seed(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Reads encoders from workdirs, checkpoints and files."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from moco_jax.encoders import pretrained
+from moco_jax.models.encoder import make_encoder, without_predictor
 from moco_jax.pretraining import pretrain
 from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config, tiny_sources
@@ -50,6 +52,27 @@ def test_file_of_an_earlier_version_is_read(run, tmp_path):
     about["recipe"] = about["recipe"].replace("data.max_bad_fraction", "data.max_bad_share")
     safetensors.numpy.save_file(safetensors.numpy.load_file(file), file, metadata=about)
     assert pretrained.read(file).config.data.max_bad_fraction == 0.5
+
+
+def test_predictor_is_kept_and_checked(tmp_path):
+    changes = {"head": "mlp_bn", "hidden": 24, "predictor_layers": 2}
+    config = tiny_config(**{f"model__{key}": value for key, value in changes.items()})
+    images = np.zeros((8, 8, 8, 3), np.float32)
+    shapes = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), shapes)
+    written = pretrained.Pretrained(config, variables, "an encoder with a predictor")
+    pretrained.write(tmp_path / "whole.safetensors", written)
+    got = pretrained.read(tmp_path / "whole.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, got.variables, variables)
+
+    del variables["params"]["predictor"]["layer2"]
+    pretrained.write(tmp_path / "part.safetensors", written)
+    with pytest.raises(ValueError, match="params/predictor/layer2/kernel is missing"):
+        pretrained.read(tmp_path / "part.safetensors")
+
+    less = {name: without_predictor(tree) for name, tree in written.variables.items()}
+    pretrained.write(tmp_path / "less.safetensors", dataclasses.replace(written, variables=less))
+    assert pretrained.read(tmp_path / "less.safetensors").has_head
 
 
 @pytest.fixture(scope="module")

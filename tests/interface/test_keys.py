@@ -27,7 +27,7 @@ def test_a_key_without_own_comment_has_the_meaning_of_pretraining():
 
 def test_allowed_values_are_those_of_the_rules():
     allowed = {key.name: key.allowed for key in keys.keys(keys.BASES["pretrain"]())}
-    assert allowed["model.head"] == "linear, mlp"
+    assert allowed["model.head"] == "linear, mlp, mlp_bn"
     assert allowed["momentum"] == "between 0 and 1"
     assert allowed["queue_size"] == "1 or more"
     assert allowed["name"] == ""

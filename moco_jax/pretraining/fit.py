@@ -4,16 +4,17 @@ The rule has two parts. From 131,072 images (twice the paper's queue) on, the va
 MoCo v2 on ImageNet. Fewer images get a shorter queue, a smaller batch and more epochs.
 """
 
+import contextlib
 import copy
 import dataclasses
 import pathlib
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.config import FITTED, RULES
+from moco_jax.config import FITTED, RULES, base
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.data.augment import view_size
 from moco_jax.data.loading.loader import shorter_sides
@@ -24,6 +25,8 @@ from moco_jax.parallel import cluster
 from moco_jax.pretraining import validation
 from moco_jax.training import checks
 from moco_jax.training.batch_size import nearest_batch, power_of_two
+from moco_jax.training.comparison import check_structure, differences
+from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files
 
 PAPER_QUEUE = 65536
@@ -53,7 +56,7 @@ def open_keys(config: ConfigDict) -> list[str]:
 def fit(
     config: ConfigDict, images: int, sides: Iterable[int], devices: int
 ) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with its open keys filled, and a line about each of them.
+    """Returns the config with its open keys filled, and a line about each of them below a heading.
 
     Values that are set stay, and the others are chosen to fit them. If no value is valid, as with
     fewer images than devices, the result is one that validation or the run refuses.
@@ -70,12 +73,14 @@ def fit(
         if key in open_now:
             value, why = choose(config, known)
             config.update_from_flattened_dict({key: value})
-            lines.append(f"{key} {_shown(value)}: {why}: --config.{key}=...")
+            lines.append(f"  {key} {_shown(value)}: {why}")
+    if lines:
+        lines.insert(0, f"chosen for {known.are}; --config.KEY=VALUE sets another value:")
     return config, lines
 
 
 def fit_source(config: ConfigDict, source: Source, devices: int) -> tuple[ConfigDict, list[str]]:
-    """Returns the config fitted to training images as process 0 sees them, and a line a key."""
+    """Returns the config fitted to training images as process 0 sees them, and lines about it."""
 
     def measure() -> tuple[int, list[int]]:
         measured = "data.image_size" in open_keys(config)
@@ -96,8 +101,8 @@ def recorded(folder: str | pathlib.Path) -> dict[str, Any]:
     return checkpoint_files.newest_recipe(checkpoints, PRETRAIN_KIND)
 
 
-def take(config: ConfigDict, recipe: dict[str, Any]) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with its open keys taken from a recipe, and a line about them."""
+def take(config: ConfigDict, recipe: dict[str, Any]) -> tuple[ConfigDict, dict[str, Any]]:
+    """Returns the config with its open keys taken from a recipe, and these values."""
     config, taken = copy.deepcopy(config), {}
     for key in open_keys(config):
         for name in ("epochs", "steps") if key == "epochs" else (key,):
@@ -105,9 +110,7 @@ def take(config: ConfigDict, recipe: dict[str, Any]) -> tuple[ConfigDict, list[s
             if value is not None and not rule(value):
                 taken[name] = value
     config.update_from_flattened_dict(taken)
-    listed = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
-    lines = textwrap.wrap(f"as in the checkpoint: {listed}", _WIDTH, subsequent_indent="  ")
-    return config, lines if taken else []
+    return config, taken
 
 
 def prepared(
@@ -116,10 +119,11 @@ def prepared(
     sources: Sources | None = None,
     folder: str | pathlib.Path | None = None,
     opened: Callable[[ConfigDict], Sources] = open_named,
+    structure: tuple[str, ...] = (),
 ) -> tuple[ConfigDict, Sources | None, list[str]]:
     """Returns a config without open keys, validated, its images and lines about chosen values.
 
-    Images are opened only if they are needed. A resumed run keeps the values of its checkpoint.
+    Images are opened only if keys are open. A resumed run keeps the values of its checkpoint.
 
     Args:
       config: of the run.
@@ -127,21 +131,57 @@ def prepared(
       sources: images; None opens those of the config if keys are open.
       folder: workdir of the run; None if there is none.
       opened: opens the images.
+      structure: keys of which a resumed run can't change the value; see `comparison.Kind`.
 
     Raises:
-      ValueError: for problems of the config or of the images.
+      ValueError: for problems of the config or of the images, or if they don't fit the run in the
+        workdir.
       OSError: for images that are absent or can't be read.
     """
     lines: list[str] = []
+    resumed = contextlib.nullcontext()
     if folder is not None and open_keys(config):
-        config, lines = take(config, cluster.on_first(lambda: recorded(folder)))
-    if open_keys(config):
-        validation.check(trial(config, devices), devices, warns=False)
-        sources = opened(config) if sources is None else sources
-        config, found = fit_source(config, sources.train, devices)
-        lines += found
-    validation.check(config, devices)
+        recipe = cluster.on_first(lambda: recorded(folder))
+        config, taken = take(config, recipe)
+        if taken:
+            changed = differences(flatten(base()) | recipe, flatten(config))
+            check_structure(pathlib.Path(folder), changed, structure)
+            listed = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
+            found = f"as in the checkpoint: {listed}"
+            lines = textwrap.wrap(found, _WIDTH, subsequent_indent="  ")
+            resumed = _explained(f"The run in {folder} has {listed}")
+            sources = opened(config) if sources is None else sources
+            _check_batch(config, recipe, sources.train, folder)
+    with resumed:
+        if open_keys(config):
+            validation.check(trial(config, devices), devices, warns=False)
+            sources = opened(config) if sources is None else sources
+            config, found = fit_source(config, sources.train, devices)
+            lines += found
+        validation.check(config, devices)
     return config, sources, lines
+
+
+@contextlib.contextmanager
+def _explained(why: str) -> Iterator[None]:
+    """Adds to a ValueError of the block where values come from that the user did not give."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}\n{why}. Give another --workdir for a new run.") from None
+
+
+def _check_batch(
+    config: ConfigDict, recipe: dict[str, Any], train: Source, folder: str | pathlib.Path
+) -> None:
+    """Raises a ValueError if the images of a resumed run are fewer than its batch."""
+    batch = config.batch_size
+    if checks.is_whole(batch) and len(train) < batch:
+        raise ValueError(
+            f"{train.name} has {len(train)} images, fewer than batch_size={batch} of the run in "
+            f"{folder}, which has the images of {recipe.get('data.path') or 'another source'}. "
+            "Give another --workdir for a new run."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,32 +244,36 @@ def _batch(config: ConfigDict, known: _Known) -> tuple[int, int]:
 
 
 def _batch_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
-    on = f" on {known.devices} devices" if known.devices > 1 else ""
-    return _batch(config, known)[0], f"{known.are}{on}"
+    size = _batch(config, known)[0]
+    large = known.images >= _LARGE_BATCH_IMAGES
+    why = "the paper's" if large else "about an eighth of the images, 8 to 64"
+    return size, why + (f", on {known.devices} devices" if known.devices > 1 else "")
 
 
 def _bn_groups(config: ConfigDict, known: _Known) -> tuple[int, str]:
     groups = _batch(config, known)[1]
     each = (_given(config.batch_size) or groups) // groups
-    return groups, f"{each} images in each"
+    return groups, f"batch norm over {each} images each"
 
 
 def _queue_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
     keys = keys_per_step(config) if _given(config.batch_size) else 1
     if known.images >= PAPER_IMAGES:
-        return _multiple(PAPER_QUEUE, keys), "the paper's; at most half of an epoch"
+        return _multiple(PAPER_QUEUE, keys), "the paper's"
     half = power_of_two(known.images // 2, 1)
     if keys > half:
-        return keys, "the keys of one step"
+        return keys, "the keys of one step, the shortest queue"
     if half > _SHORT_QUEUE:
-        return _multiple(_SHORT_QUEUE, keys), f"fewer than {PAPER_IMAGES:,} images"
-    return _multiple(half, keys), f"at most half of {known.are}"
+        return _multiple(_SHORT_QUEUE, keys), f"the longest below {PAPER_IMAGES:,} images"
+    return _multiple(
+        half, keys
+    ), "at most half of the images, so that few keys are of a query's own image"
 
 
 def _momentum(config: ConfigDict, known: _Known) -> tuple[float, str]:
     if known.images >= PAPER_IMAGES:
-        return 0.999, "the paper's, for a long queue"
-    return 0.99, "for a short queue"
+        return 0.999, "the paper's"
+    return 0.99, "less than the paper's 0.999, since the queue is short"
 
 
 def _per_epoch(config: ConfigDict, known: _Known) -> int:
@@ -241,7 +285,7 @@ def _epochs(config: ConfigDict, known: _Known) -> tuple[float, str]:
     needed = -(-_STEPS // each)
     needed = -(-needed // 10) * 10
     epochs = max(_PAPER_EPOCHS, min(_MOST_EPOCHS, needed))
-    return float(epochs), f"{epochs * each:,} steps, {each:,} an epoch"
+    return float(epochs), f"{epochs * each:,} steps of {each:,} an epoch"
 
 
 def _length(config: ConfigDict, known: _Known) -> float:
@@ -257,12 +301,12 @@ def _warmup(config: ConfigDict, known: _Known) -> tuple[float, str]:
     if known.images >= PAPER_IMAGES:
         return 0.0, "the paper's"
     most = round(_length(config, known) / 10, 3)
-    return min(_WARMUP_EPOCHS, most), f"a start for {known.are}, at most a tenth of the run"
+    return min(_WARMUP_EPOCHS, most), "epochs in which lr rises, at most a tenth of the run"
 
 
 def _every_epochs(config: ConfigDict, known: _Known) -> tuple[float, str]:
     every = max(5.0, round(_length(config, known) / _EVALUATIONS, 1))
-    return every, f"about {_EVALUATIONS} evaluations a run, or fewer"
+    return every, f"epochs between kNN evaluations, at most {_EVALUATIONS} a run"
 
 
 def _stem(config: ConfigDict, known: _Known) -> tuple[str, str]:

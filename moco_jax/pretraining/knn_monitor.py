@@ -47,8 +47,6 @@ class KnnMonitor:
             yield f"kNN: {bank} of the {len(self.train)} training images are neighbours (knn.bank)"
         if queries < len(self.test):
             yield f"kNN: {queries} of the {len(self.test)} test images are classified (knn.queries)"
-        if bank < knn.k:
-            yield f"kNN: k = {bank} (asked {knn.k}): all {bank} images are neighbours"
 
     def top1(self, params, batch_stats) -> float:
         """Returns top-1 in percent of the encoder with these parameters."""

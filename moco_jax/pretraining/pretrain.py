@@ -1,5 +1,6 @@
 """The pretraining task: what it runs, logs and prints."""
 
+import dataclasses
 import pathlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +28,8 @@ from moco_jax.training.task import Scalars, Task
 
 _STRUCTURE = (
     *(f"model.{key}" for key in ("name", "stem", "width", "head", "hidden", "dim")),
-    "queue_",
     *(f"model.{key}" for key in ("head_layers", "predictor_layers", "predictor_last_norm")),
+    "queue_",
     "dictionary",
     "bank.loss",
     "key_encoder",
@@ -58,6 +59,7 @@ def pretrain(
     *,
     devices: Sequence[Any] | None = None,
     sources: Sources | None = None,
+    advises: bool = True,
 ) -> TrainState:
     """Pretrains, from the latest checkpoint in the folder if there is one; returns the state.
 
@@ -66,6 +68,7 @@ def pretrain(
       folder: the workdir: checkpoints, metrics, the config.
       devices: `jax.Device`s; default all.
       sources: images; default those of `config.data`.
+      advises: whether a finished run prints how to use its encoder.
 
     Raises:
       ValueError: for problems of the config, the data or the workdir; the message names each.
@@ -76,11 +79,17 @@ def pretrain(
     cluster.check_alike("config", str(flatten(config)))  # before any other exchange
     devices = jax.devices() if devices is None else devices
     try:
-        config, sources, chosen = fit.prepared(config, len(devices), sources, folder)
+        config, sources, chosen = fit.prepared(
+            config, len(devices), sources, folder, structure=_STRUCTURE
+        )
     except KeyboardInterrupt:  # while the images are listed
         raise loop.not_begun(signal.SIGINT) from None
     layout = make_layout(devices, **config.mesh)
-    make_task = lambda log: _task(build(config, layout, sources, chosen), log)  # noqa: E731
+
+    def make_task(log: MetricsLog) -> Task:
+        task = _task(build(config, layout, sources, chosen), log)
+        return task if advises else dataclasses.replace(task, advice=lambda workdir: ())
+
     return loop.train(config, folder, checkpoint_kind(config), make_task).state
 
 
@@ -124,7 +133,8 @@ def _reached(results: Sequence[Scalars], asked: int) -> str:
     if "knn_top1_pixels" in first:
         others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
     beside = f" ({', '.join(others)})" if others else ""
-    return f"kNN top-1 {last['knn_top1']:.2f}%{beside} at step {last['step']}{_base(last, asked)}"
+    base = f" on {_base(last, asked)}" if _base(last, asked) else ""
+    return f"kNN top-1 {last['knn_top1']:.2f}%{beside} at step {last['step']}{base}"
 
 
 def _base(line: Mapping[str, float], asked: int) -> str:
@@ -133,7 +143,7 @@ def _base(line: Mapping[str, float], asked: int) -> str:
         return ""
     images = int(line["knn_images"])
     k = f"k = {line['knn_k']:.0f}" + (f" (asked {asked})" if line["knn_k"] < asked else "")
-    return f" on {images} held-out image{'s' * (images != 1)}, {k}"
+    return f"{images} held-out image{'s' * (images != 1)}, {k}"
 
 
 def _advice(run: PretrainRun, folder: pathlib.Path) -> Iterator[str]:
@@ -158,13 +168,14 @@ def _knn(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
     if run.monitor is None:
         return {}, ""
     monitor = run.monitor
+    first = not monitor.classified  # in this start
     scalars = {"knn_top1": monitor.top1(state.params, state.batch_stats)}
     scalars |= {"knn_images": float(monitor.classified), "knn_k": float(monitor.k)}
-    line = f"kNN top-1 {scalars['knn_top1']:.2f}%{_base(scalars, run.config.knn.k)}"
+    line = f"kNN top-1 {scalars['knn_top1']:.2f}%"
     if step == 0:
         scalars["knn_top1_pixels"] = monitor.pixels_top1()
-        line += f"; untrained network, raw pixels {scalars['knn_top1_pixels']:.2f}%"
-    return scalars, line
+        line += f" untrained, {scalars['knn_top1_pixels']:.2f}% on raw pixels"
+    return scalars, f"{line} ({_base(scalars, run.config.knn.k)})" if first else line
 
 
 def _drift(run: PretrainRun, state: TrainState) -> tuple[Scalars, str]:

@@ -21,6 +21,7 @@ from moco_jax.training.comparison import (
     Kind,
     changed_contents,
     check_kind,
+    check_structure,
     compare_contents,
     compare_number,
     differences,
@@ -126,12 +127,7 @@ class Checkpoints:
         if about.get("contents"):
             self._places = {k: x for k, x in changed.items() if matches(k, self._kind.places)}
             changed = {k: x for k, x in changed.items() if k not in self._places}
-        fatal = {k: x for k, x in changed.items() if matches(k, self._kind.structure)}
-        if fatal:
-            raise ValueError(
-                f"{path} can't be continued: the config asks for another run:\n"
-                f"{table(fatal)}\nGive another --workdir, or the old values."
-            )
+        check_structure(path, changed, self._kind.structure)
         if changed and cluster.is_first():
             logging.warning("continuing with a changed config:\n%s", table(changed))
         same = not any(matches(key, self._kind.views) for key in changed)

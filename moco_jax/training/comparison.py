@@ -63,13 +63,34 @@ def check_kind(folder: pathlib.Path, about: dict[str, Any], kind: str, remedy: s
         raise ValueError(f"{folder} is a checkpoint of kind {given!r}, not {kind!r}; {remedy}")
 
 
+def check_structure(
+    path: pathlib.Path, changed: Mapping[str, tuple[Any, Any]], structure: tuple[str, ...]
+) -> None:
+    """Raises a ValueError if a config has other values than a checkpoint for keys of its state."""
+    fatal = {key: values for key, values in changed.items() if matches(key, structure)}
+    if fatal:
+        raise ValueError(
+            f"{path} can't be continued: its run has other values, which shape its state:\n"
+            f"{table(fatal)}\nGive another --workdir for a new run, or the values of the "
+            "checkpoint: drop the flags that change them."
+        )
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Returns {key: (old, new)} of the keys that differ and may change a run."""
+    """Returns {key: (old, new)} of the keys that differ and may change a run.
+
+    Of `steps` and `epochs` only the one that is the length of the new run counts.
+    """
     keys = sorted((old.keys() | new.keys()) - {"name", "wandb", "mlflow", "log_views"})
-    return {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+    changed = {k: (old.get(k), new.get(k)) for k in keys if old.get(k) != new.get(k)}
+    if new.get("steps") is not None:
+        changed.pop("epochs", None)
+    elif "epochs" in changed:
+        changed.pop("steps", None)
+    return changed
 
 
-def table(changed: dict[str, tuple[Any, Any]]) -> str:
+def table(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Returns a line for each key that changed."""
     return "\n".join(
         f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items()

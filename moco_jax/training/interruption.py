@@ -17,6 +17,11 @@ class Stopped(BaseException):
         self.signal = by
 
 
+def named(by: signal.Signals) -> str:
+    """Returns a signal as its sender knows it: 'Ctrl-C' or 'SIGTERM'."""
+    return "Ctrl-C" if by == signal.SIGINT else by.name
+
+
 class Interruption:
     """Whether a signal asked the run to stop.
 

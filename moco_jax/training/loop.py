@@ -6,7 +6,6 @@ import itertools
 import math
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,7 +81,7 @@ def train(
 def not_begun(by: signal.Signals) -> Interrupted:
     """Returns the error for a signal before there was a state."""
     return Interrupted(
-        f"stopped by {by.name} before the first step, so nothing was saved. "
+        f"stopped by {interruption.named(by)} before the first step, so nothing was saved. "
         f"{ending.continues('starts from the beginning')}",
         by,
     )
@@ -121,10 +120,8 @@ def _in_workdir(
         except interruption.Stopped as stopped:  # the state is the restored one, or there is none
             raise _interrupted(stopped.signal, checkpoints, reached()) from None
         except KeyboardInterrupt:
-            if cluster.is_first():
-                with contextlib.suppress(OSError):
-                    print(f"\n{_stopped_at_once(checkpoints)}", file=sys.stderr, flush=True)
-            raise
+            first = cluster.is_first()
+            raise KeyboardInterrupt(_stopped_at_once(checkpoints) if first else "") from None
 
 
 def _stopped_at_once(checkpoints: Checkpoints) -> str:
@@ -144,10 +141,11 @@ def _interrupted(by: signal.Signals, checkpoints: Checkpoints, reached: str) -> 
     else:
         what = f"at step {step}; saved in {checkpoints.path(step)}"
         again = ending.continues("continues from there")
+    stopped = f"stopped by {interruption.named(by)} {what}."
     if not cluster.is_first():
-        return Interrupted(f"stopped by {by.name} {what}.", by)
+        return Interrupted(stopped, by)
     so_far = [f"so far: {reached}"] if reached else []
-    return Interrupted("\n".join([f"stopped by {by.name} {what}.", *so_far, again]), by)
+    return Interrupted("\n".join([stopped, *so_far, again]), by)
 
 
 def _loop(
@@ -321,8 +319,8 @@ def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
         return
     log.write(step, scalars)
     line, *more = line.split("\n")
-    seconds = f"({time.perf_counter() - begun:.0f} s)"
-    console.say("\n".join([f"step {step}  {line} {seconds}", *more]))
+    seconds = f"took {time.perf_counter() - begun:.0f} s"
+    console.say("\n".join([f"step {step}  {line}; {seconds}", *more]))
 
 
 def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoints) -> None:

@@ -23,7 +23,7 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
         if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    config = tiny_config(knn__every_epochs=1.0, knn__k=200)
+    config = tiny_config(knn__every_epochs=1.0, knn__k=200, drift=False)
     with monkeypatch.context() as patch:
         patch.setattr(MetricsLog, "write", interrupt)
         with pytest.raises(loop.Interrupted) as error:
@@ -34,10 +34,17 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
     beside = r"\(untrained [\d.]+%, raw pixels 100.00%\)"
     assert re.fullmatch(rf"so far: kNN top-1 [\d.]+% {beside} at step 3 {on}", so_far)
     assert again == "The same command continues from there."
+    at_first, later = _evaluations(capsys.readouterr().out)
+    base = r"\(32 held-out images, k = 96 \(asked 200\)\); took \d+ s"
+    top1 = r"epoch \d.00; kNN top-1 [\d.]+%"
+    assert re.fullmatch(rf"step 0  {top1} untrained, 100.00% on raw pixels {base}", at_first)
+    assert re.fullmatch(rf"step 3  {top1}; took \d+ s", later)
     monkeypatch.chdir(tmp_path.parent)
-    capsys.readouterr()
     pretrain.pretrain(config, tmp_path, sources=tiny_sources())
     ended = capsys.readouterr().out
+    first, *others = _evaluations(ended)
+    assert re.fullmatch(rf"step 6  {top1} {base}", first)
+    assert len(others) == 2 and not any("held-out" in line for line in others)
     name = tmp_path.name
     assert re.search(rf"\nresumed at step \d of 10 from {name}/checkpoints/\d\n", ended)
     done = r"\ndone: step 10 of 10 in \d+:\d+ \([\d.e+]+ steps/s\); saved in "
@@ -48,6 +55,11 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
     pretrain.pretrain(config, tmp_path, sources=tiny_sources())  # nothing is left to do
     again = capsys.readouterr().out
     assert again.endswith(ended[ended.index("\nkNN top-1", ended.index("\ndone: ")) :])
+
+
+def _evaluations(printed: str) -> list[str]:
+    """Returns the lines of evaluations."""
+    return re.findall(r"^step \d+  epoch.*kNN.*$", printed, re.MULTILINE)
 
 
 def test_steps_decide_the_length_where_both_are_set(tmp_path, capsys):

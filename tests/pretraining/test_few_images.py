@@ -58,6 +58,5 @@ def test_a_run_prints_each_number_that_is_smaller_than_asked():
     assert lines == [
         "kNN: 60 of the 96 training images are neighbours (knn.bank)",
         "kNN: 20 of the 32 test images are classified (knn.queries)",
-        "kNN: k = 60 (asked 200): all 60 images are neighbours",
     ]
     assert build(tiny_config(queue_size=96), make_layout(), tiny_sources()).notes == ()

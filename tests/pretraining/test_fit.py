@@ -58,7 +58,8 @@ def check_valid(config, images: int, devices: int) -> None:
 def test_the_chosen_values_are_valid(repository, images, devices):
     for size in ("", ",small"):
         config, lines = fit.fit(folder_config(repository, f"/images{size}"), images, [60], devices)
-        assert all(re.fullmatch(r"\S+ \S+: .+: --config\.\S+=\.\.\.", line) for line in lines)
+        assert lines[0].startswith(f"chosen for {images:,} images; --config.KEY=VALUE ")
+        assert all(re.fullmatch(r"  \S+ \S+: .{,80}", line) for line in lines[1:])
         if images < max(2, devices):
             with pytest.raises(ValueError, match="give more images"):
                 few_images.check_batch(config, "images", images, devices)
@@ -124,7 +125,7 @@ def test_given_values_win_and_the_others_fit_them(repository, given, devices):
         for key, value in given.items():
             key = key.replace("__", ".")
             assert flat[key] == value
-            assert not any(line.startswith(f"{key} ") for line in lines)
+            assert not any(line.startswith(f"  {key} ") for line in lines)
     if "steps" in given:
         assert fitted.epochs is None
 
@@ -149,7 +150,7 @@ def test_sizes_follow_the_images(repository, sides, size, resize):
 def test_eval_resize_follows_a_given_image_size(repository):
     config, lines = fit.fit(folder_config(repository, data__image_size=64), 100, [300], 1)
     assert config.data.eval_resize == 64
-    assert any(line.startswith("data.eval_resize 64: ") for line in lines)
+    assert any(line.startswith("  data.eval_resize 64: ") for line in lines)
 
 
 def test_a_set_config_is_not_changed():
@@ -197,7 +198,8 @@ def test_a_run_of_twenty_images_resumes_with_its_values(repository, tmp_path, ca
     config.views = (recipes.cifar(),) * 2  # compiled faster
     pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
     printed = capsys.readouterr().out
-    assert "batch_size 8: 20 images: --config.batch_size=..." in printed
+    assert "\nchosen for 20 images; --config.KEY=VALUE sets another value:\n" in printed
+    assert "\n  batch_size 8: about an eighth of the images, 8 to 64\n" in printed
     begun = fit.recorded(tmp_path / "w")
     assert (begun["batch_size"], begun["queue_size"], begun["data.eval_resize"]) == (8, 8, 8)
 
@@ -217,9 +219,60 @@ def test_a_run_of_twenty_images_resumes_with_its_values(repository, tmp_path, ca
 
 def test_a_resume_without_a_length_keeps_that_of_its_checkpoint(repository, tmp_path):
     config = folder_config(repository)
-    taken, [line] = fit.take(config, {"epochs": None, "steps": 12, "momentum": 7.0})
+    taken, values = fit.take(config, {"epochs": None, "steps": 12, "momentum": 7.0})
     assert (taken.steps, taken.epochs, taken.momentum) == (12, None, None)
-    assert line == "as in the checkpoint: steps 12"
+    assert values == {"steps": 12}
+
+
+@pytest.fixture(scope="module")
+def begun(repository, tmp_path_factory):
+    """The images and the workdir of a run on 20 images."""
+    folder = tmp_path_factory.mktemp("begun")
+    images = write_images(folder / "images", 20)
+    config = folder_config(repository, images)
+    config.update_from_flattened_dict(SHORT)
+    config.views = (recipes.cifar(),) * 2
+    pretrain(config, folder / "w", devices=jax.devices()[:1])
+    return images, folder / "w"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, ["batch_size: 8 in the checkpoint, 12 now", "drop the flags"]),
+        ({"queue_size": 16}, ["queue_size: 8 in the checkpoint, 16 now", "drop the flags"]),
+        (
+            {"batch_size": 24, "queue_size": 48},
+            ["batch_size: 8 in the checkpoint, 24 now\n  queue_size: 8 in", "drop the flags"],
+        ),
+        ({"bn_groups": 5}, ["bn_groups=5", "The run in {} has ", "batch_size 8"]),
+    ],
+    ids=str,
+)
+def test_flags_that_differ_from_the_run_in_the_workdir(repository, begun, changes, message):
+    images, workdir = begun
+    config = folder_config(repository, images)
+    config.update_from_flattened_dict(SHORT | changes)
+    with pytest.raises(ValueError) as error:
+        pretrain(config, workdir, devices=jax.devices()[:1])
+    for text in (*message, str(workdir), "another --workdir"):
+        assert text.format(workdir) in str(error.value)
+
+
+@pytest.mark.parametrize("number", [4, 30])
+def test_other_images_under_the_same_default_workdir(
+    repository, begun, tmp_path, monkeypatch, number
+):
+    images, workdir = begun
+    monkeypatch.chdir(tmp_path)
+    others = write_images(tmp_path / images.name, number, start=50)
+    config = folder_config(repository, others)
+    assert config.name == folder_config(repository, images).name
+    config.update_from_flattened_dict(SHORT)
+    with pytest.raises(ValueError) as error:
+        pretrain(config, workdir, devices=jax.devices()[:1])
+    for text in (f"{number} images", str(images), str(others), str(workdir), "another --workdir"):
+        assert text in str(error.value)
 
 
 def test_a_path_with_a_comma_is_a_path(repository, tmp_path):
@@ -294,4 +347,4 @@ def test_other_commands_fit_the_config_too(repository, tmp_path, module, argumen
     )
     assert done.returncode == 0, done.stderr
     if module != "moco_jax.data.preview":  # which needs the image size alone
-        assert "batch_size 8: 30 images" in done.stderr
+        assert "chosen for 30 images;" in done.stderr

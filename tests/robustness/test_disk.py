@@ -242,5 +242,5 @@ def test_interrupted_is_not_raised_without_a_saved_state(tmp_path, full, monkeyp
     full(3, times=4)  # all tries of the first run
     with pytest.raises(checkpoints.NotSaved, match="Last good checkpoint: none"):
         train(tmp_path)
-    with pytest.raises(loop.Interrupted, match="stopped by SIGINT at step 3; saved in"):
+    with pytest.raises(loop.Interrupted, match="stopped by Ctrl-C at step 3; saved in"):
         train(tmp_path)

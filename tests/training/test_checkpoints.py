@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax.pretraining.pretrain import checkpoint_kind
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.training.checkpoints import Checkpoints
-from moco_jax.training.comparison import Kind
+from moco_jax.training.comparison import Kind, differences
 from moco_jax.training.flat_config import flatten, unflatten
 from moco_jax.training.integrity.checkpoint_files import (
     Damaged,
@@ -189,3 +189,18 @@ def test_a_tampered_description_is_one_clear_error(tmp_path, caplog, key, old):
                 assert old or holder == before
                 opened.restore(STATE)
         about.write_text(json.dumps(before))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ({"steps": 9, "epochs": None}, {"steps": 9, "epochs": 5.0}, []),
+        ({"steps": 9, "epochs": 3.0}, {"steps": 20, "epochs": 5.0}, ["steps"]),
+        ({"steps": None, "epochs": 3.0}, {"steps": 20, "epochs": None}, ["steps"]),
+        ({"steps": 9, "epochs": None}, {"steps": None, "epochs": 5.0}, ["epochs"]),
+        ({"steps": 9, "epochs": 5.0}, {"steps": None, "epochs": 5.0}, ["steps"]),
+        ({"steps": None, "epochs": 3.0}, {"steps": None, "epochs": 5.0}, ["epochs"]),
+    ],
+)
+def test_only_the_key_that_is_the_length_of_the_run_counts(old, new, counts):
+    assert list(differences(old, new)) == counts

@@ -120,7 +120,7 @@ def _read_folder(folder: pathlib.Path) -> Pretrained:
         checkpoint_files.warn_of_damaged(checkpoints, damaged, step)
         return found
     if damaged:
-        raise ValueError(checkpoint_files.none_whole(checkpoints, damaged))
+        raise ValueError(checkpoint_files.none_whole(checkpoints, damaged, "encoder"))
     raise ValueError(
         f"{folder} holds no checkpoint; allowed: a workdir (with checkpoints/<step>/), one "
         "of its checkpoints, or an encoder's .safetensors"

@@ -64,6 +64,8 @@ def choose(folder: pathlib.Path) -> tuple[int | None, dict]:
     """Returns the step that a run would continue from, and the checksums of its arrays."""
     found = checkpoint_files.newest_whole(folder / "checkpoints")
     assert found is not None
+    for why in found.damaged.values():  # TensorStore names all layers above the cause
+        assert why.count("Error ") < 2 and "\n" not in why
     return found.step, checksums.summarize_host(found.arrays).arrays
 
 
@@ -198,6 +200,7 @@ def test_without_a_whole_checkpoint_the_message_names_all(copy):
     with pytest.raises(ValueError, match="none of the checkpoints in .* is a whole") as error:
         pretrain.pretrain(CONFIG, copy, devices=ONE, sources=tiny_sources())
     message = str(error.value)
+    assert message.endswith("or give another --workdir.")
     assert f"{copy / 'checkpoints' / '10'}: about/metadata is missing" in message
     assert f"{copy / 'checkpoints' / '8'}: its arrays can't be read" in message
     assert sorted(p.name for p in (copy / "checkpoints").iterdir()) == ["10", "8"]
@@ -231,8 +234,9 @@ def test_readers_fall_back_and_rename_nothing(copy, caplog):
     with pytest.raises(ValueError, match="checkpoints/10 is not a whole checkpoint of moco_jax"):
         pretrained.read(copy / "checkpoints" / "10")
     shutil.rmtree(copy / "checkpoints" / "8")
-    with pytest.raises(ValueError, match="none of the checkpoints in"):
+    with pytest.raises(ValueError, match="none of the checkpoints in") as error:
         pretrained.read(copy)
+    assert str(error.value).endswith("or give another encoder.")
 
 
 @pytest.mark.parametrize("way", ["..", "link"])

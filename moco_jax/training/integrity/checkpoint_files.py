@@ -21,6 +21,8 @@ from moco_jax.training.flat_config import with_current_keys
 from moco_jax.training.integrity import checksums
 
 _REASON = 300  # characters of an error that are shown
+# 'DATA_LOSS: Error opening "zarr" driver: Error reading ...: ' before the cause.
+_CHAIN = re.compile(r"(?:[A-Z_]+: )?Error (?:opening|reading|writing) .*?(?:: (?!.*: )|: (?=\[))")
 _CACHE = 100_000_000  # bytes of TensorStore's cache: the arrays of a checkpoint share files
 
 
@@ -203,13 +205,13 @@ def newest_whole(folder: pathlib.Path) -> Whole | None:
     return None
 
 
-def none_whole(folder: pathlib.Path, damaged: dict[int, str]) -> str:
-    """Returns a message about checkpoints that are all damaged."""
+def none_whole(folder: pathlib.Path, damaged: dict[int, str], other: str = "--workdir") -> str:
+    """Returns a message about checkpoints that are all damaged; `other` is what else to give."""
     lines = [f"  {folder / str(step)}: {why}" for step, why in damaged.items()]
     return (
         f"none of the checkpoints in {folder} is a whole checkpoint of moco_jax:\n"
         + "\n".join(lines)
-        + "\nRestore one of them from a copy, or give another --workdir."
+        + f"\nRestore one of them from a copy, or give another {other}."
     )
 
 
@@ -248,9 +250,11 @@ def _raise_if_refused(path: pathlib.Path, error: Exception) -> None:
 
 
 def reason(error: Any) -> str:
-    """Returns an error in one short line."""
+    """Returns an error in one short line; of TensorStore's chains of errors the last one."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.split(r" \[(?:tensorstore_spec|source locations)=", text)[0]
+    if _CHAIN.match(text):
+        text = _CHAIN.sub("", text).partition("; at ")[0]
     if len(text) > _REASON:  # the reason stands at the end, after paths
         text = f"{text[: _REASON // 2]} ... {text[-_REASON // 2 :]}"
     return text

@@ -16,9 +16,10 @@ from moco_jax.contrastive.dictionaries import BANK_LOSSES, DICTIONARIES
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment import recipes
 from moco_jax.data.sources.folders import CLASS_FOLDERS
+from moco_jax.models.backbones import BACKBONES
 from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
-from moco_jax.models.resnet import NAMES, STEM_INITS
+from moco_jax.models.resnet import STEM_INITS
 from moco_jax.training import checks
 from moco_jax.training.checks import fraction, not_negative, one_of, positive, whole
 
@@ -85,12 +86,20 @@ def base() -> ConfigDict:
 
 def _model() -> ConfigDict:
     c = ConfigDict()
-    c.name = "resnet50"  # see moco_jax/models/resnet.py
-    c.stem = "imagenet"  # imagenet: 7x7/2 and max-pool; small: 3x3/1 for images of 32x32
+    c.name = "resnet50"  # see moco_jax/models/resnet.py and moco_jax/models/vit.py
+    # ResNets: imagenet (7x7/2 and max-pool) or small (3x3/1 for images of 32x32). ViTs: patch (a
+    # linear map of each patch) or conv (four 3x3/2 with batch norm; one block less).
+    c.stem = "imagenet"
     # Random weights of the stem's convolution: fan_out (normal, as of all convolutions) or fan_in
     # (uniform, torch's default).
     c.stem_init = "fan_out"
-    c.width = 1.0  # times the channels of every layer
+    c.width = 1.0  # times the channels of every layer; a ViT keeps its number of heads
+    c.zero_init_residual = False  # ResNets: each block starts as its shortcut (v3)
+    c.patch = 16  # ViTs: pixels of a patch's side; must divide the image size
+    c.heads = 0  # ViTs: of the attention; 0: those of the named network
+    c.depth = 0  # ViTs: number of blocks; 0: those of the named network
+    c.pool = "cls"  # ViTs: the features are the class token (cls) or the mean of the others (mean)
+    c.freeze_patch = False  # ViTs: the map of the patches keeps its random weights (v3)
     c.head = "mlp"  # linear (v1), mlp (v2) or mlp_bn (v3: with batch norm, no bias)
     c.head_layers = 2  # linear layers of the mlp_bn head
     # Hidden units of the heads mlp and mlp_bn, and of the predictor; 0: as many as the backbone has
@@ -170,7 +179,7 @@ DATA_RULES = {
 # What each key may be. `pretraining/validation.py` checks them, and how keys fit each other.
 RULES = checks.COMMON_RULES | {
     "task": one_of(("pretrain",)),
-    "model.name": one_of(NAMES),
+    "model.name": one_of(BACKBONES),
     "model.stem_init": one_of(STEM_INITS),
     "model.head": one_of(HEADS),
     "model.head_layers": checks.layers,

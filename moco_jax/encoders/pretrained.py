@@ -16,6 +16,7 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
+from moco_jax.models import backbones
 from moco_jax.models.encoder import Encoder, make_encoder
 from moco_jax.terminal import progress
 from moco_jax.text import shortened
@@ -200,7 +201,9 @@ def _config(recipe: dict[str, Any], where: str) -> ConfigDict:
         flat = flatten(config)
         used = {key: rule for key, rule in config_lib.RULES.items() if key.startswith(_USED)}
         problems = [f"{k}={flat[k]!r} {rule(flat[k])}" for k, rule in used.items() if rule(flat[k])]
-        problems += [] if problems else [*checks.channels(config.data), *checks.crop(config.data)]
+        if not problems:
+            problems += [*checks.channels(config.data), *checks.crop(config.data)]
+            problems += backbones.problems(config.model, config.data.image_size)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         reason = shortened(error)
         raise ValueError(f"{where}: its recipe is not a config of moco_jax: {reason}") from error
@@ -211,7 +214,8 @@ def _config(recipe: dict[str, Any], where: str) -> ConfigDict:
 
 def _check_variables(variables: dict[str, Any], config: ConfigDict, where: str) -> None:
     """Raises a ValueError unless the arrays are those of the config's encoder, and finite."""
-    images = jax.ShapeDtypeStruct((2 * config.bn_groups, 32, 32, 3), config.dtype)
+    size = config.data.image_size  # a ViT takes those sizes only that its patch divides
+    images = jax.ShapeDtypeStruct((2 * config.bn_groups, size, size, 3), config.dtype)
     try:
         shapes = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
     except Exception as error:  # a recipe may ask for any size

@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moco_jax.models.backbones import Backbone, make_backbone
 from moco_jax.models.heads import make_head, make_predictor
-from moco_jax.models.resnet import ResNet, resnet
 
 # Output name -> method of Encoder.
 FEATURES = {"backbone": "features", "head": "projection"}
@@ -19,7 +19,7 @@ class Encoder(nn.Module):
     Only queries pass through the predictor (MoCo v3). Without one, a key is computed as a query is.
     """
 
-    backbone: ResNet  # images [B, H, W, 3] to features f32[B, F]
+    backbone: Backbone  # images [B, H, W, 3] to features f32[B, F]
     head: nn.Module  # features to f32[B, D]
     predictor: nn.Module | None = None  # f32[B, D] to f32[B, D]
 
@@ -64,7 +64,6 @@ def make_encoder(config) -> Encoder:
     """
     model, dtype = config.model, jnp.dtype(config.dtype)
     options = {"bn_groups": config.bn_groups, "dtype": dtype, "remat": config.remat}
-    stem = {"stem": model.stem, "stem_init": model.stem_init}
-    backbone = resnet(model.name, width=model.width, **stem, **options)
+    backbone = make_backbone(model, **options)
     predictor = make_predictor(config, hidden=backbone.features)
     return Encoder(backbone=backbone, head=make_head(config), predictor=predictor)

@@ -1,7 +1,7 @@
 """Residual networks, initialised and padded as in torchvision, which the reference uses."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -32,7 +32,13 @@ class Block(nn.Module):
     groups: int = 1
     base_width: int = 64
     dilation: int = 1
+    zero_init: bool = False
     expansion: ClassVar[int]
+
+    def last_norm(self) -> nn.Module:
+        """Returns the norm before the sum with the shortcut."""
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        return self.norm(scale_init=init)
 
 
 class BasicBlock(Block):
@@ -45,7 +51,7 @@ class BasicBlock(Block):
         y = self.conv(self.filters, 3, self.strides, dilation=self.dilation)(x)
         y = self.norm(rectify=True)(y)
         y = self.conv(self.filters, 3, dilation=self.dilation)(y)
-        y = self.norm()(y)
+        y = self.last_norm()(y)
         return relu(y + _shortcut(self, x))
 
 
@@ -63,7 +69,7 @@ class Bottleneck(Block):
         )(y)
         y = self.norm(rectify=True)(y)
         y = self.conv(self.filters * self.expansion, 1)(y)
-        y = self.norm()(y)
+        y = self.last_norm()(y)
         return relu(y + _shortcut(self, x))
 
 
@@ -91,6 +97,8 @@ class ResNet(nn.Module):
       dilated: whether the last stage keeps the resolution of the stage before and its 3x3
         convolutions have dilation 2, for dense prediction (MoCo, appendix, VOC segmentation). The
         parameters are the same. torchvision does not dilate the first of these convolutions.
+      zero_init_residual: whether the last batch norm of each block starts with a scale of 0, so
+        that the block is its shortcut (MoCo v3; Goyal et al. 2017).
       dtype: dtype of the computation; parameters and statistics are float32.
       remat: whether the backward pass computes the activations inside each block again instead of
         storing them.
@@ -105,6 +113,7 @@ class ResNet(nn.Module):
     base_width: int = 64
     bn_groups: int = 1
     dilated: bool = False
+    zero_init_residual: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -112,6 +121,20 @@ class ResNet(nn.Module):
     def features(self) -> int:
         """Length of the pooled features."""
         return self._channels(len(self.stage_sizes) - 1) * self.block.expansion
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parameters of the blocks, in order."""
+        return tuple(
+            f"stage{stage + 1}_block{i + 1}"
+            for stage, blocks in enumerate(self.stage_sizes)
+            for i in range(blocks)
+        )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that get no gradient: none."""
+        return ()
 
     def _channels(self, stage: int) -> int:
         return round(64 * self.width) * 2**stage
@@ -154,6 +177,7 @@ class ResNet(nn.Module):
                     groups=self.groups,
                     base_width=self.base_width,
                     dilation=2 if dilated else 1,
+                    zero_init=self.zero_init_residual,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x)
         return x
@@ -182,8 +206,8 @@ def padded_conv(
     )
 
 
-# The values of `config.model.name`, with attributes of `ResNet`; a new ResNet is registered here.
-BACKBONES: dict[str, dict[str, Any]] = {
+# Values of `config.model.name`, with attributes of `ResNet`; a new ResNet is registered here.
+NETWORKS: dict[str, dict[str, Any]] = {
     # One block per stage, for small images, first runs and tests.
     "resnet10": dict(stage_sizes=(1, 1, 1, 1), block=BasicBlock),
     "resnet18": dict(stage_sizes=(2, 2, 2, 2), block=BasicBlock),
@@ -198,7 +222,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "wide_resnet50_2": dict(stage_sizes=(3, 4, 6, 3), block=Bottleneck, base_width=128),
     "wide_resnet101_2": dict(stage_sizes=(3, 4, 23, 3), block=Bottleneck, base_width=128),
 }
-NAMES = tuple(BACKBONES)
+NAMES = tuple(NETWORKS)
 
 
 def resnet(name: str, **options) -> ResNet:
@@ -207,6 +231,15 @@ def resnet(name: str, **options) -> ResNet:
     Raises:
       ValueError: for an unknown name.
     """
-    if name not in BACKBONES:
+    if name not in NETWORKS:
         raise ValueError(f"unknown model.name {name!r}; allowed: {', '.join(NAMES)}")
-    return ResNet(**BACKBONES[name], **options)
+    return ResNet(**NETWORKS[name], **options)
+
+
+def problems(network: ResNet, image_size: int) -> Iterator[str]:
+    """Yields what is wrong with a network made from a config; it takes images of any size."""
+    narrowest = 1 / min(64, network.base_width)
+    if 0 < network.width < narrowest:
+        yield (
+            f"model.width={network.width} leaves layers without channels; at least {narrowest:.3g}"
+        )

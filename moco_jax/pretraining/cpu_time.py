@@ -12,7 +12,7 @@ from moco_jax.models.encoder import make_encoder
 # Of a core in the ResNet-50 at 224 (benchmarks/RESULTS.md: 2.7 images/s on 2 cores, 32 GFLOP each).
 _FLOPS_PER_CORE = 45e9
 _FORWARD_PASSES = 4  # of a query: forward, and backward for twice the work; of a key: forward
-_MOST_PER_PIXEL = 1e7  # of any network of width 1, forward: less needs no closer look
+_MOST_PER_PIXEL = 1e7  # of any network of width 1 and patch 16, forward: less needs no closer look
 _HOUR, _DAY = 3600, 86_400
 _LONG = 6 * _HOUR  # a longer run is worth a warning
 
@@ -27,7 +27,8 @@ def warn(config: ConfigDict, steps: int, platform: str) -> list[str]:
     """
     if platform != "cpu":
         return []
-    per_image = _MOST_PER_PIXEL * max(1, config.model.width) ** 2 * config.data.image_size**2
+    finer = max(1, config.model.width) * max(1, 16 / config.model.patch)
+    per_image = _MOST_PER_PIXEL * finer**2 * config.data.image_size**2
     if steps * _seconds_per_step(config, per_image) < _LONG:
         return []
     seconds = steps * _seconds_per_step(config, _forward_flops(config))

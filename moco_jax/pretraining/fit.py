@@ -21,6 +21,7 @@ from moco_jax.data.loading.loader import shorter_sides
 from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
+from moco_jax.models.backbones import BACKBONES, STEMS
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import validation
 from moco_jax.training import checks
@@ -310,6 +311,9 @@ def _every_epochs(config: ConfigDict, known: _Known) -> tuple[float, str]:
 
 
 def _stem(config: ConfigDict, known: _Known) -> tuple[str, str]:
+    stems = BACKBONES[config.model.name].stems if config.model.name in BACKBONES else STEMS
+    if "small" not in stems:
+        return stems[0], f"of {config.model.name}"
     size = _given(config.data.image_size) or view_size.SIZES[-1]
     small = size <= view_size.SIZES[0]
     return "small" if small else "imagenet", f"for views of {size} pixels"

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moco_jax.models.backbones import Backbone
 from moco_jax.models.batch_norm import GroupedBatchNorm
 from moco_jax.models.resnet import ResNet, padded_conv
 
@@ -74,8 +75,16 @@ def _weights(length: int, out: int, stride: int) -> np.ndarray:
     return np.maximum(1 - np.abs(at[:, None] - np.arange(length)), 0)
 
 
-def make_fcn(config: Any, backbone: ResNet) -> FCN:
-    """Returns the network for a config's `classes`, `head`, `bn_groups` and `dtype`."""
+def make_fcn(config: Any, backbone: Backbone) -> FCN:
+    """Returns the network for a config's `classes`, `head`, `bn_groups` and `dtype`.
+
+    Raises:
+      ValueError: for a backbone without feature maps.
+    """
+    if not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"segmentation needs the feature maps of a ResNet; the encoder is a {config.model.name}"
+        )
     dtype = jnp.dtype(config.dtype)
     classifier = Classifier(config.classes, **config.head, bn_groups=config.bn_groups, dtype=dtype)
     return FCN(backbone.clone(dilated=True), classifier)

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from ml_collections import ConfigDict
 
+from moco_jax.models import resnet
+from moco_jax.models.backbones import BACKBONES
 from moco_jax.segmentation.config import RULES, base
 from moco_jax.segmentation.voc import IGNORED
 from moco_jax.supervised import validation
@@ -24,6 +26,8 @@ def check(config: ConfigDict, devices: int) -> None:
 
 def _problems(config: ConfigDict) -> Iterator[str]:
     yield from validation.encoder(config)
+    if config.model.name in BACKBONES and config.model.name not in resnet.NAMES:
+        yield f"model.name={config.model.name!r} has no feature maps: segmentation needs a ResNet"
     data = config.data
     if not data.path:
         yield "data.path='' names no scenes; give --config.data.path=VOCdevkit/VOC2012"

@@ -34,6 +34,7 @@ def finetune() -> ConfigDict:
     """
     c = _classification("finetune")
     c.epochs = 30
+    c.model.drop_path = 0.0  # ViTs: probability that an image skips a branch of the last block
     c.lr = 0.03  # of the backbone, for a batch of lr_batch images, in proportion to batch_size
     c.head_lr = 10.0  # the classifier's learning rate, times lr
     c.lr_schedule = "cosine"
@@ -71,6 +72,10 @@ def downstream(task: str) -> ConfigDict:
     c.model.name = ""
     c.model.stem = "imagenet"
     c.model.width = 1.0
+    c.model.patch = 16
+    c.model.heads = 0
+    c.model.depth = 0
+    c.model.pool = "cls"
     c.bn_groups = 8  # parts of the batch with their own batch-norm statistics, in training mode
 
     c.lr_batch = 256  # images, the batch for which lr is given
@@ -117,6 +122,7 @@ RULES = {
     | {
         "lr": positive,
         "head_lr": not_negative,
+        "model.drop_path": fraction,
         "label_smoothing": fraction,
         "mixup": not_negative,
         "cutmix": not_negative,

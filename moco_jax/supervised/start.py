@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from moco_jax import config as pretraining
 from moco_jax.encoders import pretrained
-from moco_jax.models.encoder import make_encoder
-from moco_jax.models.resnet import ResNet
+from moco_jax.models import backbones
+from moco_jax.models.backbones import Backbone, make_backbone
 from moco_jax.supervised import validation
 from moco_jax.terminal import command_line
+from moco_jax.training import checks
 from moco_jax.training.compilation import FAST_COMPILE
 from moco_jax.training.integrity import checksums
 from moco_jax.training.task import Content
@@ -36,7 +37,7 @@ class Start:
     """
 
     config: ConfigDict
-    backbone: ResNet
+    backbone: Backbone
     params: Any
     batch_stats: Any
     notes: tuple[str, ...]
@@ -61,9 +62,10 @@ def begin(
     origin = read.config if read else pretraining.base()
     config = copy.deepcopy(config)
     if read:
-        config.model.update({key: origin.model[key] for key in config.model})
+        shared = [key for key in config.model if key in origin.model]
+        config.model.update({key: origin.model[key] for key in shared})
     else:
-        origin.model.update(config.model)
+        origin.model.update({key: config.model[key] for key in config.model if key in origin.model})
     notes = (prepare or prepare_squares)(config, origin)
     backbone = _backbone(config, origin)
     if read is None or config.from_scratch:
@@ -71,7 +73,7 @@ def begin(
         variables = _random(backbone, config)
     else:
         source = f"pretrained: {read.source}"
-        variables = {name: tree["backbone"] for name, tree in read.variables.items()}
+        variables = {name: tree.get("backbone", {}) for name, tree in read.variables.items()}
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     content = None
     if read and not config.from_scratch:
@@ -93,6 +95,7 @@ def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:
         f"{data.eval_resize}; mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
     validation.check_data(data)
+    checks.fail_on(backbones.problems(config.model, data.image_size))
     return notes
 
 
@@ -110,14 +113,16 @@ def fill_data(config: ConfigDict, origin: ConfigDict, keys: Sequence[str]) -> li
     return notes
 
 
-def _backbone(config: ConfigDict, origin: ConfigDict) -> ResNet:
-    """Returns the encoder's backbone with the task's dtype and batch-norm groups, no remat."""
-    origin = copy.deepcopy(origin)
-    origin.bn_groups, origin.dtype, origin.remat = config.bn_groups, config.dtype, False
-    return make_encoder(origin).backbone
+def _backbone(config: ConfigDict, origin: ConfigDict) -> Backbone:
+    """Returns the encoder's backbone with the task's own values of what it may choose, no remat."""
+    model = origin.model.to_dict() | {"freeze_patch": False}
+    model |= {key: value for key, value in config.model.items() if key not in origin.model}
+    return make_backbone(
+        ConfigDict(model), bn_groups=config.bn_groups, dtype=jnp.dtype(config.dtype)
+    )
 
 
-def _random(backbone: ResNet, config: ConfigDict) -> dict[str, Any]:
+def _random(backbone: Backbone, config: ConfigDict) -> dict[str, Any]:
     """Returns random variables on the host, the same on all processes."""
     size = config.data.image_size
     images = jnp.zeros((config.bn_groups, size, size, 3), backbone.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from moco_jax.models.resnet import ResNet
+from moco_jax.models.backbones import Backbone
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised.start import Start
 from moco_jax.training.optimizers import scaled_lr
@@ -106,25 +106,25 @@ def logits(head: Any, features: jax.Array) -> jax.Array:
     return products + head["bias"][None]
 
 
-def encode(backbone: ResNet, params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
+def encode(backbone: Backbone, params: Any, batch_stats: Any, images: jax.Array) -> jax.Array:
     """Returns features f32[B, F], batch norm in evaluation mode."""
     variables = {"params": params, "batch_stats": batch_stats}
     features: Any = backbone.apply(variables, images, train=False)
     return features
 
 
-def _frozen(backbone: ResNet, state: SupervisedState, images, layout: Layout) -> Forward:
+def _frozen(backbone: Backbone, state: SupervisedState, images, layout: Layout) -> Forward:
     # Outside the gradient: no gradient of the backbone is ever computed.
     features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
     return lambda params: (features, state.batch_stats)
 
 
-def _trained(backbone: ResNet, state: SupervisedState, images, layout: Layout) -> Forward:
+def _trained(backbone: Backbone, state: SupervisedState, images, layout: Layout) -> Forward:
     def forward(params):
         weights, stats = layout.replicate(params["backbone"]), state.batch_stats
         variables = {"params": weights, "batch_stats": stats}
         features, changed = backbone.apply(variables, images, train=True, mutable=["batch_stats"])
-        return features, changed["batch_stats"]
+        return features, changed.get("batch_stats", {})
 
     return forward
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.recipe_checks import check_recipe
-from moco_jax.models.resnet import NAMES
+from moco_jax.models.backbones import BACKBONES
 from moco_jax.supervised.config import BASES, RULES
 from moco_jax.training import checks
 
@@ -54,10 +54,10 @@ def encoder(config: ConfigDict) -> Iterator[str]:
             "pretrained='' names no encoder; give --config.pretrained=<workdir, checkpoint or "
             ".safetensors>, or --config.from_scratch=True with a model.name for a random one"
         )
-    elif not config.pretrained and config.model.name not in NAMES:
+    elif not config.pretrained and config.model.name not in BACKBONES:
         yield (
             f"model.name={config.model.name!r} is unknown, and pretrained='' names no encoder; "
-            f"allowed: {', '.join(NAMES)}"
+            f"allowed: {', '.join(BACKBONES)}"
         )
     if not config.pretrained and config.from_scratch and not config.data.image_size:
         yield "data.image_size=0 takes the encoder's, but pretrained='' names no encoder"

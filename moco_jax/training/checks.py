@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.view_size import eval_resize
-from moco_jax.models.resnet import NAMES, STEMS, resnet
+from moco_jax.models import backbones, vit
 from moco_jax.parallel.mesh import mesh_problem
 from moco_jax.terminal import keys
 from moco_jax.training.flat_config import flatten
@@ -56,6 +56,11 @@ def seed(value: Any) -> str:
     return "" if good else f"must be a whole number from 0 to {_LARGEST_SEED}"
 
 
+def whole_or_zero(value: Any) -> str:
+    good = value == 0 or is_whole(value)
+    return "" if good else f"must be a whole number from 0 to {_LARGEST}"
+
+
 def bit_depth(value: Any) -> str:
     return "" if is_whole(value) and 8 <= value <= 16 else "must be a whole number from 8 to 16"
 
@@ -83,8 +88,12 @@ COMMON_RULES: dict[str, Rule] = {
     "checkpoint_every": whole,
     "keep_checkpoints": whole,
     "mesh.fsdp": whole,
-    "model.stem": one_of(STEMS),
+    "model.stem": one_of(backbones.STEMS),
     "model.width": positive,
+    "model.patch": whole,
+    "model.heads": whole_or_zero,
+    "model.depth": whole_or_zero,
+    "model.pool": one_of(vit.POOLS),
     "lr_batch": whole,
     "lr_schedule": one_of(SCHEDULES),
     "lr_update": one_of(UPDATES),
@@ -128,7 +137,7 @@ def check(
         found = [
             *_values(config, rules),
             *_drops(config),
-            *_width(config.model),
+            *_backbone(config, rules),
             *_length(config),
             *problems,
         ]
@@ -173,10 +182,11 @@ def _drops(config: ConfigDict) -> Iterator[str]:
         yield f"lr_drops={list(config.lr_drops)!r} must be numbers between 0 and 1"
 
 
-def _width(model: ConfigDict) -> Iterator[str]:
-    narrowest = 1 / min(64, resnet(model.name).base_width if model.name in NAMES else 64)
-    if is_number(model.width) and 0 < model.width < narrowest:
-        yield f"model.width={model.width} leaves layers without channels; at least {narrowest:.3g}"
+def _backbone(config: ConfigDict, rules: Mapping[str, Rule]) -> Iterator[str]:
+    """Yields problems of a backbone whose keys obey their rules."""
+    flat, size = flatten(config), config.data.image_size
+    if not any(rule(flat[key]) for key, rule in rules.items() if key.startswith("model.")):
+        yield from backbones.problems(config.model, size if is_whole(size) else 0)
 
 
 def _length(config: ConfigDict) -> Iterator[str]:

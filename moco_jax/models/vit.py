@@ -1,0 +1,267 @@
+"""Vision transformers (Dosovitskiy et al. 2021), initialised as in MoCo v3 (Chen et al. 2021)."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from moco_jax.models.attention import attention
+from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.positions import sincos
+from moco_jax.models.resnet import STEM_INITS, padded_conv
+
+STEMS = ("patch", "conv")
+POOLS = ("cls", "mean")
+_CONV_STEM_PATCH = 16  # pixels; four convolutions of stride 2
+_MLP = 4  # hidden units of a block's MLP, times the embedding
+
+
+class PatchEmbed(nn.Module):
+    """Maps each patch of p x p pixels to a vector: images [B, H, W, C] to [B, H/p, W/p, dim]."""
+
+    patch: int
+    dim: int
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        batch, height, width, channels = images.shape
+        p, rows, columns = self.patch, height // self.patch, width // self.patch
+        kernel = self.param("kernel", self.kernel_init, (p, p, channels, self.dim), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.dim,), jnp.float32)
+        # A matrix product: on CPUs it is faster than a convolution of stride p.
+        patches = images.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
+        patches = patches.reshape(batch, rows, columns, p * p * channels).astype(self.dtype)
+        weights = kernel.reshape(-1, self.dim).astype(self.dtype)
+        return patches @ weights + bias.astype(self.dtype)
+
+
+class Block(nn.Module):
+    """A block of pre-norm attention and MLP. Maps tokens [B, T, d] to [B, T, d].
+
+    Attributes:
+      heads: of the attention; must divide d.
+      drop: probability that an image skips a residual branch in training (Huang et al. 2016,
+        stochastic depth), from the rng "drop_path".
+      dtype: dtype of the products; the tokens keep theirs.
+    """
+
+    heads: int
+    drop: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        batch, tokens, dim = x.shape
+        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier())
+        norm = functools.partial(_layer_norm, dtype=self.dtype)
+        y = dense(3 * dim, kernel_init=_uniform(math.sqrt(3 / dim)), name="qkv")(
+            norm(name="norm1")(x)
+        )
+        q, k, v = jnp.moveaxis(y.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
+        y = dense(dim, name="proj")(attention(q, k, v).reshape(batch, tokens, dim))
+        x = x + self._dropped(y, train)
+        y = dense(_MLP * dim, name="fc1")(norm(name="norm2")(x))
+        y = dense(dim, name="fc2")(nn.gelu(y, approximate=False))
+        return x + self._dropped(y, train)
+
+    def _dropped(self, y: jax.Array, train: bool) -> jax.Array:
+        """Returns a branch [B, T, d], zero for some images and scaled so that its mean stays."""
+        if not train or not self.drop or self.is_initializing():
+            return y
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.drop, (len(y), 1, 1))
+        return jnp.where(kept, y / (1 - self.drop), 0)
+
+
+class ViT(nn.Module):
+    """A vision transformer without its classifier. Maps images [B, H, W, 3] to f32[B, dim].
+
+    The tokens between the blocks are float32, as under torch's automatic mixed precision; so are
+    the statistics of the layer norms and the softmax.
+
+    Attributes:
+      dim: length of a token and of the features; a multiple of 4.
+      depth: number of blocks.
+      heads: of the attention; must divide dim.
+      patch: pixels of a patch's side; must divide the height and the width of the images. Images
+        of another size have other positions and the same parameters.
+      stem: 'patch' (a linear map of each patch) or 'conv' (four 3x3 convolutions of stride 2 with
+        batch norm in `bn_groups` groups, then 1x1; Xiao et al. 2021).
+      pool: the features are the class token ('cls') or the mean of the other tokens ('mean'), after
+        the last norm.
+      freeze_patch: whether the map of the patches keeps its random weights (MoCo v3, sec. 4).
+      drop_path: probability that an image skips a branch of the last block in training; it grows
+        linearly with the depth. Above 0, training needs an rng "drop_path".
+      dtype: dtype of the products; parameters are float32.
+      remat: whether the backward pass computes the activations inside each block again instead of
+        storing them.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 16
+    stem: str = "patch"
+    pool: str = "cls"
+    freeze_patch: bool = False
+    drop_path: float = 0.0
+    bn_groups: int = 1
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @property
+    def features(self) -> int:
+        """Length of the features."""
+        return self.dim
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the parameters of the blocks, in order."""
+        return tuple(f"block{i + 1}" for i in range(self.depth))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Names of the parameters that get no gradient."""
+        return ("patch_embed",) if self.freeze_patch else ()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns features f32[B, dim] of images [B, H, W, 3].
+
+        Raises:
+          ValueError: if the patch does not divide the size of the images.
+        """
+        if problem := size_problem(self, *images.shape[1:3]):
+            raise ValueError(problem)
+        x = self._stem(images, train)
+        if self.freeze_patch:
+            x = jax.lax.stop_gradient(x)
+        batch, rows, columns, dim = x.shape
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        x = x.reshape(batch, rows * columns, dim).astype(wide)
+        x = x + sincos(rows, columns, dim, wide)[None]
+        first = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, dim), jnp.float32)
+        x = jnp.concatenate([jnp.broadcast_to(first.astype(wide), (batch, 1, dim)), x], axis=1)
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
+        for i, name in enumerate(self.blocks):
+            drop = self.drop_path * i / max(1, self.depth - 1)
+            x = block(self.heads, drop, self.dtype, name=name)(x, train)
+        if self.pool == "cls":
+            x = x[:, :1]  # the norm of the other tokens is not needed
+        x = _layer_norm(dtype=wide, name="norm")(x)
+        return x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1)
+
+    def _stem(self, images: jax.Array, train: bool) -> jax.Array:
+        """Returns the embedded patches [B, H/p, W/p, dim]."""
+        x = images.astype(self.dtype)
+        embed = functools.partial(PatchEmbed, dim=self.dim, dtype=self.dtype, name="patch_embed")
+        if self.stem == "patch":
+            inputs = 3 * self.patch**2
+            return embed(self.patch, kernel_init=_uniform(math.sqrt(6 / (inputs + self.dim))))(x)
+        for i in range(1, 5):
+            x = padded_conv(
+                self.dim * 2**i // 16,
+                3,
+                2,
+                kernel_init=STEM_INITS["fan_in"],
+                dtype=self.dtype,
+                name=f"stem_conv{i}",
+            )(x)
+            x = GroupedBatchNorm(
+                self.bn_groups,
+                use_running_average=not train,
+                dtype=self.dtype,
+                rectify=True,
+                name=f"stem_norm{i}",
+            )(x)
+        init = _uniform(1 / math.sqrt(self.dim))  # the default of torch's Conv2d
+        return embed(1, kernel_init=init, bias_init=init)(x)
+
+
+def _uniform(bound: float) -> nn.initializers.Initializer:
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def _xavier() -> nn.initializers.Initializer:
+    return nn.initializers.xavier_uniform()
+
+
+def _layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+
+
+# Values of `config.model.name`, with attributes of `ViT`. The small one has 12 heads as in MoCo v3;
+# DeiT and timm have 6.
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vit_tiny": dict(dim=192, depth=12, heads=3),
+    "vit_small": dict(dim=384, depth=12, heads=12),
+    "vit_base": dict(dim=768, depth=12, heads=12),
+    "vit_large": dict(dim=1024, depth=24, heads=16),
+    "vit_huge": dict(dim=1280, depth=32, heads=16),
+}
+
+
+def vit(
+    name: str,
+    *,
+    stem: str = "patch",
+    width: float = 1.0,
+    heads: int = 0,
+    depth: int = 0,
+    **options,
+) -> ViT:
+    """Returns the backbone of a name, with further attributes of `ViT`.
+
+    Args:
+      stem: of `ViT`. With the convolutional stem, a named network has one block less.
+      width: multiplies `dim`.
+      heads, depth: 0 for those of the named network.
+    """
+    network = NETWORKS[name]
+    return ViT(
+        dim=round(network["dim"] * width),
+        depth=depth or network["depth"] - (stem == "conv"),
+        heads=heads or network["heads"],
+        stem=stem,
+        **options,
+    )
+
+
+def size_problem(network: ViT, height: int, width: int) -> str:
+    """Returns what is wrong with the height and width of images, "" if nothing."""
+    patch = network.patch
+    if height % patch or width % patch:
+        size = f"{height}" if height == width else f"{height} x {width}"
+        return f"model.patch={patch} must divide the image size, {size} pixels"
+    return ""
+
+
+def problems(network: ViT, image_size: int) -> Iterator[str]:
+    """Yields what is wrong with a network made from a config; an image size of 0 is not known."""
+    dim, heads, patch = network.dim, network.heads, network.patch
+    if not dim or dim % 4:
+        yield (
+            f"model.width makes tokens of {dim} values; they must be a multiple of 4, for the "
+            "position embeddings"
+        )
+    if dim % heads:
+        yield f"model.heads={heads} must divide the {dim} values of a token"
+    if network.stem == "conv":
+        if patch != _CONV_STEM_PATCH:
+            yield f"model.stem='conv' has patches of 16 pixels: model.patch must be 16, not {patch}"
+        if dim % 8:
+            yield f"model.stem='conv' needs tokens of a multiple of 8 values, not {dim}"
+        if network.freeze_patch:
+            yield "model.freeze_patch=True freezes the patch projection: use model.stem='patch'"
+    if problem := size_problem(network, image_size, image_size):
+        sizes = f"{image_size // patch * patch or patch} and {(image_size // patch + 1) * patch}"
+        yield f"{problem}; data.image_size may be {sizes}"

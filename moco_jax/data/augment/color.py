@@ -24,8 +24,8 @@ _BITS = np.array([0, 8, 16], np.int32)
 
 def grayscale(planes: jax.Array) -> jax.Array:
     """Returns uint8[B, S, 3, S] with the luma in all channels (Pillow's `convert('L')`)."""
-    luma = _luma(_channels(planes)).astype(jnp.uint8)
-    return jnp.broadcast_to(luma[:, :, None], planes.shape)
+    grey = luma(channels(planes)).astype(jnp.uint8)
+    return jnp.broadcast_to(grey[:, :, None], planes.shape)
 
 
 def solarize(planes: jax.Array, threshold: float = 128) -> jax.Array:
@@ -76,7 +76,7 @@ def apply_jitter(
     """
     # The two rounds pass one packed word per pixel, so that XLA computes it once. Otherwise XLA
     # recomputes everything before a pixel for each channel and each use.
-    words = _pack(_channels(planes))
+    words = pack(channels(planes))
     drawn = (ranks, factors) if shift is None else (ranks, factors, shift)
     words = by_platform(words, *drawn, default=_looped, gpu=_unrolled, tpu=_unrolled)
     return ((words[:, :, None, :] >> _BITS[None, None, :, None]) & 255).astype(jnp.uint8)
@@ -113,43 +113,43 @@ def _round(
     # A factor of 1 changes nothing, exactly.
     factors = jnp.where(due[:, :3], factors, 1.0)
     brightness_first = ranks[:, 0] < ranks[:, 2]
-    rgb = _unpack(words)
-    rgb = _blend(rgb, factors[:, 1], _per_image(_rounded_mean(_luma(rgb))))
+    rgb = unpack(words)
+    rgb = blend(rgb, factors[:, 1], per_image(rounded_mean(luma(rgb))))
     before_hue = jnp.where(ranks[:, :3] < hue_rank, factors, 1.0)
     rgb = _brighten_and_saturate(rgb, before_hue, brightness_first)
     if shift is not None:
         shifted = _shift_hue(rgb, shift)
-        rgb = [jnp.where(_per_image(due[:, 3]), *pair) for pair in zip(shifted, rgb, strict=True)]
+        rgb = [jnp.where(per_image(due[:, 3]), *pair) for pair in zip(shifted, rgb, strict=True)]
     after_hue = jnp.where(ranks[:, :3] > hue_rank, factors, 1.0)
-    return _pack(_brighten_and_saturate(rgb, after_hue, brightness_first))
+    return pack(_brighten_and_saturate(rgb, after_hue, brightness_first))
 
 
 def _brighten_and_saturate(
     rgb: Channels, factors: jax.Array, brightness_first: jax.Array
 ) -> Channels:
     """Returns whole levels blended by factors 0 and 2 of f32[B, 3]; bool[B] gives the order."""
-    rgb = _blend(rgb, jnp.where(brightness_first, factors[:, 0], 1.0), 0.0)
-    rgb = _blend(rgb, factors[:, 2], _luma(rgb))
-    return _blend(rgb, jnp.where(brightness_first, 1.0, factors[:, 0]), 0.0)
+    rgb = blend(rgb, jnp.where(brightness_first, factors[:, 0], 1.0), 0.0)
+    rgb = blend(rgb, factors[:, 2], luma(rgb))
+    return blend(rgb, jnp.where(brightness_first, 1.0, factors[:, 0]), 0.0)
 
 
-def _blend(rgb: Channels, factor: jax.Array, other: jax.Array | float) -> Channels:
+def blend(rgb: Channels, factor: jax.Array, other: jax.Array | float) -> Channels:
     """Returns other + factor * (rgb - other), clipped and truncated as Pillow's `Image.blend`.
 
     `factor` is f32[B]; `other` is black for brightness, the mean grey for contrast and the grey of
     each pixel for saturation. All levels are whole.
     """
-    return [jnp.floor(clip_levels(other + _per_image(factor) * (x - other))) for x in rgb]
+    return [jnp.floor(clip_levels(other + per_image(factor) * (x - other))) for x in rgb]
 
 
-def _luma(rgb: Channels) -> jax.Array:
+def luma(rgb: Channels) -> jax.Array:
     """Returns the grey levels f32[B, S, S] of three f32[B, S, S] (Pillow `Convert.c`, `L24`)."""
     red, green, blue = rgb
     total = 19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0
     return jnp.floor(total / 65536.0)
 
 
-def _rounded_mean(luma: jax.Array) -> jax.Array:
+def rounded_mean(luma: jax.Array) -> jax.Array:
     """Returns f32[B], the means of whole levels f32[B, S, S], rounded half up to whole levels."""
     count = luma.shape[1] * luma.shape[2]
     # Integers are exact for images up to 2000 x 2000.
@@ -161,7 +161,7 @@ def _shift_hue(rgb: Channels, shift: jax.Array) -> Channels:
     """Returns whole levels with the hue shifted by `shift` f32[B] turns, in 8-bit HSV."""
     hue, saturation, value = _to_hsv(rgb)
     # torchvision truncates the shift to 8 bits, and the sum wraps around.
-    hue = hue + _per_image(jnp.mod(jnp.trunc(shift * 255.0), 256.0))
+    hue = hue + per_image(jnp.mod(jnp.trunc(shift * 255.0), 256.0))
     return _from_hsv(jnp.where(hue > 255, hue - 256.0, hue), saturation, value)
 
 
@@ -196,22 +196,22 @@ def _from_hsv(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> Channe
     return [jnp.floor(value - chroma * clip_levels(d) / 65025.0 + 0.5) for d in depths]
 
 
-def _channels(planes: jax.Array) -> Channels:
+def channels(planes: jax.Array) -> Channels:
     """Returns red, green and blue f32[B, S, S] from planes uint8[B, S, 3, S]."""
     return [planes[:, :, channel].astype(jnp.float32) for channel in range(3)]
 
 
-def _pack(rgb: Channels) -> jax.Array:
+def pack(rgb: Channels) -> jax.Array:
     """Returns i32[B, S, S], one word per pixel, from whole levels f32[B, S, S]."""
     red, green, blue = (channel.astype(jnp.int32) for channel in rgb)
     return red | (green << 8) | (blue << 16)
 
 
-def _unpack(words: jax.Array) -> Channels:
+def unpack(words: jax.Array) -> Channels:
     """Returns red, green and blue f32[B, S, S] from packed pixels i32[B, S, S]."""
     return [((words >> bit) & 255).astype(jnp.float32) for bit in _BITS]
 
 
-def _per_image(values: jax.Array) -> jax.Array:
+def per_image(values: jax.Array) -> jax.Array:
     """Returns [B, 1, 1] from [B], to broadcast one value to all pixels of an image."""
     return values[:, None, None]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from moco_jax.data.augment import color
+from moco_jax.data.augment import color, random_operations
 from moco_jax.data.augment.blur import gaussian_blur
 
 
@@ -90,6 +90,26 @@ def flip(key: jax.Array, planes: jax.Array, *, p: float = 0.5) -> jax.Array:
     return random_apply(key, planes, lambda _, planes: planes[..., ::-1], p)
 
 
+def rand_augment(
+    key: jax.Array,
+    planes: jax.Array,
+    *,
+    fill: tuple[int, int, int],
+    magnitude: float,
+    std: float = 0.0,
+    p: float = 0.5,
+) -> jax.Array:
+    """Returns uint8[B, S, 3, S] after two operations of RandAugment, each with probability `p`.
+
+    `random_operations.draw` documents `magnitude` and `std`. `fill` is the colour outside moved
+    images.
+    """
+    if p <= 0:
+        return planes
+    drawn = random_operations.draw(key, len(planes), magnitude, std, p)
+    return random_operations.apply(planes, *drawn, fill)
+
+
 OPS: dict[str, Callable[..., jax.Array]] = {
-    op.__name__: op for op in (color_jitter, grayscale, solarize, blur, flip)
+    op.__name__: op for op in (color_jitter, grayscale, solarize, blur, flip, rand_augment)
 }

@@ -5,7 +5,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moco_jax.data.augment.recipes import CROP, PARAMETERS, PROBABILITY, Parameter, Recipe
+from moco_jax.data.augment.recipes import CROP, ERASE, PARAMETERS, PROBABILITY, Parameter, Recipe
 
 
 def check_recipe(recipe: Recipe) -> list[str]:
@@ -20,6 +20,8 @@ def check_recipe(recipe: Recipe) -> list[str]:
         where = f"op {position} ({name!r})"
         if position and name == CROP:
             problems.append(f"{where}: a crop must be the first op")
+        if name == ERASE and position < len(names) - 1:
+            problems.append(f"{where}: it changes normalised images, so it must be the last op")
         problems += [f"{where}: {problem}" for problem in _check_step(name, step)]
     return problems
 

@@ -1,7 +1,8 @@
 """Augmentation recipes of the papers, and the parameters of each operation.
 
 A recipe is a sequence of mappings. Each mapping has the name of an operation under `op`, and the
-parameters of the operation. The first operation is the crop.
+parameters of the operation. The first operation is the crop. `erase` changes normalised images, so
+it is the last one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 Recipe = Sequence[Mapping[str, Any]]
 
 CROP = "random_resized_crop"
+ERASE = "erase"
 _INFINITY = float("inf")
 
 
@@ -38,8 +40,14 @@ PARAMETERS: dict[str, dict[str, Parameter]] = {
     "blur": {"sigma": Parameter(0.0, _INFINITY, is_range=True)},
     "solarize": {"threshold": Parameter(0.0, 256.0, optional=True)},
     "flip": {},
+    # The colour outside moved images is the mean of pixels, `data.mean`.
+    "rand_augment": {
+        "magnitude": Parameter(0.0, 10.0),
+        "std": Parameter(0.0, _INFINITY, optional=True),
+    },
+    ERASE: {},
 }
-# The parameter `p` of every operation except the crop.
+# The parameter `p` of every operation except the crop; of rand_augment, for each of its two.
 PROBABILITY = Parameter(0.0, 1.0, optional=True)
 
 
@@ -103,6 +111,20 @@ def cifar(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
 def supervised(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
     """Returns the recipe of supervised training (moco `main_lincls.py`): crop and flip."""
     return (_crop(min_scale), {"op": "flip", "p": 0.5})
+
+
+def deit(min_scale: float = 0.08) -> tuple[dict[str, Any], ...]:
+    """Returns DeiT's recipe of supervised training (Touvron et al. 2021; deit `main.py`).
+
+    It is timm's `rand-m9-mstd0.5-inc1` and random erasing. Departure: crops and movements are
+    bilinear; DeiT's are bicubic.
+    """
+    return (
+        _crop(min_scale),
+        {"op": "flip", "p": 0.5},
+        {"op": "rand_augment", "magnitude": 9.0, "std": 0.5, "p": 0.5},
+        {"op": ERASE, "p": 0.25},
+    )
 
 
 def _crop(min_scale: float) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from moco_jax.data.augment import crop, photometric
+from moco_jax.data.augment import crop, erasing, photometric
 from moco_jax.data.augment.recipe_checks import check_recipe
-from moco_jax.data.augment.recipes import Recipe
+from moco_jax.data.augment.recipes import ERASE, Recipe
 from moco_jax.data.augment.resampling import to_images
 from moco_jax.parallel.mesh import Layout
 
@@ -49,14 +49,21 @@ def make_view(
     # Copy now: a later change of the config must not affect a compiled function.
     names = [step["op"] for step in recipe]
     parameters = [{k: v for k, v in step.items() if k != "op"} for step in recipe]
+    for name, values in zip(names, parameters, strict=True):
+        if name == "rand_augment":
+            values["fill"] = tuple(round(255 * value) for value in mean)
+    erased = parameters.pop() if names[-1] == ERASE else None
 
     def view(key: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
         windows = crop.random_windows(jax.random.fold_in(key, 0), sizes, **parameters[0])
         planes = crop.crop_resize(images, windows, image_size)
-        for position in range(1, len(names)):
+        for position in range(1, len(parameters)):
             op = photometric.OPS[names[position]]
             planes = op(jax.random.fold_in(key, position), planes, **parameters[position])
-        return normalize(to_images(planes), mean, std, dtype)
+        images = normalize(to_images(planes), mean, std, dtype)
+        if erased is not None:
+            images = erasing.erase(jax.random.fold_in(key, len(parameters)), images, **erased)
+        return images
 
     return view
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from moco_jax.data.augment import photometric, recipes, views
+from moco_jax.data.augment import erasing, photometric, recipes, views
 from moco_jax.data.augment.recipe_checks import check_recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,7 +47,15 @@ def test_pixels_outside_an_image_are_never_read(second_view, batch):
     np.testing.assert_array_equal(central(cleared, sizes), central(images, sizes))
 
 
-def test_sharded_views_equal_views_of_one_device(second_view, batch):
+@pytest.fixture(scope="module")
+def training_view():
+    """The view with RandAugment and random erasing, compiled once."""
+    return jax.jit(views.make_view(recipes.deit(), SIZE, MEAN, STD))
+
+
+@pytest.mark.parametrize("recipe", ["second_view", "training_view"])
+def test_sharded_views_equal_views_of_one_device(request, recipe, batch):
+    second_view = request.getfixturevalue(recipe)
     if len(jax.devices()) < 2:
         pytest.skip("needs several devices, such as 8 virtual ones of a CPU")
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -71,6 +79,26 @@ def test_an_op_at_the_end_does_not_change_earlier_draws(batch):
     np.testing.assert_array_equal(np.rint(plain[:, :, ::-1] * 255), np.rint(flipped * 255))
 
 
+def test_moved_images_are_filled_with_the_mean_of_pixels(batch):
+    """Every pixel of a black image is black or the fill, or between them at an edge."""
+    recipe = (*recipes.supervised()[:1], {"op": "rand_augment", "magnitude": 9.0, "p": 1.0})
+    view = jax.jit(views.make_view(recipe, SIZE, MEAN, (1.0,) * 3))
+    found = [view(jax.random.key(seed), np.zeros_like(batch[0]), batch[1]) for seed in range(8)]
+    levels = np.rint((np.concatenate(found) + np.float32(MEAN)) * 255).astype(int).reshape(-1, 3)
+    assert (levels == [124, 116, 104]).all(axis=1).any()
+
+
+def test_erased_pixels_are_standard_normal_after_the_normalisation(batch):
+    recipe = (recipes.supervised()[0], {"op": "erase", "p": 1.0})
+    view = jax.jit(views.make_view(recipe, SIZE, (0.5,) * 3, (0.01,) * 3))
+    key = jax.random.key(0)
+    result = np.asarray(view(key, np.zeros_like(batch[0]), batch[1]))
+    noise = result[result > -49]  # a black pixel is -50
+    assert len(noise) > 300 and abs(noise.mean()) < 0.2 and 0.85 < noise.std() < 1.15
+    places = erasing.boxes(jax.random.split(jax.random.fold_in(key, 1))[1], len(result), SIZE, 1.0)
+    assert len(noise) == 3 * int((places[:, 2] * places[:, 3]).sum())
+
+
 def test_views_are_normalized(batch):
     images = np.full_like(batch[0], 51)
     central = views.evaluation_view(SIZE, SIZE, (0.1, 0.2, 0.4), (0.5, 0.25, 0.1), jnp.bfloat16)
@@ -86,13 +114,15 @@ def test_evaluation_view_with_a_small_resize_is_an_error():
         views.evaluation_view(32, 24, MEAN, STD)
 
 
-@pytest.mark.parametrize("name", ["v1", "v2", "v3_first", "v3_second", "cifar", "supervised"])
+@pytest.mark.parametrize(
+    "name", ["v1", "v2", "v3_first", "v3_second", "cifar", "supervised", "deit"]
+)
 def test_recipes_of_the_papers_are_valid(name):
     assert check_recipe(getattr(recipes, name)()) == []
 
 
 def test_recipes_and_ops_have_the_same_names():
-    assert set(recipes.PARAMETERS) - {recipes.CROP} == set(photometric.OPS)
+    assert set(recipes.PARAMETERS) - {recipes.CROP, recipes.ERASE} == set(photometric.OPS)
 
 
 @pytest.mark.parametrize("inner", [dict, ml_collections.ConfigDict], ids=["dict", "ConfigDict"])
@@ -116,6 +146,9 @@ CROP = recipes.v2()[0]
         ((), "the first op must be 'random_resized_crop', got None"),
         (({"op": "flip", "p": 0.5},), "the first op must be 'random_resized_crop', got 'flip'"),
         ((CROP, CROP), "a crop must be the first op"),
+        ((CROP, {"op": "erase"}, {"op": "flip"}), "op 1 ('erase'): it changes normalised images"),
+        ((CROP, {"op": "rand_augment"}), "parameter 'magnitude' is missing"),
+        ((CROP, {"op": "rand_augment", "magnitude": 11}), "a number in [0, 10], got 11"),
         ((CROP, {"op": "solarise"}), "unknown op (did you mean 'solarize'?); allowed: random_"),
         ((CROP, {"p": 0.5}), "unknown op"),
         ((CROP, "flip"), "must be a mapping with a key 'op', got 'flip'"),

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from moco_jax.contrastive.dictionaries import BANK_LOSSES, DICTIONARIES
-from moco_jax.contrastive.key_encoders import KEY_ENCODERS
+from moco_jax.contrastive.info_nce import LOSS_SCALES
+from moco_jax.contrastive.key_encoders import KEY_ENCODERS, MOMENTUM_SCHEDULES
 from moco_jax.data.augment import recipes
 from moco_jax.data.sources.folders import CLASS_FOLDERS
 from moco_jax.models.backbones import BACKBONES
@@ -22,6 +23,7 @@ from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import STEM_INITS
 from moco_jax.training import checks
 from moco_jax.training.checks import fraction, not_negative, one_of, positive, whole
+from moco_jax.training.optimizers import OPTIMIZERS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -59,7 +61,9 @@ def base() -> ConfigDict:
     c.queue_size = 65536  # K, keys in the queue
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
     c.bank = ConfigDict()  # for dictionary=memory_bank, key_encoder=none and one view
+    c.momentum_schedule = "constant"  # constant, or cosine: m rises to 1 over the run (v3)
     c.bank.negatives = 65536  # K, drawn from the bank at each step
+    c.loss_scale = "none"  # factor of the loss: none (1) or 2T (v3)
     c.bank.momentum = 0.5  # fraction of a slot that is kept when its image is seen
     c.bank.loss = "info_nce"  # info_nce or nce (Wu et al. 2018)
     c.symmetric = False  # each view is query and key in turn; the two losses are summed
@@ -74,8 +78,13 @@ def base() -> ConfigDict:
     c.lr_update = "epoch"
     c.lr_drops = (0.6, 0.8)  # step schedule: lr x .1 at these fractions of the run after warm-up
     c.warmup_epochs = 0.0  # lr rises linearly from 0
-    c.sgd_momentum = 0.9  # of the optimizer
-    c.weight_decay = 1e-4  # on every parameter, as in the reference
+    c.optimizer = "sgd"  # sgd, lars (v3's, for a ResNet) or adamw
+    c.sgd_momentum = 0.9  # of sgd and lars
+    c.weight_decay = 1e-4  # on every parameter; lars leaves out biases and norms, as the reference
+    c.lars_trust = 0.001  # of lars: length of a step in norms of the parameter, at lr 1
+    c.adam_b1 = 0.9  # of adamw: fraction of the mean gradient that is kept
+    c.adam_b2 = 0.999  # of adamw: fraction of the mean squared gradient that is kept
+    c.adam_eps = 1e-8  # of adamw: is added to the root of the mean square
 
     c.data = _data()
     c.views = (recipes.v2(), recipes.v2())  # recipes of the query's view and of the key's view
@@ -194,13 +203,20 @@ RULES = checks.COMMON_RULES | {
     "queue_dtype": one_of(checks.DTYPES),
     "bank.negatives": whole,
     "bank.momentum": fraction,
+    "momentum_schedule": one_of(MOMENTUM_SCHEDULES),
     "bank.loss": one_of(BANK_LOSSES),
+    "loss_scale": one_of(LOSS_SCALES),
     "lr": positive,
     **DATA_RULES,
     "data.held_out": fraction,
     "data.image_size": whole,
     "data.eval_resize": whole,
     "data.canvas": whole,
+    "optimizer": one_of(OPTIMIZERS),
+    "lars_trust": positive,
+    "adam_b1": checks.below_one,
+    "adam_b2": checks.below_one,
+    "adam_eps": positive,
     "data.resident_megabytes": not_negative,
     "data.max_bad_fraction": fraction,
     "knn.every_epochs": not_negative,

@@ -1,5 +1,6 @@
 """InfoNCE: find the key of a query among the keys of a dictionary (MoCo, eq. 1)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,10 @@ import jax.numpy as jnp
 
 from moco_jax.contrastive.ring_scores import score_ring
 from moco_jax.parallel.mesh import Layout
+
+# The values of `config.loss_scale`: temperature T -> factor of the loss. With 2T (MoCo v3) the
+# gradient by the cosine of a candidate is 2 (p - y), p its probability, y = 1 for the key.
+LOSS_SCALES: dict[str, Callable[[float], float]] = {"none": lambda t: 1.0, "2T": lambda t: 2.0 * t}
 
 
 class Contrast(NamedTuple):

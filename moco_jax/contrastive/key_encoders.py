@@ -1,9 +1,11 @@
 """The key encoders by name: an EMA of the query encoder, a trained one, a shared one, or none."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -44,8 +46,8 @@ class KeyEncoder(Protocol):
         """Returns the pytree of parameters that the optimizer updates."""
         ...
 
-    def follow(self, key_params: Any, params: Any) -> Any:
-        """Returns the key parameters of this step, before any image is encoded."""
+    def follow(self, key_params: Any, params: Any, step: jax.Array) -> Any:
+        """Returns the key parameters of this step i32[], before any image is encoded."""
         ...
 
     def encode_fixed_keys(
@@ -79,7 +81,8 @@ class Momentum:
     """
 
     encoders: Encoders
-    momentum: float
+    rate: Callable[[jax.Array], Any]  # see `momentum_rate`
+    reverses: bool = False  # encodes the views of the keys from the last to the first
 
     def init_key_params(self, variables):
         return without_predictor(variables)
@@ -87,13 +90,14 @@ class Momentum:
     def trainable(self, params, key_params):
         return params
 
-    def follow(self, key_params, params):
+    def follow(self, key_params, params, step):
         own = without_predictor(params)
-        return optax.incremental_update(own, key_params, step_size=1.0 - self.momentum)
+        return optax.incremental_update(own, key_params, step_size=self.rate(step))
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
-        keys, batch_stats = self.encoders.keys(key_params, batch_stats, views)
-        return FixedKeys([jax.lax.stop_gradient(k) for k in keys], batch_stats)
+        order = -1 if self.reverses else 1
+        keys, batch_stats = self.encoders.keys(key_params, batch_stats, views[::order])
+        return FixedKeys([jax.lax.stop_gradient(k) for k in keys[::order]], batch_stats)
 
     def encode(self, trainable, fixed, state, query_views, key_views):
         queries, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views)
@@ -115,7 +119,7 @@ class EndToEnd:
     def trainable(self, params, key_params):
         return params, key_params
 
-    def follow(self, key_params, params):
+    def follow(self, key_params, params, step):
         return key_params
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
@@ -146,7 +150,7 @@ class Shared:
     def trainable(self, params, key_params):
         return params
 
-    def follow(self, key_params, params):
+    def follow(self, key_params, params, step):
         return key_params
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
@@ -176,7 +180,7 @@ class QueriesAsKeys:
     def trainable(self, params, key_params):
         return params
 
-    def follow(self, key_params, params):
+    def follow(self, key_params, params, step):
         return key_params
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
@@ -190,14 +194,43 @@ class QueriesAsKeys:
         return trainable, {}
 
 
-KEY_ENCODERS = {
-    "momentum": lambda encoders, config: Momentum(encoders, config.momentum),
-    "trained": lambda encoders, config: EndToEnd(encoders),
-    "shared": lambda encoders, config: Shared(encoders),
-    "none": lambda encoders, config: QueriesAsKeys(encoders),
+# The values of `config.momentum_schedule`: (progress f[], 0 to 1, and 1 - m at its start) -> 1 - m.
+MOMENTUM_SCHEDULES: dict[str, Callable[[Any, float], Any]] = {
+    "constant": lambda progress, first: first,
+    "cosine": lambda progress, first: first * 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
 }
 
 
-def make_key_encoder(config: ConfigDict, encoder: Encoder, layout: Layout) -> KeyEncoder:
-    """Returns the key encoder of a validated config."""
-    return KEY_ENCODERS[config.key_encoder](make_encoders(config, encoder, layout), config)
+def momentum_rate(config: ConfigDict, steps: int) -> Callable[[Any], Any]:
+    """Returns step -> 1 - m, the weight of the query encoder in the EMA, of a run of `steps` steps.
+
+    The cosine of MoCo v3 raises m from `config.momentum` to 1.
+    """
+    schedule = MOMENTUM_SCHEDULES[config.momentum_schedule]
+
+    def rate(step):
+        progress = jnp.asarray(step, jnp.result_type(float)) / steps
+        return schedule(jnp.minimum(progress, 1.0), 1.0 - config.momentum)
+
+    return rate
+
+
+def _momentum(encoders: Encoders, config: ConfigDict, steps: int) -> Momentum:
+    # The running statistics depend on the order of the views. MoCo v3 encodes the first view first,
+    # the symmetric CIFAR-10 demo, which has a queue, the second: the key of the first query.
+    return Momentum(encoders, momentum_rate(config, steps), config.dictionary == "in_batch")
+
+
+KEY_ENCODERS = {
+    "momentum": _momentum,
+    "trained": lambda encoders, *_: EndToEnd(encoders),
+    "shared": lambda encoders, *_: Shared(encoders),
+    "none": lambda encoders, *_: QueriesAsKeys(encoders),
+}
+
+
+def make_key_encoder(
+    config: ConfigDict, encoder: Encoder, layout: Layout, steps: int
+) -> KeyEncoder:
+    """Returns the key encoder of a validated config, for a run of this many steps."""
+    return KEY_ENCODERS[config.key_encoder](make_encoders(config, encoder, layout), config, steps)

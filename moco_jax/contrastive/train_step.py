@@ -25,12 +25,13 @@ def make_train_step(
     layout: Layout,
     *,
     symmetric: bool,
+    loss_scale: float = 1.0,
 ) -> TrainStep:
     """Returns the pure step (state, views, indices) -> (state, metrics); the caller compiles it.
 
     `views` are normalised images [B, S, S, 3], one array for each view of the config; `indices`
     i32[B] identify the images. The order is that of algorithm 1: the EMA precedes the keys, and the
-    loss reads the dictionary before the keys enter it.
+    loss reads the dictionary before the keys enter it. The loss is multiplied by `loss_scale`.
     """
 
     def train_step(state, views, indices):
@@ -38,7 +39,7 @@ def make_train_step(
         query_views, key_views = directions(views, symmetric)
 
         with jax.named_scope("keys"):
-            key_params = key_encoder.follow(state.key_params, state.params)
+            key_params = key_encoder.follow(state.key_params, state.params, state.step)
             fixed = key_encoder.encode_fixed_keys(key_params, state.key_batch_stats, key_views)
 
         def look_up(trainable):
@@ -49,7 +50,7 @@ def make_train_step(
             ]
             metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
             # The reference sums the loss over the directions.
-            metrics["loss"] = metrics["loss"] * len(contrasts)
+            metrics["loss"] = metrics["loss"] * (len(contrasts) * loss_scale)
             metrics["feature_std"] = jnp.stack([_spread(q) for q in encoded.queries]).mean()
             return metrics["loss"], (encoded, metrics)
 

@@ -1,18 +1,21 @@
 """The parts of a pretraining run that follow from its config: the one place that assembles them."""
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries import Dictionary, make_dictionary
-from moco_jax.contrastive.key_encoders import KeyEncoder, make_key_encoder
+from moco_jax.contrastive.info_nce import LOSS_SCALES
+from moco_jax.contrastive.key_encoders import KeyEncoder, make_key_encoder, momentum_rate
 from moco_jax.contrastive.state import TrainState, init_state, state_shardings
 from moco_jax.contrastive.train_step import Recode, TrainStep, make_recode, make_train_step
 from moco_jax.models.encoder import Encoder, make_encoder
 from moco_jax.parallel.mesh import Layout
 from moco_jax.training.compilation import FAST_COMPILE, abstract_state, create_state
-from moco_jax.training.optimizers import Schedule, make_optimizer, make_schedule
+from moco_jax.training.optimizers import Schedule, make_optimizer, make_schedule, total_steps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,6 +31,7 @@ class Method:
       key_encoder: where keys come from.
       dictionary: where negatives come from.
       schedule: step -> learning rate.
+      momentum: step -> m of the key encoder.
       optimizer: of the trainable parameters.
     """
 
@@ -37,12 +41,18 @@ class Method:
     key_encoder: KeyEncoder
     dictionary: Dictionary
     schedule: Schedule
+    momentum: Callable[[int], float]
     optimizer: optax.GradientTransformation
 
     @property
     def chance_loss(self) -> float:
-        """The loss of guessing, summed over the directions of the look-up."""
-        return self.dictionary.chance_loss * (2 if self.config.symmetric else 1)
+        """The loss of guessing, scaled, and summed over the directions of the look-up."""
+        return self.dictionary.chance_loss * (2 if self.config.symmetric else 1) * self.loss_scale
+
+    @property
+    def loss_scale(self) -> float:
+        """The factor of the loss."""
+        return LOSS_SCALES[self.config.loss_scale](self.config.temperature)
 
     def train_step(self) -> TrainStep:
         """Returns the pure train step."""
@@ -52,6 +62,7 @@ class Method:
             self.optimizer,
             self.layout,
             symmetric=self.config.symmetric,
+            loss_scale=self.loss_scale,
         )
 
     def recode(self) -> Recode:
@@ -78,14 +89,17 @@ class Method:
 
 def make_method(config: ConfigDict, layout: Layout, images: int) -> Method:
     """Returns the parts of a validated config, for a training set of this many images."""
-    encoder = make_encoder(config)
-    schedule = make_schedule(config, max(1, images // config.batch_size))
+    encoder, per_epoch = make_encoder(config), max(1, images // config.batch_size)
+    schedule, steps = make_schedule(config, per_epoch), total_steps(config, per_epoch)
+    rate = jax.jit(momentum_rate(config, steps))
+    constant = config.momentum_schedule == "constant"
     return Method(
         config=config,
         layout=layout,
         encoder=encoder,
-        key_encoder=make_key_encoder(config, encoder, layout),
+        key_encoder=make_key_encoder(config, encoder, layout, steps),
         dictionary=make_dictionary(config, layout, images),
         schedule=schedule,
-        optimizer=make_optimizer(config, schedule),
+        momentum=lambda step: config.momentum if constant else 1.0 - float(rate(step)),
+        optimizer=make_optimizer(config, schedule, frozen=encoder.backbone.frozen),
     )

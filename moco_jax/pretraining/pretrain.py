@@ -36,6 +36,8 @@ _STRUCTURE = (
     "key_encoder",
     "batch_size",
     "symmetric",
+    "optimizer",
+    "model.freeze_patch",
 )
 # The slots of a memory bank belong to these images.
 _SLOTS = (*IMAGE_PLACES, "seed")
@@ -107,7 +109,7 @@ def _task(run: PretrainRun, log: MetricsLog) -> Task:
         extra=lambda step: {
             "chance_loss": chance,
             "lr": float(run.lr(step - 1)),
-            "momentum": config.momentum,
+            "momentum": run.method.momentum(step - 1),
         },
         evaluate=(lambda state, step: _evaluate(run, state, step)) if evaluates else None,
         every_epochs=config.knn.every_epochs,

@@ -42,6 +42,10 @@ def fraction(value: Any) -> str:
     return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
 
 
+def below_one(value: Any) -> str:
+    return "" if is_number(value) and 0 <= value < 1 else "must be 0 or more, and below 1"
+
+
 def layers(value: Any) -> str:
     """The rule of a number of layers."""
     return "" if is_whole(value) and value <= _MOST_LAYERS else f"must be 1 to {_MOST_LAYERS}"

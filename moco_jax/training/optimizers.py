@@ -1,6 +1,7 @@
-"""Torch's SGD and learning-rate schedules."""
+"""Torch's SGD and AdamW, MoCo v3's LARS, and learning-rate schedules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,27 +77,73 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None =
     return schedule
 
 
+def _sgd(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+    """Torch's SGD: decay is added to the gradient, momentum precedes the learning rate."""
+    return optax.add_decayed_weights(config.weight_decay), optax.trace(decay=config.sgd_momentum)
+
+
+def _lars(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+    """LARS as in moco-v3's `moco/optimizer.py`: optax.lars has the learning rate before momentum.
+
+    Decay and trust ratio leave out biases and scales of norms, which are vectors. The ratio of a
+    norm of 0 is 1.
+    """
+
+    def matrices(params: optax.Params) -> Any:
+        return jax.tree.map(lambda p: p.ndim > 1, params)
+
+    return (
+        optax.add_decayed_weights(config.weight_decay, matrices),
+        optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.lars_trust), matrices),
+        optax.trace(decay=config.sgd_momentum),
+    )
+
+
+def _adamw(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+    """Torch's AdamW: decay, of all parameters, is not divided by the second moment."""
+    adam = optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps)
+    return adam, optax.add_decayed_weights(config.weight_decay)
+
+
+# The values of `config.optimizer`: what precedes the learning rate.
+OPTIMIZERS = {"sgd": _sgd, "lars": _lars, "adamw": _adamw}
+
+
 def make_optimizer(
     config: ConfigDict,
     schedule: Schedule,
     factors: Callable[[optax.Params], optax.Params] | None = None,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """Returns torch's SGD: decay is added to the gradient, momentum precedes the learning rate.
+    """Returns the optimizer of a config.
 
     Args:
-      config: has `weight_decay` and `sgd_momentum`.
+      config: has `weight_decay` and the keys of its `optimizer`, SGD if it has no such key.
       schedule: step -> learning rate.
       factors: params -> the factor of each parameter's learning rate, with the parameter's rank;
         default 1.
+      frozen: names of parts of the backbone that keep their values: decay would change parameters
+        without a gradient.
     """
-    sgd = optax.chain(
-        optax.add_decayed_weights(config.weight_decay),
-        optax.trace(decay=config.sgd_momentum),
+    before = OPTIMIZERS[config.get("optimizer", "sgd")](config)
+    optimizer = optax.chain(
+        *before,
         optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]
     )
-    if factors is None:
-        return sgd
-    scale = optax.stateless(
-        lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
+    if factors is not None:
+        scale = optax.stateless(
+            lambda updates, _: jax.tree.map(jnp.multiply, updates, factors(updates))
+        )
+        optimizer = optax.chain(optimizer, scale)
+    if not frozen:
+        return optimizer
+
+    def part(path: Any, _: jax.Array) -> str:
+        names = [getattr(entry, "key", None) for entry in path]
+        inside = "backbone" in names and names[names.index("backbone") + 1] in frozen
+        return "frozen" if inside else "trained"
+
+    return optax.partition(
+        {"trained": optimizer, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree.map_with_path(part, params),
     )
-    return optax.chain(sgd, scale)

@@ -1,9 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from configs import cifar10
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.training.optimizers import make_optimizer, make_schedule
 from tests.tiny import tiny_config
 
@@ -57,3 +59,102 @@ def test_sgd_is_torchs():
         params = optax.apply_updates(params, updates)
     # Step 1: v = 1.2, p = 1.4. Step 2: v = 1.08 + 3.14 = 4.22, p = 1.4 - 1.055.
     assert float(params["w"]) == pytest.approx(0.345, rel=1e-6)
+
+
+_RATES = (0.5, 0.25, 0.1)
+
+
+def parameters(scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Returns a kernel, a convolution, two vectors and a kernel of zeros, float32."""
+    rng = np.random.default_rng(round(10 * scale))
+    shapes = {"dense": (256, 64), "conv": (3, 3, 4, 5), "bias": (5,), "zero": (4, 6)}
+    drawn = {name: scale * rng.normal(size=shape) for name, shape in shapes.items()}
+    return {name: x.astype(np.float32) for name, x in drawn.items()} | {
+        "zero": np.zeros((4, 6), np.float32)
+    }
+
+
+def gradients(step: int) -> dict[str, np.ndarray]:
+    found = parameters(0.1 * (step + 1))
+    return found | {"zero": np.full((4, 6), 0.5 if step else 0.0, np.float32)}
+
+
+def three_steps(config, layout=None, frozen=()) -> dict[str, np.ndarray]:
+    """Returns the parameters after three steps, computed on the devices of a layout."""
+    optimizer = make_optimizer(config, lambda step: jnp.asarray(_RATES)[step], frozen=frozen)
+    layout = layout or make_layout(jax.devices()[:1])
+    place = lambda tree: jax.device_put(tree, layout.parameters(tree))  # noqa: E731
+    params = place({"backbone": parameters()})
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(3):
+        params, state = step(params, state, place({"backbone": gradients(number)}))
+    return jax.device_get(params)["backbone"]
+
+
+def by_lars(p: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
+    """Returns a parameter after steps of moco-v3's LARS: .9, decay .1 and trust .01, float64."""
+    mean = 0.0
+    for g, lr in zip(grads, _RATES, strict=True):
+        if p.ndim > 1:
+            g = g + 0.1 * p
+            norms = np.linalg.norm(p), np.linalg.norm(g)
+            g = g * (0.01 * norms[0] / norms[1] if min(norms) > 0 else 1.0)
+        mean = 0.9 * mean + g
+        p = p - lr * mean
+    return p
+
+
+def by_adamw(p: np.ndarray, grads: list[np.ndarray]) -> np.ndarray:
+    """Returns a parameter after steps of torch's AdamW: betas .8 and .95, eps .01, decay .1."""
+    mean = square = 0.0
+    for number, (g, lr) in enumerate(zip(grads, _RATES, strict=True), start=1):
+        p = p * (1 - lr * 0.1)
+        mean, square = 0.8 * mean + 0.2 * g, 0.95 * square + 0.05 * g**2
+        unbiased = mean / (1 - 0.8**number), square / (1 - 0.95**number)
+        p = p - lr * unbiased[0] / (np.sqrt(unbiased[1]) + 0.01)
+    return p
+
+
+LARS = dict(optimizer="lars", sgd_momentum=0.9, weight_decay=0.1, lars_trust=0.01)
+ADAMW = dict(optimizer="adamw", adam_b1=0.8, adam_b2=0.95, adam_eps=0.01, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize(
+    ("changes", "reference"), [(LARS, by_lars), (ADAMW, by_adamw)], ids=["lars", "adamw"]
+)
+def test_lars_is_moco_v3s_and_adamw_torchs(changes, reference, devices):
+    layout = make_layout(jax.devices()[:devices], fsdp=devices)  # the kernel is split over them
+    got = three_steps(tiny_config(**changes), layout)
+    for name, p in parameters().items():
+        grads = [gradients(step)[name].astype(np.float64) for step in range(3)]
+        wanted = reference(p.astype(np.float64), grads)
+        np.testing.assert_allclose(got[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes", [LARS, ADAMW, dict(weight_decay=0.1)], ids=["lars", "adamw", "sgd"]
+)
+def test_frozen_parts_keep_their_values_bit_for_bit(changes):
+    config = tiny_config(**changes)
+    frozen, free = three_steps(config, frozen=("conv", "zero")), three_steps(config)
+    for name, p in parameters().items():
+        if name in ("conv", "zero"):
+            np.testing.assert_array_equal(frozen[name], p)
+            assert not np.array_equal(free[name], p)
+        else:
+            np.testing.assert_array_equal(frozen[name], free[name])
+
+
+def test_frozen_parts_have_no_moments():
+    params = {"backbone": parameters()}
+    optimizer = make_optimizer(tiny_config(**ADAMW), lambda step: 0.1, frozen=("dense",))
+    shapes = [x.shape for x in jax.tree.leaves(optimizer.init(params))]
+    assert (256, 64) not in shapes
+    assert shapes.count((3, 3, 4, 5)) == 2

@@ -128,7 +128,13 @@ def embed(
         features = encode(listed)
         names = [_name(image, number) for number, image in enumerate(listed)]
         return Features(features, np.array(names, str), None, (), about)
-    source, notes = open_split(read.config, where(images), split)
+    changes = where(images)
+    try:
+        source, notes = open_split(read.config, changes, split)
+    except ValueError as error:
+        if split is None:
+            raise
+        raise ValueError(f"split={split!r}: {error}") from error
     if notes:
         cluster.say("\n".join(notes))
     parts = embedding.embed(

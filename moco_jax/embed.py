@@ -8,6 +8,7 @@ Images that can't be read are left out; the first ten are named. Results go to t
 messages to the standard error.
 """
 
+import contextlib
 import itertools
 import os
 import pathlib
@@ -28,7 +29,7 @@ from moco_jax.encoders.images import open_split
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.terminal import command_line, progress
+from moco_jax.terminal import arguments, command_line, progress
 from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
@@ -54,6 +55,7 @@ _NEIGHBOURS = flags.DEFINE_integer("neighbours", 10, "Neighbours of each query."
 _DUPLICATES = flags.DEFINE_float(
     "duplicates", None, "Prints all pairs with at least this cosine.", lower_bound=-1, upper_bound=1
 )
+_UNUSED = ("held_out", "test_split", "exif_orientation", "max_bad_fraction")  # keys of `data`
 _FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMATS, "Of the printed rows.")
 
 
@@ -63,7 +65,8 @@ def _run() -> None:
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
     if out:
         feature_file.check_writable(out, _OVERWRITE.value)
-    changes = command_line.image_changes(_IMAGES.value) if _IMAGES.value else {}
+    if _IMAGES.value:
+        command_line.image_changes(_IMAGES.value)  # before anything is read
     queries = [_query(path) for path in _QUERY.value]
     read = None
     if _ENCODER.value:
@@ -77,12 +80,14 @@ def _run() -> None:
                 found = feature_file.read(pathlib.Path(_FEATURES.value).expanduser())
     else:
         assert read is not None
-        source = _open(read.config, changes)
+        config = command_line.images_config(read.config, _IMAGES.value, _UNUSED)
+        source = _open(read.config, config)
         about = {"encoder": read.source, "output": _OUTPUT.value}
         parts = embed(
             read,
             source,
             layout,
+            data=config.data,
             output=_OUTPUT.value,
             batch_size=_BATCH.value,
             exif_orientation=_EXIF.value,
@@ -108,6 +113,8 @@ def _check_flags(searched: bool) -> None:
             raise ValueError(
                 f"--features can't be combined with --{flag}: it is read instead of encoding"
             )
+    if _FEATURES.value and arguments.names_config():
+        raise ValueError("--features can't be combined with --config: nothing is encoded")
     if _QUERY.value and _DUPLICATES.value is not None:
         raise ValueError("--query and --duplicates can't be combined: give one of them")
     if not searched and not _OUT.value:
@@ -139,13 +146,19 @@ def _check_queries(queries: Sequence[bytes], config: ConfigDict) -> None:
             raise ValueError(f"--query={path} can't be read: {error}") from error
 
 
-def _open(config: ConfigDict, changes: dict[str, str]) -> Source:
-    """Returns the images of the flags --images, as `changes` of the config, and --split."""
-    if not changes:
-        command_line.check_recorded_images(config.data.path)
-    given = flags.FLAGS["split"].present
-    source, notes = open_split(config, changes, _SPLIT.value if given else None)
-    command_line.tell(notes)
+def _open(recorded: ConfigDict, config: ConfigDict) -> Source:
+    """Returns the images of one split of the config's data set, see `images_config`."""
+    changes = command_line.image_changes(_IMAGES.value) if _IMAGES.value else {}
+    split, differs = None, config.data.train_split != recorded.data.train_split
+    with contextlib.ExitStack() as stack:
+        tell = stack.enter_context(command_line.opening(_IMAGES.value))
+        if flags.FLAGS["split"].present:
+            split = _SPLIT.value
+            stack.enter_context(command_line.naming(f"--split={split}"))
+        elif differs:
+            split = config.data.train_split
+        source, notes = open_split(config, changes, split)
+        tell(notes)
     return source
 
 
@@ -201,4 +214,4 @@ def _print(rows, columns: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run_main(_run, config="none", join=cluster.joined)
+    command_line.run_main(_run, config="recorded", join=cluster.joined)

@@ -14,7 +14,7 @@ from absl import flags
 
 from moco_jax.data.sources.opening import open_named
 from moco_jax.encoders import pretrained
-from moco_jax.encoders.knn_accuracy import COLUMNS, measure
+from moco_jax.encoders.knn_accuracy import COLUMNS, measure, trained_on
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
@@ -43,15 +43,15 @@ def main() -> None:
         command_line.fail("--encoder must be given, such as --encoder=runs/cifar10")
     ks = command_line.numbers(_K, int)
     temperatures = command_line.numbers(_TEMPERATURE, float)
-    given = command_line.config() if command_line.has_config() else None
-    changes = command_line.image_changes(_IMAGES.value) if _IMAGES.value else {}
+    if _IMAGES.value:
+        command_line.image_changes(_IMAGES.value)  # before anything is read
     with command_line.naming(f"--encoder={_ENCODER.value}"):
         read = pretrained.read(_ENCODER.value)
-    config = given or read.config
-    if not given and not changes:
-        command_line.check_recorded_images(config.data.path)
-    sources = open_named(config, **changes)
-    command_line.tell([f"{_OUTPUT.value} of {read.source}", *sources.notes])
+    config = command_line.images_config(read.config, _IMAGES.value)
+    with command_line.opening(_IMAGES.value) as tell:
+        sources = open_named(config)
+        tell([f"{_OUTPUT.value} of {read.source}", *sources.notes])
+    command_line.tell(trained_on(read.config, config, sources, _LEAVE_ONE_OUT.value))
     found = measure(
         read,
         sources,
@@ -79,4 +79,4 @@ def _reduced(ks: Sequence[int], temperatures: int, used: Sequence[int]) -> Itera
 
 
 if __name__ == "__main__":
-    command_line.run_main(main, config="optional", join=cluster.joined)
+    command_line.run_main(main, config="recorded", join=cluster.joined)

@@ -102,6 +102,15 @@ def test_the_test_split_of_an_npz(run, place):
     assert len(feature_file.read(place / "test.npz").names) == 2
 
 
+def test_a_key_of_the_data_needs_no_config_file(run, place):
+    done = run("--encoder=encoder.safetensors", "--images=images", "--out=b.npz",
+               "--config.data.exclude=a", "--overwrite")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert feature_file.read(place / "b.npz").names.tolist() == [
+        f"images/b/{number}.png" for number in range(9)
+    ]
+
+
 def test_duplicates_without_writing_a_file(run):
     done = run("--encoder=encoder.safetensors", "--images=images", "--duplicates=0.9999",
                "--format=csv")  # fmt: skip
@@ -168,7 +177,16 @@ ERRORS = [
         ["--encoder=encoder.safetensors", "--images=one.npz", "--split=test", "--out=x.npz"],
         "--split=test: there is no such split; allowed: train",
     ),
-]
+    (
+        ["--features=features.npz", "--duplicates=0.9", "--config.data.exclude=a"],
+        "--features can't be combined with --config",
+    ),
+    (
+        ["--encoder=encoder.safetensors", "--images=images", "--out=x.npz",
+         "--config.data.held_out=0.1"],
+        "data.held_out has no effect here; allowed: data.bit_depth, ",
+    ),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """kNN accuracy of an encoder on disk: equal to the monitor's; the command and its errors."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from moco_jax.data.loading import loader
+from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders import pretrained
-from moco_jax.encoders.knn_accuracy import COLUMNS, measure
+from moco_jax.encoders.knn_accuracy import COLUMNS, measure, trained_on
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining.knn_monitor import KnnMonitor
 from tests.conftest import run_command
@@ -46,7 +50,7 @@ def test_accuracy_equals_that_of_the_monitor(encoder):
 def test_errors_say_what_is_allowed(encoder):
     read, sources = pretrained.read(encoder), tiny_sources()
     options = dict(ks=(1,), temperatures=(1.0,), layout=make_layout())
-    with pytest.raises(ValueError, match="arrays has no test split; allowed: a folder test/"):
+    with pytest.raises(ValueError, match="arrays has no labelled test images: give --leave_one"):
         list(measure(read, Sources(sources.train, None), CONFIG.data, **options))
     with pytest.raises(ValueError, match="a backbone has no head"):
         list(measure(read, sources, CONFIG.data, output="head", **options))
@@ -88,12 +92,68 @@ ERRORS = [
     (["--encoder=/none", "--images=/none"], "--images=/none: there is no file or folder /none"),
     (["--encoder=/none", "--pictures=x"], "--pictures is now --images"),
     (["--encoder=/none", "--config=none.py"], "there is no config file none.py"),
+    (
+        ["{encoder}", "--images={folder}", "--config.data.held_out=0"],
+        "--config.data.held_out=0.1 to hold out some",
+    ),
+    (["{encoder}", "--images={folder}", "--config.held_out=0.1"], "did you mean 'data.held_out'?"),
+    (
+        ["{encoder}", "--images=digits", "--config.data.held_out=x"],
+        "data.held_out must be a number",
+    ),
+    (
+        ["{encoder}", "--images=digits", "--config.data.image_size=8"],
+        "has no effect here; allowed:",
+    ),
+    (["{encoder}", "--images=digits", "--config.model.dim=8"], "model.dim has no effect here"),
+    (["{encoder}", "--images={archive}"], "unpack it, and set --images="),
+    (["{encoder}", "--config.data.path={archive}"], "unpack it, and set --config.data.path="),
 ]
 
 
 @pytest.fixture(scope="module")
-def errors(repository):
-    cases = [arguments for arguments, _ in ERRORS]
+def pets(tmp_path_factory):
+    """A folder with four images of each of two classes, none of which the tiny config holds out."""
+    folder = tmp_path_factory.mktemp("images") / "pets"
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(4):
+            image = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            image.save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_images_that_the_encoder_was_trained_on_are_told(pets, tmp_path):
+    def opened(**changes):
+        config = tiny_config(data__source="images", **{"data__path": str(pets)} | changes)
+        return config, open_named(config)
+
+    def told(used, leave_one_out=False):
+        lines = trained_on(recorded, used[0], used[1], leave_one_out)
+        return [line.rpartition("/")[2].partition(" images, so")[0] for line in lines]
+
+    recorded, _ = opened(data__held_out=0.0)
+    trained = "pets, held out: the encoder was trained on 2 of these 2"
+    assert told(opened(data__held_out=0.25)) == [trained]
+    assert told(opened(data__held_out=0.25, data__path=f"{pets}/../pets")) == [trained]
+    assert told(opened(data__held_out=0.0), True) == [
+        "pets: the encoder was trained on 8 of these 8"
+    ]
+    recorded, _ = opened(data__held_out=0.25)
+    assert told(opened(data__held_out=0.25)) == []
+    assert told(opened(data__held_out=0.5)) == [
+        "pets, held out: the encoder was trained on 2 of these 4"
+    ]
+    (tmp_path / "pets").symlink_to(pets / "cat")
+    assert told(opened(data__path=str(tmp_path / "pets")), True) == []  # another place
+
+
+@pytest.fixture(scope="module")
+def errors(repository, encoder, pets):
+    place = {"encoder": f"--encoder={encoder}", "folder": pets, "archive": f"{pets}.zip"}
+    pathlib.Path(f"{pets}.zip").write_bytes(b"PK\x03\x04")
+    cases = [[text.format(**place) for text in arguments] for arguments, _ in ERRORS]
     return run_all(repository, "moco_jax.knn", cases, repository)
 
 
@@ -101,4 +161,4 @@ def errors(repository):
 def test_errors_are_one_message(errors, case):
     code, printed = errors[case]
     assert code == 2 and ERRORS[case][1] in printed
-    assert printed.startswith("error: ") and "Traceback" not in printed
+    assert "error: " in printed and "raceback" not in printed

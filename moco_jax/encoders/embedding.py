@@ -23,6 +23,7 @@ def embed(
     *,
     output: str,
     batch_size: int,
+    data: ConfigDict | None = None,
     exif_orientation: bool = True,
 ) -> Iterator[FeatureRows]:
     """Yields the features of a source's images, one batch at a time, in order.
@@ -30,9 +31,10 @@ def embed(
     Leaves out images that can't be read. Logs the names of the first ones, and their number.
 
     Args:
-      pretrained: the encoder; its config says how images are loaded and prepared.
+      pretrained: the encoder; its config says how images are prepared.
       output: 'backbone' or 'head'.
       batch_size: images encoded at once; rounded up to a multiple of the devices.
+      data: how images are loaded: the `data` of a config; default that of the encoder.
       exif_orientation: whether images are turned upright by their EXIF orientation.
 
     Raises:
@@ -40,14 +42,14 @@ def embed(
         not finite.
     """
     pretrained.check_output(output)
-    config = ConfigDict(pretrained.config.data)
+    config = ConfigDict(data or pretrained.config.data)
     config.max_bad_fraction, config.exif_orientation = 1.0, exif_orientation
-    data = loader.load(source, config, layout)
+    images = loader.load(source, config, layout)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)
-    stream = make_stream(data, encode, batch_size, layout, f"encoding {source.name}")
+    stream = make_stream(images, encode, batch_size, layout, f"encoding {source.name}")
     variables, row = layout.put(pretrained.variables, layout.replicated), 0
-    for features, readable in stream(variables, np.arange(len(data))):
-        indices = data.source_indices[row : row + len(features)]
+    for features, readable in stream(variables, np.arange(len(images))):
+        indices = images.source_indices[row : row + len(features)]
         row += len(features)
         part = FeatureRows(features[readable], indices[readable])
         if len(bad := not_finite(part.features)):
@@ -75,7 +77,12 @@ def neighbours(
 def duplicates(
     features: Features, threshold: float, layout: Layout
 ) -> Iterator[tuple[float, str, str]]:
-    """Yields (cosine, image, image) for each pair whose cosine is at least the threshold."""
-    for pairs in near_duplicates(features.features, threshold, layout):
-        for first, second, cosine in zip(*pairs, strict=True):
-            yield float(cosine), str(features.names[first]), str(features.names[second])
+    """Yields (cosine, image, image) for each pair whose cosine is at least the threshold.
+
+    The most similar pairs come first. All of them are held in memory, 20 bytes each.
+    """
+    found = near_duplicates(features.features, threshold, layout)
+    first, second, cosines = (np.concatenate(part) for part in zip(*found, strict=True))
+    for row in np.lexsort((second, first, -cosines)):
+        names = features.names[[first[row], second[row]]]
+        yield float(cosines[row]), str(names[0]), str(names[1])

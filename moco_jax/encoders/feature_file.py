@@ -32,7 +32,7 @@ class FeatureRows(NamedTuple):
     indices: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Features:
     """Features and their images.
 
@@ -49,6 +49,14 @@ class Features:
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     about: dict[str, Any]
+
+    def __repr__(self) -> str:
+        count, length = self.features.shape
+        classes = f"{len(self.class_names)} classes" if self.class_names else "no classes"
+        return (
+            f"<Features f32[{count}, {length}] of {count} images, {classes}; "
+            f"{self.about['output']} of {self.about['encoder']}>"
+        )
 
     def class_name(self, row: int) -> str:
         """Returns the name of an image's class, '' without classes."""

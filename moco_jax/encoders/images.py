@@ -49,17 +49,12 @@ def open_split(
         source = splits.get(split or "train")
         if source is None:
             known = ", ".join(name for name, found in splits.items() if found)
-            raise ValueError(f"--split={split}: there is no such split; allowed: {known}")
+            raise ValueError(f"there is no such split; allowed: {known}")
         notes = tuple(sources.notes)
         if source is sources.test:  # the first line describes the training images
             notes = (f"{source.name}: {len(source)} images", *notes[1:])
         return source, notes
     if changes or split is not None:
-        whole["train_split"] = split or "train"
-    try:
-        sources = open_named(config, **whole, **changes)
-    except ValueError as error:
-        if split is None:
-            raise
-        raise ValueError(f"--split={split}: {error}") from error
+        whole["train_split"] = "train" if split is None else split
+    sources = open_named(config, **whole, **changes)
     return sources.train, tuple(sources.notes)

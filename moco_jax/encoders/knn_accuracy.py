@@ -1,6 +1,8 @@
 """kNN accuracy of an encoder on all images, for several k and temperatures."""
 
+import contextlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.data.loading import loader
+from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders.features import labelled_features, make_encode
 from moco_jax.encoders.pretrained import Pretrained
@@ -15,6 +18,41 @@ from moco_jax.encoders.votes import knn_table, leave_one_out_table
 from moco_jax.parallel.mesh import Layout
 
 COLUMNS = ("classified", "k", "temperature", "top1_percent")
+
+
+# Keys of `data` that select the images to train on.
+_SELECT = ("held_out", "train_split", "test_split", "class_folders", "exclude")
+
+
+def trained_on(
+    recorded: ConfigDict, used: ConfigDict, sources: Sources, leave_one_out: bool
+) -> Iterator[str]:
+    """Yields a line for each set of classified images with which the encoder was trained.
+
+    The images of another place count as others.
+
+    Args:
+      recorded: of the encoder's run.
+      used: the config that `sources` were opened with.
+    """
+    if _place(recorded.data) != _place(used.data):
+        return
+    same = all(recorded.data[key] == used.data[key] for key in _SELECT)
+    trained = sources
+    if not same or recorded.seed != used.seed:
+        with contextlib.suppress(OSError, ValueError):  # the images are others by now
+            trained = open_named(recorded, path=used.data.path)  # names begin with it
+    names = set(trained.train.names)
+    for source in (sources.test, sources.train if leave_one_out else None):
+        if source and (count := sum(name in names for name in source.names)):
+            yield (
+                f"warning: {source.name}: the encoder was trained on {count} of these "
+                f"{len(source)} images, so their accuracy is not that of new images"
+            )
+
+
+def _place(data: ConfigDict) -> tuple[str, str]:
+    return data.source, os.path.realpath(os.path.expanduser(data.path))
 
 
 def measure(
@@ -54,8 +92,8 @@ def measure(
         )
     if test is None and not leave_one_out:
         raise ValueError(
-            f"{train.name} has no test split; allowed: a folder test/ or val/ beside train/, "
-            "data.held_out above 0, or --leave_one_out"
+            f"{train.name} has no labelled test images: give --leave_one_out, or "
+            "--config.data.held_out=0.1 to hold out some, or put them into test/ beside train/"
         )
     pretrained.check_output(output)
     encode = make_encode(pretrained.config, pretrained.encoder, output, layout)

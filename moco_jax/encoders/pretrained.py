@@ -33,7 +33,7 @@ _HEADS = ("head", "predictor")  # the parts of an encoder behind its backbone
 _USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """An encoder and its config.
 
@@ -47,6 +47,9 @@ class Pretrained:
     config: ConfigDict
     variables: dict[str, Any]
     source: str
+
+    def __repr__(self) -> str:
+        return f"<Pretrained {self.config.model.name}: {self.source}>"
 
     @property
     def encoder(self) -> Encoder:

@@ -1,13 +1,15 @@
 """The command line: the flag --config, and an error for each argument that can't be used."""
 
 import ast
+import copy
 import difflib
 import functools
+import operator
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -20,12 +22,17 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, such as co
 _LONGEST = 100  # characters of an argument in a message
 _LONGEST_ERROR = 300  # characters of the message of a library
 _HELP = ("-h", "-help", "-?", "--help", "--helpshort", "--helpfull", "--helpxml")
+_OVERRIDE = re.compile(r"(?s)--?(no)?config\.([^=]*)(?:=(.*))?")
 _PARSERS: dict[type, tuple[Callable[[str], Any], str]] = {
     bool: (flags.BooleanParser().parse, "True or False"),
     int: (flags.IntegerParser().parse, "a whole number"),
     float: (flags.FloatParser().parse, "a number"),
     tuple: (ast.literal_eval, "values with commas between them"),
 }
+
+
+# --config.KEY=VALUE without --config: (argument, key, value), changes of a recorded config.
+_changes: list[tuple[str, str, str]] = []
 
 
 class BadArguments(Exception):
@@ -37,7 +44,8 @@ def parse(argv: list[str], config: str) -> list[str]:
 
     Args:
       argv: the command and its arguments.
-      config: whether the command needs --config: 'required', 'optional' or 'none'.
+      config: whether the command needs --config: 'required', 'optional', 'recorded' or 'none'. With
+        'recorded' keys without --config are for `changed`.
 
     Raises:
       BadArguments: if an argument is unknown or wrong, or the config file can't be used.
@@ -49,6 +57,10 @@ def parse(argv: list[str], config: str) -> list[str]:
     if config == "none" and any(re.match("--?config(=|$)", argument) for argument in argv):
         given = next(argument for argument in argv if re.match("--?config(=|$)", argument))
         raise BadArguments(f"{given}: this command takes no config")
+    _changes.clear()
+    if config == "recorded" and _value("config", argv) is None:
+        _changes.extend(_overrides(argv))
+        argv = [argument for argument in argv if not _OVERRIDE.fullmatch(argument)]
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # a config file may raise anything
@@ -67,6 +79,31 @@ def parse(argv: list[str], config: str) -> list[str]:
 def filename() -> str:
     """Returns the value of --config."""
     return config_flags.get_config_filename(flags.FLAGS["config"])
+
+
+def names_config() -> bool:
+    """Returns whether --config or a key of it was given."""
+    return bool(flags.FLAGS["config"].present or _changes)
+
+
+def changed(recorded: ConfigDict, allowed: Sequence[str]) -> ConfigDict:
+    """Returns a copy of a recorded config with the changes of the command line.
+
+    Raises:
+      BadArguments: for a key that is not allowed, and a value that it can't have.
+    """
+    config = copy.deepcopy(recorded)
+    for argument, key, value in _changes:
+        if problem := _override_problem(config, argument, key, value):
+            raise BadArguments(problem)
+        if key not in allowed:
+            keys = ", ".join(allowed)
+            raise BadArguments(f"{argument}: {key} has no effect here; allowed: {keys}")
+        *groups, name = key.split(".")
+        holder = functools.reduce(operator.getitem, groups, config)
+        kind = holder.get_type(name)
+        setattr(holder, name, _PARSERS.get(kind, (str, ""))[0](value))
+    return config
 
 
 def of_config(argv: list[str]) -> list[str]:
@@ -190,9 +227,9 @@ def _one_line(error: BaseException) -> str:
 
 def _overrides(argv: list[str]) -> Iterator[tuple[str, str, str]]:
     """Yields (argument, key, value) of each --config.KEY=VALUE."""
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         shown = argument if len(argument) <= _LONGEST else f"{argument[:_LONGEST]}..."
-        found = re.fullmatch(r"(?s)--?(no)?config\.([^=]*)(?:=(.*))?", argument)
+        found = _OVERRIDE.fullmatch(argument)
         if found:
             off, key, value = found.groups()
             if value is None:  # --config.drift, --noconfig.drift or --config.lr 0.1

@@ -25,13 +25,15 @@ _LONGEST_LINE = 1000  # characters of a line of a message
 _PACKAGE = str(pathlib.Path(text.__file__).parent)
 _TRACEBACK = "(--verbosity=1 prints the traceback)"
 _SHORTEST_CELL = 20  # characters to which a column of a table is shortened
+# Keys of `data` that belong to the encoder, or to training alone.
+_PREPARES = ("image_size", "eval_resize", "mean", "std", "may_change")
 _PIPE_CLOSED = 141  # the exit code of other tools after SIGPIPE
 
 
 def run_main(
     work: Callable[[], int | None],
     *,
-    config: Literal["required", "optional", "none"] = "required",
+    config: Literal["required", "optional", "recorded", "none"] = "required",
     join: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     errors: Sequence[type[Exception]] = (),
     interrupted: str = "interrupted",
@@ -47,7 +49,8 @@ def run_main(
 
     Args:
       work: the command; returns the exit code, None for 0.
-      config: whether the command needs --config.
+      config: whether the command needs --config. 'recorded': it is optional, and keys without it
+        change a recorded config, see `images_config`.
       join: the context in which the command runs, such as `cluster.joined`.
       errors: more exceptions that are printed as messages.
       interrupted: the message after Ctrl-C.
@@ -82,7 +85,7 @@ def run_main(
     logging.get_absl_handler().addFilter(_escape_record)
     try:
         with signals.ending(interrupted, waits=saves):
-            help.describe(work, config != "none")
+            help.describe(work, config)
             app.run(main, flags_parser=lambda argv: _parse(argv, config))
     except (KeyboardInterrupt, signals.Terminated) as stop:
         os._exit(_stopped(stop, interrupted))
@@ -182,6 +185,47 @@ def has_config() -> bool:
     return bool(flags.FLAGS["config"].present)
 
 
+def images_config(recorded: ConfigDict, images: str | None, without: Iterable[str] = ()):
+    """Returns a config whose `data` names the images that a command encodes.
+
+    It is --config if that is given, or else a copy of the recorded config of the encoder, changed
+    by each --config.data.KEY=VALUE. `images`, the value of --images, replaces its images.
+
+    Args:
+      recorded: of the encoder's run.
+      images: see `image_changes`; None for those of the config.
+      without: keys of `data` that have no effect on the command, besides those of `_PREPARES`.
+    """
+    changes = image_changes(images) if images else {}
+    unused = {*_PREPARES, *without, *changes}
+    try:
+        allowed = sorted(f"data.{key}" for key in set(recorded.data) - unused)
+        found = config() if has_config() else arguments.changed(recorded, allowed)
+    except arguments.BadArguments as error:
+        fail(str(error))
+    if not has_config() and not changes and found.data.path == recorded.data.path:
+        check_recorded_images(found.data.path)
+    found.data.update(changes)
+    return found
+
+
+@contextlib.contextmanager
+def opening(images: str | None) -> Iterator[Callable[[Iterable[str]], None]]:
+    """Names --images in place of the key `data.path`, in errors of the block if it was given.
+
+    Yields:
+      `tell` that does the same.
+    """
+    renamed = lambda text: text.replace("--config.data.path", "--images") if images else text  # noqa: E731
+    try:
+        yield lambda lines: tell(map(renamed, lines))
+    except (OSError, ValueError) as error:
+        if renamed(str(error)) == str(error):
+            raise
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(renamed(str(error))) from error
+
+
 def _parse(argv: list[str], config: str) -> list[str]:
     """Returns the arguments that are not flags; ends the process with a message on an error."""
     try:
@@ -277,7 +321,7 @@ def _aligned(column: Sequence[Any]) -> list[str]:
     numbers = [x for x in column if isinstance(x, float) and math.isfinite(x)]
     most = 2 if any(abs(x) >= 10 for x in numbers) else 4
     needed = (len(f"{x:.{most}f}".rstrip("0").partition(".")[2]) for x in numbers)
-    places = max(needed, default=0)
+    places = max(1, *needed) if numbers else 0
     return [f"{x:.{places}f}" if isinstance(x, float) else str(x) for x in column]
 
 

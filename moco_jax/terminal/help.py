@@ -14,13 +14,22 @@ from moco_jax.terminal import style
 
 _WIDEST = 100  # columns of a paragraph, however wide the terminal is
 _NAMES = 30  # widest column of names
+_CONFIG = {  # the help of --config
+    "required": "Experiment, such as configs/digits.py. --config.KEY=VALUE changes a key of it.",
+    "recorded": "Experiment, such as configs/digits.py; default: that of the encoder. "
+    "--config.KEY=VALUE changes a key of it.",
+}
 _COMMANDS = ("python -m ", "bash ", "moco-jax ")
 
 
-def describe(work: Callable, takes_config: bool) -> None:
-    """Makes --help list the flags of the command `work`, whatever script started it."""
+def describe(work: Callable, config: str) -> None:
+    """Makes --help list the flags of the command `work`, whatever script started it.
+
+    `config` is whether it needs --config, see `command_line.run_main`.
+    """
     own, main = flags.FLAGS.flags_by_module_dict().get(work.__module__, []), sys.argv[0]
-    for flag in [*own, *([flags.FLAGS["config"]] if takes_config else [])]:
+    flags.FLAGS["config"].help = _CONFIG.get(config, _CONFIG["required"])
+    for flag in [*own, *([flags.FLAGS["config"]] if config != "none" else [])]:
         flags.FLAGS.register_key_flag_for_module(main, flag)
     if documented := getattr(work, "__globals__", {}).get("__doc__"):
         sys.modules["__main__"].__doc__ = documented
@@ -77,9 +86,7 @@ def _flag(flag: flags.Flag, among: list[flags.Flag], columns: int) -> str:
     text = re.sub(r"^<[^>]*>: |; ?repeat this option.*", "", " ".join((flag.help or "").split()))
     if names := getattr(flag.parser, "enum_values", None):
         text += f" Allowed: {', '.join(names)}."
-    if flag.name == "config":
-        text += " --config.KEY=VALUE changes a key of it."
-    elif flag.boolean and flag.default:
+    if flag.boolean and flag.default:
         text += f" On by default; --no{flag.name} turns it off."
     elif flag.default not in (None, "", [], False) and "default" not in text.lower():
         text += f" Default {str(flag.default_as_str).strip(chr(39))}."

@@ -19,7 +19,7 @@ from benchmarks import program_parts
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import compilers, nvidia, program, topology
 from moco_jax.plan.hardware import CHIPS
-from moco_jax.pretraining import validation
+from moco_jax.pretraining import fit, validation
 from moco_jax.terminal import command_line
 
 _CHIP = flags.DEFINE_string("chip", "h200", "Such as v5e, v6e, h100, h200.")
@@ -49,10 +49,12 @@ def smallest_topology() -> topology.Topology:
 
 
 def main() -> None:
-    config = command_line.config()
+    config = command_line.config("pretrain")
     place = smallest_topology()
     compilers.use_only_cpus([place])
     layout = make_layout(compilers.devices(place)[:1])
+    config, lines = fit.fit(config, _IMAGES.value, (), 1)
+    command_line.tell(lines)
     validation.check(config, 1)
     step, *arguments = program.abstract_step(config, layout, _IMAGES.value)
     lowered = step.lower(*arguments)

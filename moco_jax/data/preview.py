@@ -21,6 +21,7 @@ from moco_jax.data.augment.views import make_view
 from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases, shorter_sides
 from moco_jax.data.loading.reader import Reader, shallow
+from moco_jax.data.sources.file_types import counted
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
 from moco_jax.terminal import command_line, progress, signals
@@ -93,6 +94,8 @@ def main() -> None:
     out = pathlib.Path(_OUT.value).expanduser()
     if out.suffix.lower() not in _FORMATS:
         raise ValueError(f"--out={out} must end in {', '.join(_FORMATS)}")
+    if out.is_dir():
+        raise ValueError(f"--out={out} is a folder; give a file that ends in .png or .jpg")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"--out={out}: there is no folder {out.absolute().parent}")
     sources = open_whole(config)
@@ -103,10 +106,12 @@ def main() -> None:
         command_line.tell([f"data.image_size {size}, as in training: --config.data.image_size=..."])
     image = preview(config, sources.train, _IMAGES.value, _DRAWS.value)
     unfinished = out.with_name(f"{out.name}.unfinished")
+    replaced = " (replaced)" if out.exists() else ""
     with signals.unfinished(unfinished):
         Image.fromarray(image).save(unfinished, _FORMATS[out.suffix.lower()])
         os.replace(unfinished, out)
-    print(f"{out}: a row is the original, {_DRAWS.value} query views, {_DRAWS.value} key views")
+    views = f"{counted(_DRAWS.value, 'query view')}, {counted(_DRAWS.value, 'key view')}"
+    print(f"{out}{replaced}: a row is the original, {views}")
 
 
 if __name__ == "__main__":

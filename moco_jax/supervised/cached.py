@@ -25,6 +25,7 @@ from moco_jax.supervised.step import encode, logits
 from moco_jax.terminal import progress
 from moco_jax.training import workdir
 from moco_jax.training.flat_config import flatten
+from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 
 _SCORE_BATCH = 1024
@@ -40,14 +41,17 @@ def evaluate(
     config = start.config
     cluster.check_alike("config", str(flatten(config)))
     assert sources.test is not None
+    clock = ending.Clock()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(workdir.opened(folder))
         extract = _extractor(start, layout)
         begun = time.perf_counter()
         (train, labels), (test, truth) = extract(sources.train), extract(sources.test)
+        unreadable = len(sources.train) + len(sources.test) - len(train) - len(test)
         cluster.say(
             f"workdir {folder}\n{len(train)} + {len(test)} features of {train.shape[1]} in "
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
+            + (f"; {unreadable} of the images can't be read" if unreadable else "")
         )
         cluster.on_first(lambda: workdir.record(folder, config, 0))
         log = MetricsLog(folder, 0, KINDS["linear"].results, config)
@@ -67,6 +71,8 @@ def evaluate(
             log.write(found.iterations, {k: x for k, x in scalars.items() if math.isfinite(x)})
             cluster.say(_convergence(row, found, config.iterations))
             rows.append(row)
+    log_file = ending.shown(folder / "metrics.jsonl")
+    cluster.say(f"done {clock.summary()}; the results are in {log_file}")
     cluster.say(results.table(rows, len(test)))
     return rows
 

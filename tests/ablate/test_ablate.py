@@ -66,7 +66,7 @@ def test_an_invalid_variant_fails_before_any_run(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_runs_resume_and_end_in_a_table(tmp_path, monkeypatch):
+def test_runs_resume_and_end_in_a_table(tmp_path, monkeypatch, capsys):
     config = tiny_config(steps=3, drift=True)
     chosen = variants("momentum", config, ["0.5", "0.0"])
     done, real = [], pretrain.pretrain
@@ -87,6 +87,8 @@ def test_runs_resume_and_end_in_a_table(tmp_path, monkeypatch):
     with pytest.raises(loop.Interrupted):
         run()
     results = run()
+    printed = capsys.readouterr().out
+    assert "done: step 3 of 3" in printed and "moco_jax.load" not in printed
     assert done == ["0.5", "0.0", "0.0"]
     trained, failed = results
     lines = (tmp_path / "0.5" / "seed_7" / "metrics.jsonl").read_text().splitlines()

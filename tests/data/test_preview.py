@@ -66,10 +66,16 @@ def test_command(repository, tmp_path):
         assert image.size == (3 * 68, 2 * 68)
     done = run(f"--out={tmp_path / 'views.jpg'}", "--images=1", "--draws=1")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'views.jpg'}: a row is the original, 1 query view")
+    done = run(f"--out={tmp_path / 'views.jpg'}", "--images=1", "--draws=1")
+    assert done.stdout.startswith(f"{tmp_path / 'views.jpg'} (replaced): a row is")
     with Image.open(tmp_path / "views.jpg") as image:
         assert image.format == "JPEG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["views.jpg", "views.png"]
     wrong = run(f"--out={tmp_path / 'v.txt'}")
     assert wrong.returncode == 2 and "v.txt must end in .png, .jpg, .jpeg" in wrong.stderr
+    (tmp_path / "folder.png").mkdir()
+    wrong = run(f"--out={tmp_path / 'folder.png'}")
+    assert wrong.returncode == 2 and "folder.png is a folder; give a file" in wrong.stderr
     missing = run("--config.data.path=/no/such/place")
     assert missing.returncode == 2 and "no file or folder /no/such/place" in missing.stderr

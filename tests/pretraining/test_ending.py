@@ -79,6 +79,7 @@ def test_skipped_images_are_counted_at_the_end(tmp_path, capsys, caplog):
     pretrain.pretrain(config, tmp_path, sources=Sources(train, None))
     assert "skipped fish/3.jpg (no known image format; " in caplog.text
     printed = capsys.readouterr().out
+    assert "/data: 94 of 96 images, 0 MB resident\n" in printed
     assert "\n2 images skipped: 1 x no known image format, 1 x the file is empty\n" in printed
     assert "moco_jax.knn" not in printed  # there are no classes
 

@@ -173,6 +173,12 @@ READ = {
         "",
         None,
     ),
+    "masks of another folder by file name": (
+        ["photos/7.jpg", "photos/8.jpg", "outlines/7_mask.png", "outlines/8_mask.png"],
+        ["warning: 2 images of 4 look like masks, such as 7_mask.png: --config.data.exclude='*_"],
+        "",
+        None,
+    ),
     "classes with the word mask": (
         images("with_mask without_mask"),
         ["2 classes: with_m"],
@@ -186,6 +192,22 @@ READ = {
         "kaggle/input/valid",
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["wear/n03724870_mask.JPEG", "wear/n04229816_ski_mask.JPEG", "fish/n01443537_1.JPEG"],
+        ["mask/n03724870_1.JPEG", "mask/n03724870_2.JPEG", "fish/n01443537_1.JPEG"],
+    ],
+    ids=["file names", "folders"],
+)
+def test_images_of_masks_and_labels_are_not_warned_of(store, paths):
+    """Masks have the names of the images that they belong to."""
+    sources = open_images(store(paths))
+    assert len(sources.train) == 3
+    assert not any("mask" in note.partition(";")[2] for note in sources.notes)
+    assert not any(note.startswith("warning: ") for note in sources.notes)
 
 
 @pytest.mark.parametrize("name", READ)

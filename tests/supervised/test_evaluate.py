@@ -1,5 +1,6 @@
 """Supervised runs: logging, resuming, errors, and weights that must not change."""
 
+import dataclasses
 import json
 import os
 import re
@@ -357,3 +358,17 @@ def test_labelled_images_are_selected_once(encoder, tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().out
     assert len(calls) == 1 and "labelled images: --config.batch_size=..." in printed
     assert len(re.findall(r"labels: \d+ of 96 images, 0.5 of each class", printed)) == 1
+
+
+def test_the_cached_evaluation_says_that_it_is_done(encoder, tmp_path, capsys):
+    train = tiny_sources(96).train
+    images = [train.read(i) for i in range(96)]
+    images[0] = b"no image"
+    broken = dataclasses.replace(train, read=images.__getitem__)
+    sources = dataclasses.replace(tiny_sources(96), train=broken)
+    config = task_config("linear", encoder, cached=True, l2=(0.1,), data__max_bad_fraction=0.1)
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=sources)
+    printed = capsys.readouterr().out
+    assert re.search(r"95 \+ 32 features of \d+ in .* MB; 1 of the images can't be read\n", printed)
+    log = tmp_path / "cached" / "metrics.jsonl"
+    assert re.search(rf"\ndone in \d+:\d\d; the results are in {log}\n32 test images ", printed)

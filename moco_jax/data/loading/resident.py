@@ -48,7 +48,8 @@ class ResidentData:
     def describe(self, batch_size: int) -> str:
         """Returns name, size and device memory in one line; batches need almost no memory."""
         megabytes = self.arrays["images"].nbytes >> 20
-        return f"{self._name}: {len(self)} images, {megabytes} MB resident"
+        count = f"{len(self)} of {len(self) + self.bad}" if self.bad else str(len(self))
+        return f"{self._name}: {count} images, {megabytes} MB resident"
 
     def batches(self, plan: Plan, start: int = 0) -> Generator[jax.Array]:
         """Yields the image indices i32[B] of each step."""

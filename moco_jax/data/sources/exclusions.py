@@ -71,31 +71,33 @@ def drop_masks(paths: Sequence[str], keep: Collection[str] = ()) -> tuple[list[s
     return kept, [line]
 
 
-def mask_warnings(paths: Iterable[str]) -> list[str]:
-    """Returns warnings about images to train on that look like masks."""
-    folder_counts: collections.Counter[str] = collections.Counter()
-    named: list[str] = []
-    for path in paths:
-        folder, _, name = path.rpartition("/")
-        folder_counts[folder] += 1
-        if split_names.is_mask(name.rpartition(".")[0]):
-            named.append(name)
-    counts: collections.Counter[str] = collections.Counter()
-    for folder, count in folder_counts.items():
-        for part in {part for part in folder.split("/") if split_names.holds_masks(part)}:
-            counts[part] += count
-    lines = [
-        f"warning: {name}/ ({counted(count, 'image')}) looks like masks or labels: "
-        f"--config.data.exclude={name} leaves it out"
-        for name, count in sorted(counts.items())
-    ]
-    total = sum(folder_counts.values())
-    if 0 < len(named) < total:
-        stem = named[0].rpartition(".")[0]
-        ending = re.split(r"(?=[_\-. ])", stem)[-1] + "." + named[0].rpartition(".")[2]
+def mask_warnings(paths: Sequence[str]) -> list[str]:
+    """Returns warnings about images to train on that look like masks.
+
+    A name is not enough: masks, labels and copies have the names of the images that they belong to.
+    """
+    inside = {folder: _mask_folders(folder) for folder in folders(paths)}
+    named = [path for path in paths if split_names.masked(_stem(path))]
+    if not named and not any(inside.values()):
+        return []
+    masks = {*named} | {path for path in paths if inside[_folder(path)]}
+    images = {_stem(path) for path in paths if path not in masks}
+    belongs = lambda path: bool({_stem(path), split_names.masked(_stem(path))} & images)  # noqa: E731
+    lines = []
+    for name in sorted(set().union(*inside.values())):
+        own = [path for path in paths if name in inside[_folder(path)]]
+        if not images or any(map(belongs, own)):
+            lines.append(
+                f"warning: {name}/ ({counted(len(own), 'image')}) looks like masks or labels: "
+                f"--config.data.exclude={name} leaves it out"
+            )
+    named = [path for path in named if belongs(path)]
+    if named:
+        name = named[0].rpartition("/")[2]
+        ending = re.split(r"(?=[_\-. ])", _stem(name))[-1] + "." + name.rpartition(".")[2]
         lines.append(
-            f"warning: {counted(len(named), 'image')} of {total} look like masks, such as "
-            f"{listed(named[:1])}: --config.data.exclude='*{ending}' leaves such files out"
+            f"warning: {counted(len(named), 'image')} of {len(paths)} look like masks, such as "
+            f"{listed([name])}: --config.data.exclude='*{ending}' leaves such files out"
         )
     return lines
 
@@ -165,6 +167,21 @@ def _first_in(folder: str, masks: set[str]) -> str:
     parts = folder.split("/")
     above = ("/".join(parts[: i + 1]) for i in range(len(parts)))
     return next((path for path in above if path in masks), "")
+
+
+def _mask_folders(folder: str) -> set[str]:
+    """Returns the folders of a path whose names are those of masks."""
+    return {part for part in folder.split("/") if split_names.holds_masks(part)}
+
+
+def _folder(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _stem(path: str) -> str:
+    """Returns the file name without its ending."""
+    name = path.rpartition("/")[2]
+    return name.rpartition(".")[0] or name
 
 
 def _parts(paths: Iterable[str]) -> set[str]:

@@ -93,9 +93,16 @@ def holds_masks(name: str) -> bool:
     return "".join(words(name)) in _MASKS
 
 
-def is_mask(stem: str) -> bool:
-    """Returns whether a file name without its ending is that of a mask, such as '7_mask'."""
-    return stem.lower().rstrip("0123456789").endswith(_MASK_ENDINGS)
+def masked(stem: str) -> str:
+    """Returns the name of the image of which a file is the mask: '7' for '7_mask', '' for others.
+
+    Args:
+      stem: a file name without its ending.
+    """
+    plain = stem.rstrip("0123456789")
+    if not plain.lower().endswith(_MASK_ENDINGS):  # of a million names few do
+        return ""
+    return plain[: -max(len(end) for end in _MASK_ENDINGS if plain.lower().endswith(end))]
 
 
 def _role(found: list[str]) -> str:

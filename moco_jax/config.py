@@ -39,6 +39,9 @@ def base() -> ConfigDict:
     c.epochs = placeholder(float)  # length of the run in passes over the data; or set steps
     c.steps = placeholder(int)  # length of the run in steps; or set epochs
     c.batch_size = 256  # B, images a step, over all devices
+    # M, parts of the batch that pass the backbone in turn: the same update with less memory, and
+    # one more forward pass.
+    c.microbatches = 1
     c.dtype = "float32"  # of the computation: float32 or bfloat16; parameters are float32
     c.remat = False  # recompute blocks for the gradient: less memory, about a third more work
     c.log_every = 50  # steps between lines of metrics.jsonl and of the console
@@ -53,17 +56,18 @@ def base() -> ConfigDict:
     c.mesh.fsdp = 1  # neighbouring devices that split parameters, EMA and optimizer state
 
     c.model = _model()
+    c.init = ""  # workdir or file of weights that the backbone starts from; heads stay random
 
     c.dictionary = "queue"  # queue, in_batch (the other keys of the batch) or memory_bank
     c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR), none
     c.momentum = 0.999  # m of the key encoder
+    c.momentum_schedule = "constant"  # constant, or cosine: m rises to 1 over the run (v3)
     c.temperature = 0.2  # T of InfoNCE
+    c.loss_scale = "none"  # factor of the loss: none (1) or 2T (v3)
     c.queue_size = 65536  # K, keys in the queue
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
     c.bank = ConfigDict()  # for dictionary=memory_bank, key_encoder=none and one view
-    c.momentum_schedule = "constant"  # constant, or cosine: m rises to 1 over the run (v3)
     c.bank.negatives = 65536  # K, drawn from the bank at each step
-    c.loss_scale = "none"  # factor of the loss: none (1) or 2T (v3)
     c.bank.momentum = 0.5  # fraction of a slot that is kept when its image is seen
     c.bank.loss = "info_nce"  # info_nce or nce (Wu et al. 2018)
     c.symmetric = False  # each view is query and key in turn; the two losses are summed
@@ -188,6 +192,7 @@ DATA_RULES = {
 # What each key may be. `pretraining/validation.py` checks them, and how keys fit each other.
 RULES = checks.COMMON_RULES | {
     "task": one_of(("pretrain",)),
+    "microbatches": whole,
     "model.name": one_of(BACKBONES),
     "model.stem_init": one_of(STEM_INITS),
     "model.head": one_of(HEADS),
@@ -198,25 +203,25 @@ RULES = checks.COMMON_RULES | {
     "dictionary": one_of(DICTIONARIES),
     "key_encoder": one_of(KEY_ENCODERS),
     "momentum": fraction,
+    "momentum_schedule": one_of(MOMENTUM_SCHEDULES),
     "temperature": positive,
+    "loss_scale": one_of(LOSS_SCALES),
     "queue_size": whole,
     "queue_dtype": one_of(checks.DTYPES),
     "bank.negatives": whole,
     "bank.momentum": fraction,
-    "momentum_schedule": one_of(MOMENTUM_SCHEDULES),
     "bank.loss": one_of(BANK_LOSSES),
-    "loss_scale": one_of(LOSS_SCALES),
     "lr": positive,
-    **DATA_RULES,
-    "data.held_out": fraction,
-    "data.image_size": whole,
-    "data.eval_resize": whole,
-    "data.canvas": whole,
     "optimizer": one_of(OPTIMIZERS),
     "lars_trust": positive,
     "adam_b1": checks.below_one,
     "adam_b2": checks.below_one,
     "adam_eps": positive,
+    **DATA_RULES,
+    "data.held_out": fraction,
+    "data.image_size": whole,
+    "data.eval_resize": whole,
+    "data.canvas": whole,
     "data.resident_megabytes": not_negative,
     "data.max_bad_fraction": fraction,
     "knn.every_epochs": not_negative,

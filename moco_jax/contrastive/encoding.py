@@ -1,5 +1,6 @@
 """Views to queries and keys: which view has which role, and the two encode functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from moco_jax.contrastive.micro_batches import by_parts
 from moco_jax.contrastive.shuffle import shuffle, unshuffle
 from moco_jax.models.encoder import Encoder
 from moco_jax.parallel.mesh import Layout
@@ -31,36 +33,41 @@ class Encoders(NamedTuple):
 def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
     groups = config.bn_groups if config.shuffle_bn else 1
+    parts = config.microbatches
+    backbone = encoder.backbone.clone(bn_groups=max(1, config.bn_groups // parts))
+
+    def features(params, batch_stats, images):
+        encode = functools.partial(_apply, backbone, params, batch_stats)
+        return by_parts(encode, images, parts, config.bn_groups if batch_stats else 0, layout)
 
     def encode(params, batch_stats, views, method):
+        # FSDP parameters are gathered here; their gradients come back sharded.
+        params = layout.replicate(params)
         encoded = []
         for images in views:
-            # FSDP parameters are gathered here; their gradients come back sharded.
-            variables = {"params": layout.replicate(params), "batch_stats": batch_stats}
-            vectors, changed = encoder.apply(
-                variables, images, mutable=["batch_stats"], method=method
-            )
+            of_backbone = batch_stats.get("backbone", {})
+            pooled, of_backbone = features(params["backbone"], of_backbone, images)
+            vectors, of_heads = _apply(encoder, params, batch_stats, pooled, method=method)
+            batch_stats = of_heads | ({"backbone": of_backbone} if of_backbone else {})
             encoded.append(vectors)
-            batch_stats = changed.get("batch_stats", {})
         return encoded, batch_stats
 
     def encode_queries(params, batch_stats, views):
-        return encode(params, batch_stats, views, _queries)
+        return encode(params, batch_stats, views, "queries")
 
     def encode_keys(params, batch_stats, views):
         mixed = [shuffle(images, groups, layout) for images in views]
-        keys, batch_stats = encode(params, batch_stats, mixed, _keys)
+        keys, batch_stats = encode(params, batch_stats, mixed, "keys")
         return [unshuffle(k, groups, layout) for k in keys], batch_stats
 
     return Encoders(encode_queries, encode_keys)
 
 
-def _queries(encoder: Encoder, images: jax.Array) -> jax.Array:
-    return encoder.queries(encoder.backbone(images, train=True), train=True)
-
-
-def _keys(encoder: Encoder, images: jax.Array) -> jax.Array:
-    return encoder.keys(encoder.backbone(images, train=True), train=True)
+def _apply(module, params, batch_stats, x: jax.Array, **options) -> tuple[jax.Array, Any]:
+    """Returns a module's output in training and its new running averages, {} if it has none."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    y, changed = module.apply(variables, x, train=True, mutable=["batch_stats"], **options)
+    return y, changed.get("batch_stats", {})
 
 
 def directions(views: tuple[jax.Array, ...], symmetric: bool) -> tuple[Views, Views]:

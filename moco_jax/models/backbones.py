@@ -33,6 +33,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether its layers normalise over images, in `bn_groups` groups of the batch."""
+        ...
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters that get no gradient, which an optimizer must not decay."""
         ...

@@ -132,6 +132,11 @@ class ResNet(nn.Module):
         )
 
     @property
+    def batch_norm(self) -> bool:
+        """Whether it normalises over images: every layer does."""
+        return True
+
+    @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the parameters that get no gradient: none."""
         return ()

@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         patches = images.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
         patches = patches.reshape(batch, rows, columns, p * p * channels).astype(self.dtype)
         weights = kernel.reshape(-1, self.dim).astype(self.dtype)
-        return patches @ weights + bias.astype(self.dtype)
+        return patches @ weights + bias.astype(self.dtype)[None, None, None]
 
 
 class Block(nn.Module):
@@ -124,6 +124,11 @@ class ViT(nn.Module):
     def blocks(self) -> tuple[str, ...]:
         """Names of the parameters of the blocks, in order."""
         return tuple(f"block{i + 1}" for i in range(self.depth))
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether it normalises over images: only the convolutions of a stem do."""
+        return self.stem == "conv"
 
     @property
     def frozen(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from moco_jax import config as config_lib
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment.recipe_checks import check_recipe
+from moco_jax.models.backbones import BACKBONES, make_backbone
 from moco_jax.training import checks
 
 # Old keys must come from a slowly changing encoder. Only a bank has other keys where the queries
@@ -99,4 +100,24 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
                 f"bank.negatives={bank.negatives} must be a multiple of the {devices} devices; "
                 f"{checks.nearest(bank.negatives, devices)}"
             )
+    yield from _micro_batches(config, devices)
     yield from checks.crop(data)
+
+
+def _micro_batches(config: ConfigDict, devices: int) -> Iterator[str]:
+    parts, groups, size = config.microbatches, config.bn_groups, config.batch_size
+    if parts == 1:
+        return
+    if size % (parts * devices):
+        yield (
+            f"batch_size={size} must be a multiple of {parts * devices}, microbatches={parts} on "
+            f"{devices} device{'s' * (devices > 1)}; {checks.nearest(size, parts * devices)}"
+        )
+    known = config.model.name in BACKBONES
+    if known and make_backbone(config.model).batch_norm and groups % parts:
+        allowed = " or ".join(str(n) for n in range(1, groups + 1) if groups % n == 0)
+        yield (
+            f"microbatches={parts} must divide bn_groups={groups}, so that each part has whole "
+            f"batch-norm groups; allowed: --config.microbatches={allowed}, or another "
+            f"--config.bn_groups: {checks.nearest(groups, parts)}"
+        )

@@ -83,6 +83,11 @@ def test_what_is_computed_again_gives_the_same_losses():
     np.testing.assert_allclose(losses(1, remat=True), one_device(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("devices", "parts"), [(1, 2), (2, 4), (8, 2)])
+def test_parts_of_a_batch_give_the_same_losses(devices, parts):
+    np.testing.assert_allclose(losses(devices, microbatches=parts), one_device(), rtol=1e-5)
+
+
 def test_fewer_groups_than_devices_and_both_directions():
     # A quarter of the rate, for two losses are summed and statistics cross devices: with larger
     # steps rounding grows past the bound on some processors (in float64 the losses agree to 4e-16).

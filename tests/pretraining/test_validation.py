@@ -115,3 +115,29 @@ def test_an_evaluation_of_a_small_central_part_warns(caplog, size, resize, warns
         f"data.eval_resize={resize} is large for data.image_size={size}" in caplog.text
     )
     assert warns == ("Set --config.data.eval_resize=64." in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"batch_size": 40, "queue_size": 120, "microbatches": 3},
+            "batch_size=40 must be a multiple of 6, microbatches=3 on 2 devices; the nearest "
+            "multiples are 36 and 42",
+        ),
+        (
+            {"microbatches": 4, "bn_groups": 2},
+            "microbatches=4 must divide bn_groups=2, so that each part has whole batch-norm "
+            "groups; allowed: --config.microbatches=1 or 2, or another --config.bn_groups: the "
+            "nearest multiple is 4",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_the_batch_are_refused(changes, message):
+    assert message in problems(2, **changes)
+
+
+def test_a_vit_without_batch_norm_takes_parts_of_any_number():
+    vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 4}
+    config = tiny_config(**vit, model__width=1.0, bn_groups=1, microbatches=4)
+    validation.check(config, 2, warns=False)

@@ -1,6 +1,7 @@
 """The pure train step: EMA, encode, look up, update (MoCo, algorithm 1)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from moco_jax.contrastive.dictionaries import Dictionary, StepIndices
 from moco_jax.contrastive.encoding import directions, interleave
 from moco_jax.contrastive.key_encoders import KeyEncoder
 from moco_jax.contrastive.state import TrainState, state_shardings
+from moco_jax.models.backbones import Backbone
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.norms import global_norm
 
@@ -24,6 +26,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     *,
+    backbone: Backbone,
     symmetric: bool,
     loss_scale: float = 1.0,
 ) -> TrainStep:
@@ -32,6 +35,7 @@ def make_train_step(
     `views` are normalised images [B, S, S, 3], one array for each view of the config; `indices`
     i32[B] identify the images. The order is that of algorithm 1: the EMA precedes the keys, and the
     loss reads the dictionary before the keys enter it. The loss is multiplied by `loss_scale`.
+    `backbone` is that of the encoder.
     """
 
     def train_step(state, views, indices):
@@ -62,6 +66,10 @@ def make_train_step(
             trainable = optax.apply_updates(trainable, updates)
         params, key_params = key_encoder.split(trainable, key_params)
         metrics["grad_norm"] = global_norm(grads, layout)
+        by_queries, _ = key_encoder.split(grads, {})
+        first, last = _ends(by_queries["backbone"], backbone)
+        metrics["grad_norm_first"] = global_norm(first, layout)
+        metrics["grad_norm_last"] = global_norm(last, layout)
         # The loss is from before the update; this norm shows whether the saved state is finite.
         metrics["param_norm"] = global_norm(trainable, layout)
         keys = jax.lax.stop_gradient(interleave(encoded.keys))
@@ -91,6 +99,16 @@ def make_recode(key_encoder: KeyEncoder, *, symmetric: bool) -> Recode:
         return interleave(key_encoder.encode(trainable, fixed, state, query_views, key_views).keys)
 
     return recode
+
+
+def _ends(grads: Any, backbone: Backbone) -> tuple[Any, Any]:
+    """Returns a backbone's gradients of its stem and of its last block.
+
+    A frozen stem has no gradient; its first block stands for it.
+    """
+    stem = [name for name in grads if name.startswith(("stem", "patch_embed"))]
+    first = [name for name in stem if name not in backbone.frozen] or backbone.blocks[:1]
+    return {name: grads[name] for name in first}, grads[backbone.blocks[-1]]
 
 
 def _spread(queries: jax.Array) -> jax.Array:

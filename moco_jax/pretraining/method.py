@@ -61,6 +61,7 @@ class Method:
             self.dictionary,
             self.optimizer,
             self.layout,
+            backbone=self.encoder.backbone,
             symmetric=self.config.symmetric,
             loss_scale=self.loss_scale,
         )

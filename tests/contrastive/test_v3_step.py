@@ -91,6 +91,14 @@ def test_loss_is_the_sum_of_both_directions_times_2t():
     close(after.key_batch_stats, key_stats, rtol=1e-3, atol=1e-4)
 
 
+def test_gradient_norms_of_the_first_and_last_layers_are_parts_of_the_whole():
+    _, _, metrics = one_step()
+    first, last, whole = (float(metrics[f"grad_norm{end}"]) for end in ("_first", "_last", ""))
+    assert 0 < first < whole
+    assert 0 < last < whole
+    assert first != last
+
+
 def test_chance_is_4t_times_the_log_of_the_batch():
     config = tiny_config(**V3, batch_size=64)
     method = make_method(config, make_layout(jax.devices()[:8]), IMAGES)

@@ -1,15 +1,18 @@
 """The progress of a run on the standard output."""
 
+import collections
 import contextlib
 import sys
 import time
 from collections.abc import Iterator
 
 import clu.parameter_overview
+from absl import logging
 
 from moco_jax.parallel import cluster
 from moco_jax.terminal import progress, style
 from moco_jax.terminal.progress import duration
+from moco_jax.training.outputs import spikes
 
 _SLOW = 5.0  # seconds of a step that are shown while it runs
 
@@ -41,6 +44,7 @@ class Console:
         self._done: int | None = None
         self._numbers: list[str] = []  # of the last log, the most important first
         self._seconds_per_step = 0.0
+        self._recent = collections.deque(maxlen=spikes.RECENT)  # metrics of the last logs
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[None]:
@@ -58,6 +62,9 @@ class Console:
         """Prints the progress line: `own` is the task's part of it."""
         self.passed(step)
         self._seconds_per_step = m["seconds_per_step"]
+        if self._speaks and (spike := spikes.spike(step, m, self._recent)):
+            logging.warning("%s", spike)
+        self._recent.append(m)
         epoch, rate = f"epoch {step / self._per_epoch:.2f}", f"lr {m['lr']:.4g}"
         speed = f"{m['images_per_second']:.0f} images/s"
         waiting = f"waiting {m['data_wait_percent']:.0f}%"

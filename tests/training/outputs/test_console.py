@@ -1,6 +1,7 @@
 """The progress line of a run: live and fitted on a terminal, whole and seldom elsewhere."""
 
 import io
+import logging
 
 import pytest
 
@@ -125,3 +126,13 @@ def test_counting_ends_with_a_whole_line(made, clock):
         console.progress(20, METRICS, OWN)
         raise KeyboardInterrupt
     assert stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 1
+
+
+def test_spike_of_the_gradient_is_one_warning(made, caplog):
+    console, _ = made(terminal=False)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        for step in range(1, 11):
+            console.progress(step, METRICS | {"grad_norm": 50.0 if step >= 9 else 2.0}, OWN)
+    assert caplog.messages == [
+        "step 9: a spike of the gradient: grad_norm is 50, its recent median 2"
+    ]

@@ -100,7 +100,7 @@ def _run(
     if (path / _RESULT).exists():
         return Result(**_read(path / _RESULT))
     try:
-        pretrain.pretrain(config, path, devices=devices, sources=sources, advises=False)
+        pretrain.pretrain(config, path, devices=devices, sources=sources, last=False)
         result = summary(label, config.seed, path / "metrics.jsonl")
     except loop.NotFinite as error:  # also a result: this value does not train
         result = Result(label, config.seed, failure=str(error).partition(".")[0])

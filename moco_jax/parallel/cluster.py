@@ -166,6 +166,11 @@ def check_alike(what: str, value: str) -> None:
     check_all(f"the {what}", lambda: "" if own == first else "differs from process 0's")
 
 
+def largest(value: int) -> int:
+    """Returns the largest of the values of all processes."""
+    return int(_gather(value).max())
+
+
 def _gather(value: int) -> np.ndarray:
     """Returns the values of all processes, int64[processes]."""
     if jax.process_count() == 1:

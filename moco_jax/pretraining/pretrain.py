@@ -62,7 +62,7 @@ def pretrain(
     *,
     devices: Sequence[Any] | None = None,
     sources: Sources | None = None,
-    advises: bool = True,
+    last: bool = True,
 ) -> TrainState:
     """Pretrains, from the latest checkpoint in the folder if there is one; returns the state.
 
@@ -71,7 +71,8 @@ def pretrain(
       folder: the workdir: checkpoints, metrics, the config.
       devices: `jax.Device`s; default all.
       sources: images; default those of `config.data`.
-      advises: whether a finished run prints how to use its encoder.
+      last: whether no other run of the same command follows; then a finished run prints how to use
+        its encoder.
 
     Raises:
       ValueError: for problems of the config, the data or the workdir; the message names each.
@@ -91,9 +92,9 @@ def pretrain(
 
     def make_task(log: MetricsLog) -> Task:
         task = _task(build(config, layout, sources, chosen), log)
-        return task if advises else dataclasses.replace(task, advice=lambda workdir: ())
+        return task if last else dataclasses.replace(task, advice=lambda workdir: ())
 
-    return loop.train(config, folder, checkpoint_kind(config), make_task).state
+    return loop.train(config, folder, checkpoint_kind(config), make_task, last=last).state
 
 
 def _task(run: PretrainRun, log: MetricsLog) -> Task:

@@ -96,7 +96,8 @@ def segment(
 def _segment_one(config: ConfigDict, folder: pathlib.Path, layout: Layout) -> Reached:
     begun = start.begin(config, _prepare)
     cluster.say("\n".join(begun.notes))
-    finished = loop.train(begun.config, folder, KIND, lambda log: _task(build(begun, layout), log))
+    make_task = lambda log: _task(build(begun, layout), log)  # noqa: E731
+    finished = loop.train(begun.config, folder, KIND, make_task, last=not config.baseline)
     return _reached(finished.results)
 
 

@@ -84,7 +84,8 @@ def _evaluate_one(
         cluster.say(note)
         return cached.evaluate(start, folder / "cached", layout, opened)
     make_task = lambda log: _task(build(start, layout, sources), log)  # noqa: E731
-    finished = loop.train(start.config, folder, KINDS[config.task], make_task)
+    kind, last = KINDS[config.task], not config.baseline
+    finished = loop.train(start.config, folder, kind, make_task, last=last)
     rows = _rows(finished.run, finished.results)
     images = [line.get("test_images", 0) for line in finished.results]
     cluster.say(results.table(rows, int(images[-1])))

@@ -51,6 +51,8 @@ def train(
     path: str | pathlib.Path,
     kind: Kind,
     build: Callable[[MetricsLog], Task],
+    *,
+    last: bool = True,
 ) -> Finished:
     """Trains, from the newest whole checkpoint in the workdir if there is one.
 
@@ -60,22 +62,32 @@ def train(
       kind: of its checkpoints.
       build: makes the task, given the log, which has the results of a resumed run as soon as its
         first step begins.
+      last: whether no other run of the same command follows.
 
     Raises:
       ValueError: for problems of the data or the workdir; the message names each.
       OSError: for images that are absent or can't be read.
       NotSaved: when the last state can't be saved.
       NotFinite: when the loss, its gradient or the state is NaN or infinite.
-      Interrupted: after a first SIGINT or SIGTERM, with the state saved.
+      Interrupted: after a first SIGINT or SIGTERM, with the state saved; after one that comes too
+        late to stop this run, only if another run follows.
     """
     cluster.check_alike("config", str(flatten(config)))
     # One of several processes can't leave the others in the middle of a collective: it waits for
     # the next step, whose notices inform all.
     with interruption.watch(always_waits=jax.process_count() > 1) as asked:
         try:
-            return _in_workdir(config, path, kind, build, asked)
+            finished = _in_workdir(config, path, kind, build, asked)
         except interruption.Stopped as stopped:  # there was no state yet
             raise not_begun(stopped.signal) from None
+        late = 0 if last else cluster.largest(asked.by or 0)
+        if late:
+            raise Interrupted(
+                f"stopped by {interruption.named(signal.Signals(late))} after the end of this run. "
+                f"{ending.continues('continues with the next run')}",
+                signal.Signals(late),
+            )
+        return finished
 
 
 def not_begun(by: signal.Signals) -> Interrupted:

@@ -23,6 +23,7 @@ from moco_jax.supervised.labels import labelled
 from moco_jax.supervised.run import build
 from moco_jax.supervised.start import begin
 from moco_jax.training import loop
+from moco_jax.training.checkpoints import Checkpoints
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
@@ -358,6 +359,25 @@ def test_labelled_images_are_selected_once(encoder, tmp_path, monkeypatch, capsy
     printed = capsys.readouterr().out
     assert len(calls) == 1 and "labelled images: --config.batch_size=..." in printed
     assert len(re.findall(r"labels: \d+ of 96 images, 0.5 of each class", printed)) == 1
+
+
+def test_a_signal_after_the_last_step_stops_before_the_baseline(encoder, tmp_path, monkeypatch):
+    finish = Checkpoints.finish
+
+    def interrupted(self, step, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self, step, state)
+
+    config = task_config("linear", encoder, baseline=True, steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "finish", interrupted)
+        with pytest.raises(
+            loop.Interrupted, match="by SIGTERM after the end of this run. The same"
+        ):
+            evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources())
+    assert not (tmp_path / "from_scratch").exists()
+    evaluate.evaluate(config, tmp_path, devices=ONE, sources=tiny_sources())
+    assert (tmp_path / "from_scratch" / "checkpoints" / "1").is_dir()
 
 
 def test_the_cached_evaluation_says_that_it_is_done(encoder, tmp_path, capsys):

@@ -131,10 +131,11 @@ def embed(
     changes = where(images)
     try:
         source, notes = open_split(read.config, changes, split)
-    except ValueError as error:
-        if split is None:
-            raise
-        raise ValueError(f"split={split!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        text = str(error).replace("--config.data.path", "images")
+        text = text if split is None else f"split={split!r}: {text}"
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        raise kind(text) from error
     if notes:
         cluster.say("\n".join(notes))
     parts = embedding.embed(

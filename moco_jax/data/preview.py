@@ -96,8 +96,7 @@ def main() -> None:
         raise ValueError(f"--out={out} must end in {', '.join(_FORMATS)}")
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; give a file that ends in .png or .jpg")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out={out}: there is no folder {out.absolute().parent}")
+    command_line.check_out(out)
     sources = open_whole(config)
     command_line.tell(sources.notes)
     if config.data.image_size is None and config.fits_data:

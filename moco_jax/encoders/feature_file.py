@@ -16,7 +16,7 @@ import numpy as np
 
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import feature_reading
-from moco_jax.terminal import signals
+from moco_jax.terminal import command_line, signals
 from moco_jax.text import printable
 
 
@@ -67,14 +67,13 @@ def check_writable(path: pathlib.Path, overwrite: bool) -> None:
     """Checks before any work that `write` can write the file.
 
     Raises:
-      ValueError: for an unknown ending, a file that exists, a folder that does not exist, or a
-        .parquet file without pyarrow.
+      ValueError: for an unknown ending, a file that exists, a folder that does not exist or can't
+        be written, or a .parquet file without pyarrow.
     """
     _check_format(path)
+    command_line.check_out(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists; give another --out, or --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"--out={path}: there is no folder {path.absolute().parent}")
 
 
 def write(

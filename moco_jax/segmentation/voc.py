@@ -106,13 +106,16 @@ def _listed(root: pathlib.Path, split: str) -> list[str]:
     folder = root / "ImageSets" / "Segmentation"
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"{folder} does not exist; data.path must be a folder like VOCdevkit/VOC2012, got "
-            f"{root}"
+            f"{folder} does not exist; --config.data.path must be a folder like "
+            f"VOCdevkit/VOC2012, got {root}"
         )
     file = folder / f"{split}.txt"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in folder.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"the list {file} does not exist; {folder} has: {known}")
+        raise FileNotFoundError(
+            f"the list {file} does not exist; {folder} has: {known}. --config.data.train_split and "
+            "--config.data.test_split name lists"
+        )
     names = [line.split()[0] for line in file.read_text().splitlines() if line.strip()]
     if not names:
         raise ValueError(f"the list {file} is empty; it must have one name per line")
@@ -121,7 +124,9 @@ def _listed(root: pathlib.Path, split: str) -> list[str]:
 
 def _found(folder: pathlib.Path, names: list[str], endings: Sequence[str]) -> list[pathlib.Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist")
+        raise FileNotFoundError(
+            f"the folder {folder} does not exist; --config.data.masks names that of the masks"
+        )
     # One listing is faster than a lookup per name (10,000) on a remote file system.
     files = {f.name: f for f in folder.iterdir()}
     found = {n: files[n + e] for e in reversed(endings) for n in names if n + e in files}

@@ -209,6 +209,17 @@ def images_config(recorded: ConfigDict, images: str | None, without: Iterable[st
     return found
 
 
+def check_out(out: pathlib.Path) -> None:
+    """Raises a ValueError unless a file can be written at --out, before any work for it."""
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"--out={out}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"--out={out}: permission denied to write in {folder}")
+    if out.is_dir():
+        raise ValueError(f"--out={out} is a folder; allowed: a file")
+
+
 @contextlib.contextmanager
 def opening(images: str | None) -> Iterator[Callable[[Iterable[str]], None]]:
     """Names --images in place of the key `data.path`, in errors of the block if it was given.

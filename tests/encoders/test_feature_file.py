@@ -1,6 +1,7 @@
 """Writes features to files and reads them back, without the unreadable images."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -71,6 +72,13 @@ def test_check_writable_names_the_flag_or_package(tmp_path, monkeypatch):
         check(tmp_path / "new.txt", False)
     with pytest.raises(ValueError, match="--out=.*/none/new.npz: there is no folder .*/none$"):
         check(tmp_path / "none" / "new.npz", False)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ValueError, match="--out=.*/folder.npz is a folder; allowed: a file"):
+        check(tmp_path / "folder.npz", True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(ValueError, match="--out=.*/new.npz: permission denied to write in /"):
+            check(tmp_path / "new.npz", False)
     check(tmp_path / "new.parquet", False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'moco-jax\[parquet\]'"):

@@ -56,7 +56,10 @@ def test_canvases_have_the_largest_size_and_pad_the_masks(root):
 def test_error_names_what_is_missing(root, tmp_path):
     with pytest.raises(FileNotFoundError, match="must be a folder like VOCdevkit/VOC2012, got .*x"):
         opened(tmp_path / "x")
-    with pytest.raises(FileNotFoundError, match="list .*val.txt does not exist; .* has: train"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="list .*val.txt does not exist; .* has: train. --config.data.train_split",
+    ):
         opened(root, "val")
     scenes.write_list(root, "none", [])
     with pytest.raises(ValueError, match="none.txt is empty"):
@@ -64,7 +67,7 @@ def test_error_names_what_is_missing(root, tmp_path):
     (root / "SegmentationClass/a.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of the 2 names .*SegmentationClass .*: a$"):
         opened(root)
-    with pytest.raises(FileNotFoundError, match="folder .*Aug does not exist"):
+    with pytest.raises(FileNotFoundError, match="folder .*Aug does not exist; --config.data.masks"):
         open_scenes(str(root), "train", "Aug", 4, 1)
 
 

@@ -92,7 +92,12 @@ def open_sources(
     if source not in ("digits", "images") and not source.startswith("tfds:"):
         raise ValueError(f"data.source={source!r} is unknown; allowed: {_KNOWN}")
     keys = Keys(train_split, test_split, class_folders, exclude)
-    opened = _open(source, os.path.expanduser(path), keys)
+    try:
+        opened = _open(source, os.path.expanduser(path), keys)
+    except OSError as error:
+        if not error.filename or not path:  # the message says what to correct
+            raise
+        raise type(error)(f"--config.data.path={path}: {error}") from error
     sources = Sources(opened.train, opened.test)
     if opened.test is None:
         sources = hold_out(opened.train, held_out, seed)

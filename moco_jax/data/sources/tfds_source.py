@@ -15,6 +15,7 @@ import numpy as np
 
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import NumberedNames, Opened, Source
+from moco_jax.text import shortened
 
 _CHUNK = 1024  # records read at once to collect labels
 RANDOM_ACCESS = frozenset({"array_record", "parquet"})
@@ -41,6 +42,7 @@ _FEATURES = frozenset(
     )
 )
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
+_KEYS = "--config.data.path is the folder, --config.data.source=tfds:... the name"
 _MAX_JSON_BYTES = 256 << 20
 _MAX_NESTING = 100
 
@@ -69,14 +71,14 @@ def open_tfds(
     """
     builder = open_builder(name, data_dir)
     _check_prepared(builder, name, data_dir)
-    train = _split_source(builder, name, train_split)
+    train = _split_source(builder, name, train_split, "train_split")
     if test_split == "test":
         found = [split for split in ("test", "validation") if split in builder.info.splits]
     else:
         found = [test_split] if test_split else []
     unlabelled = []
     for split in found:
-        test = _split_source(builder, name, split)
+        test = _split_source(builder, name, split, "test_split")
         about = "; ".join(f"{name} has no labels" for name in unlabelled)
         if test.labels is not None:
             return Opened(train, test, train_in=train_split, test_in=split, about_test=about)
@@ -112,7 +114,8 @@ def open_builder(name: str, data_dir: str):
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.utils import file_utils
 
-    for folder in file_utils.list_data_dirs(data_dir or None):
+    folders = file_utils.list_data_dirs(data_dir or None)
+    for folder in folders:
         check_classes(folder, name)
     try:
         builder = tfds.builder(name, data_dir=data_dir or None)
@@ -129,9 +132,9 @@ def open_builder(name: str, data_dir: str):
     except (OSError, ModuleNotFoundError):
         raise
     except Exception as error:  # an unknown version or config, or damaged files
-        where = data_dir or "its data directory"
-        what = error or type(error).__name__
-        raise ValueError(f"TFDS can't open {name!r} in {where}: {what}") from error
+        where = ", ".join(map(str, folders))
+        what = shortened(error) or type(error).__name__
+        raise ValueError(f"TFDS can't open {name!r} in {where}: {what}; {_KEYS}") from error
 
 
 def check_classes(data_dir: str | os.PathLike, name: str) -> None:
@@ -233,20 +236,21 @@ def _check_prepared(builder, name: str, data_dir: str) -> None:
     raise ValueError(f"{problem}. {how_to_prepare(name, data_dir)}")
 
 
-def _split_source(builder, name: str, split: str) -> Source:
-    """Returns a split as a source of encoded images with labels."""
+def _split_source(builder, name: str, split: str, key: str) -> Source:
+    """Returns a split as a source of encoded images with labels; `key` is its key of `data`."""
     import tensorflow_datasets as tfds
 
     image_key, label_key, skipped = _features(builder, name)
+    where = f"--config.data.{key}={split} of the TFDS data set {name!r} in {builder.data_path}"
     try:
         records = builder.as_data_source(
             split=split, decoders={key: tfds.decode.SkipDecoding() for key in skipped}
         )
         length = len(records)
     except ValueError as error:
-        raise ValueError(f"the TFDS data set {name!r}: {error}") from error
+        raise ValueError(f"{where} can't be read: {shortened(error)}") from error
     if not length:
-        raise ValueError(f"the split {split!r} of the TFDS data set {name!r} is empty")
+        raise ValueError(f"{where} is empty")
     labels = _labels(records, label_key, builder.data_path) if label_key else None
     names = NumberedNames(f"{name}/{split}", length)
     class_names = () if labels is None else tuple(builder.info.features[label_key].names)
@@ -276,7 +280,8 @@ def _features(builder, name: str) -> tuple[str, str | None, list[str]]:
     if not images:
         kinds = ", ".join(f"{key} ({type(kind).__name__})" for key, kind in features.items())
         raise ValueError(
-            f"the TFDS data set {name!r} has no feature of type Image; it has {kinds or 'none'}"
+            f"the TFDS data set {name!r} in {builder.data_path} has no feature of type Image; it "
+            f"has {kinds or 'none'}. {_KEYS}"
         )
     image = "image" if "image" in images else images[0]
     label = "label" if "label" in labels else next(iter(labels), None)

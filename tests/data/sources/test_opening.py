@@ -142,6 +142,21 @@ def test_folder_without_read_permission(tmp_path):
     folder.chmod(0o700)
 
 
+@pytest.mark.parametrize("name", ["images", "images.tar", "images.npz"])
+def test_an_error_of_the_disk_names_the_key(tmp_path, monkeypatch, name):
+    place = tmp_path / name
+    write_folder(place, ["a/1.jpg"]) if name == "images" else place.write_bytes(b"x")
+
+    def refused(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr("builtins.open", refused)
+    named = f"^--config.data.path={place}: .*Permission denied: '{place}"
+    with pytest.raises(PermissionError, match=named):
+        open_images(place)
+
+
 def test_links_are_followed_except_loops(tmp_path):
     root = write_folder(tmp_path / "root", ["a/1.jpg", "b/2.jpg"])
     write_folder(tmp_path / "elsewhere", ["3.jpg"])

@@ -65,13 +65,33 @@ def test_slices_and_held_out(data_dir):
 
 
 def test_unknown_split(data_dir):
-    with pytest.raises(ValueError, match="Unknown split 'dev'"):
-        open_tfds("tiny_colours", data_dir, train_split="dev")
+    for key in ("train_split", "test_split"):
+        with pytest.raises(ValueError, match="Unknown split 'dev'") as error:
+            open_tfds("tiny_colours", data_dir, **{key: "dev"})
+        assert str(error.value).startswith(f"--config.data.{key}=dev of the TFDS data set 'tiny_")
+        assert f" in {data_dir}/tiny_colours/1.0.0 can't be read: " in str(error.value)
 
 
 def test_data_set_without_image_feature(data_dir):
-    with pytest.raises(ValueError, match=r"no feature of type Image; it has text \(Text\)"):
+    with pytest.raises(
+        ValueError, match=r"no feature of type Image; it has text \(Text\)"
+    ) as error:
         open_tfds("tiny_texts", data_dir)
+    assert f" in {data_dir}/tiny_texts/1.0.0 has" in str(error.value)
+    assert "--config.data.path is the folder" in str(error.value)
+
+
+@pytest.mark.parametrize("template", ["{DATASET}-{ODD}.{FILEFORMAT}", "{"])
+def test_a_template_that_names_no_files(data_dir, tmp_path, template):
+    shutil.copytree(f"{data_dir}/tiny_colours", tmp_path / "tiny_colours")
+    file = tmp_path / "tiny_colours/1.0.0/dataset_info.json"
+    info = json.loads(file.read_text())
+    for split in info["splits"]:
+        split["filepathTemplate"] = template
+    file.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=f"tiny_colours.* in {tmp_path}") as error:
+        open_tfds("tiny_colours", tmp_path)
+    assert "--config.data." in str(error.value) and len(str(error.value)) < 700
 
 
 def command_of(error):

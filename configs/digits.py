@@ -10,15 +10,43 @@ Measured: kNN top-1 72.42 % on 1,200 test images, one seed, recipe tuned on the 
 and 73.92 %; see benchmarks/results/digits.md.
 Wall time: 4:20 on 2 cores of an AMD EPYC.
 
-Command:
+Variant v3: MoCo v3 (Chen et al. 2021, arXiv 2104.02057) with the same network and views.
+Measured: not run here to its end.
+
+Commands:
   bash launch/local.sh --config=configs/digits.py
+  bash launch/local.sh --config=configs/digits.py:v3
 """
 
-from moco_jax import config
+from moco_jax import config, variants
 from moco_jax.data.augment import recipes
 
+VARIANTS = {
+    "v3": {
+        "epochs": 15,
+        "model.head": "mlp_bn",
+        "model.head_layers": 2,
+        "model.hidden": 512,
+        "model.predictor_layers": 2,
+        "model.predictor_last_norm": False,
+        "model.zero_init_residual": True,
+        "dictionary": "in_batch",
+        "momentum": 0.99,
+        "momentum_schedule": "cosine",
+        "temperature": 0.2,
+        "loss_scale": "2T",
+        "symmetric": True,
+        "bn_groups": 1,
+        "shuffle_bn": False,
+        "lr": 0.3,
+        "optimizer": "lars",
+        "lars_trust": 0.02,
+        "weight_decay": 1e-6,
+    }
+}
 
-def get_config():
+
+def get_config(variant: str = ""):
     c = config.base()
     c.name = "digits"
     c.epochs = 36
@@ -30,14 +58,18 @@ def get_config():
     c.model.stem = "small"
     c.model.stem_init = "fan_out"
     c.model.width = 0.25
+    c.model.zero_init_residual = False
     c.model.head = "mlp"
     c.model.hidden = 0  # 128, the number of features
     c.model.dim = 128
+    c.model.predictor_layers = 0
 
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum = 0.99
+    c.momentum_schedule = "constant"
     c.temperature = 0.2
+    c.loss_scale = "none"
     c.queue_size = 512
     c.symmetric = False
     c.bn_groups = 8
@@ -48,6 +80,7 @@ def get_config():
     c.lr_schedule = "cosine"
     c.lr_update = "step"
     c.warmup_epochs = 1
+    c.optimizer = "sgd"
     c.sgd_momentum = 0.9
     c.weight_decay = 5e-4
 
@@ -66,4 +99,6 @@ def get_config():
     # No flip: a mirrored digit is another sign. Any hue: colour says nothing about a digit.
     view = (crop, jitter | {"hue": 0.5}, grayscale)
     c.views = (view, view)
+    if variant:
+        variants.apply(c, VARIANTS, variant)
     return c

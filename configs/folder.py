@@ -44,13 +44,17 @@ def get_config(path: str = ""):
     c.model.name = "resnet50"
     c.model.stem_init = "fan_out"
     c.model.width = 1.0
+    c.model.zero_init_residual = False
     c.model.head = "mlp"
     c.model.hidden = 0  # 2048, the number of features
     c.model.dim = 128
+    c.model.predictor_layers = 0
 
     c.dictionary = "queue"
     c.key_encoder = "momentum"
+    c.momentum_schedule = "constant"
     c.temperature = 0.2
+    c.loss_scale = "none"
     c.symmetric = False
     c.shuffle_bn = True
 
@@ -58,6 +62,7 @@ def get_config(path: str = ""):
     c.lr_batch = 256
     c.lr_schedule = "cosine"
     c.lr_update = "step"
+    c.optimizer = "sgd"
     c.sgd_momentum = 0.9
     c.weight_decay = 1e-4
 

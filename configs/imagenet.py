@@ -79,12 +79,16 @@ def get_config(variant: str = "v2"):
     c.model.stem = "imagenet"
     c.model.stem_init = "fan_out"
     c.model.width = 1.0
+    c.model.zero_init_residual = False
     c.model.hidden = 0  # of the mlp head: 2048, the number of features
     c.model.dim = 128
+    c.model.predictor_layers = 0
 
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum = 0.999
+    c.momentum_schedule = "constant"
+    c.loss_scale = "none"
     c.queue_size = 65536
     c.symmetric = False
     c.bn_groups = 8
@@ -94,6 +98,7 @@ def get_config(variant: str = "v2"):
     c.lr_batch = 256
     c.lr_update = "epoch"
     c.warmup_epochs = 0.0
+    c.optimizer = "sgd"
     c.sgd_momentum = 0.9
     c.weight_decay = 1e-4
 

@@ -11,14 +11,16 @@ from moco_jax.training.flat_config import flatten
 
 EXPERIMENTS = [
     ("digits",),
+    ("digits", "v3"),
     *[
         ("cifar10", variant)
         for variant in (
             *("asymmetric", "symmetric", "end_to_end", "simclr"),
-            *("memory_bank", "instdisc"),
+            *("memory_bank", "instdisc", "v3_r18", "v3_vit"),
         )
     ],
     *[("imagenet", v) for v in ("v1", "v2", "end_to_end", "memory_bank", "instdisc")],
+    *[("imagenet_v3", v) for v in ("r50", "vit_s", "vit_b", "vit_l")],
     ("folder", "/images"),
 ]
 
@@ -32,11 +34,13 @@ OTHER_DEFAULTS = {
     "model.width": 7.0,
     "model.head": "other",
     "model.dim": 7,
+    "model.predictor_layers": 7,
     "dictionary": "other",
     "key_encoder": "other",
     "momentum": 0.7,
+    "momentum_schedule": "other",
     "temperature": 0.7,
-    "queue_size": 7,
+    "loss_scale": "other",
     "symmetric": True,
     "bn_groups": 7,
     "shuffle_bn": False,
@@ -45,7 +49,7 @@ OTHER_DEFAULTS = {
     "lr_schedule": "other",
     "lr_update": "other",
     "warmup_epochs": 7.0,
-    "sgd_momentum": 0.7,
+    "optimizer": "other",
     "weight_decay": 0.7,
     "data.source": "other",
     "data.image_size": 7,
@@ -61,8 +65,19 @@ OTHER_CONDITIONAL_DEFAULTS = {
         "bank.momentum": 0.7,
         "bank.loss": "other",
     },
+    ("dictionary", "queue"): {"queue_size": 7},
     ("lr_schedule", "step"): {"lr_drops": (0.7,)},
     ("model.head", "mlp"): {"model.hidden": 7},
+    ("model.head", "mlp_bn"): {"model.hidden": 7, "model.head_layers": 7},
+    ("optimizer", "sgd"): {"sgd_momentum": 0.7},
+    ("optimizer", "lars"): {"sgd_momentum": 0.7, "lars_trust": 0.7},
+    ("optimizer", "adamw"): {"adam_b1": 0.7, "adam_b2": 0.7, "adam_eps": 0.7},
+    ("model.stem", "patch"): {
+        "model.patch": 7,
+        "model.heads": 7,
+        "model.depth": 7,
+        "model.pool": "other",
+    },
 }
 
 
@@ -148,6 +163,66 @@ def test_v2_matches_the_paper(repository):
     assert {key: flat[key] for key in expected} == expected
     ops = [op["op"] for op in flat["views"][0]]
     assert ops == ["random_resized_crop", "color_jitter", "grayscale", "blur", "flip"]
+
+
+def test_v3_matches_the_paper(repository):
+    both = {
+        "batch_size": 4096,
+        "lr_batch": 256,
+        "lr_schedule": "cosine",
+        "lr_update": "step",
+        "momentum": 0.99,
+        "momentum_schedule": "cosine",
+        "dictionary": "in_batch",
+        "key_encoder": "momentum",
+        "symmetric": True,
+        "loss_scale": "2T",
+        "bn_groups": 1,
+        "model.head": "mlp_bn",
+        "model.hidden": 4096,
+        "model.dim": 256,
+        "model.predictor_layers": 2,
+        "data.image_size": 224,
+    }
+    resnet = {
+        "epochs": 100,
+        "warmup_epochs": 10,
+        "lr": 0.6,
+        "optimizer": "lars",
+        "lars_trust": 0.001,
+        "sgd_momentum": 0.9,
+        "weight_decay": 1e-6,
+        "temperature": 1.0,
+        "model.head_layers": 2,
+        "model.predictor_last_norm": False,
+        "model.zero_init_residual": True,
+    }
+    vit = {
+        "epochs": 300,
+        "warmup_epochs": 40,
+        "lr": 1.5e-4,
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "temperature": 0.2,
+        "model.head_layers": 3,
+        "model.predictor_last_norm": True,
+        "model.freeze_patch": True,
+        "model.patch": 16,
+    }
+    for variant, own, smallest in (
+        ("r50", resnet, 0.2),
+        ("vit_s", vit, 0.08),
+        ("vit_b", vit, 0.08),
+    ):
+        flat = flatten(get(repository, "imagenet_v3", variant))
+        expected = both | own
+        assert {key: flat[key] for key in expected} == expected
+        first, second = flat["views"]
+        assert [view[0]["scale"] for view in (first, second)] == [[smallest, 1.0]] * 2
+        blur = {"op": "blur", "sigma": [0.1, 2.0]}
+        assert blur | {"p": 1.0} in first
+        assert blur | {"p": 0.1} in second
+        assert {"op": "solarize", "threshold": 128, "p": 0.2} in second
 
 
 def test_v1_differs_from_v2_as_the_papers_do(repository):

@@ -28,6 +28,17 @@ V3 = dict(
     optimizer="lars",
     lr=0.1,
 )
+VIT = dict(
+    model__name="vit_tiny",
+    model__stem="patch",
+    model__patch=8,
+    model__depth=2,
+    model__heads=2,
+    model__width=1 / 6,
+    optimizer="adamw",
+    lr=0.01,
+    weight_decay=0.1,
+)
 
 
 @functools.cache
@@ -97,6 +108,30 @@ def test_gradient_norms_of_the_first_and_last_layers_are_parts_of_the_whole():
     assert 0 < first < whole
     assert 0 < last < whole
     assert first != last
+
+
+def test_frozen_patches_of_a_vit_keep_their_weights():
+    state, step, layout = prepare(1, **V3 | VIT | {"model__freeze_patch": True})
+    before = jax.device_get(state.params["backbone"])
+    for number in range(2):
+        state, metrics = step(state, *layout.put_batch((views()[number], indices(number))))
+    after = jax.device_get(state.params["backbone"])
+    for name, part in after.items():
+        moved = [
+            not np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (before[name], part)), strict=True)
+        ]
+        assert not any(moved) if name == "patch_embed" else all(moved), name
+    followed = jax.device_get(state.key_params["backbone"]["patch_embed"])
+    close(followed, before["patch_embed"], rtol=1e-6)
+    assert float(metrics["grad_norm_first"]) > 0  # of the first block
+
+
+def test_vit_without_batch_norm_has_no_statistics():
+    state, step, layout = prepare(1, **VIT, model__head="linear")
+    state, metrics = step(state, *layout.put_batch((views()[0], indices(0))))
+    assert state.batch_stats == {} == state.key_batch_stats
+    assert float(metrics["grad_norm_first"]) > 0
 
 
 def test_chance_is_4t_times_the_log_of_the_batch():

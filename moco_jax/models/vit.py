@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from moco_jax.models.attention import attention
 from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.gelu import gelu
 from moco_jax.models.positions import sincos
 from moco_jax.models.resnet import STEM_INITS, padded_conv
 
@@ -68,7 +69,7 @@ class Block(nn.Module):
         y = dense(dim, name="proj")(attention(q, k, v).reshape(batch, tokens, dim))
         x = x + self._dropped(y, train)
         y = dense(_MLP * dim, name="fc1")(norm(name="norm2")(x))
-        y = dense(dim, name="fc2")(nn.gelu(y, approximate=False))
+        y = dense(dim, name="fc2")(gelu(y))
         return x + self._dropped(y, train)
 
     def _dropped(self, y: jax.Array, train: bool) -> jax.Array:
@@ -268,5 +269,6 @@ def problems(network: ViT, image_size: int) -> Iterator[str]:
         if network.freeze_patch:
             yield "model.freeze_patch=True freezes the patch projection: use model.stem='patch'"
     if problem := size_problem(network, image_size, image_size):
-        sizes = f"{image_size // patch * patch or patch} and {(image_size // patch + 1) * patch}"
+        below = image_size // patch * patch
+        sizes = f"{below} or {below + patch}" if below else f"{patch}"
         yield f"{problem}; data.image_size may be {sizes}"

@@ -1,0 +1,128 @@
+"""Attention and GELU against formulas written out, with their gradients, and cuDNN's place."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moco_jax.models import attention as attention_file
+from moco_jax.models.attention import attention
+from moco_jax.models.gelu import gelu
+from moco_jax.parallel.mesh import make_layout
+
+SHAPE = (8, 7, 3, 8)  # B, T, H, d
+
+
+@pytest.fixture
+def arrays():
+    """Returns queries, keys, values and the gradient of the result."""
+    return [3 * np.random.default_rng(i).normal(size=SHAPE) for i in range(4)]
+
+
+def forward(q, k, v):
+    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v)
+
+
+def differences(function, arrays, gradient, at):
+    """Returns the gradient by an array at some places, from central differences."""
+    found = []
+    for place in [(0, 0, 0, 0), (3, 2, 1, 4), (7, 6, 2, 7)]:
+        moved = []
+        for step in (1e-5, -1e-5):
+            changed = [x.copy() for x in arrays]
+            changed[at][place] += step
+            moved.append((function(*changed) * gradient).sum())
+        found.append((place, (moved[0] - moved[1]) / 2e-5))
+    return found
+
+
+@pytest.mark.parametrize("function", [attention, attention_file._plain])
+def test_attention_and_its_gradient_in_float64(arrays, function):
+    *inputs, gradient = arrays
+    with jax.enable_x64(True):
+        y, back = jax.vjp(jax.jit(function), *map(jnp.asarray, inputs))
+        gradients = back(jnp.asarray(gradient))
+    np.testing.assert_allclose(y, forward(*inputs), rtol=1e-10, atol=1e-12)
+    for at, found in enumerate(gradients):
+        for place, expected in differences(forward, inputs, gradient, at):
+            assert float(found[place]) == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_large_scores_do_not_overflow(arrays):
+    q, k, v, _ = (np.float32(100 * x) for x in arrays)
+    np.testing.assert_allclose(attention(q, k, v), forward(q, k, v), rtol=1e-3, atol=1e-3)
+
+
+def test_bfloat16_has_a_float32_softmax(arrays):
+    q, k, v, gradient = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    y, back = jax.vjp(jax.jit(attention), q, k, v)
+    assert y.dtype == jnp.bfloat16 and {x.dtype for x in back(gradient)} == {jnp.dtype("bfloat16")}
+    exact = forward(*(np.asarray(x, np.float64) for x in (q, k, v)))
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, atol=0.06)
+
+
+def test_eight_devices_compute_what_one_does_without_moving_the_batch(arrays):
+    layout = make_layout(jax.devices()[:8])
+    arrays = [np.float32(x) for x in arrays]
+    back = jax.jit(lambda q, k, v, g: jax.vjp(attention, q, k, v)[1](g))
+    split = layout.put_batch(arrays)
+    for found, expected in zip(back(*split), back(*arrays), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert "all-" not in back.lower(*split).compile().as_text()
+
+
+def lowered_for_gpus(monkeypatch, dtype, length: int, error: Exception | None = None) -> list[str]:
+    """Lowers attention and its gradient for GPUs; returns the implementations asked of JAX."""
+    asked = []
+
+    def recorded(q, k, v, implementation):
+        asked.append(implementation)
+        if error:
+            raise error
+        return attention_file._plain(q, k, v)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    x = jax.ShapeDtypeStruct((2, 7, 3, length), dtype)
+    back = jax.jit(lambda q, k, v, g: jax.vjp(attention, q, k, v)[1](g))
+    back.trace(x, x, x, x).lower(lowering_platforms=("cuda",))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("dtype", "length", "used"),
+    [
+        ("bfloat16", 32, True),
+        ("float16", 128, True),
+        ("float32", 32, False),
+        ("bfloat16", 12, False),
+        ("bfloat16", 136, False),
+    ],
+)
+def test_gpus_use_cudnn_where_it_takes_the_dtype_and_the_heads(monkeypatch, dtype, length, used):
+    assert set(lowered_for_gpus(monkeypatch, dtype, length)) == ({"cudnn"} if used else set())
+
+
+def test_a_gpu_without_cudnn_computes_the_plain_form(monkeypatch):
+    error = RuntimeError("cuDNN is not detected.")
+    assert lowered_for_gpus(monkeypatch, "bfloat16", 32, error) == ["cudnn", "cudnn"]
+
+
+def test_gelu_and_its_gradient_in_float64():
+    x = np.linspace(-6, 6, 101)
+    with jax.enable_x64(True):
+        y, back = jax.vjp(gelu, jnp.asarray(x))
+        (gradient,) = back(jnp.ones(101))
+    below = np.array([(1 + math.erf(value / math.sqrt(2))) / 2 for value in x])
+    np.testing.assert_allclose(y, x * below, rtol=1e-10, atol=1e-15)
+    density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    np.testing.assert_allclose(gradient, below + x * density, rtol=1e-10, atol=1e-15)
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    x = jnp.linspace(-4, 4, 101, dtype=jnp.bfloat16)
+    expected = jnp.asarray(gelu(x.astype(jnp.float32)), jnp.bfloat16)
+    np.testing.assert_array_equal(gelu(x), expected)

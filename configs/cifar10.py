@@ -105,6 +105,7 @@ VARIANTS = {
         "model.heads": 0,  # 3
         "model.depth": 6,
         "model.pool": "cls",
+        "model.positions": "sincos",
         "model.freeze_patch": True,
         "model.head_layers": 3,
         "model.hidden": 1024,

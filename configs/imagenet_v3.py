@@ -57,6 +57,7 @@ VIT = {
     "model.heads": 0,  # 12, 12 and 16
     "model.depth": 0,  # 12, 12 and 24 blocks
     "model.pool": "cls",
+    "model.positions": "sincos",
     "model.freeze_patch": True,
     "model.zero_init_residual": False,
     "model.head_layers": 3,

@@ -17,6 +17,7 @@ from moco_jax.contrastive.info_nce import LOSS_SCALES
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS, MOMENTUM_SCHEDULES
 from moco_jax.data.augment import recipes
 from moco_jax.data.sources.folders import CLASS_FOLDERS
+from moco_jax.models import vit
 from moco_jax.models.backbones import BACKBONES
 from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
@@ -112,6 +113,8 @@ def _model() -> ConfigDict:
     c.heads = 0  # ViTs: of the attention; 0: those of the named network
     c.depth = 0  # ViTs: number of blocks; 0: those of the named network
     c.pool = "cls"  # ViTs: the features are the class token (cls) or the mean of the others (mean)
+    # ViTs: sincos (fixed, as in v3) or learned (a parameter, for images of one size).
+    c.positions = "sincos"
     c.freeze_patch = False  # ViTs: the map of the patches keeps its random weights (v3)
     c.head = "mlp"  # linear (v1), mlp (v2) or mlp_bn (v3: with batch norm, no bias)
     c.head_layers = 2  # linear layers of the mlp_bn head
@@ -195,6 +198,7 @@ RULES = checks.COMMON_RULES | {
     "microbatches": whole,
     "model.name": one_of(BACKBONES),
     "model.stem_init": one_of(STEM_INITS),
+    "model.positions": one_of(vit.POSITIONS),
     "model.head": one_of(HEADS),
     "model.head_layers": checks.layers,
     "model.hidden": not_negative,

@@ -77,6 +77,7 @@ OTHER_CONDITIONAL_DEFAULTS = {
         "model.heads": 7,
         "model.depth": 7,
         "model.pool": "other",
+        "model.positions": "other",
     },
 }
 

@@ -93,6 +93,7 @@ FAMILIES = (
             "heads": 0,
             "depth": 0,
             "pool": "cls",
+            "positions": "sincos",
             "freeze_patch": False,
             "drop_path": 0.0,
         },

@@ -17,6 +17,7 @@ from moco_jax.models.resnet import STEM_INITS, padded_conv
 
 STEMS = ("patch", "conv")
 POOLS = ("cls", "mean")
+POSITIONS = ("sincos", "learned")
 _CONV_STEM_PATCH = 16  # pixels; four convolutions of stride 2
 _MLP = 4  # hidden units of a block's MLP, times the embedding
 
@@ -90,12 +91,14 @@ class ViT(nn.Module):
       dim: length of a token and of the features; a multiple of 4.
       depth: number of blocks.
       heads: of the attention; must divide dim.
-      patch: pixels of a patch's side; must divide the height and the width of the images. Images
-        of another size have other positions and the same parameters.
+      patch: pixels of a patch's side; must divide the height and the width of the images.
       stem: 'patch' (a linear map of each patch) or 'conv' (four 3x3 convolutions of stride 2 with
         batch norm in `bn_groups` groups, then 1x1; Xiao et al. 2021).
       pool: the features are the class token ('cls') or the mean of the other tokens ('mean'), after
         the last norm.
+      positions: 'sincos' (fixed; images of another size have other positions and the same
+        parameters) or 'learned' (a parameter [1, 1 + H/p * W/p, dim] for the class token and the
+        patches, which starts as 0 and the sines and cosines; images have one size).
       freeze_patch: whether the map of the patches keeps its random weights (MoCo v3, sec. 4).
       drop_path: probability that an image skips a branch of the last block in training; it grows
         linearly with the depth. Above 0, training needs an rng "drop_path".
@@ -110,6 +113,7 @@ class ViT(nn.Module):
     patch: int = 16
     stem: str = "patch"
     pool: str = "cls"
+    positions: str = "sincos"
     freeze_patch: bool = False
     drop_path: float = 0.0
     bn_groups: int = 1
@@ -141,7 +145,8 @@ class ViT(nn.Module):
         """Returns features f32[B, dim] of images [B, H, W, 3].
 
         Raises:
-          ValueError: if the patch does not divide the size of the images.
+          ValueError: if the patch does not divide the size of the images, or learned positions are
+            for another size.
         """
         if problem := size_problem(self, *images.shape[1:3]):
             raise ValueError(problem)
@@ -151,9 +156,12 @@ class ViT(nn.Module):
         batch, rows, columns, dim = x.shape
         wide = jnp.promote_types(self.dtype, jnp.float32)
         x = x.reshape(batch, rows * columns, dim).astype(wide)
-        x = x + sincos(rows, columns, dim, wide)[None]
+        if self.positions == "sincos":
+            x = x + sincos(rows, columns, dim, wide)[None]
         first = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, dim), jnp.float32)
         x = jnp.concatenate([jnp.broadcast_to(first.astype(wide), (batch, 1, dim)), x], axis=1)
+        if self.positions == "learned":
+            x = x + self._learned_positions(rows, columns).astype(wide)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
         for i, name in enumerate(self.blocks):
             drop = self.drop_path * i / max(1, self.depth - 1)
@@ -162,6 +170,24 @@ class ViT(nn.Module):
             x = x[:, :1]  # the norm of the other tokens is not needed
         x = _layer_norm(dtype=wide, name="norm")(x)
         return x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1)
+
+    def _learned_positions(self, rows: int, columns: int) -> jax.Array:
+        """Returns the parameter [1, 1 + rows * columns, dim]."""
+        if self.has_variable("params", "positions"):
+            known = self.get_variable("params", "positions").shape[1] - 1
+            if known != rows * columns:
+                was = math.isqrt(known) * self.patch
+                sizes = f"{columns * self.patch} x {rows * self.patch}"
+                raise ValueError(
+                    f"the positions are learned (model.positions='learned') for images of {was} x "
+                    f"{was} pixels, but the images have {sizes}; set data.image_size to {was}"
+                )
+
+        def init(key, shape, dtype=jnp.float32):
+            fixed = sincos(rows, columns, self.dim, dtype)
+            return jnp.pad(fixed, ((1, 0), (0, 0)))[None]
+
+        return self.param("positions", init, (1, 1 + rows * columns, self.dim), jnp.float32)
 
     def _stem(self, images: jax.Array, train: bool) -> jax.Array:
         """Returns the embedded patches [B, H/p, W/p, dim]."""

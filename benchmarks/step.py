@@ -3,6 +3,8 @@
 Command: python -m benchmarks.step --size=small
   --size=small      the CIFAR recipe: ResNet-18, 32x32 (batch 128 on a CPU, 512 and 4096 on a GPU)
   --size=imagenet   MoCo v2: ResNet-50, 224x224 (batch 16 on a CPU, 256 and 1024 on a GPU)
+  --size=vit        MoCo v3: ViT-S/16, 224x224 (the same batches)
+  --size=cifar_vit  MoCo v3: the small ViT of configs/cifar10.py:v3_vit (the batches of small)
 
 Three sides take turns, each in its own process: this project, torch with its defaults, and torch
 at its best (channels_last, torch.compile and huge pages). On a GPU all use bfloat16, torch by
@@ -23,12 +25,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from benchmarks.step_worker import SIZES
+
 _SIDES = ("moco_jax", "torch", "torch at its best")
 _BATCHES = {
     ("small", False): [128],
     ("small", True): [512, 4096],
     ("imagenet", False): [16],
     ("imagenet", True): [256, 1024],
+    ("vit", False): [16],
+    ("vit", True): [256, 1024],
+    ("cifar_vit", False): [128],
+    ("cifar_vit", True): [512, 4096],
 }
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -38,7 +46,7 @@ def main() -> None:
         description=__doc__.splitlines()[0], epilog=__doc__.split("\n", 2)[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--size", choices=("small", "imagenet"), default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--batch", type=int, nargs="*", help="images a step")
     parser.add_argument("--bn_groups", type=int, help="default 8 for small, 1 for imagenet")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))

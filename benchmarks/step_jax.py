@@ -19,8 +19,13 @@ from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.hardware import CHIPS
 from moco_jax.pretraining.method import make_method
 
-_CONFIGS = {"small": "cifar10", "imagenet": "imagenet"}
-_IMAGES = {"small": 50_000, "imagenet": 1_281_167}
+# File in configs/, variant, number of training images.
+_CONFIGS = {
+    "small": ("cifar10", "asymmetric", 50_000),
+    "imagenet": ("imagenet", "v2", 1_281_167),
+    "vit": ("imagenet_v3", "vit_s", 1_281_167),
+    "cifar_vit": ("cifar10", "v3_vit", 50_000),
+}
 
 
 class Step(NamedTuple):
@@ -43,7 +48,7 @@ def make_step(problem: step_worker.Problem) -> Step:
     """Returns the step of a shipped config at the sizes of the problem, with random views."""
     config = _config(problem)
     layout = make_layout(jax.devices()[:1])
-    method = make_method(config, layout, _IMAGES[problem.name])
+    method = make_method(config, layout, _CONFIGS[problem.name][2])
     state = method.create_state()
     shape = (problem.batch, config.data.image_size, config.data.image_size, 3)
     keys = jax.random.split(jax.random.key(1), 2)
@@ -57,6 +62,7 @@ def main() -> None:
     problem = step_worker.problem_of(step_worker.problem_parser(__doc__).parse_args())
     begun = time.perf_counter()
     compiled, state, inputs, encoder = make_step(problem)
+    directions = 1 + _config(problem).symmetric
     compile_seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
 
@@ -71,7 +77,9 @@ def main() -> None:
         "library": f"jax {jax.__version__}",
         "device": jax.devices()[0].device_kind,
         "compile_seconds": compile_seconds,
-        "flops": 4 * _forward_flops(encoder, state, inputs[0][0]),
+        # A direction of the look-up has four forward passes: of the keys, of the queries, and two
+        # for the gradient of the queries.
+        "flops": 4 * directions * _forward_flops(encoder, state, inputs[0][0]),
         "peak_flops": _peak_flops(),
         "temporaries_megabytes": memory.temp_size_in_bytes / 2**20 if memory else 0.0,
     }
@@ -79,11 +87,12 @@ def main() -> None:
 
 
 def _config(problem: step_worker.Problem):
-    path = pathlib.Path(__file__).parents[1] / "configs" / f"{_CONFIGS[problem.name]}.py"
+    file, variant, _ = _CONFIGS[problem.name]
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{file}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(variant)
     config.batch_size = problem.batch
     config.bn_groups = problem.bn_groups
     config.dtype = problem.dtype
@@ -93,10 +102,7 @@ def _config(problem: step_worker.Problem):
 
 
 def _forward_flops(encoder, state, images) -> float:
-    """Returns the multiplications and additions of a forward pass of the encoder over a batch.
-
-    A step is four of them: keys, queries, and two for the gradient of the queries.
-    """
+    """Returns the multiplications and additions of a forward pass of the encoder over a batch."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     forward = functools.partial(encoder.apply, variables, train=False)
     return jax.jit(forward).lower(images).cost_analysis()["flops"]

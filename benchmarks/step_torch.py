@@ -1,4 +1,4 @@
-"""The PyTorch side of `benchmarks.step`: MoCo's step, written from the papers.
+"""The PyTorch side of `benchmarks.step`: MoCo's step, written from the papers; ResNets here.
 
 `benchmarks.step` starts it. `--best` uses channels_last and torch.compile; huge pages are set by
 the environment. SGD is fused and the EMA uses foreach with and without `--best`.
@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import step_worker
+from benchmarks import step_torch_vit, step_worker
+
+_SIDES = {"small": 32, "imagenet": 224}  # pixels of a view
 
 
 class GroupedBatchNorm(nn.BatchNorm2d):
@@ -142,14 +144,15 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    side = 32 if problem.name == "small" else 224
+    side = _SIDES.get(problem.name) or step_torch_vit.SIZES[problem.name].image
+    make = make_step if problem.name in _SIDES else step_torch_vit.make_step
     layout = torch.channels_last if options.best else torch.contiguous_format
     views = [
         torch.randn(problem.batch, 3, side, side, device=device).to(memory_format=layout)
         for _ in range(2)
     ]
     begun = time.perf_counter()
-    step = make_step(problem, device, options.best)
+    step = make(problem, device, options.best)
     step(*views).item()
 
     def steps(count: int) -> float:

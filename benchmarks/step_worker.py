@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable
 
+SIZES = ("small", "imagenet", "vit", "cifar_vit")
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """The network and the sizes of a pretraining step.
 
     Attributes:
-      name: 'small' or 'imagenet'.
+      name: one of SIZES.
       batch: B, images.
       bn_groups: parts of the batch with separate batch-norm statistics.
       dtype: of activations, 'float32' or 'bfloat16'.
@@ -33,7 +35,7 @@ class Problem:
 def problem_parser(description: str) -> argparse.ArgumentParser:
     """Returns a parser with the flags of a problem."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--size", choices=("small", "imagenet"), default="small")
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--bn_groups", type=int, default=1)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -1,20 +1,14 @@
 """Attention of vision transformers; the implementation for each platform is chosen here.
 
-| platform | implementation |
-|---|---|
-| GPU, in bfloat16 or float16 | cuDNN's, which keeps no matrix of T x T values |
-| CPU, in float32 or float64 | a loop over the heads, whose matrices stay in the cache |
-| others | XLA's |
-
-benchmarks/results/step.md has the measured speeds.
+On CPUs, in float32 and float64, it is a loop over the heads, whose matrices of T x T weights stay in
+the cache. Elsewhere it is XLA's. cuDNN's is not used: JAX 0.10 refuses its gradient for an odd number
+of tokens, which a square of patches and the class token are as a rule.
 """
 
 import jax
 import jax.numpy as jnp
 
 from moco_jax.parallel.platforms import by_platform
-
-_LONGEST_HEAD = 128  # values of a head that cuDNN takes
 
 
 @jax.custom_vjp
@@ -25,7 +19,7 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Arr
     gradient. XLA computes the weights again, or keeps them where it finds that they are computed
     twice.
     """
-    return by_platform(queries, keys, values, default=_plain, cpu=_cpu, gpu=_gpu)
+    return by_platform(queries, keys, values, default=_plain, cpu=_cpu)
 
 
 def _forward(q, k, v):
@@ -34,11 +28,11 @@ def _forward(q, k, v):
 
 
 def _backward(saved, gradient):
-    def derived(function):
-        return lambda q, k, v, y, g: jax.vjp(function, q, k, v)[1](g)
+    def derived(q, k, v, y, g):
+        return jax.vjp(_plain, q, k, v)[1](g)
 
-    cpu = _by_head_gradient if _fits_cpu(gradient) else derived(_plain)
-    return by_platform(*saved, gradient, default=derived(_plain), cpu=cpu, gpu=derived(_gpu))
+    cpu = _by_head_gradient if _fits_cpu(gradient) else derived
+    return by_platform(*saved, gradient, default=derived, cpu=cpu)
 
 
 attention.defvjp(_forward, _backward)
@@ -49,16 +43,6 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-
-
-def _gpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    length = q.shape[-1]
-    if q.dtype in (jnp.bfloat16, jnp.float16) and length % 8 == 0 and length <= _LONGEST_HEAD:
-        try:
-            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-        except (RuntimeError, NotImplementedError):  # no cuDNN, or a version that lacks the shape
-            pass
-    return _plain(q, k, v)
 
 
 def _fits_cpu(x: jax.Array) -> bool:

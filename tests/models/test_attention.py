@@ -1,4 +1,4 @@
-"""Attention and GELU against formulas written out, with their gradients, and cuDNN's place."""
+"""Attention and GELU against formulas written out, with their gradients."""
 
 import math
 
@@ -73,42 +73,6 @@ def test_eight_devices_compute_what_one_does_without_moving_the_batch(arrays):
     for found, expected in zip(back(*split), back(*arrays), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert "all-" not in back.lower(*split).compile().as_text()
-
-
-def lowered_for_gpus(monkeypatch, dtype, length: int, error: Exception | None = None) -> list[str]:
-    """Lowers attention and its gradient for GPUs; returns the implementations asked of JAX."""
-    asked = []
-
-    def recorded(q, k, v, implementation):
-        asked.append(implementation)
-        if error:
-            raise error
-        return attention_file._plain(q, k, v)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
-    x = jax.ShapeDtypeStruct((2, 7, 3, length), dtype)
-    back = jax.jit(lambda q, k, v, g: jax.vjp(attention, q, k, v)[1](g))
-    back.trace(x, x, x, x).lower(lowering_platforms=("cuda",))
-    return asked
-
-
-@pytest.mark.parametrize(
-    ("dtype", "length", "used"),
-    [
-        ("bfloat16", 32, True),
-        ("float16", 128, True),
-        ("float32", 32, False),
-        ("bfloat16", 12, False),
-        ("bfloat16", 136, False),
-    ],
-)
-def test_gpus_use_cudnn_where_it_takes_the_dtype_and_the_heads(monkeypatch, dtype, length, used):
-    assert set(lowered_for_gpus(monkeypatch, dtype, length)) == ({"cudnn"} if used else set())
-
-
-def test_a_gpu_without_cudnn_computes_the_plain_form(monkeypatch):
-    error = RuntimeError("cuDNN is not detected.")
-    assert lowered_for_gpus(monkeypatch, "bfloat16", 32, error) == ["cudnn", "cudnn"]
 
 
 def test_gelu_and_its_gradient_in_float64():

@@ -147,7 +147,7 @@ def prepared(
         if taken:
             changed = differences(flatten(base()) | recipe, flatten(config))
             check_structure(pathlib.Path(folder), changed, structure)
-            listed = ", ".join(f"{key} {_shown(value)}" for key, value in taken.items())
+            listed = ", ".join(f"{key}={_shown(value)}" for key, value in taken.items())
             found = f"as in the checkpoint: {listed}"
             lines = textwrap.wrap(found, _WIDTH, subsequent_indent="  ")
             resumed = _explained(f"The run in {folder} has {listed}")

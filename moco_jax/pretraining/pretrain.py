@@ -130,15 +130,16 @@ def _reached(results: Sequence[Scalars], asked: int) -> str:
     if not lines:
         return ""
     first, last = lines[0], lines[-1]
-    others = []
-    if first["step"] == 0:
-        known = "" if last is first else f" {first['knn_top1']:.2f}%"
-        others.append(f"untrained{known}")
+    named, others = "", []
+    if last["step"] == 0:
+        named = " untrained"
+    elif first["step"] == 0:
+        others.append(f"untrained {first['knn_top1']:.2f}%")
     if "knn_top1_pixels" in first:
         others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
     beside = f" ({', '.join(others)})" if others else ""
     base = f" on {_base(last, asked)}" if _base(last, asked) else ""
-    return f"kNN top-1 {last['knn_top1']:.2f}%{beside} at step {last['step']}{base}"
+    return f"kNN top-1 {last['knn_top1']:.2f}%{named}{beside} at step {last['step']}{base}"
 
 
 def _base(line: Mapping[str, float], asked: int) -> str:

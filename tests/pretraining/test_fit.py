@@ -209,7 +209,7 @@ def test_a_run_of_twenty_images_resumes_with_its_values(repository, tmp_path, ca
     state = pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
     assert int(state.step) == 4
     printed = capsys.readouterr().out
-    assert "as in the checkpoint: data.eval_resize 8, batch_size 8, bn_groups 2" in printed
+    assert "as in the checkpoint: data.eval_resize=8, batch_size=8, bn_groups=2" in printed
     now = fit.recorded(tmp_path / "w")
     assert {k: v for k, v in now.items() if now[k] != begun.get(k)} == {
         "steps": 4,
@@ -245,7 +245,7 @@ def begun(repository, tmp_path_factory):
             {"batch_size": 24, "queue_size": 48},
             ["batch_size: 8 in the checkpoint, 24 now\n  queue_size: 8 in", "drop the flags"],
         ),
-        ({"bn_groups": 5}, ["bn_groups=5", "The run in {} has ", "batch_size 8"]),
+        ({"bn_groups": 5}, ["bn_groups=5", "The run in {} has ", "batch_size=8"]),
     ],
     ids=str,
 )

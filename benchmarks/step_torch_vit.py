@@ -8,20 +8,21 @@ from torch import nn
 
 from benchmarks import step_worker
 
-HIDDEN, DIM = 4096, 256  # of the heads
+DIM = 256  # length of a key
 
 
 class Size(NamedTuple):
-    """A ViT and its images, both sides in pixels."""
+    """A ViT, the sides of its images and patches in pixels, the hidden layers of the heads."""
 
     image: int
     patch: int
     width: int
     depth: int
     heads: int
+    hidden: int
 
 
-SIZES = {"vit": Size(224, 16, 384, 12, 12), "cifar_vit": Size(32, 4, 192, 6, 3)}
+SIZES = {"vit": Size(224, 16, 384, 12, 12, 4096), "cifar_vit": Size(32, 4, 192, 6, 3, 1024)}
 
 
 class Block(nn.Module):
@@ -77,10 +78,10 @@ def make_step(problem: step_worker.Problem, device: str, best: bool):
     temperature, momentum = 0.2, 0.99
 
     def encoder():
-        heads = mlp(size.width, HIDDEN, HIDDEN, DIM)
+        heads = mlp(size.width, size.hidden, size.hidden, DIM)
         return nn.Sequential(ViT(size), heads).to(device)
 
-    queries, keys, predictor = encoder(), encoder(), mlp(DIM, HIDDEN, DIM).to(device)
+    queries, keys, predictor = encoder(), encoder(), mlp(DIM, size.hidden, DIM).to(device)
     keys.load_state_dict(queries.state_dict())
     keys.requires_grad_(False)
     pairs = [list(m.parameters()) for m in (keys, queries)]

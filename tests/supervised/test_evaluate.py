@@ -100,7 +100,7 @@ def test_a_sweep_prints_each_head_and_the_best_so_far(encoder, tmp_path, capsys)
     starts = [i for i, line in enumerate(printed) if line.startswith("step 6  ")]
     assert re.search(
         r"top-1 [\d.]+% by lr=\S+, best of 13 heads  \(epoch 2.00, 32 test images\); "
-        r"best so far [\d.]+% \(epoch [12]\) \(\d+ s\)$",
+        r"best so far [\d.]+% \(epoch [12]\); took \d+ s$",
         printed[starts[-1]],
     )
     heads = printed[starts[-1] + 1 : starts[-1] + 5]

@@ -5,6 +5,7 @@ The tests compare the JAX step with these files. The script follows the papers a
 
 It trains a tiny ResNet for five steps with each of seven recipes. It writes one .npz per recipe
 with the images, the initial weights and the results of the five steps, under torch's names.
+`tests.golden.generate_v3` has the recipes of MoCo v3.
 
 Two rules are those of `moco_jax`, not of torch:
 - Running averages of a split batch norm are the mean over the groups, not the first GPU's.
@@ -23,9 +24,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.golden import generate_v3
 from tests.golden.networks import DIM, GROUPS, Encoder
+from tests.golden.views import STEPS, images
 
-STEPS = 5
 IMAGES = 80  # slots of a memory bank; a step sees 32 of them
 
 
@@ -310,20 +312,10 @@ def rate(recipe, step):
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
 
 
-def images(recipe):
-    """Returns two views int8[STEPS, B, S, S, 3] of the same noise; each redraws a fifth of it.
-
-    The noise has two levels, which keeps the file small.
-    """
-    shape = (STEPS, recipe.batch, recipe.pixels, recipe.pixels, 3)
-    noise, *redrawn = [2 * torch.randint(2, shape, dtype=torch.int8) - 1 for _ in range(3)]
-    return [torch.where(torch.rand(shape) < 0.2, other, noise) for other in redrawn]
-
-
 def train(recipe):
     """Returns {name: array}: the initial state, the images and the results of five steps."""
     torch.manual_seed(0)
-    model, (one, two) = MECHANISMS[recipe.mechanism](recipe), images(recipe)
+    model, (one, two) = MECHANISMS[recipe.mechanism](recipe), images(recipe.batch, recipe.pixels)
     # Weights are drawn in float32, so float32 in the file is exact.
     start = {f"start/{k}": v.numpy().copy() for k, v in model.encoder_q.state_dict().items()}
     start["start/queue"] = model.queue.numpy().copy()
@@ -362,8 +354,9 @@ def train(recipe):
 def main():
     torch.set_num_threads(1)  # these layers are too small for several threads
     out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
-    for name, recipe in RECIPES.items():
-        np.savez_compressed(out / f"{name}.npz", **train(recipe))
+    for recipes, run in ((RECIPES, train), (generate_v3.RECIPES, generate_v3.train)):
+        for name, recipe in recipes.items():
+            np.savez_compressed(out / f"{name}.npz", **run(recipe))
 
 
 if __name__ == "__main__":

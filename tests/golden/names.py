@@ -8,6 +8,9 @@ _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var
 _MODULES = {
     "conv1": ("backbone", "stem_conv"),
     "bn1": ("backbone", "stem_norm"),
+    "backbone": ("backbone",),
+    "patch_embed": ("backbone", "patch_embed"),
+    "norm": ("backbone", "norm"),
     "fc": ("head", "output"),
     "fc.0": ("head", "hidden_layer"),
     "fc.2": ("head", "output"),
@@ -17,9 +20,15 @@ _BLOCK_LAYERS = {
     "bn1": "GroupedBatchNorm_0",
     "conv2": "Conv_1",
     "bn2": "GroupedBatchNorm_1",
+    "conv3": "Conv_2",
+    "bn3": "GroupedBatchNorm_2",
     "downsample.0": "shortcut_conv",
     "downsample.1": "shortcut_norm",
 }
+
+
+_HEADS = {"projector": "head", "predictor": "predictor"}  # of MoCo v3
+_KEPT = ("cls_token",)  # parameters with the same name and axes
 
 
 def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
@@ -33,7 +42,9 @@ def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
         tree = batch_stats if kind.startswith("running") else params
         for part in _path(module):
             tree = tree.setdefault(part, {})
-        if array.ndim == 1:
+        if kind in _KEPT:
+            tree[kind] = array.astype(np.float64)
+        elif array.ndim == 1:
             tree[_NORM[kind]] = array.astype(np.float64)
         else:
             axes = (2, 3, 1, 0) if array.ndim == 4 else (1, 0)
@@ -42,8 +53,15 @@ def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
 
 
 def _path(module: str) -> tuple[str, ...]:
-    block = re.fullmatch(r"layer(\d)\.(\d)\.(.+)", module)
-    if block is None:
-        return _MODULES[module]
-    stage, number, inner = block.groups()
-    return "backbone", f"stage{stage}_block{int(number) + 1}", _BLOCK_LAYERS[inner]
+    module = module.removeprefix("backbone.")
+    part, _, place = module.partition(".")
+    if part in _HEADS:  # linear, norm and ReLU in turn: 0, 1 and 2 are the first layer's
+        layer, kind = divmod(int(place), 3)
+        return _HEADS[part], f"{('layer', 'norm')[kind]}{layer + 1}"
+    if block := re.fullmatch(r"layer(\d)\.(\d)\.(.+)", module):
+        stage, number, inner = block.groups()
+        return "backbone", f"stage{stage}_block{int(number) + 1}", _BLOCK_LAYERS[inner]
+    if block := re.fullmatch(r"blocks\.(\d)\.(?:attn\.)?(.+)", module):
+        number, inner = block.groups()
+        return "backbone", f"block{int(number) + 1}", inner
+    return _MODULES[module]

@@ -14,7 +14,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from moco_jax.data.loading.decode import decode
@@ -29,7 +29,7 @@ from moco_jax.encoders.images import open_split
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.terminal import arguments, command_line, progress
+from moco_jax.terminal import arguments, command_line, logs, progress
 from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
@@ -186,7 +186,7 @@ def _print_neighbours(
             f"have length {encoder.dim}; {made_by} made the file"
         )
     if made_by != read.source:
-        logging.warning("%s made the features, but %s encodes the queries", made_by, read.source)
+        logs.warning("%s made the features, but %s encodes the queries", made_by, read.source)
     count = len(found.names)
     if count < _NEIGHBOURS.value:
         command_line.tell([f"{count} neighbours (asked {_NEIGHBOURS.value}): there are no more"])

@@ -51,7 +51,10 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # progress depends on the speed of t
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from moco_jax.terminal import logs  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+logs.LOGGER.propagate = True  # to pytest's `caplog`
 
 
 def devices_flags(devices: int) -> str:

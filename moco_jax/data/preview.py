@@ -12,7 +12,7 @@ import pathlib
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -24,7 +24,7 @@ from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.sources.file_types import counted
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
-from moco_jax.terminal import command_line, progress, signals
+from moco_jax.terminal import command_line, logs, progress, signals
 
 _OUT = flags.DEFINE_string("out", "views.png", "File to write: .png or .jpg.")
 _IMAGES = flags.DEFINE_integer("images", 6, "Images, selected by config.seed.", lower_bound=1)
@@ -48,7 +48,7 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     with progress.phase(f"reading images of {source.name}"):
         originals = list(itertools.islice(readable, images))
     if warning := shallow(reader.largest, reader.how):
-        logging.warning("%s: %s", source.name, warning)
+        logs.warning("%s: %s", source.name, warning)
     if not originals:
         raise ValueError(f"none of the images selected from {source.name} can be read")
     if len(originals) < images:

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from absl import logging
 from PIL import Image
 
 from moco_jax.data.loading import loader
@@ -20,6 +19,7 @@ from moco_jax.encoders.features import make_encode
 from moco_jax.encoders.pretrained import Pretrained, read
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.pipeline import pipelined
+from moco_jax.terminal import logs
 
 _SMALLEST_CANVAS = 32  # pixels
 
@@ -153,7 +153,7 @@ class ImageEncoder:
         if len(deep) > 1 and not self._checked_bits:
             self._checked_bits = True
             if warning := shallow(max(deep), self._how):
-                logging.warning("%s", warning)
+                logs.warning("%s", warning)
 
 
 def _checked(images: np.ndarray | Iterable[ImageLike]) -> Iterator[ImageLike]:

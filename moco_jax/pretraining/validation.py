@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
@@ -11,6 +10,7 @@ from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment.recipe_checks import check_recipe
 from moco_jax.models.backbones import BACKBONES, make_backbone
+from moco_jax.terminal import logs
 from moco_jax.training import checks
 
 # Old keys must come from a slowly changing encoder. Only a bank has other keys where the queries
@@ -44,7 +44,7 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
     )
     if warns and jax.process_index() == 0:
         for warning in _warnings(config):
-            logging.warning("%s", warning)
+            logs.warning("%s", warning)
 
 
 def _warnings(config: ConfigDict) -> Iterator[str]:

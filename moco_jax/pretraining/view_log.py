@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from moco_jax.data.augment.views import make_views
 from moco_jax.pretraining.run import PretrainRun
-from moco_jax.terminal import progress
+from moco_jax.terminal import logs, progress
 from moco_jax.training.outputs.metrics_log import MetricsLog
 
 _IMAGES = 8  # that are shown
@@ -42,7 +41,7 @@ def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
                 found = jax.device_get(jax.jit(pixels, compiler_options=options)(run.arrays, batch))
             log.images(0, "views", _grid(np.asarray(found))[None])
         except Exception as error:  # nothing that is only shown stops a run
-            logging.warning("the views are not logged: %s: %s", type(error).__name__, error)
+            logs.warning("the views are not logged: %s: %s", type(error).__name__, error)
 
     return write
 

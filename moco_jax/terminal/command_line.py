@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from moco_jax import text
 from moco_jax.parallel import cluster, roll_call
-from moco_jax.terminal import arguments, help, signals, style
+from moco_jax.terminal import arguments, help, logs, signals, style
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
@@ -60,8 +60,10 @@ def run_main(
     def main(_) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax logs each save in 30 lines
-        if not logging.level_debug():
-            style.print_warnings(_concerns_user)
+        if logging.level_debug():
+            logs.LOGGER.setLevel(standard_logging.DEBUG)
+        else:
+            logs.print_others(_concerns_user)
         code = 0
         try:
             with join():

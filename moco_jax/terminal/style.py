@@ -1,4 +1,4 @@
-"""How lines look: width, colour, the line that stays in place, warnings.
+"""How lines look: width, colour, the line that stays in place.
 
 Colour and the live line are for terminals. `NO_COLOR` and `TERM=dumb` turn colour off;
 `FORCE_COLOR` and `CLICOLOR_FORCE` turn it on without a terminal (no-color.org, force-color.org,
@@ -6,18 +6,12 @@ bixense.com/clicolors).
 """
 
 import contextlib
-import logging as standard_logging
 import os
 import re
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
-
-from absl import logging
-
-from moco_jax import text
 
 _COLUMNS = 80  # without a terminal
 _NARROWEST = 20  # columns; a terminal that reports fewer is taken for this
@@ -162,23 +156,3 @@ def _labelled(line: str, stream: TextIO) -> str:
     label, colon, rest = line.partition(":")
     code = _LABELS.get(label)
     return f"{_styled(label + colon, code, stream)}{rest}" if code else line
-
-
-class _Warnings(standard_logging.Handler):
-    """Prints log records as a user reads them: `warning: text`."""
-
-    def emit(self, record: standard_logging.LogRecord) -> None:
-        serious = record.levelno >= standard_logging.ERROR
-        name = "error" if serious else record.levelname.lower()
-        print_line(f"{name}: {text.message(record.getMessage())}", sys.stderr)
-
-
-def print_warnings(wanted: Callable[[standard_logging.LogRecord], bool]) -> None:
-    """Prints the wanted log records without time, thread and file, which absl's handler prints."""
-    root = standard_logging.root
-    for handler in list(root.handlers):
-        if isinstance(handler, (logging.ABSLHandler, _Warnings)):
-            root.removeHandler(handler)
-    handler = _Warnings()
-    handler.addFilter(wanted)
-    root.addHandler(handler)

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
+from moco_jax.terminal import logs
 from moco_jax.training.integrity import checksums
 from moco_jax.training.task import Content
 
@@ -133,7 +133,7 @@ def compare_contents(
             *([keys] if keys else []),
         ]
         if may_change and now.may_change:
-            logging.warning("%s\nThe run continues on the new ones.", "\n".join(lines))
+            logs.warning("%s\nThe run continues on the new ones.", "\n".join(lines))
             continue
         remedies = f"Give another --workdir=..., or the old {name}"
         if kind.fixed_images:
@@ -162,7 +162,7 @@ def compare_number(
             f"the memory bank in {folder} has a slot for each of {saved} images, now "
             f"there are {images}; give those images, or another --workdir"
         )
-    logging.warning(
+    logs.warning(
         "the checkpoint saw %s images, now there are %s: the run continues with another "
         "order of the images and another length of an epoch",
         saved,

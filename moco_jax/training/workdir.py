@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
+from moco_jax.terminal import logs
 from moco_jax.training.outputs import appending
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
@@ -88,7 +88,7 @@ def open_workdir(folder: pathlib.Path) -> IO:
             f"another process is running in {folder}; wait for it, or give another --workdir"
         ) from None
     except OSError as error:  # Lustre and NFS may be mounted without locks
-        logging.warning("no lock in %s (%s): start one run at a time there", folder, error)
+        logs.warning("no lock in %s (%s): start one run at a time there", folder, error)
     foreign = [name for name in _OURS if _holds_something(folder / name)]
     if foreign and not (folder / _STARTS).exists():
         lock.close()

@@ -8,7 +8,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster, roll_call
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, logs
 from moco_jax.terminal.arguments import _override_problem, _overrides
 from tests.in_process import exit_code
 
@@ -161,7 +161,7 @@ def test_errors_of_config_files_have_no_line_breaks(run, tmp_path, case):
 
 def test_warnings_have_no_prefix_and_are_not_those_of_libraries(run):
     def work():
-        logging.warning("skipped fish/broken.jpg (no known image format)")
+        logs.warning("skipped fish/broken.jpg (no known image format)")
         library = logging.get_absl_logger()
         for level, text in ((30, "a library's warning"), (40, "a library's error")):
             record = library.makeRecord("absl", level, "/x/site-packages/y.py", 1, text, (), None)

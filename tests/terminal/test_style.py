@@ -1,7 +1,6 @@
 """Width, colour and wrapped lines."""
 
 import io
-import logging
 
 import pytest
 
@@ -78,19 +77,6 @@ def test_what_is_piped_is_not_wrapped():
     stream = Stream(False)
     style.print_line("word " * 100, stream)
     assert stream.getvalue() == "word " * 100 + "\n"
-
-
-def test_warnings_have_no_prefix(capsys):
-    root = logging.root
-    before = root.handlers[:]
-    try:
-        style.print_warnings(lambda record: record.name != "other")
-        logging.getLogger("absl").warning("skipped %s", "a\x1b.jpg")
-        logging.getLogger("absl").error("lost")
-        logging.getLogger("other").warning("of a library")
-    finally:
-        root.handlers[:] = before
-    assert capsys.readouterr().err == "warning: skipped a\\x1b.jpg\nerror: lost\n"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from moco_jax.data.loading.decode import decode
@@ -23,7 +22,7 @@ from moco_jax.data.loading.resident import ResidentData
 from moco_jax.data.loading.streamed import StreamedData
 from moco_jax.data.sources.source import Source
 from moco_jax.parallel.mesh import Layout
-from moco_jax.terminal import progress
+from moco_jax.terminal import logs, progress
 
 _MAX_THREADS = 64
 _PROBED_IMAGES = 64  # their sizes decide whether a source may fit into device memory
@@ -140,7 +139,7 @@ def _probe(source: Source, how: Decoding) -> tuple[int, int]:
             shape = decode(source.read(int(index)), how, deep.append).shape
             height, width = max(height, shape[0]), max(width, shape[1])
     if warning := shallow(max(deep), how):
-        logging.warning("%s: %s", source.name, warning)
+        logs.warning("%s: %s", source.name, warning)
     return height, width
 
 

@@ -6,11 +6,11 @@ import re
 import threading
 
 import numpy as np
-from absl import logging
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import BadImage, Decoding
 from moco_jax.data.sources.source import Source
+from moco_jax.terminal import logs
 from moco_jax.text import printable
 
 _SHOWN = 10  # bad images listed in the error, and named in the log
@@ -71,7 +71,7 @@ class Reader:
             if len(reasons) <= max(_SHOWN, self._reported):
                 return
             self._reported = len(reasons)
-        logging.warning(
+        logs.warning(
             "%d of the %d images of %s can't be read: %s",
             len(reasons),
             len(self.source),
@@ -94,9 +94,9 @@ class Reader:
         names = self.source.names
         if count <= _SHOWN:
             name = _in_folder(names[index], self.source.name)
-            logging.warning("skipped %s (%s)", printable(name), reason)
+            logs.warning("skipped %s (%s)", printable(name), reason)
         if count == _SHOWN + 1:
-            logging.warning("more images can't be read; they are counted, not named")
+            logs.warning("more images can't be read; they are counted, not named")
         if too_many:
             shown = [f"  {printable(names[i])}: {why}" for i, why in list(reasons.items())[:_SHOWN]]
             raise ValueError(

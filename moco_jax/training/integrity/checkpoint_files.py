@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import flax.traverse_util
 import numpy as np
 import tensorstore
-from absl import logging
 
+from moco_jax.terminal import logs
 from moco_jax.training.flat_config import with_current_keys
 from moco_jax.training.integrity import checksums
 
@@ -218,7 +218,7 @@ def none_whole(folder: pathlib.Path, damaged: dict[int, str], other: str = "--wo
 def warn_of_damaged(folder: pathlib.Path, damaged: dict[int, str], step: int) -> None:
     """Warns for each damaged checkpoint in place of which an older one, of this step, is read."""
     for newer, why in damaged.items():
-        logging.warning(
+        logs.warning(
             "the checkpoint %s is damaged: %s. Step %d is read instead.",
             folder / str(newer),
             why,
@@ -235,7 +235,7 @@ def set_aside(folder: pathlib.Path, damaged: dict[int, str]) -> None:
             number += 1
             path = folder / f"damaged-{step}-{number}"
         (folder / str(step)).rename(path)
-        logging.warning(
+        logs.warning(
             "the checkpoint %s is damaged: %s. It is now %s; an older one is used.",
             folder / str(step),
             why,

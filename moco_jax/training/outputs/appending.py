@@ -6,9 +6,8 @@ import os
 import pathlib
 from typing import IO, Any, NamedTuple
 
-from absl import logging
-
 from moco_jax.parallel import cluster
+from moco_jax.terminal import logs
 
 _MARKS = b"\0 \t\r\xef\xbb\xbf"  # around a line: a block that a crash left, an editor's mark
 
@@ -38,7 +37,7 @@ class Appended:
         except OSError as error:
             self._close_file()
             if not self._failed:
-                logging.warning(
+                logs.warning(
                     "%s can't be written: %s. The run goes on; what is missing waits in memory.",
                     self._path,
                     error,
@@ -46,7 +45,7 @@ class Appended:
             self._failed = True
             return
         if self._failed:
-            logging.warning("%s is written again; nothing is missing.", self._path)
+            logs.warning("%s is written again; nothing is missing.", self._path)
         self._failed = False
 
     def close(self) -> None:
@@ -54,7 +53,7 @@ class Appended:
         try:
             self._flush()
         except OSError as error:
-            logging.warning("%d records of %s are lost: %s", len(self._waiting), self._path, error)
+            logs.warning("%d records of %s are lost: %s", len(self._waiting), self._path, error)
         self._close_file()
 
     def _flush(self) -> None:
@@ -119,7 +118,7 @@ def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
         steps = sorted(json.loads(line)["step"] for line in lines.later)
         cluster.say(_repeated(steps, dropped))
     if lines.broken:
-        logging.warning(
+        logs.warning(
             "lines of %s that can't be read: %d, such as %.60r; they are moved to %s",
             path,
             len(lines.broken),

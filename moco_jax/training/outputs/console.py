@@ -7,10 +7,9 @@ import time
 from collections.abc import Iterator
 
 import clu.parameter_overview
-from absl import logging
 
 from moco_jax.parallel import cluster
-from moco_jax.terminal import progress, style
+from moco_jax.terminal import logs, progress, style
 from moco_jax.terminal.progress import duration
 from moco_jax.training.outputs import spikes
 
@@ -63,7 +62,7 @@ class Console:
         self.passed(step)
         self._seconds_per_step = m["seconds_per_step"]
         if self._speaks and (spike := spikes.spike(step, m, self._recent)):
-            logging.warning("%s", spike)
+            logs.warning("%s", spike)
         self._recent.append(m)
         epoch, rate = f"epoch {step / self._per_epoch:.2f}", f"lr {m['lr']:.4g}"
         speed = f"{m['images_per_second']:.0f} images/s"

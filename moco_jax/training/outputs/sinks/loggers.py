@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from absl import logging
 from ml_collections import ConfigDict
 
+from moco_jax.terminal import logs
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.outputs.sinks.remote import Remote
 from moco_jax.training.outputs.sinks.settings import Settings
@@ -60,7 +60,7 @@ def remotes(config: ConfigDict, folder: pathlib.Path, start_step: int) -> dict[s
         try:
             found[title] = Remote(settings, title)
         except Exception as error:
-            logging.warning("%s: %s. The run goes on without it.", title, error)
+            logs.warning("%s: %s. The run goes on without it.", title, error)
     return found
 
 
@@ -94,5 +94,5 @@ class Guarded:
             except Exception as error:  # libraries raise many types
                 if title not in self._warned:
                     reason = f"{type(error).__name__}: {error}"
-                    logging.warning("%s: %s. The run goes on.", title, reason)
+                    logs.warning("%s: %s. The run goes on.", title, reason)
                 self._warned.add(title)

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 
-from moco_jax.terminal import progress, style
+from moco_jax.terminal import logs, progress, style
 from moco_jax.text import message as escaped
 from moco_jax.training.outputs.sinks.settings import Settings
 
@@ -85,14 +84,14 @@ class Remote:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            logging.warning(
+            logs.warning(
                 "%s: not everything was sent in %g s; what is missing is in metrics.jsonl",
                 self._title,
                 _FLUSH,
             )
         self._reader.join(_LAST_MESSAGES)
         if self._dropped:
-            logging.warning("%s: %d records were dropped", self._title, self._dropped)
+            logs.warning("%s: %d records were dropped", self._title, self._dropped)
 
     def _put(self, method: str, *arguments: Any) -> None:
         if self._off:
@@ -101,7 +100,7 @@ class Remote:
             self._queue.put((method, arguments))
         else:
             if not self._dropped:
-                logging.warning(
+                logs.warning(
                     "%s is too slow: %d records wait, and later ones are dropped. metrics.jsonl "
                     "has them.",
                     self._title,
@@ -134,8 +133,8 @@ class Remote:
                 explained = explained or kind == "off"
                 without = " without it" if kind == "off" else ""
                 text = escaped(text).rstrip(".")
-                logging.warning("%s: %s. The run goes on%s.", self._title, text, without)
+                logs.warning("%s: %s. The run goes on%s.", self._title, text, without)
         if not self._closing:
             self._off = True
             if not explained:
-                logging.warning("%s ended. The run goes on without it.", self._title)
+                logs.warning("%s ended. The run goes on without it.", self._title)

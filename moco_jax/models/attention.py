@@ -1,8 +1,8 @@
 """Attention of vision transformers; the implementation for each platform is chosen here.
 
-On CPUs, in float32 and float64, it is a loop over the heads, whose matrices of T x T weights stay in
-the cache. Elsewhere it is XLA's. cuDNN's is not used: JAX 0.10 refuses its gradient for an odd number
-of tokens, which a square of patches and the class token are as a rule.
+On CPUs, in float32 and float64, it is a loop over the heads, whose T x T weights stay in the cache.
+Elsewhere it is XLA's. cuDNN's is not used: JAX 0.10 refuses its gradient for odd numbers of tokens,
+and a class token makes the number odd as a rule.
 """
 
 import jax

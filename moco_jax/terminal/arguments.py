@@ -184,6 +184,8 @@ def _absent(file: pathlib.Path) -> str:
     """Returns that there is no such config file, with the name of one that is there."""
     if file.is_dir():
         return f"{file} is a folder; allowed: a Python file, such as configs/digits.py"
+    if file.stem == "help":
+        return f"there is no config file {file}; `python -m moco_jax.keys` lists all keys"
     folders = [folder for folder in (file.parent, pathlib.Path("configs")) if folder.is_dir()]
     known = {str(path): path.stem for folder in folders for path in sorted(folder.glob("*.py"))}
     near = difflib.get_close_matches(file.stem, known.values(), n=1)

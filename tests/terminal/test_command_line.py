@@ -73,6 +73,7 @@ def test_command_without_a_config(run, config_flag):
     ("arguments", "message"),
     [
         (["--config=none.py"], "--config=none.py: there is no config file none.py"),
+        (["--config=help"], "help; `python -m moco_jax.keys` lists all keys"),
         (["--nonsense=1"], "--nonsense: there is no such flag"),
         (["a", "b=3"], "unexpected arguments: a b=3"),
     ],

@@ -22,7 +22,9 @@ from moco_jax.training.integrity import checksums
 
 _REASON = 300  # characters of an error that are shown
 # 'DATA_LOSS: Error opening "zarr" driver: Error reading ...: ' before the cause.
-_CHAIN = re.compile(r"(?:[A-Z_]+: )?Error (?:opening|reading|writing) .*?(?:: (?!.*: )|: (?=\[))")
+_CHAIN = re.compile(
+    r"(?:[A-Z_]+: )?Error (?:opening|reading|writing) .*?(?:: (?!.*: (?!expected=))|: (?=\[))"
+)
 _CACHE = 100_000_000  # bytes of TensorStore's cache: the arrays of a checkpoint share files
 
 

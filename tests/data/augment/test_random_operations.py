@@ -163,8 +163,8 @@ def test_implementations_for_accelerators_equal_those_for_cpus():
     rng = np.random.default_rng(0)
     levels = rng.integers(0, 256, (2, 3, 400)).astype(np.int32)
     expected = [[np.bincount(row, minlength=256) for row in image] for image in levels]
-    for way in (random_operations._counted, random_operations._compared):
-        np.testing.assert_array_equal(jax.jit(way)(levels), expected)
+    for way in ("_counted", "_compared", "_multiplied"):
+        np.testing.assert_array_equal(jax.jit(getattr(random_operations, way))(levels), expected)
     tables = rng.integers(0, 256, (2, 3, 256)).astype(np.float32)
     expected = np.take_along_axis(tables, levels, axis=2)
     for way in (random_operations._looked_up, random_operations._selected):

@@ -1,9 +1,18 @@
 """Fine-tuning on ImageNet-1k with all labels, 10 % or 1 % of them.
 
-Paper: none for this recipe. The sets are those of Chen et al. 2020, arXiv 2002.05709 (SimCLR). They
-are drawn class by class. SimCLR's published lists, which name one image a line, are used with
---config.label_list=1percent.txt --config.label_fraction=1.
-Reported: nothing for this recipe.
+full, 10percent, 1percent: a recipe of no paper. The sets are those of Chen et al. 2020, arXiv
+2002.05709 (SimCLR). They are drawn class by class. SimCLR's published lists, which name one image a
+line, are used with --config.label_list=1percent.txt --config.label_fraction=1.
+v3_vit_*: a ViT of MoCo v3 (Chen et al. 2021, arXiv 2104.02057, table 5) with the recipe of DeiT
+(Touvron et al. 2021, arXiv 2012.12877; facebookresearch/deit, `main.py`): AdamW, stochastic depth,
+label smoothing, mixup or CutMix, RandAugment, random erasing. Departures:
+- no repeated augmentation (a batch of DeiT has three views of each image);
+- bilinear crops and movements, not bicubic ones;
+- the warm-up rises from 0 in each step, and the cosine begins after it (DeiT: from 1e-6, in each
+  epoch; its cosine has begun before).
+DeiT keeps an average of the weights and evaluates the weights themselves, as here;
+--config.ema=0.99996 evaluates the average.
+Reported: nothing for the first recipe; v3_vit_s 81.4 %, v3_vit_b 83.2 % after 150 epochs.
 Measured: not run here.
 Wall time: not measured.
 
@@ -12,16 +21,41 @@ Commands:
   python -m moco_jax.main --config=configs/imagenet_finetune.py:10percent
   python -m moco_jax.main --config=configs/imagenet_finetune.py:1percent
   python -m moco_jax.main --config=configs/imagenet_finetune.py:1percent --config.baseline=True
+  python -m moco_jax.main --config=configs/imagenet_finetune.py:v3_vit_b --config.dtype=bfloat16
 """
 
 from moco_jax import variants
 from moco_jax.data.augment import recipes
 from moco_jax.supervised import config
 
+_DEIT = {
+    "epochs": 150,
+    "batch_size": 1024,
+    "bn_groups": 1,  # a ViT has no batch norm
+    "model.drop_path": 0.1,
+    "lr": 5e-4,
+    "head_lr": 1.0,
+    "lr_batch": 512,
+    "lr_update": "epoch",
+    "warmup_epochs": 5.0,
+    "min_lr": 1e-5,
+    "optimizer": "adamw",
+    "adam_b1": 0.9,
+    "adam_b2": 0.999,
+    "adam_eps": 1e-8,
+    "weight_decay": 0.05,
+    "decay_all": False,
+    "label_smoothing": 0.1,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "view": recipes.deit(),
+}
 VARIANTS = {
     "full": {"label_fraction": 1.0, "epochs": 30},
     "10percent": {"label_fraction": 0.1, "epochs": 30},
     "1percent": {"label_fraction": 0.01, "epochs": 60},
+    "v3_vit_s": {**_DEIT, "pretrained": "runs/imagenet_v3_vit_s"},
+    "v3_vit_b": {**_DEIT, "pretrained": "runs/imagenet_v3_vit_b"},
 }
 
 
@@ -40,6 +74,10 @@ def get_config(variant: str = "full"):
     c.warmup_epochs = 0.0
     c.sgd_momentum = 0.9
     c.weight_decay = 1e-5
+    c.decay_all = True
+    c.min_lr = 0.0
+    c.layer_decay = 1.0
+    c.optimizer = "sgd"
     c.label_smoothing = 0.0
     c.mixup = 0.0
     c.cutmix = 0.0

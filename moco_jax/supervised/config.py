@@ -10,7 +10,16 @@ from ml_collections.config_dict import placeholder
 
 from moco_jax import config as pretraining
 from moco_jax.data.augment import recipes
-from moco_jax.training.checks import COMMON_RULES, fraction, not_negative, positive, whole
+from moco_jax.training.checks import (
+    COMMON_RULES,
+    below_one,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    positive_fraction,
+    whole,
+)
 
 
 def linear() -> ConfigDict:
@@ -40,6 +49,13 @@ def finetune() -> ConfigDict:
     c.lr_schedule = "cosine"
     c.lr_update = "step"
     c.weight_decay = 1e-5
+    c.decay_all = True  # False: no decay of biases, norms and the class token
+    c.min_lr = 0.0  # the rate that the schedule falls to, not scaled with the batch
+    c.layer_decay = 1.0  # factor of lr from each block to the one before it
+    c.optimizer = "sgd"  # sgd or adamw
+    c.adam_b1 = 0.9  # of adamw: fraction of the mean gradient that is kept
+    c.adam_b2 = 0.999  # of adamw: fraction of the mean squared gradient that is kept
+    c.adam_eps = 1e-8  # of adamw: is added to the root of the mean square
     c.label_smoothing = 0.0  # fraction of a target that is spread over all classes
     c.mixup = 0.0  # alpha of its Beta distribution; 0: no mixup
     c.cutmix = 0.0  # alpha of its Beta distribution; with mixup, each batch has one of them
@@ -122,7 +138,13 @@ RULES = {
     | {
         "lr": positive,
         "head_lr": not_negative,
-        "model.drop_path": fraction,
+        "min_lr": not_negative,
+        "layer_decay": positive_fraction,
+        "optimizer": one_of(("sgd", "adamw")),
+        "adam_b1": below_one,
+        "adam_b2": below_one,
+        "adam_eps": positive,
+        "model.drop_path": below_one,
         "label_smoothing": fraction,
         "mixup": not_negative,
         "cutmix": not_negative,

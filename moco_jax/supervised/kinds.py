@@ -18,7 +18,7 @@ KINDS = {
     ),
     "finetune": Kind(
         "moco_jax.finetune",
-        structure=_STRUCTURE,
+        structure=(*_STRUCTURE, "optimizer"),
         results=("top1",),
         base=BASES["finetune"],
         places=_PLACES,

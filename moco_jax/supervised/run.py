@@ -4,11 +4,12 @@ import copy
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.views import make_view
@@ -28,7 +29,7 @@ from moco_jax.training import checks, task
 from moco_jax.training.batch_size import nearest_batch, power_of_two, remedy
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
 from moco_jax.training.integrity import checkpoint_files
-from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
+from moco_jax.training.optimizers import Schedule, make_optimizer, make_schedule, total_steps
 
 _LEAST, _MOST = 8, 256  # images of a batch that fits the data: an eighth of them
 
@@ -162,8 +163,7 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     per_epoch = len(data) // config.batch_size
     steps = total_steps(config, per_epoch)
     classes = max(len(sources.train.class_names), int(sources.test.labels.max()) + 1)
-    schedule = make_schedule(config, per_epoch, 1.0 if config.task == "linear" else peak_lr(config))
-    optimizer = make_optimizer(config, schedule, lambda params: step.factors(config, params))
+    schedule, optimizer = make_updates(config, start.backbone.blocks, per_epoch)
     train_step = step.make_step(config, start, optimizer, layout)
     variables = {"params": start.params, "batch_stats": start.batch_stats}
     variables = layout.put(variables, layout.replicated)
@@ -191,6 +191,25 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     )
 
 
+def make_updates(
+    config: ConfigDict, blocks: Sequence[str], per_epoch: int
+) -> tuple[Schedule, optax.GradientTransformation]:
+    """Returns the schedule and the optimizer of a run.
+
+    Args:
+      config: of the linear protocol or of fine-tuning.
+      blocks: names of the backbone's blocks, in order.
+      per_epoch: steps of an epoch.
+    """
+    factors = lambda params: step.factors(config, params, blocks)  # noqa: E731
+    if config.task == "linear":
+        schedule = make_schedule(config, per_epoch, 1.0)
+        return schedule, make_optimizer(config, schedule, factors)
+    schedule = make_schedule(config, per_epoch, floor=config.min_lr)
+    kernels = None if config.decay_all else step.decayed
+    return schedule, make_optimizer(config, schedule, factors, decayed=kernels)
+
+
 def _run_step(
     config: ConfigDict, data: loader.DataSet, train_step: Callable, classes: int, layout: Layout
 ):
@@ -202,7 +221,7 @@ def _run_step(
     def run_step(state, arrays, batch):
         images, sizes = data.images(arrays["images"], batch)
         labels = jnp.take(arrays["labels"], data.indices(batch))
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)
+        key = step.step_key(config, state.step)
         images = layout.shard(view(jax.random.fold_in(key, 0), images, sizes))
         targets = mixing.soften(labels, classes, config.label_smoothing if tuned else 0.0)
         if tuned:

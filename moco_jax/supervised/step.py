@@ -4,7 +4,7 @@ A sweep has several heads [H, F, C], one for each learning rate. The backbone ru
 them, and no gradient passes from one head to another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -62,16 +62,38 @@ def rates(config: ConfigDict) -> tuple[float, ...]:
     return tuple(scaled_lr(config, lr) for lr in unscaled_rates(config))
 
 
-def factors(config: ConfigDict, params: Any) -> Any:
-    """Returns the factor of each parameter's learning rate; the schedule is another factor."""
+def factors(config: ConfigDict, params: Any, blocks: Sequence[str] = ()) -> Any:
+    """Returns the factor of each parameter's learning rate; the schedule is another factor.
+
+    Fine-tuning multiplies the rate by `layer_decay` from each layer to the one before it. The first
+    layer is all that comes before the blocks; what follows them has the factor 1. With BEiT's and
+    MAE's numbers of layers that is layer_decay ** (depth + 1 - number). A ResNet's residual blocks
+    are its layers too.
+
+    Args:
+      blocks: names of the backbone's blocks, in order.
+    """
     if config.task == "linear":
         heads = jnp.asarray(rates(config), jnp.float32)
         return jax.tree.map(lambda x: heads.reshape(-1, *(1,) * (x.ndim - 1)), params)
-    scale = {"head": config.head_lr, "backbone": 1.0}
-    return {
-        name: jax.tree.map(lambda x, factor=scale[name]: jnp.full((1,) * x.ndim, factor), part)
-        for name, part in params.items()
-    }
+
+    def full(factor: float, part: Any) -> Any:
+        return jax.tree.map(lambda x: jnp.full((1,) * x.ndim, factor), part)
+
+    numbers = {"norm": len(blocks) + 1} | {name: i + 1 for i, name in enumerate(blocks)}
+    decay = lambda name: config.layer_decay ** (len(blocks) + 1 - numbers.get(name, 0))  # noqa: E731
+    backbone = {name: full(decay(name), part) for name, part in params["backbone"].items()}
+    return {"head": full(config.head_lr, params["head"]), "backbone": backbone}
+
+
+def decayed(params: Any) -> Any:
+    """Returns which parameters decay without `decay_all`: the kernels."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+def step_key(config: ConfigDict, step: jax.Array) -> jax.Array:
+    """Returns the key of a step: views fold in 0, mixing 1, stochastic depth 2."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
 
 
 def init_state(
@@ -113,17 +135,19 @@ def encode(backbone: Backbone, params: Any, batch_stats: Any, images: jax.Array)
     return features
 
 
-def _frozen(backbone: Backbone, state: SupervisedState, images, layout: Layout) -> Forward:
+def _frozen(backbone: Backbone, state: SupervisedState, images, key, layout: Layout) -> Forward:
     # Outside the gradient: no gradient of the backbone is ever computed.
     features = encode(backbone, layout.replicate(state.frozen), state.batch_stats, images)
     return lambda params: (features, state.batch_stats)
 
 
-def _trained(backbone: Backbone, state: SupervisedState, images, layout: Layout) -> Forward:
+def _trained(backbone: Backbone, state: SupervisedState, images, key, layout: Layout) -> Forward:
     def forward(params):
         weights, stats = layout.replicate(params["backbone"]), state.batch_stats
         variables = {"params": weights, "batch_stats": stats}
-        features, changed = backbone.apply(variables, images, train=True, mutable=["batch_stats"])
+        features, changed = backbone.apply(
+            variables, images, train=True, mutable=["batch_stats"], rngs={"drop_path": key}
+        )
         return features, changed.get("batch_stats", {})
 
     return forward
@@ -139,7 +163,8 @@ def make_step(
     ema = config.ema if config.task == "finetune" else 0.0
 
     def step(state, images, targets):
-        forward = _FORWARDS[config.task](start.backbone, state, images, layout)
+        key = jax.random.fold_in(step_key(config, state.step), 2)
+        forward = _FORWARDS[config.task](start.backbone, state, images, key, layout)
 
         def objective(params):
             features, batch_stats = forward(params)

@@ -8,6 +8,7 @@ from moco_jax.data.augment.recipe_checks import check_recipe
 from moco_jax.models.backbones import BACKBONES
 from moco_jax.supervised.config import BASES, RULES
 from moco_jax.training import checks
+from moco_jax.training.optimizers import peak_lr
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -45,6 +46,12 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if config.task == "linear":
         yield from _several("lr", config.lr, checks.positive, "numbers above 0")
         yield from _several("l2", config.l2, checks.not_negative, "numbers, 0 or more")
+    elif all(checks.is_number(config[key]) for key in ("lr", "min_lr", "batch_size", "lr_batch")):
+        if config.lr_batch > 0 and config.min_lr > peak_lr(config) > 0:
+            yield (
+                f"min_lr={config.min_lr} must be at most {peak_lr(config):g}, the highest rate "
+                f"(lr={config.lr} times batch_size={config.batch_size} / lr_batch)"
+            )
 
 
 def encoder(config: ConfigDict) -> Iterator[str]:

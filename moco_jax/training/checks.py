@@ -42,6 +42,11 @@ def fraction(value: Any) -> str:
     return "" if is_number(value) and 0 <= value <= 1 else "must lie between 0 and 1"
 
 
+def positive_fraction(value: Any) -> str:
+    good = is_number(value) and 0 < value <= 1
+    return "" if good else "must be above 0, and at most 1"
+
+
 def below_one(value: Any) -> str:
     return "" if is_number(value) and 0 <= value < 1 else "must be 0 or more, and below 1"
 

@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 Schedule = Callable[[jax.Array | int], jax.Array]
+Mask = Callable[[optax.Params], Any] | None
 
 
 def _cosine(progress: jax.Array, config: ConfigDict) -> jax.Array:
@@ -50,7 +51,9 @@ def peak_lr(config: ConfigDict) -> float:
     return scaled_lr(config, config.lr)
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None = None) -> Schedule:
+def make_schedule(
+    config: ConfigDict, steps_per_epoch: int, peak: float | None = None, floor: float = 0.0
+) -> Schedule:
     """Returns step -> learning rate f32[].
 
     The decay starts after the warm-up. With `lr_update='epoch'` it moves at the start of each
@@ -62,6 +65,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None =
       config: has the keys `lr_*`, `warmup_epochs`, and `epochs` or `steps`.
       steps_per_epoch: steps of one pass over the data.
       peak: the highest learning rate; default `peak_lr(config)`.
+      floor: the rate that the decay falls to.
     """
     decay, move = SCHEDULES[config.lr_schedule], UPDATES[config.lr_update]
     epochs = total_steps(config, steps_per_epoch) / steps_per_epoch
@@ -72,17 +76,18 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int, peak: float | None =
         epoch = jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
         progress = jnp.clip((move(epoch) - warmup) / max(epochs - warmup, 1e-6), 0.0, 1.0)
         rise = jnp.minimum(epoch / warmup, 1.0) if warmup else 1.0
-        return peak * rise * decay(progress, config)
+        return (peak - floor) * rise * decay(progress, config) + floor * rise
 
     return schedule
 
 
-def _sgd(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+def _sgd(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformation, ...]:
     """Torch's SGD: decay is added to the gradient, momentum precedes the learning rate."""
-    return optax.add_decayed_weights(config.weight_decay), optax.trace(decay=config.sgd_momentum)
+    decay = optax.add_decayed_weights(config.weight_decay, decayed)
+    return decay, optax.trace(decay=config.sgd_momentum)
 
 
-def _lars(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
+def _lars(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformation, ...]:
     """LARS as in moco-v3's `moco/optimizer.py`: optax.lars has the learning rate before momentum.
 
     Decay and trust ratio leave out biases and scales of norms, which are vectors. The ratio of a
@@ -99,10 +104,10 @@ def _lars(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
     )
 
 
-def _adamw(config: ConfigDict) -> tuple[optax.GradientTransformation, ...]:
-    """Torch's AdamW: decay, of all parameters, is not divided by the second moment."""
+def _adamw(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformation, ...]:
+    """Torch's AdamW: decay is not divided by the second moment."""
     adam = optax.scale_by_adam(config.adam_b1, config.adam_b2, config.adam_eps)
-    return adam, optax.add_decayed_weights(config.weight_decay)
+    return adam, optax.add_decayed_weights(config.weight_decay, decayed)
 
 
 # The values of `config.optimizer`: what precedes the learning rate.
@@ -114,6 +119,7 @@ def make_optimizer(
     schedule: Schedule,
     factors: Callable[[optax.Params], optax.Params] | None = None,
     frozen: Sequence[str] = (),
+    decayed: Mask = None,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a config.
 
@@ -124,8 +130,9 @@ def make_optimizer(
         default 1.
       frozen: names of parts of the backbone that keep their values: decay would change parameters
         without a gradient.
+      decayed: params -> whether each has weight decay; default all. Not read by LARS.
     """
-    before = OPTIMIZERS[config.get("optimizer", "sgd")](config)
+    before = OPTIMIZERS[config.get("optimizer", "sgd")](config, decayed)
     optimizer = optax.chain(
         *before,
         optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]

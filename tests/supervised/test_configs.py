@@ -23,6 +23,7 @@ EXPERIMENTS = [
         for data in ("imagenet", "cifar10", "digits")
         for v in ("full", "10percent", "1percent")
     ],
+    *[("imagenet_finetune", f"v3_{v}") for v in ("vit_s", "vit_b")],
     *[("transfer", v) for v in ("cifar10", "cifar100", "flowers", "pets")],
 ]
 
@@ -44,6 +45,10 @@ OTHER_DEFAULTS_OF_TASK = {
     "finetune": {
         "lr": 0.7,
         "head_lr": 0.7,
+        "decay_all": False,
+        "min_lr": 0.7,
+        "layer_decay": 0.7,
+        "optimizer": "other",
         "bn_groups": 7,
         "label_smoothing": 0.7,
         "mixup": 0.7,
@@ -107,6 +112,45 @@ def test_linear_protocol_matches_the_reference(repository):
         assert {key: flat[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("encoder", ["vit_s", "vit_b"])
+def test_fine_tuning_of_v3_matches_deit(repository, monkeypatch, encoder):
+    others = {"adam_b1": 0.7, "adam_b2": 0.7, "adam_eps": 0.7, "model.drop_path": 0.7}
+    change_defaults(monkeypatch, supervised_config, "finetune", others)
+    flat = flatten(get(repository, "imagenet_finetune", f"v3_{encoder}"))
+    expected = {
+        "name": f"imagenet_finetune_v3_{encoder}",
+        "pretrained": f"runs/imagenet_v3_{encoder}",
+        "epochs": 150,
+        "batch_size": 1024,
+        "lr": 5e-4,
+        "lr_batch": 512,
+        "head_lr": 1.0,
+        "lr_schedule": "cosine",
+        "lr_update": "epoch",
+        "warmup_epochs": 5.0,
+        "min_lr": 1e-5,
+        "optimizer": "adamw",
+        "adam_b1": 0.9,
+        "adam_b2": 0.999,
+        "adam_eps": 1e-8,
+        "weight_decay": 0.05,
+        "decay_all": False,
+        "layer_decay": 1.0,
+        "model.drop_path": 0.1,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_fraction": 1.0,
+        "view": [
+            {"op": "random_resized_crop", "scale": [0.08, 1.0], "ratio": [3 / 4, 4 / 3]},
+            {"op": "flip", "p": 0.5},
+            {"op": "rand_augment", "magnitude": 9.0, "std": 0.5, "p": 0.5},
+            {"op": "erase", "p": 0.25},
+        ],
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
 @pytest.mark.parametrize(("encoder", "lr"), [("r50", 0.1), ("vit_s", 3.0), ("vit_b", 3.0)])
 def test_linear_protocol_of_v3_matches_the_reference(repository, encoder, lr):
     flat = flatten(get(repository, "imagenet_linear", f"v3_{encoder}"))
@@ -146,6 +190,13 @@ def test_linear_protocol_of_v3_matches_the_reference(repository, encoder, lr):
         ("linear", {"steps": None}, "set one of epochs and steps"),
         ("finetune", {"lr": 0.0}, "lr=0.0 must be above 0"),
         ("finetune", {"ema": 1.5}, "ema=1.5 must lie between 0 and 1"),
+        ("finetune", {"optimizer": "adam"}, "did you mean 'adamw'? allowed: sgd, adamw"),
+        ("finetune", {"layer_decay": 0.0}, "layer_decay=0.0 must be above 0, and at most 1"),
+        ("finetune", {"layer_decay": 1.5}, "layer_decay=1.5 must be above 0, and at most 1"),
+        ("finetune", {"min_lr": -1.0}, "min_lr=-1.0 must be 0 or more"),
+        ("finetune", {"min_lr": 0.1}, "min_lr=0.1 must be at most 0.03, the highest rate"),
+        ("finetune", {"adam_b2": 1.0}, "adam_b2=1.0 must be 0 or more, and below 1"),
+        ("finetune", {"model__drop_path": 1.0}, "model.drop_path=1.0 must be 0 or more, and below"),
         ("finetune", {"lr_schedule": "cosin"}, "did you mean 'cosine'?"),
         ("finetune", {"from_scratch": True, "baseline": True}, "which this run already is"),
         ("finetune", {"from_scratch": True, "pretrained": ""}, "model.name='' is unknown"),

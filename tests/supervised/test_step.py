@@ -10,8 +10,9 @@ import pytest
 from moco_jax.models import convolution
 from moco_jax.models.encoder import make_encoder
 from moco_jax.parallel.mesh import make_layout
+from moco_jax.supervised.run import make_updates
 from moco_jax.supervised.start import Start
-from moco_jax.supervised.step import factors, init_state, make_step
+from moco_jax.supervised.step import decayed, factors, init_state, make_step
 from moco_jax.training.optimizers import make_optimizer
 from tests.supervised.tiny import FAST, encoder_variables, task_config
 from tests.tiny import tiny_config
@@ -28,11 +29,23 @@ def prepare(task: str, **changes):
     )
     layout = make_layout(jax.devices()[:1])
     optimizer = make_optimizer(
-        config, lambda at: jnp.asarray(SCHEDULE)[at], lambda params: factors(config, params)
+        config,
+        lambda at: jnp.asarray(SCHEDULE)[at],
+        lambda params: factors(config, params, start.backbone.blocks),
+        decayed=None if task == "linear" or config.decay_all else decayed,
     )
     init = functools.partial(init_state, config, start, CLASSES, optimizer)
     state = jax.jit(init, compiler_options=FAST)(variables)
     return state, make_step(config, start, optimizer, layout), start
+
+
+def moved_by(state, step):
+    """Returns {path: (before, after)} of the parameters for one step."""
+    before = jax.tree_util.tree_leaves_with_path(jax.device_get(state.params))
+    state, _ = jax.jit(step)(state, *next(batches()))
+    after = jax.tree_util.tree_leaves_with_path(jax.device_get(state.params))
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in before]
+    return dict(zip(names, ((a[1], b[1]) for a, b in zip(before, after, strict=True)), strict=True))
 
 
 def batches():
@@ -112,3 +125,75 @@ def test_batch_norm_is_in_training_mode_in_fine_tuning_only():
         after, _ = jax.jit(step)(state, images, targets)
         same = jax.tree.map(np.array_equal, after.batch_stats, state.batch_stats)
         assert all(jax.tree.leaves(same)) is not changes
+
+
+BLOCKS = ("stage1_block1", "stage2_block1", "stage3_block1", "stage4_block1")
+
+
+def test_layer_decay_multiplies_the_rate_from_each_block_to_the_one_before():
+    config = task_config("finetune", "x", layer_decay=0.5, head_lr=3.0)
+    params = {
+        "head": {"kernel": jnp.ones((1, 2, 3)), "bias": jnp.ones((1, 3))},
+        "backbone": {
+            **{f"block{i + 1}": {"qkv": {"kernel": jnp.ones((2, 6))}} for i in range(12)},
+            **{name: {"scale": jnp.ones(2)} for name in ("norm", "cls_token", "patch_embed")},
+            "stem_norm1": {"scale": jnp.ones(2)},
+        },
+    }
+    got = factors(config, params, [f"block{i + 1}" for i in range(12)])
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (float(x.ravel()[0]), x.ndim)
+        for path, x in jax.tree_util.tree_leaves_with_path(got)
+    }
+    assert flat["head/kernel"] == (3.0, 3) and flat["backbone/norm/scale"] == (1.0, 1)
+    # Numbers 0, 1 and 12 of 12 blocks: .5 ** (13 - number).
+    for name in ("cls_token", "patch_embed", "stem_norm1"):
+        assert flat[f"backbone/{name}/scale"] == (0.5**13, 1)
+    assert flat["backbone/block1/qkv/kernel"] == (0.5**12, 2)
+    assert flat["backbone/block12/qkv/kernel"] == (0.5, 2)
+
+
+def test_adamw_moves_each_parameter_by_its_rate_and_decays_kernels_only():
+    """Adam's first step is the sign of the gradient, times the rate."""
+    changes = {"optimizer": "adamw", "decay_all": False, "weight_decay": 0.5, "layer_decay": 0.5}
+    state, step, _ = prepare("finetune", head_lr=2.0, **changes)
+    moved = moved_by(state, step)
+    rates = dict(zip(BLOCKS, (0.5**4, 0.5**3, 0.5**2, 0.5), strict=True)) | {"head": 2.0}
+    kernels = 0
+    for name, (before, after) in moved.items():
+        layer = name.split("/")[0 if name.startswith("head") else 1]
+        rate = rates.get(layer, 0.5**5)
+        kernel = name.endswith("kernel")
+        sign = (before - after) / rate - (0.5 * before if kernel else 0)
+        # 0 where a kernel sees padding only; smaller where the gradient is as small as adam_eps.
+        assert np.abs(sign).max() == pytest.approx(1, abs=1e-3), name
+        kernels += kernel
+    assert kernels == 13
+
+
+def test_optimizer_equals_torchs_adamw():
+    """Three steps with a schedule, in NumPy from the formulas of Loshchilov and Hutter 2019."""
+    config = task_config("finetune", "x", optimizer="adamw", weight_decay=0.1, adam_b2=0.99)
+    optimizer = make_optimizer(config, lambda at: 0.01 * jnp.asarray(SCHEDULE)[at])
+    rng = np.random.default_rng(0)
+    p = rng.normal(size=5)
+    params = {"kernel": jnp.asarray(p, jnp.float32)}
+    state, m, v = optimizer.init(params), np.zeros(5), np.zeros(5)
+    for i, rate in enumerate(SCHEDULE):
+        g = rng.normal(size=5)
+        updates, state = optimizer.update({"kernel": jnp.asarray(g, jnp.float32)}, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        root = np.sqrt(v / (1 - 0.99 ** (i + 1))) + 1e-8
+        p = p * (1 - 0.01 * rate * 0.1) - 0.01 * rate * m / (1 - 0.9 ** (i + 1)) / root
+    np.testing.assert_allclose(params["kernel"], p, rtol=1e-5)
+
+
+def test_schedule_falls_to_its_floor():
+    config = task_config(
+        "finetune", "x", lr=0.1, min_lr=0.02, lr_schedule="cosine", lr_update="step", steps=100,
+        warmup_epochs=1.0,
+    )  # fmt: skip
+    schedule, _ = make_updates(config, (), 20)
+    got = [float(schedule(at)) for at in (0, 10, 20, 60, 100)]
+    np.testing.assert_allclose(got, [0, 0.05, 0.1, 0.06, 0.02], rtol=1e-5)

@@ -17,7 +17,7 @@ import time
 
 import jax
 
-from benchmarks import step_jax, step_worker
+from benchmarks.step import this_side, worker
 
 _STEPS = 3
 _OPERATION = re.compile(
@@ -28,8 +28,8 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 
 def main() -> None:
-    options = step_worker.problem_parser(__doc__).parse_args()
-    step = step_jax.make_step(step_worker.problem_of(options))
+    options = worker.problem_parser(__doc__).parse_args()
+    step = this_side.make_step(worker.problem_of(options))
     durations, seconds = trace(step)
     program = read_program(step.compiled.as_text())
     total = sum(durations.values())
@@ -41,7 +41,7 @@ def main() -> None:
         print(f"{duration / total:6.1%} {duration * 1e3:8.1f} {rate:6.1f}  {name}  {source}")
 
 
-def trace(step: step_jax.Step) -> tuple[collections.Counter, float]:
+def trace(step: this_side.Step) -> tuple[collections.Counter, float]:
     """Returns the seconds of each operation in a step, and the seconds of the step."""
     state, metrics = step.compiled(step.state, *step.inputs)
     jax.block_until_ready(metrics)

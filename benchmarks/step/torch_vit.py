@@ -1,4 +1,4 @@
-"""MoCo v3's step with a ViT in PyTorch, written from the papers, for `benchmarks.step_torch`."""
+"""MoCo v3's step with a ViT in PyTorch, written from the papers."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import step_worker
+from benchmarks.step import worker
 
 DIM = 256  # length of a key
 
@@ -72,7 +72,7 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def make_step(problem: step_worker.Problem, device: str, best: bool):
+def make_step(problem: worker.Problem, device: str, best: bool):
     """Returns a function of two views [B, 3, S, S] that trains one step and returns the loss."""
     size = SIZES[problem.name]
     temperature, momentum = 0.2, 0.99

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import step_torch_vit, step_worker
+from benchmarks.step import torch_vit, worker
 
 _SIDES = {"small": 32, "imagenet": 224}  # pixels of a view
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x), inplace=True)
 
 
-def make_encoder(problem: step_worker.Problem) -> nn.Module:
+def make_encoder(problem: worker.Problem) -> nn.Module:
     """Returns ResNet-18 for small images with a linear head, or ResNet-50 with v2's head."""
     small = problem.name == "small"
     sizes = (2, 2, 2, 2) if small else (3, 4, 6, 3)
@@ -90,7 +90,7 @@ def make_encoder(problem: step_worker.Problem) -> nn.Module:
     return encoder
 
 
-def make_step(problem: step_worker.Problem, device: str, best: bool):
+def make_step(problem: worker.Problem, device: str, best: bool):
     """Returns a function of two views [B, 3, S, S] that trains one step and returns the loss."""
     small = problem.name == "small"
     momentum, temperature, lr = (0.99, 0.1, 0.06) if small else (0.999, 0.2, 0.03)
@@ -137,15 +137,15 @@ def make_step(problem: step_worker.Problem, device: str, best: bool):
 
 
 def main() -> None:
-    parser = step_worker.problem_parser(__doc__)
+    parser = worker.problem_parser(__doc__)
     parser.add_argument("--best", action="store_true")
     options = parser.parse_args()
-    problem = step_worker.problem_of(options)
+    problem = worker.problem_of(options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    side = _SIDES.get(problem.name) or step_torch_vit.SIZES[problem.name].image
-    make = make_step if problem.name in _SIDES else step_torch_vit.make_step
+    side = _SIDES.get(problem.name) or torch_vit.SIZES[problem.name].image
+    make = make_step if problem.name in _SIDES else torch_vit.make_step
     layout = torch.channels_last if options.best else torch.contiguous_format
     views = [
         torch.randn(problem.batch, 3, side, side, device=device).to(memory_format=layout)
@@ -165,13 +165,13 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "compile_seconds": time.perf_counter() - begun,
     }
-    step_worker.serve(facts, steps, _closing)
+    worker.serve(facts, steps, _closing)
 
 
 def _closing() -> dict:
     if torch.cuda.is_available():
         return {"peak_megabytes": torch.cuda.max_memory_allocated() / 2**20}
-    return {"peak_megabytes": step_worker.process_megabytes()}
+    return {"peak_megabytes": worker.process_megabytes()}
 
 
 if __name__ == "__main__":

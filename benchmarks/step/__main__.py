@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from benchmarks.step_worker import SIZES
+from benchmarks.step.worker import SIZES
 
 _SIDES = ("moco_jax", "torch", "torch at its best")
 _BATCHES = {
@@ -105,12 +105,12 @@ def _race(processes: dict[str, subprocess.Popen], batch: int, turns: int, steps:
 def _started(side: str, flags: list[str], torch_python: str) -> Iterator[subprocess.Popen]:
     """Starts the process of a side and ends it at the end of the context, also after an error."""
     if side == "moco_jax":
-        command = [sys.executable, "-m", "benchmarks.step_jax", *flags]
+        command = [sys.executable, "-m", "benchmarks.step.this_side", *flags]
         # Huge pages, as in launch/local.sh.
         environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | _HUGE_PAGES
     else:
         best = side != "torch"
-        command = [torch_python, "-m", "benchmarks.step_torch", *flags, *["--best"] * best]
+        command = [torch_python, "-m", "benchmarks.step.torch_side", *flags, *["--best"] * best]
         environment = _HUGE_PAGES if best else {}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import step_worker
+from benchmarks.step import worker
 from moco_jax.contrastive.state import TrainState
 from moco_jax.models.encoder import Encoder
 from moco_jax.parallel.mesh import make_layout
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     encoder: Encoder
 
 
-def make_step(problem: step_worker.Problem) -> Step:
+def make_step(problem: worker.Problem) -> Step:
     """Returns the step of a shipped config at the sizes of the problem, with random views."""
     config = _config(problem)
     layout = make_layout(jax.devices()[:1])
@@ -59,7 +59,7 @@ def make_step(problem: step_worker.Problem) -> Step:
 
 
 def main() -> None:
-    problem = step_worker.problem_of(step_worker.problem_parser(__doc__).parse_args())
+    problem = worker.problem_of(worker.problem_parser(__doc__).parse_args())
     begun = time.perf_counter()
     compiled, state, inputs, encoder = make_step(problem)
     directions = 1 + _config(problem).symmetric
@@ -83,12 +83,12 @@ def main() -> None:
         "peak_flops": _peak_flops(),
         "temporaries_megabytes": memory.temp_size_in_bytes / 2**20 if memory else 0.0,
     }
-    step_worker.serve(facts, steps, _closing)
+    worker.serve(facts, steps, _closing)
 
 
-def _config(problem: step_worker.Problem):
+def _config(problem: worker.Problem):
     file, variant, _ = _CONFIGS[problem.name]
-    path = pathlib.Path(__file__).parents[1] / "configs" / f"{file}.py"
+    path = pathlib.Path(__file__).parents[2] / "configs" / f"{file}.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -120,7 +120,7 @@ def _peak_flops() -> float:
 def _closing() -> dict:
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
-    return {"peak_megabytes": peak / 2**20 if peak else step_worker.process_megabytes()}
+    return {"peak_megabytes": peak / 2**20 if peak else worker.process_megabytes()}
 
 
 if __name__ == "__main__":

@@ -112,6 +112,12 @@ class Layout:
         )
 
 
+def place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Returns the device array of a host array that every process holds in full."""
+    # Copies: a CPU's array would share the host's memory, and the train step is donated it.
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))
+
+
 def make_layout(devices: Sequence[Any] | None = None, *, data: int = -1, fsdp: int = 1) -> Layout:
     """Returns the layout over devices.
 

@@ -15,7 +15,7 @@ from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import fit
+from moco_jax.pretraining import fit, initial
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
 from moco_jax.training import loop
@@ -83,6 +83,7 @@ def pretrain(
     cluster.check_alike("config", str(flatten(config)))  # before any other exchange
     devices = jax.devices() if devices is None else devices
     try:
+        config, start = initial.read(config, folder, len(devices))
         config, sources, chosen = fit.prepared(
             config, len(devices), sources, folder, structure=_STRUCTURE
         )
@@ -91,7 +92,8 @@ def pretrain(
     layout = make_layout(devices, **config.mesh)
 
     def make_task(log: MetricsLog) -> Task:
-        task = _task(build(config, layout, sources, chosen), log)
+        run = build(config, layout, sources, [*(start.notes if start else ()), *chosen])
+        task = _task(initial.begun(run, start) if start else run, log)
         return task if last else dataclasses.replace(task, advice=lambda workdir: ())
 
     return loop.train(config, folder, checkpoint_kind(config), make_task, last=last).state
@@ -119,27 +121,32 @@ def _task(run: PretrainRun, log: MetricsLog) -> Task:
         show=make_view_log(run, log) if config.log_views else lambda batch: None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
-        reached=lambda results: _reached(results, config.knn.k),
+        reached=lambda results: _reached(results, config),
         advice=lambda folder: _advice(run, folder),
     )
 
 
-def _reached(results: Sequence[Scalars], asked: int) -> str:
-    """Returns the newest kNN top-1 beside that of the untrained network and of raw pixels."""
+def _reached(results: Sequence[Scalars], config: ConfigDict) -> str:
+    """Returns the newest kNN top-1 beside that of the network at step 0 and of raw pixels."""
     lines = [line for line in results if "knn_top1" in line]
     if not lines:
         return ""
     first, last = lines[0], lines[-1]
     named, others = "", []
     if last["step"] == 0:
-        named = " untrained"
+        named = f" {_at_first(config)}"
     elif first["step"] == 0:
-        others.append(f"untrained {first['knn_top1']:.2f}%")
+        others.append(f"{_at_first(config)} {first['knn_top1']:.2f}%")
     if "knn_top1_pixels" in first:
         others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
     beside = f" ({', '.join(others)})" if others else ""
-    base = f" on {_base(last, asked)}" if _base(last, asked) else ""
-    return f"kNN top-1 {last['knn_top1']:.2f}%{named}{beside} at step {last['step']}{base}"
+    base = _base(last, config.knn.k)
+    on = f" on {base}" if base else ""
+    return f"kNN top-1 {last['knn_top1']:.2f}%{named}{beside} at step {last['step']}{on}"
+
+
+def _at_first(config: ConfigDict) -> str:
+    return "as loaded" if config.init else "untrained"
 
 
 def _base(line: Mapping[str, float], asked: int) -> str:
@@ -179,7 +186,7 @@ def _knn(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
     line = f"kNN top-1 {scalars['knn_top1']:.2f}%"
     if step == 0:
         scalars["knn_top1_pixels"] = monitor.pixels_top1()
-        line += f" untrained, {scalars['knn_top1_pixels']:.2f}% on raw pixels"
+        line += f" {_at_first(run.config)}, {scalars['knn_top1_pixels']:.2f}% on raw pixels"
     return scalars, f"{line} ({_base(scalars, run.config.knn.k)})" if first else line
 
 

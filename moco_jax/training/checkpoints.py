@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from moco_jax.parallel import cluster
+from moco_jax.parallel.mesh import place
 from moco_jax.terminal import progress
 from moco_jax.training.comparison import (
     Kind,
@@ -171,13 +171,14 @@ class Checkpoints:
           ValueError: if a content differs, and may not.
         """
         self._images = images
-        self._contents = {
+        known, given = self._about.get("contents") or {}, contents or {}
+        # What only the first start used, such as the weights that it began from, stays recorded.
+        self._contents = known | {
             name: {"description": content.description, "fingerprint": content.fingerprint}
-            for name, content in (contents or {}).items()
+            for name, content in given.items()
         }
         if self.latest is None:
             return
-        known, given = self._about.get("contents") or {}, contents or {}
         if "images" not in known:
             cluster.on_first(lambda: compare_number(self.folder, self._about, images, self._kind))
         changed = cluster.on_first(lambda: changed_contents(known, given))
@@ -216,7 +217,7 @@ class Checkpoints:
                 f"{path} can't be continued: the config or this version of moco_jax has other "
                 f"arrays: {shapes(other, old, new)}. Give another --workdir."
             )
-        placed = [_place(arrays[name], x.sharding) for name, x in wanted.items()]
+        placed = [place(arrays[name], x.sharding) for name, x in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(target), placed)
 
     def save(self, step: int, state: Any) -> bool:
@@ -320,12 +321,6 @@ class Checkpoints:
         manager = self.__dict__.pop("_manager", None)
         if manager is not None:
             manager.close()
-
-
-def _place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Returns the device array of a host array that every process holds in full."""
-    # Copies: a CPU's array would share the host's memory, and the train step is donated it.
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.array(x[index]))
 
 
 @functools.cache

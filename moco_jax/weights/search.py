@@ -163,8 +163,9 @@ def choose(found: list[Found], wanted: str | None, path: Any) -> Found:
     chosen = [one for one in images if _rank(one.prefix) == best]
     if not all(_same(chosen[0], other) for other in chosen[1:]):
         raise ValueError(
-            f"{path} contains several encoders, and their names do not choose one: {prefixes}; set "
-            f"--prefix, such as --prefix={chosen[0].prefix.rstrip('.')}"
+            f"{path} contains several encoders, and their names do not choose one: {prefixes}; "
+            "convert one with python -m moco_jax.convert "
+            f"--prefix={chosen[0].prefix.rstrip('.')} ..."
         )
     return chosen[0]
 
@@ -229,5 +230,5 @@ def describe(one: Found, found: list[Found]) -> list[str]:
         lines.append("its layers have numbers; they are read in a ResNet's order")
     rest = [other.shown for other in found if other is not one]
     if rest:
-        lines.append(f"other encoders, which --prefix=... chooses: {listed(rest)}")
+        lines.append(f"other encoders, which convert --prefix=... reads: {listed(rest)}")
     return lines

@@ -60,7 +60,7 @@ def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | Non
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist; --source must be a file, a workdir or a folder"
+            f"{path} does not exist; allowed: a file, a workdir or a folder of weights"
         )
     if path.is_dir():
         weights = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
@@ -69,7 +69,7 @@ def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | Non
             return _read_moco_jax(path, config, prefix)
         path = present[0]
     elif not path.is_file():
-        raise ValueError(f"{path} is not a regular file; --source must be a file or a folder")
+        raise ValueError(f"{path} is not a regular file; allowed: a file or a folder")
     elif _is_moco_jax(path):
         return _read_moco_jax(path, config, prefix)
     content = files.read(path)
@@ -152,7 +152,7 @@ def _check_not_linear(content: Any, path: pathlib.Path) -> None:
     if len(moco_files.parameters(moco_files.part(content, "optimizer"))) == 2:
         raise ValueError(
             f"{path} is a checkpoint of linear classification (its optimizer has only a "
-            "classifier's two arrays); set --source to its pretraining checkpoint"
+            "classifier's two arrays); give its pretraining checkpoint"
         )
 
 

@@ -174,7 +174,7 @@ def test_a_choice_that_no_rule_makes_is_an_error(read):
     with pytest.raises(
         ValueError,
         match=r"several encoders, and their names do not choose one: 'left\.', 'right\.'; "
-        "set --prefix, such as --prefix=left",
+        "convert one with python -m moco_jax.convert --prefix=left",
     ):
         read(arrays)
     assert_same(read(arrays, prefix="left").pretrained.variables, FOUND.variables)
@@ -194,7 +194,7 @@ def test_equal_encoders_need_no_choice(read):
     found = read(under("left.") | under("right.", dict(PLAIN)))
     assert found.notes == (
         "prefix 'left.'",
-        "other encoders, which --prefix=... chooses: 'right.'",
+        "other encoders, which convert --prefix=... reads: 'right.'",
     )
 
 

@@ -16,7 +16,8 @@ def mix(
     """Returns images [B, S, S, 3] and targets f32[B, C], mixed by the config's mixup and CutMix.
 
     Image i is mixed with image B - 1 - i; the order of a batch is random already. With both mixup
-    and CutMix, each batch gets one of them with probability 1/2.
+    and CutMix, each batch gets one of them with probability 1/2. This is timm's `Mixup` in its mode
+    "batch", but for the boxes of CutMix: their sides are not rounded to even numbers of pixels.
     """
     draw, which = jax.random.split(key)
     mixed = mixup(draw, images, targets, config.mixup) if config.mixup else (images, targets)

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import stats
 
 from moco_jax.supervised import mixing
 from moco_jax.supervised.config import finetune
@@ -55,3 +56,46 @@ def test_with_mixup_and_cutmix_each_batch_gets_one_of_them():
         np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
         cut += bool(((mixed == images) | (mixed == images[::-1])).all())
     assert 4 <= cut <= 16
+
+
+def reference_fraction(rng, size: int) -> float:
+    """Returns the fraction of an image that stays, as timm's `rand_bbox` with `correct_lam`."""
+    side = int(size * np.sqrt(1 - rng.beta(1.0, 1.0)))
+    (top, left), half = rng.integers(size, size=2), side // 2
+    height = np.clip(top + half, 0, size) - np.clip(top - half, 0, size)
+    width = np.clip(left + half, 0, size) - np.clip(left - half, 0, size)
+    return 1 - height * width / size**2
+
+
+def test_fractions_have_the_distribution_of_timm():
+    """Mixup's is Beta(.8, .8); CutMix's is that of the box inside the image."""
+    size, count = 64, 3000
+    images, targets = np.zeros((2, size, size, 1), np.float32), np.eye(2, dtype=np.float32)
+    keys = jax.random.split(jax.random.key(0), count)
+    found = {}
+    for way, alpha in ((mixing.mixup, 0.8), (mixing.cutmix, 1.0)):
+        own = jax.jit(lambda key, way=way, alpha=alpha: way(key, images, targets, alpha)[1][0, 0])
+        found[way] = np.asarray(jax.lax.map(own, keys))
+    assert stats.kstest(found[mixing.mixup], stats.beta(0.8, 0.8).cdf).pvalue > 0.001
+    rng = np.random.default_rng(0)
+    expected = [reference_fraction(rng, size) for _ in range(count)]
+    levels = np.linspace(0.05, 0.95, 10)
+    np.testing.assert_allclose(
+        np.quantile(found[mixing.cutmix], levels), np.quantile(expected, levels), atol=0.05
+    )
+
+
+def test_smoothed_targets_are_mixed_as_timms():
+    """timm: lam on the smoothed target of the image, 1 - lam on that of its partner."""
+    config = finetune()
+    config.mixup = 0.8
+    images, labels = batch(4)[0], np.array([0, 1, 2, 2])
+    soft = mixing.soften(labels, 3, 0.1)
+    mixed, targets = mixing.mix(jax.random.key(2), images, soft, config)
+    lam = float(np.ravel((mixed - images[::-1]) / (images - images[::-1]))[0])
+    on, off = 0.9 + 0.1 / 3, 0.1 / 3
+    expected = np.full((4, 3), off)
+    for i, (own, other) in enumerate(zip(labels, labels[::-1], strict=True)):
+        expected[i, own] += lam * (on - off)
+        expected[i, other] += (1 - lam) * (on - off)
+    np.testing.assert_allclose(targets, expected, atol=1e-5)

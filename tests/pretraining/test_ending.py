@@ -57,6 +57,13 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
     assert again.endswith(ended[ended.index("\nkNN top-1", ended.index("\ndone: ")) :])
 
 
+def test_the_result_of_step_0_says_which_number_is_whose():
+    results = [{"step": 0, "knn_top1": 25.0, "knn_top1_pixels": 40.0, "knn_images": 6, "knn_k": 54}]
+    line = pretrain._reached(results, tiny_config(knn__k=200))
+    base = "on 6 held-out images, k = 54 (asked 200)"
+    assert line == f"kNN top-1 25.00% untrained (raw pixels 40.00%) at step 0 {base}"
+
+
 def _evaluations(printed: str) -> list[str]:
     """Returns the lines of evaluations."""
     return re.findall(r"^step \d+  epoch.*kNN.*$", printed, re.MULTILINE)

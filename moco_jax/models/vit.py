@@ -94,8 +94,7 @@ class ViT(nn.Module):
       patch: pixels of a patch's side; must divide the height and the width of the images.
       stem: 'patch' (a linear map of each patch) or 'conv' (four 3x3 convolutions of stride 2 with
         batch norm in `bn_groups` groups, then 1x1; Xiao et al. 2021).
-      pool: the features are the class token ('cls') or the mean of the other tokens ('mean'), after
-        the last norm.
+      pool: the last norm has the class token ('cls') or the mean of the other tokens ('mean').
       positions: 'sincos' (fixed; images of another size have other positions and the same
         parameters) or 'learned' (a parameter [1, 1 + H/p * W/p, dim] for the class token and the
         patches, which starts as 0 and the sines and cosines; images have one size).
@@ -166,10 +165,8 @@ class ViT(nn.Module):
         for i, name in enumerate(self.blocks):
             drop = self.drop_path * i / max(1, self.depth - 1)
             x = block(self.heads, drop, self.dtype, name=name)(x, train)
-        if self.pool == "cls":
-            x = x[:, :1]  # the norm of the other tokens is not needed
-        x = _layer_norm(dtype=wide, name="norm")(x)
-        return x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1)
+        pooled = x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1)
+        return _layer_norm(dtype=wide, name="norm")(pooled)
 
     def _learned_positions(self, rows: int, columns: int) -> jax.Array:
         """Returns the parameter [1, 1 + rows * columns, dim]."""

@@ -73,8 +73,8 @@ def in_numpy(params, images: np.ndarray, heads: int, patch: int, pool: str) -> n
                 out.append(scores / scores.sum(1, keepdims=True) @ v[:, h])
             x = x + linear(np.concatenate(out, axis=1), block["proj"])
             x = x + linear(gelu(linear(norm(x, block["norm2"]), block["fc1"])), block["fc2"])
-        x = norm(x, params["norm"])
-        features.append(x[0] if pool == "cls" else x[1:].mean(0))
+        pooled = x[0] if pool == "cls" else x[1:].mean(0)
+        features.append(norm(pooled[None], params["norm"])[0])
     return np.stack(features)
 
 

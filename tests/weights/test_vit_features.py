@@ -21,7 +21,7 @@ def _params(network) -> dict:
     params: dict = {
         "cls_token": network.cls_token.detach().numpy(),
         "patch_embed": _layer(network.patch_embed.proj),
-        "norm": _layer(network.norm),
+        "norm": _layer(network.norm if network.global_pool == "token" else network.fc_norm),
     }
     for i, block in enumerate(network.blocks):
         params[f"block{i + 1}"] = {
@@ -56,7 +56,7 @@ def test_features_are_those_of_timm(pool, size):
         num_heads=3,
         num_classes=0,
         global_pool="token" if pool == "cls" else "avg",
-        fc_norm=False,
+        fc_norm=pool == "mean",
     ).eval()
     with torch.no_grad():
         for parameter in network.parameters():

@@ -59,7 +59,7 @@ def main() -> None:
     step, *arguments = program.abstract_step(config, layout, _IMAGES.value)
     lowered = step.lower(*arguments)
     begun = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = program.compiled(lowered, layout.mesh.devices.flat[0].platform)
     seconds = time.perf_counter() - begun
     text = compiled.as_text()
     if _TEXT.value:

@@ -1,9 +1,10 @@
 """Attention of vision transformers; the implementation for each platform is chosen here.
 
 On CPUs, in float32 and float64, it is a loop over the heads, whose T x T weights stay in the cache.
-Elsewhere it is XLA's. cuDNN's is not used: JAX 0.10 refuses its gradient for odd numbers of tokens,
-and a class token makes the number odd as a rule.
+On NVIDIA GPUs, in bfloat16, it is cuDNN's, which writes no T x T weights. Elsewhere it is XLA's.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Arr
     gradient. XLA computes the weights again, or keeps them where it finds that they are computed
     twice.
     """
-    return by_platform(queries, keys, values, default=_plain, cpu=_cpu)
+    cuda = _cudnn if _fits_cudnn(queries) else None
+    return by_platform(queries, keys, values, default=_plain, cpu=_cpu, cuda=cuda)
 
 
 def _forward(q, k, v):
@@ -28,11 +30,13 @@ def _forward(q, k, v):
 
 
 def _backward(saved, gradient):
-    def derived(q, k, v, y, g):
-        return jax.vjp(_plain, q, k, v)[1](g)
+    def derived(implementation, q, k, v, y, g):
+        return jax.vjp(implementation, q, k, v)[1](g)
 
-    cpu = _by_head_gradient if _fits_cpu(gradient) else derived
-    return by_platform(*saved, gradient, default=derived, cpu=cpu)
+    default = functools.partial(derived, _plain)
+    cpu = _by_head_gradient if _fits_cpu(gradient) else default
+    cuda = functools.partial(derived, _cudnn) if _fits_cudnn(gradient) else None
+    return by_platform(*saved, gradient, default=default, cpu=cpu, cuda=cuda)
 
 
 attention.defvjp(_forward, _backward)
@@ -43,6 +47,40 @@ def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _fits_cudnn(x: jax.Array) -> bool:
+    fits = x.dtype in (jnp.bfloat16, jnp.float16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 128
+    return fits and _has_cudnn()
+
+
+@functools.cache
+def _has_cudnn() -> bool:
+    """Returns whether JAX finds a cuDNN, and a GPU that it computes attention on or none."""
+    if float(getattr(jax.devices()[0], "compute_capability", 8.0)) < 8.0:
+        return False
+    x = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
+    try:
+        jax.eval_shape(_cudnn, x, x, x)
+    except (RuntimeError, NotImplementedError):  # none, or too old
+        return False
+    return True
+
+
+def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    # JAX 0.10 refuses the gradient for odd numbers of tokens, and a class token makes T odd.
+    tokens, odd = q.shape[1], q.shape[1] % 2
+    lengths = jnp.full(len(q), tokens, jnp.int32) if odd else None
+    q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    y = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return y[:, :tokens]
 
 
 def _fits_cpu(x: jax.Array) -> bool:

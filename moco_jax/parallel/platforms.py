@@ -5,7 +5,7 @@ compiler removes the branches of other platforms. `by_platform` lowers one imple
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ def by_platform(
     *arrays: jax.Array,
     default: Callable[..., Any],
     cpu: Callable[..., Any] | None = None,
+    cuda: Callable[..., Any] | None = None,
     gpu: Callable[..., Any] | None = None,
     tpu: Callable[..., Any] | None = None,
 ) -> Any:
@@ -34,14 +35,17 @@ def by_platform(
 
     Args:
       default: arrays -> a pytree of arrays; for platforms without an implementation of their own.
-      cpu, gpu, tpu: for these platforms (gpu: CUDA and ROCm); must return the same shapes and
-        dtypes as `default`.
+      cpu, cuda, gpu, tpu: for these platforms (gpu: CUDA without its own, and ROCm); must return
+        the same shapes and dtypes as `default`.
     """
     leaves, tree = jax.tree.flatten(jax.eval_shape(default, *arrays))
     shapes = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
-    given = {"default": default, "cpu": cpu, "gpu": gpu, "tpu": tpu}
+    given = {"default": default, "cpu": cpu, "cuda": cuda, "gpu": gpu, "tpu": tpu}
     functions = {name: _flat(function) for name, function in given.items() if function}
-    return jax.tree.unflatten(tree, _primitive.bind(*arrays, shapes=shapes, **functions))
+    # cuDNN's operations are lowered for several devices only if JAX finds them in a parameter.
+    traced = jax.make_jaxpr(cuda)(*_shapes_of(arrays)) if cuda else None
+    found = _primitive.bind(*arrays, shapes=shapes, traced=traced, **functions)
+    return jax.tree.unflatten(tree, found)
 
 
 def materialized(arrays: Any) -> Any:
@@ -56,6 +60,10 @@ def materialized(arrays: Any) -> Any:
         *leaves, default=lambda *x: x, gpu=lambda *x: jax.lax.optimization_barrier(x)
     )
     return jax.tree.unflatten(tree, leaves)
+
+
+def _shapes_of(arrays: Sequence[jax.Array]) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
 
 
 def _flat(function: Callable[..., Any]) -> Callable[..., list[jax.Array]]:
@@ -73,8 +81,9 @@ def _shapes(*arrays, shapes, **_):
 
 
 def _lowering(platform: str):
-    def choose(*arrays, shapes, default, **others):
-        return others.get(_NAMES.get(platform, "default"), default)(*arrays)
+    def choose(*arrays, shapes, traced, default, **others):
+        general = others.get(_NAMES.get(platform, "default"), default)
+        return others.get(platform, general)(*arrays)
 
     return mlir.lower_fun(choose, multiple_results=True)
 

@@ -14,6 +14,7 @@ from moco_jax.data.loading.streamed import StreamedBatches
 from moco_jax.models import convolution
 from moco_jax.parallel import notices
 from moco_jax.parallel.mesh import Layout
+from moco_jax.plan import nvidia
 from moco_jax.plan.collectives import Collective, collectives
 from moco_jax.pretraining.method import make_method
 from moco_jax.pretraining.run import make_run_step
@@ -69,7 +70,7 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
     batch_bytes = _bytes_on_device(others)
     begun = time.perf_counter()
     try:
-        program = lowered.compile()
+        program = compiled(lowered, platform)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -87,6 +88,11 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
         compile_seconds=seconds,
         platform=platform,
     )
+
+
+def compiled(lowered: Any, platform: str) -> Any:
+    """Returns a lowered step compiled for a platform: 'tpu', 'gpu' or 'cpu'."""
+    return lowered.compile(nvidia.COMPILER_OPTIONS if platform == "gpu" else None)
 
 
 def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:

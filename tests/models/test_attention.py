@@ -90,3 +90,32 @@ def test_gelu_of_bfloat16_is_rounded_once():
     x = jnp.linspace(-4, 4, 101, dtype=jnp.bfloat16)
     expected = jnp.asarray(gelu(x.astype(jnp.float32)), jnp.bfloat16)
     np.testing.assert_array_equal(gelu(x), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [16, 17])
+def test_a_gpu_computes_it_with_cudnn(tokens):
+    arrays = [
+        jax.random.normal(jax.random.key(i), (2, tokens, 3, 32), jnp.bfloat16) for i in range(4)
+    ]
+
+    def with_gradients(function):
+        def run(q, k, v, gradient):
+            y, backward = jax.vjp(function, q, k, v)
+            return y, *backward(gradient)
+
+        return jax.jit(run)
+
+    step = with_gradients(attention).lower(*arrays).compile()
+    assert "fmhaSoftmaxBackward" in step.as_text()
+    plain = with_gradients(attention_file._plain)(*arrays)
+    for found, expected in zip(step(*arrays), plain, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_cudnn_is_used_for_short_types_and_heads_that_it_knows(monkeypatch):
+    monkeypatch.setattr(attention_file, "_has_cudnn", lambda: True)
+    fits = lambda dtype, length: attention_file._fits_cudnn(jnp.zeros((1, 2, 1, length), dtype))  # noqa: E731
+    assert fits(jnp.bfloat16, 64) and fits(jnp.float16, 128)
+    assert not fits(jnp.float32, 64) and not fits(jnp.bfloat16, 12)
+    assert not fits(jnp.bfloat16, 136)

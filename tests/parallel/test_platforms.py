@@ -26,6 +26,17 @@ def test_a_program_contains_only_the_function_for_its_platform(platform, found):
     assert "case" not in text and "if" not in text
 
 
+@pytest.mark.parametrize(
+    ("platform", "found"), [("cpu", "sine"), ("cuda", "cosine"), ("rocm", "tanh")]
+)
+def test_cuda_may_have_a_function_of_its_own_among_the_gpus(platform, found):
+    def choose(x):
+        return by_platform(x, default=jnp.sin, cuda=jnp.cos, gpu=jnp.tanh)
+
+    text = jax.jit(choose).trace(jnp.arange(3.0)).lower(lowering_platforms=(platform,)).as_text()
+    assert [word for word in ("cosine", "sine", "tanh") if f"stablehlo.{word}" in text] == [found]
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "rocm"])
 def test_only_gpus_get_an_optimization_barrier(platform):
     traced = jax.jit(lambda x: materialized((x + 1, x * 2))).trace(jnp.arange(3.0))

@@ -29,7 +29,7 @@ from moco_jax.training.task import Scalars, Task
 _STRUCTURE = (
     *(f"model.{key}" for key in ("name", "stem", "width", "head", "hidden", "dim")),
     *(f"model.{key}" for key in ("head_layers", "predictor_layers", "predictor_last_norm")),
-    *(f"model.{key}" for key in ("patch", "heads", "depth", "pool")),
+    *(f"model.{key}" for key in ("patch", "heads", "depth", "pool", "positions")),
     "queue_",
     "dictionary",
     "bank.loss",

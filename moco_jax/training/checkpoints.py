@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import place
-from moco_jax.terminal import progress
+from moco_jax.terminal import logs, progress
 from moco_jax.training.comparison import (
     Kind,
     changed_contents,
@@ -129,7 +129,7 @@ class Checkpoints:
             changed = {k: x for k, x in changed.items() if k not in self._places}
         check_structure(path, changed, self._kind.structure)
         if changed and cluster.is_first():
-            logging.warning("continuing with a changed config:\n%s", table(changed))
+            logs.warning("continuing with a changed config:\n%s", table(changed))
         same = not any(matches(key, self._kind.views) for key in changed)
         self.since = about.get("since", step) if same else step
 
@@ -285,14 +285,14 @@ class Checkpoints:
         )
         if jax.process_count() > 1:
             raise NotSaved(message) from error
-        logging.warning("%s The run goes on; the next save is tried as usual.", message)
+        logs.warning("%s The run goes on; the next save is tried as usual.", message)
         manager = self.__dict__.pop("_manager", None)
         try:
             if manager is not None:
                 manager.close()
             self._remove_unfinished()  # its space is needed
         except Exception as second:
-            logging.debug("after a failed save: %s", second)
+            logs.debug("after a failed save: %s", second)
 
     def finish(self, step: int, state: Any) -> None:
         """Saves a state and returns when it is complete on disk; tries for about a minute.

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from moco_jax.data.augment import erasing
+from tests.weights.networks import library
 
 SIZE, COUNT = 24, 4000
 
@@ -56,8 +57,8 @@ def test_p_is_the_fraction_of_erased_images():
 
 
 def test_areas_equal_those_of_timms_class():
-    torch = pytest.importorskip("torch")
-    timm = pytest.importorskip("timm.data.random_erasing")
+    torch = library("torch")
+    timm = library("timm.data.random_erasing")
     eraser = timm.RandomErasing(probability=1.0, mode="pixel", device="cpu")
     erased = [int((eraser(torch.zeros(1, SIZE, SIZE)) != 0).sum()) for _ in range(COUNT // 4)]
     areas = drawn(1.0)[:, 2] * drawn(1.0)[:, 3]

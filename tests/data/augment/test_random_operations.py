@@ -12,6 +12,7 @@ from scipy import stats
 from moco_jax.data.augment import random_operations, shears
 from moco_jax.data.augment.random_operations import NONE, OPERATIONS
 from tests.data.augment.pillow_images import difference, images, planes, squares
+from tests.weights.networks import library
 
 SIDE = 48
 FILL = (124, 116, 104)
@@ -179,8 +180,8 @@ def test_implementations_for_accelerators_equal_those_for_cpus():
 
 def test_draws_equal_timms_transform():
     """timm's own class: fractions of images that are not changed, on an image that all change."""
-    pytest.importorskip("torch")
-    auto_augment = pytest.importorskip("timm.data.auto_augment")
+    library("torch")
+    auto_augment = library("timm.data.auto_augment")
     transform = auto_augment.rand_augment_transform("rand-m9-mstd0.5-inc1", {"img_mean": FILL})
     names = {
         "AutoContrast": "autocontrast", "Equalize": "equalize", "Invert": "invert",
@@ -196,8 +197,8 @@ def test_draws_equal_timms_transform():
 
 
 def test_operations_equal_timms(squared):
-    pytest.importorskip("torch")
-    auto_augment = pytest.importorskip("timm.data.auto_augment")
+    library("torch")
+    auto_augment = library("timm.data.auto_augment")
     hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR}
     transform = auto_augment.rand_augment_transform("rand-m9-inc1", hparams)
     for op, name in zip(transform.ops, OPERATIONS, strict=True):

@@ -27,7 +27,8 @@ def library(name: str):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if name in ("torchvision", "timm") and not _OPERATORS and not _torchvision_fits():
+            built_on = name.split(".")[0] in ("torchvision", "timm")
+            if built_on and not _OPERATORS and not _torchvision_fits():
                 _define_operators(importlib.import_module("torch"))
             return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -6,7 +6,6 @@ import random
 
 import jax
 import numpy as np
-import pytest
 from scipy import stats
 
 from moco_jax.data.augment import erasing

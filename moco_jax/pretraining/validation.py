@@ -71,7 +71,8 @@ def _problems(config: ConfigDict) -> Iterator[str]:
 
 def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
     data, bank = config.data, config.bank
-    sizes = (config.queue_size, bank.negatives, data.image_size, data.eval_resize)
+    sizes = (config.queue_size, config.microbatches, bank.negatives)
+    sizes += (data.image_size, data.eval_resize)
     if not all(checks.is_whole(x) for x in sizes):
         return
     keys = keys_per_step(config)

@@ -51,6 +51,7 @@ def test_the_tiny_and_the_base_config_are_fine():
         ({"dtype": "float16"}, "dtype='float16' is unknown"),
         ({"momentum": 1.5}, "momentum=1.5 must lie between 0 and 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"microbatches": 0}, "microbatches=0 must be a whole number from 1 to 2147483647"),
         ({"log_every": 0}, "log_every=0 must be a whole number from 1 to 2147483647"),
         ({"steps": None}, "set one of epochs and steps; got epochs=None, steps=None"),
         ({"epochs": -3.0}, "epochs=-3.0 must be a number above 0"),

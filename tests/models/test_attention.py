@@ -1,6 +1,7 @@
 """Attention and GELU against formulas written out, with their gradients."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,14 @@ def test_a_gpu_computes_it_with_cudnn(tokens):
     plain = with_gradients(attention_file._plain)(*arrays)
     for found, expected in zip(step(*arrays), plain, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("capability", ["gfx942", "7.5"])
+def test_a_gpu_of_amd_and_an_old_one_have_no_cudnn(monkeypatch, capability):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(attention_file.jax, "devices", lambda: [gpu])
+    monkeypatch.setattr(attention_file.jax, "eval_shape", lambda *_: None)  # a cuDNN is found
+    assert not attention_file._has_cudnn.__wrapped__()
 
 
 def test_cudnn_is_used_for_short_types_and_heads_that_it_knows(monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
@@ -50,12 +51,19 @@ class Planner:
 
     def _compiled(self, config: ConfigDict, place: Topology, layout: Layout) -> Program:
         program = compile_program(*abstract_step(config, layout, self.training_images))
-        if program.platform == "gpu" and not program.refusal:
+        if program.refusal:
+            return program
+        if program.platform == "gpu":
             # The GPU compiler does not count floating-point operations.
             cpus = make_layout(compilers.cpus(place), **config.mesh)
             flops = counted_flops(config, cpus, self.training_images)
-            program = dataclasses.replace(program, flops=flops)
-        return program
+        elif config.microbatches > 1:
+            # Other compilers count the loop over the parts as one part.
+            one = make_layout(jax.devices("cpu")[:1])
+            flops = counted_flops(config, one, self.training_images) / layout.devices
+        else:
+            return program
+        return dataclasses.replace(program, flops=flops)
 
     def suggest_batch(self, case: Case, found: Forecast) -> tuple[str, Forecast | None]:
         """Returns advice on the batch size for a case whose forecast `found` does not fit.

@@ -100,6 +100,11 @@ def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:
 
     `layout` has as many CPU devices as the topology has devices.
     """
+    if config.microbatches > 1:
+        # XLA counts a loop as one run of its body. Parts that are encoded again for the gradient
+        # have about the operations of blocks that are computed again.
+        config = config.copy_and_resolve_references()
+        config.microbatches, config.remat = 1, True
     lowered = _lowered(*abstract_step(config, layout, images))
     return lowered.cost_analysis()["flops"] / layout.devices
 

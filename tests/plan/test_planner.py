@@ -78,6 +78,12 @@ def test_the_gpu_compiler_is_used_if_it_is_installed(monkeypatch):
     assert "cuDNN's workspaces" in planner.notes(case.config, found)[0]
 
 
+def test_operations_of_micro_batches_are_counted_before_compilation(monkeypatch):
+    monkeypatch.setattr(planner, "compile_program", lambda *_: example().program)
+    monkeypatch.setattr(planner, "counted_flops", lambda config, layout, _: 8e12 / layout.devices)
+    assert Planner(1000, 0.4, print).forecast(case_of_16_chips(microbatches=2)).flops == 1e12
+
+
 @pytest.mark.slow
 def test_the_tpu_compiler_compiles_for_a_slice():
     pytest.importorskip("libtpu", reason="needs the TPU compiler, pip install 'moco-jax[plan]'")

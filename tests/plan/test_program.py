@@ -51,6 +51,14 @@ def test_flops_are_counted_before_compilation(monkeypatch):
     assert counted == pytest.approx(2 * 8 * 100 * 100, rel=0.2)
 
 
+def test_flops_of_micro_batches_are_those_of_all_parts_and_of_one_more_forward_pass():
+    layout = make_layout(jax.devices()[:1])
+    whole, parts = (
+        program.counted_flops(light_config(microbatches=parts), layout, 1000) for parts in (1, 4)
+    )
+    assert 1.05 * whole < parts < 1.3 * whole  # 5 passes in place of 4, beside those of the crops
+
+
 def test_flops_are_those_of_lax_convolutions(monkeypatch):
     monkeypatch.setattr(convolution, "_LARGE", 0)  # Winograd would have 4/9 of the products
     layout = make_layout(jax.devices()[:1])

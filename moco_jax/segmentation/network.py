@@ -83,7 +83,8 @@ def make_fcn(config: Any, backbone: Backbone) -> FCN:
     """
     if not isinstance(backbone, ResNet):
         raise ValueError(
-            f"segmentation needs the feature maps of a ResNet; the encoder is a {config.model.name}"
+            "segmentation needs the feature maps of a ResNet; the encoder is a "
+            f"{config.model.name}: give another --config.pretrained"
         )
     dtype = jnp.dtype(config.dtype)
     classifier = Classifier(config.classes, **config.head, bn_groups=config.bn_groups, dtype=dtype)

@@ -3,9 +3,10 @@
     python -m moco_jax.convert --source=moco_v2_800ep.pth.tar --to=moco_jax --out=v2.safetensors
     python -m moco_jax.convert --source=runs/imagenet_v2 --to=huggingface --out=v2_huggingface
 
-The command reads MoCo v1/v2, torchvision, timm and Hugging Face weights and detects the format from
-the parameter names. Weights do not contain everything: a 3x3 stem is read as the CIFAR-10 demo's,
-without pooling, and the stride of a bottleneck as torchvision's, in the 3x3 convolution.
+The command reads MoCo v1/v2/v3, torchvision, timm and Hugging Face weights and detects the format
+from the parameter names. Weights do not contain everything: a 3x3 stem is read as the CIFAR-10
+demo's, without pooling, the stride of a bottleneck as torchvision's, in the 3x3 convolution, and a
+ViT has the usual number of attention heads.
 """
 
 import pathlib
@@ -16,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moco_jax.convert import targets
+from moco_jax.models.vit import NETWORKS
 from moco_jax.terminal import arguments, command_line
 from moco_jax.weights import network, sources
 
@@ -26,6 +28,9 @@ _TO = flags.DEFINE_string("to", None, f"Format to write: {', '.join(targets.TARG
 _OUT = flags.DEFINE_string("out", None, "File or folder to write; must not exist.")
 _PREFIX = flags.DEFINE_string(
     "prefix", None, "Encoder to read, if a file has several: the prefix of its arrays' names."
+)
+_HEADS = flags.DEFINE_integer(
+    "heads", None, "Attention heads of the ViT to read, if its file does not contain the number.", 1
 )
 _IMAGES = flags.DEFINE_integer(
     "training_images",
@@ -43,8 +48,10 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
         raise ValueError("--to=workdir needs the experiment, such as --config=configs/imagenet.py")
     if to not in ("workdir", "moco") and _IMAGES.value is not None:
         raise ValueError(f"--training_images is for --to=workdir and --to=moco only, got --to={to}")
-    source = sources.read(path, config, _PREFIX.value)
+    source = sources.read(path, config, _PREFIX.value, _HEADS.value)
     found = source.pretrained
+    if _HEADS.value and (source.path is not None or found.config.model.name not in NETWORKS):
+        raise ValueError(f"--heads is for ViTs of other projects; {path} is {source.title}")
     about = network.describe(found.config, found.variables), *source.notes
     print(f"{path}: {source.title}", *(f"  {line}" for line in about), sep="\n")
     lines = targets.write(source, to, out, _IMAGES.value)

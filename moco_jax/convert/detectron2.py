@@ -5,6 +5,7 @@ import re
 from ml_collections import ConfigDict
 
 from moco_jax.models.resnet import BasicBlock, resnet
+from moco_jax.models.vit import NETWORKS
 
 _DEPTHS = (18, 34, 50, 101, 152)
 
@@ -12,6 +13,8 @@ _DEPTHS = (18, 34, 50, 101, 152)
 def problem(config: ConfigDict) -> str:
     """Returns what Detectron2's ResNet can't express of a network, "" if it can."""
     model = config.model
+    if model.name in NETWORKS:
+        return "Detectron2 has no ViT with these names"
     if _depth(config) not in _DEPTHS or model.stem != "imagenet":
         depths = ", ".join(map(str, _DEPTHS))
         return (

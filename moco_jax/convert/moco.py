@@ -26,7 +26,8 @@ from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.state import TrainState
-from moco_jax.parallel.mesh import Layout, make_layout
+from moco_jax.convert.reference import BUFFERS
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import validation
 from moco_jax.pretraining.method import make_method
 from moco_jax.pretraining.pretrain import checkpoint_kind
@@ -37,8 +38,6 @@ from moco_jax.weights import variables
 from moco_jax.weights.moco_files import KEY, QUERY, Checkpoint, encoder, parameters, part
 from moco_jax.weights.names import COUNTER, NAMINGS
 from moco_jax.weights.torch_files import ARRAYS
-
-_BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
 
 
 def write_workdir(
@@ -57,11 +56,22 @@ def write_workdir(
         raise ValueError(
             f"--to=workdir needs dictionary='queue' in --config, got {config.dictionary!r}"
         )
-    devices = config.mesh.fsdp * max(config.mesh.data, 1)
-    validation.check(config, devices)
-    layout = make_layout(jax.devices()[:1])
+    check(config)
     step = _step(checkpoint, config, images)
-    state = _state(checkpoint, config, layout, step)
+    save(_state(checkpoint, config, step), config, out, images)
+    return [*epochs_of(checkpoint, step), *_recipe_differences(checkpoint, config)]
+
+
+def check(config: ConfigDict) -> None:
+    """Validates a config for the devices that it names."""
+    validation.check(config, config.mesh.fsdp * max(config.mesh.data, 1))
+
+
+def save(state: TrainState, config: ConfigDict, out: pathlib.Path, images: int | None) -> None:
+    """Writes a workdir with one checkpoint."""
+    layout = make_layout(jax.devices()[:1])
+    state = jax.device_put(state, make_method(config, layout, 0).state_shardings(state))
+    step = int(state.step)
     kept = config.keep_checkpoints, flatten(config), checkpoint_kind(config)
     with workdir.opened(out) as folder:
         workdir.record(folder, config, step)
@@ -69,17 +79,35 @@ def write_workdir(
             if images is not None:
                 checkpoints.identify(images)
             checkpoints.finish(step, state)
-    line = f"step {step}: {checkpoint.epoch} epochs of {step / checkpoint.epoch:g} steps each"
-    return [line, *_recipe_differences(checkpoint, config)]
+
+
+def abstract_state(config: ConfigDict) -> TrainState:
+    """Returns the shapes of the train state, which does not depend on the number of images."""
+    return make_method(config, make_layout(jax.devices()[:1]), 0).abstract_state()
+
+
+def zeros(tree: Any) -> Any:
+    """Returns host arrays for the shapes of `abstract_state`."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+def epochs_of(checkpoint: Checkpoint, step: int) -> list[str]:
+    """Returns a line about the epochs of a checkpoint."""
+    return [f"step {step}: {checkpoint.epoch} epochs of {step / checkpoint.epoch:g} steps each"]
+
+
+def check_epoch(checkpoint: Checkpoint) -> None:
+    """Raises a ValueError if the checkpoint contains no epoch."""
+    if checkpoint.epoch < 1:
+        raise ValueError(f"{checkpoint.source} contains no epoch, which --to=workdir needs")
 
 
 def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int:
     """Returns the number of steps done, at which our run resumes."""
-    if checkpoint.epoch < 1:
-        raise ValueError(f"{checkpoint.source} contains no epoch, which --to=workdir needs")
+    check_epoch(checkpoint)
     if images is not None:
         return checkpoint.epoch * max(1, images // config.batch_size)
-    step = _integer(checkpoint, f"{QUERY}bn1.{COUNTER}")
+    step = integer(checkpoint, f"{QUERY}bn1.{COUNTER}")
     queue, pointer = _queue(checkpoint)
     if step < 1 or step * config.batch_size % queue.shape[1] != pointer:
         raise ValueError(
@@ -91,9 +119,9 @@ def _step(checkpoint: Checkpoint, config: ConfigDict, images: int | None) -> int
     return step
 
 
-def _integer(checkpoint: Checkpoint, name: str) -> int:
+def integer(checkpoint: Checkpoint, name: str) -> int:
     """Returns the value of an array of one integer."""
-    (array,) = _required(checkpoint, name)
+    (array,) = required(checkpoint, name)
     if not isinstance(array, np.ndarray) or array.size != 1 or array.dtype.kind not in "iu":
         raise ValueError(f"{checkpoint.source}: {name} must be one integer")
     return int(array.reshape(()))
@@ -101,9 +129,9 @@ def _integer(checkpoint: Checkpoint, name: str) -> int:
 
 def _queue(checkpoint: Checkpoint) -> tuple[np.ndarray, int]:
     """Returns the keys [D, K] and the column of the oldest."""
-    queue, _ = _required(checkpoint, "queue", "queue_ptr")
+    queue, _ = required(checkpoint, "queue", "queue_ptr")
     variables.check_values({"queue": queue}, checkpoint.source)
-    pointer = _integer(checkpoint, "queue_ptr")
+    pointer = integer(checkpoint, "queue_ptr")
     if queue.ndim != 2 or not 0 <= pointer < queue.shape[1]:
         raise ValueError(
             f"{checkpoint.source}: queue must be [D, K] and queue_ptr one of its columns, got "
@@ -112,7 +140,7 @@ def _queue(checkpoint: Checkpoint) -> tuple[np.ndarray, int]:
     return queue, pointer
 
 
-def _required(checkpoint: Checkpoint, *names: str) -> list[Any]:
+def required(checkpoint: Checkpoint, *names: str) -> list[Any]:
     """Returns arrays by name, or raises a ValueError with the names that are missing."""
     missing = [name for name in names if name not in checkpoint.arrays]
     if missing:
@@ -123,11 +151,11 @@ def _required(checkpoint: Checkpoint, *names: str) -> list[Any]:
     return [checkpoint.arrays[name] for name in names]
 
 
-def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int) -> TrainState:
-    """Returns the training state on the device of `layout`."""
+def _state(checkpoint: Checkpoint, config: ConfigDict, step: int) -> TrainState:
+    """Returns the training state, host arrays."""
     naming, source = NAMINGS["torchvision"], checkpoint.source
     shapes = variables.template(config, head=True)
-    _required(checkpoint, f"{KEY}conv1.weight")
+    required(checkpoint, f"{KEY}conv1.weight")
     query, key = (
         variables.to_flax(
             encoder(checkpoint.arrays, prefix), naming, config, shapes, f"{source}, {prefix}"
@@ -137,21 +165,19 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, layout: Layout, step: int
     trained = {path: shape for path, shape in shapes.items() if path[0] == "params"}
     buffers = _momentum_buffers(checkpoint)
     trace = variables.to_flax(buffers, naming, config, trained, f"{source}: optimizer")
-    method = make_method(config, layout, 0)  # the state does not depend on the number of images
-    opt_state = method.abstract_state().opt_state
-    opt_state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), opt_state)
-    state = TrainState(
+    return TrainState(
         step=jnp.asarray(step, jnp.int32),
         params=query["params"],
         batch_stats=query["batch_stats"],
         key_params=key["params"],
         key_batch_stats=key["batch_stats"],
         opt_state=optax.tree.set(
-            opt_state, trace=trace["params"], count=np.asarray(step, np.int32)
+            zeros(abstract_state(config).opt_state),
+            trace=trace["params"],
+            count=np.asarray(step, np.int32),
         ),
         dictionary=_ring(checkpoint, config, step),
     )
-    return jax.device_put(state, method.state_shardings(state))
 
 
 def _ring(checkpoint: Checkpoint, config: ConfigDict, step: int) -> np.ndarray:
@@ -174,35 +200,58 @@ def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, Any]:
     The optimizer identifies parameters by numbers (by memory addresses in files of old torch). It
     lists them in the order of the model's parameters, including the key encoder's.
     """
+    return encoder(optimizer_arrays(checkpoint, "momentum_buffer", (QUERY, KEY)), QUERY)
+
+
+def optimizer_arrays(
+    checkpoint: Checkpoint, kind: str, prefixes: tuple[str, ...]
+) -> dict[str, Any]:
+    """Returns the optimizer's arrays of a kind, by the parameter's name in the checkpoint.
+
+    Args:
+      prefixes: of the parameters that the optimizer has.
+
+    Raises:
+      ValueError: if there is no optimizer, or it has another number of parameters.
+    """
     numbers = parameters(checkpoint.optimizer)
     if not numbers:
         raise ValueError(
             f"{checkpoint.source} lacks the optimizer, which --to=workdir needs; --to=moco_jax "
             "converts the query encoder alone"
         )
-    encoders = (name for name in checkpoint.arrays if name.startswith((QUERY, KEY)))
-    names = [name for name in encoders if not name.endswith(_BUFFERS)]
+    encoders = (name for name in checkpoint.arrays if name.startswith(prefixes))
+    names = [name for name in encoders if not name.endswith(BUFFERS)]
     if len(names) != len(numbers):
         raise ValueError(
             f"the optimizer of {checkpoint.source} has {len(numbers)} parameters, but its encoders "
             f"have {len(names)}"
         )
     states = part(checkpoint.optimizer, "state")
-    buffers = {
-        name: buffer
+    return {
+        name: array
         for name, number in zip(names, numbers, strict=True)
-        if isinstance(buffer := part(states, number).get("momentum_buffer"), ARRAYS)
+        if isinstance(array := part(states, number).get(kind), ARRAYS)
     }
-    return encoder(buffers, QUERY)
 
 
 def _recipe_differences(checkpoint: Checkpoint, config: ConfigDict) -> list[str]:
     """Returns a line for each SGD setting in which the checkpoint and the config differ."""
-    group = checkpoint.optimizer["param_groups"][0]
     keys = {"momentum": "sgd_momentum", "weight_decay": "weight_decay"}
+    return differences(checkpoint, {ours: config[ours] for ours in keys.values()}, keys)
+
+
+def differences(checkpoint: Checkpoint, values: dict[str, Any], keys: dict[str, str]) -> list[str]:
+    """Returns a line for each setting of the optimizer that has another value in the config.
+
+    Args:
+      values: of the config, by key.
+      keys: the optimizer's settings, to the config's keys.
+    """
+    group = checkpoint.optimizer["param_groups"][0]
     return [
         f"note: the checkpoint was trained with {setting}={group[setting]}, but --config has "
-        f"{key}={config[key]}"
+        f"{key}={values[key]}"
         for setting, key in keys.items()
-        if setting in group and group[setting] != config[key]
+        if setting in group and group[setting] != values[key]
     ]

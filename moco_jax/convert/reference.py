@@ -11,7 +11,6 @@ The reference's `main_moco.py --resume` loads it: the whole builder strictly, an
 """
 
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +22,20 @@ from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.resnet import resnet
 from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.optimizers import make_schedule
-from moco_jax.weights import variables
+from moco_jax.weights import variables, vit
 from moco_jax.weights.moco_files import KEY, QUERY
-from moco_jax.weights.names import COUNTER, NAMINGS
+from moco_jax.weights.names import COUNTER, NAMINGS, naming_of
 
-_BUFFERS = ("running_mean", "running_var", COUNTER)
-_LEAVES = ("weight", "bias", *_BUFFERS)
-_MODULES = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")  # in a block
+BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
+# The parts of the references' names, in the order of torch's modules and arrays.
+_ORDER = (
+    *("cls_token", "pos_embed", "patch_embed"),
+    *("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"),
+    *("layer1", "layer2", "layer3", "layer4"),
+    *("blocks", "norm1", "attn", "qkv", "proj", "norm2", "mlp", "fc1", "fc2", "norm"),
+    *("fc", "head", "predictor"),
+    *("weight", "bias", "running_mean", "running_var", COUNTER),
+)
 
 
 class Saved(NamedTuple):
@@ -73,6 +79,8 @@ def problem(config: ConfigDict) -> str:
     """Returns why the reference can't continue a run of this config; "" if it can."""
     needed = {"dictionary": "queue", "key_encoder": "momentum"}
     wrong = [f"{key}={config[key]!r}" for key, value in needed.items() if config[key] != value]
+    if layers := config.model.predictor_layers:
+        wrong.append(f"model.predictor_layers={layers}")
     return ", ".join(wrong)
 
 
@@ -90,27 +98,22 @@ def checkpoint(
     Raises:
       ValueError: if the number of images is unknown, or the state contains NaN or infinity.
     """
-    if images is None:
-        raise ValueError(
-            f"{source} does not contain the number of training images, from which the epoch "
-            "follows; set --training_images, such as --training_images=1281167 for ImageNet"
-        )
+    steps = steps_per_epoch(config, images, source)
     step = int(state["step"])
     batches = step * (2 if config.symmetric else 1)
-    trace = _find(state["opt_state"], "trace")
+    trace = find(state["opt_state"], "trace")
     encoders = {
-        QUERY: _torch(state["params"], state["batch_stats"], config, batches),
-        KEY: _torch(state["key_params"], state["key_batch_stats"], config, batches),
+        QUERY: torch_arrays(state["params"], state["batch_stats"], config, batches),
+        KEY: torch_arrays(state["key_params"], state["key_batch_stats"], config, batches),
     }
     queue, pointer = _queue(np.asarray(state["dictionary"], np.float32), step)
     arrays = {"queue": queue} | {
         prefix + name: array for prefix, own in encoders.items() for name, array in own.items()
     }
-    buffers = _torch(trace, {}, config, batches)
-    _check(arrays, source)
-    _check(buffers, f"{source}: optimizer")
+    buffers = torch_parameters(trace, config)
+    check(arrays, source)
+    check(buffers, f"{source}: optimizer")
     arrays["queue_ptr"] = np.array([pointer], np.int64)
-    steps = max(1, images // config.batch_size)
     content = {
         "epoch": step // steps,
         "arch": config.model.name,
@@ -120,27 +123,44 @@ def checkpoint(
     return content, _notes(config, step, steps)
 
 
-def _torch(
+def steps_per_epoch(config: ConfigDict, images: int | None, source: str) -> int:
+    """Returns the steps of a pass over `images` images; None raises a ValueError."""
+    if images is None:
+        raise ValueError(
+            f"{source} does not contain the number of training images, from which the epoch "
+            "follows; set --training_images, such as --training_images=1281167 for ImageNet"
+        )
+    return max(1, images // config.batch_size)
+
+
+def torch_arrays(
     params: Any, batch_stats: Any, config: ConfigDict, batches: int
 ) -> dict[str, np.ndarray]:
-    """Returns arrays under torch's names, in the order of torch's modules."""
+    """Returns an encoder's arrays under the reference's names, in the order of torch's modules.
+
+    Args:
+      batches: value of the batch norms' counters.
+    """
     trees = {"params": params} | ({"batch_stats": batch_stats} if batch_stats else {})
-    arrays = variables.to_torch(trees, NAMINGS["torchvision"], config)
-    for name in arrays:
-        if name.endswith(COUNTER):
-            arrays[name] = np.array(batches, np.int64)
+    arrays = _arrays(vit.with_positions(trees, config), config)
+    counters = {name: np.array(batches, np.int64) for name in arrays if name.endswith(COUNTER)}
+    return arrays | counters
+
+
+def torch_parameters(params: Any, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Returns the arrays of parameters, or of an optimizer's state for them, in the same way."""
+    return _arrays({"params": params}, config)
+
+
+def _arrays(trees: dict[str, Any], config: ConfigDict) -> dict[str, np.ndarray]:
+    arrays = variables.to_torch(trees, NAMINGS[naming_of(config.model)], config)
     return {name: arrays[name] for name in sorted(arrays, key=_order)}
 
 
-def _order(name: str) -> tuple[Any, ...]:
-    """Returns the place of an array in torchvision's ResNet: stem, stages, head."""
-    *module, leaf = name.split(".")
-    stage = re.fullmatch(r"layer(\d)", module[0])
-    if stage:
-        place = int(stage[1]), int(module[1]), _MODULES.index(module[2]), module[3:]
-    else:
-        place = (9, *map(int, module[1:])) if module[0] == "fc" else (0, _MODULES.index(module[0]))
-    return *place, _LEAVES.index(leaf)
+def _order(name: str) -> list[int]:
+    """Returns the place of an array in the reference's encoder."""
+    parts = name.split(".")
+    return [int(part) if part.isdigit() else _ORDER.index(part) for part in parts]
 
 
 def _queue(ring: np.ndarray, step: int) -> tuple[np.ndarray, int]:
@@ -153,15 +173,13 @@ def _optimizer(
     buffers: dict[str, np.ndarray],
     key_arrays: dict[str, np.ndarray],
     config: ConfigDict,
-    steps_per_epoch: int,
+    steps: int,
     step: int,
 ) -> dict[str, Any]:
     """Returns the state dict of torch's SGD; its learning rate is the last step's."""
-    key_count = sum(not name.endswith(_BUFFERS) for name in key_arrays)
-    with jax.enable_x64(True):  # torch keeps the rate in double precision
-        rate = float(make_schedule(config, steps_per_epoch)(max(0, step - 1)))
+    key_count = sum(not name.endswith(BUFFERS) for name in key_arrays)
     group = {
-        "lr": rate,
+        "lr": last_rate(config, steps, step),
         "momentum": config.sgd_momentum,
         "dampening": 0,
         "weight_decay": config.weight_decay,
@@ -176,13 +194,25 @@ def _optimizer(
     return {"state": states, "param_groups": [group]}
 
 
-def _notes(config: ConfigDict, step: int, steps: int) -> list[str]:
-    """Returns what the reference does otherwise with this checkpoint."""
-    model = config.model
+def last_rate(config: ConfigDict, steps: int, step: int) -> float:
+    """Returns the learning rate of the last of `step` steps, with `steps` steps an epoch."""
+    with jax.enable_x64(True):  # torch keeps the rate in double precision
+        return float(make_schedule(config, steps)(max(0, step - 1)))
+
+
+def epochs_of(step: int, steps: int) -> list[str]:
+    """Returns lines about the epochs that `step` steps are, with `steps` steps an epoch."""
     lines = [f"step {step}: {step // steps} epochs of {steps} steps each"]
     if step % steps:
         done = f"{step % steps} of {steps} steps"
         lines.append(f"note: the last epoch is not complete ({done}); the reference repeats it")
+    return lines
+
+
+def _notes(config: ConfigDict, step: int, steps: int) -> list[str]:
+    """Returns what the reference does otherwise with this checkpoint."""
+    model = config.model
+    lines = epochs_of(step, steps)
     if model.stem != "imagenet":
         lines.append(f"note: the reference's encoders must get the stem {model.stem!r} first")
     if model.head == "mlp" and model.hidden not in (0, resnet(model.name).features):
@@ -199,16 +229,17 @@ def _notes(config: ConfigDict, step: int, steps: int) -> list[str]:
     ]
 
 
-def _check(arrays: dict[str, np.ndarray], source: str) -> None:
+def check(arrays: dict[str, np.ndarray], source: str) -> None:
+    """Raises a ValueError if an array contains NaN or infinity."""
     weights = {name: array for name, array in arrays.items() if not name.endswith(COUNTER)}
     variables.check_values(weights, source)
 
 
-def _find(tree: Any, name: str) -> Any:
+def find(tree: Any, name: str) -> Any:
     """Returns the value of a key anywhere in nested containers; None if it is not there."""
     items = tree.items() if isinstance(tree, dict) else ()
     inner = list(tree.values()) if isinstance(tree, dict) else tree
     inner = inner if isinstance(inner, (list, tuple)) else []
     direct = [value for key, value in items if key == name]
-    found = direct + [value for x in inner if (value := _find(x, name)) is not None]
+    found = direct + [value for x in inner if (value := find(x, name)) is not None]
     return found[0] if found else None

@@ -5,15 +5,17 @@ import pathlib
 import pickle
 import shlex
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 from ml_collections import ConfigDict
 
-from moco_jax.convert import detectron2, files, moco, reference
+from moco_jax.convert import detectron2, files, moco, moco_v3, reference, reference_v3
 from moco_jax.encoders import pretrained
-from moco_jax.weights import huggingface, torch_files, variables
-from moco_jax.weights.moco_files import QUERY
+from moco_jax.models.backbones import make_backbone
+from moco_jax.models.vit import NETWORKS
+from moco_jax.weights import huggingface, torch_files, variables, vit
+from moco_jax.weights.moco_files import V2, V3, version_of
 from moco_jax.weights.names import NAMINGS, head_problem
 from moco_jax.weights.sources import Source
 
@@ -80,8 +82,9 @@ def left_out(source: Source, to: str) -> list[str]:
     """Returns the parts of a source that a target does not contain."""
     if to == "workdir":
         return []
-    head = source.pretrained.has_head and not TARGETS[to].keeps_head
-    return [*source.left_out, *["the head"] * head]
+    kept = {"backbone"} | ({"head", "predictor"} if TARGETS[to].keeps_head else set())
+    parts = source.pretrained.variables["params"]
+    return [*source.left_out, *(f"the {part}" for part in parts if part not in kept)]
 
 
 def _moco_jax(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
@@ -96,11 +99,12 @@ def _moco_jax(source: Source, file: pathlib.Path, out: pathlib.Path, images: int
 def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
     if source.checkpoint is None:
         raise ValueError(
-            "--to=workdir needs a pretraining checkpoint of MoCo v1 or v2; "
+            "--to=workdir needs a pretraining checkpoint of MoCo v1, v2 or v3; "
             f"{source.pretrained.source} is {source.title}"
         )
+    write_workdir = _WORKDIRS[source.checkpoint.version]
     return [
-        *moco.write_workdir(source.checkpoint, source.pretrained.config, folder, images),
+        *write_workdir(source.checkpoint, source.pretrained.config, folder, images),
         "resume pretraining with",
         f"  python -m moco_jax.main --config=... {shlex.quote(f'--workdir={out}')}",
     ]
@@ -124,6 +128,8 @@ def _torchvision(source: Source, file: pathlib.Path, out: pathlib.Path, images: 
 
 def _timm(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config = source.pretrained.config
+    if config.model.name in NETWORKS:
+        return _timm_vit(source, file, out)
     files.write_safetensors(file, _arrays(source, "torchvision"))
     built = f'timm.create_model("{config.model.name}", num_classes=0)'
     if config.model.name == "resnet10":
@@ -137,11 +143,43 @@ def _timm(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
     ]
 
 
+def _timm_vit(source: Source, file: pathlib.Path, out: pathlib.Path) -> list[str]:
+    config = source.pretrained.config
+    network: Any = make_backbone(config.model)
+    files.write_safetensors(file, vit.timm_arrays(_arrays(source, "vit"), network.pool))
+    like = f"{config.model.name}_patch{14 if config.model.name == 'vit_huge' else 16}_224"
+    pool = "token" if network.pool == "cls" else "avg"
+    return [
+        "load it with",
+        "  import functools, timm, torch, safetensors.torch",
+        f'  model = timm.create_model("{like}", num_classes=0, global_pool="{pool}",',
+        f"    img_size={config.data.image_size}, patch_size={network.patch}, "
+        f"embed_dim={network.dim}, depth={network.depth}, num_heads={network.heads},",
+        f"    norm_layer=functools.partial(torch.nn.LayerNorm, eps={huggingface.EPSILON}))",
+        f"  model.load_state_dict(safetensors.torch.load_file({_text(out)}))",
+    ]
+
+
 def _huggingface(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
-    content = huggingface.make_config(source.pretrained.config)
+    config = source.pretrained.config
+    is_vit = config.model.name in NETWORKS
+    arrays = _arrays(source, "vit_huggingface" if is_vit else "huggingface")
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n")
-    files.write_safetensors(folder / "model.safetensors", _arrays(source, "huggingface"))
+    content = json.dumps(huggingface.make_config(config), indent=2)
+    (folder / "config.json").write_text(content + "\n")
+    files.write_safetensors(folder / "model.safetensors", huggingface.split(arrays))
+    if is_vit:
+        used = "model(images).last_hidden_state[:, 0]"
+        if config.model.pool == "mean":
+            tokens = "model(images, output_hidden_states=True).hidden_states[-1]"
+            used = f"model.layernorm({tokens}[:, 1:].mean(1))"
+        return [
+            "load it with",
+            "  import transformers",
+            "  model = transformers.ViTModel.from_pretrained(",
+            f"    {_text(out)}, add_pooling_layer=False)",
+            f"its features are {used}",
+        ]
     return [
         "load it with",
         "  import transformers",
@@ -167,39 +205,62 @@ def _detectron2(source: Source, file: pathlib.Path, out: pathlib.Path, images: i
 
 def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config, folder = source.pretrained.config, source.path
+    writes = _REFERENCES[version_of(config.model)]
     if folder is None or folder.is_file():
         reason = f"{source.pretrained.source} has no whole train state"
-    elif problem := reference.problem(config):
+    elif problem := writes.problem(config):
         reason = f"the reference can't continue a run with {problem}"
     else:
         # The encoder comes from the same checkpoint: a newer one may lack a whole train state.
         saved = reference.read_state(folder)
         images, encoder = images or saved.about.get("images"), saved.encoder
-        content, lines = reference.checkpoint(saved.state, encoder.config, images, encoder.source)
+        content, lines = writes.checkpoint(saved.state, encoder.config, images, encoder.source)
         torch_files.write(file, content)
         return [line.replace("OUT", shlex.quote(str(out))) for line in lines]
     return [f"only the encoder is written: {reason}", *_moco_encoder(source, file, out, images)]
 
 
 def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
-    config = source.pretrained.config
-    arrays = variables.to_torch(source.pretrained.variables, NAMINGS["torchvision"], config)
-    state = {f"module.{QUERY}{name}": array for name, array in arrays.items()}
-    torch_files.write(file, {"arch": config.model.name, "state_dict": state})
+    config, trees = source.pretrained.config, source.pretrained.variables
+    query = version_of(config.model).query
+    arrays = reference.torch_arrays(trees["params"], trees.get("batch_stats", {}), config, 0)
+    state = {
+        f"module.{'' if name.startswith('predictor.') else query}{name}": array
+        for name, array in arrays.items()
+    }
+    name = reference_v3.architecture(config)
+    torch_files.write(file, {"arch": name, "state_dict": state})
     return [
         "it contains the query encoder only; run the reference's linear classification with",
-        f"  python main_lincls.py -a {config.model.name} --pretrained {shlex.quote(str(out))} ...",
+        f"  python main_lincls.py -a {name} --pretrained {shlex.quote(str(out))} ...",
     ]
 
 
-def _width(project: str) -> Callable[[ConfigDict, bool], str]:
-    """Returns the problem of a project whose ResNets have one width."""
+# The code of MoCo's authors: checkpoints from its format and to it.
+_WORKDIRS = {V2: moco.write_workdir, V3: moco_v3.write_workdir}
+_REFERENCES = {V2: reference, V3: reference_v3}
+
+
+def _width(project: str, *, vits: bool = True) -> Callable[[ConfigDict, bool], str]:
+    """Returns the problem of a project whose ResNets have one width.
+
+    Args:
+      vits: whether it has our ViTs, of any width.
+    """
 
     def problem(config: ConfigDict, head: bool) -> str:
         width = config.model.width
+        if config.model.name in NETWORKS:
+            return "" if vits else f"{project} has no ViT with these names"
         return "" if width == 1 else f"a ResNet of {project} must have model.width=1, got {width:g}"
 
     return problem
+
+
+def _timm_problem(config: ConfigDict, head: bool) -> str:
+    if config.model.name in NETWORKS and config.model.stem != "patch":
+        return f"timm's ViT can't express stem {config.model.stem!r}"
+    return _width("timm")(config, head)
 
 
 def _reference_problem(config: ConfigDict, head: bool) -> str:
@@ -212,8 +273,8 @@ def _reference_problem(config: ConfigDict, head: bool) -> str:
 TARGETS = {
     "moco_jax": Target(_moco_jax, (".safetensors",), keeps_head=True),
     "workdir": Target(_workdir, keeps_head=True),
-    "torchvision": Target(_torchvision, (".pth", ".pt"), problem=_width("torchvision")),
-    "timm": Target(_timm, (".safetensors",), problem=_width("timm")),
+    "torchvision": Target(_torchvision, (".pth", ".pt"), problem=_width("torchvision", vits=False)),
+    "timm": Target(_timm, (".safetensors",), problem=_timm_problem),
     "huggingface": Target(_huggingface, problem=lambda config, _: huggingface.problem(config)),
     "detectron2": Target(
         _detectron2, (".pkl",), problem=lambda config, _: detectron2.problem(config)
@@ -228,7 +289,10 @@ TARGETS = {
 def _arrays(source: Source, naming: str):
     """Returns the backbone's arrays under the names of a key in `NAMINGS`."""
     found = source.pretrained
-    backbone = {kind: {"backbone": tree["backbone"]} for kind, tree in found.variables.items()}
+    trees = vit.with_positions(found.variables, found.config)
+    backbone = {
+        kind: {"backbone": tree["backbone"]} for kind, tree in trees.items() if "backbone" in tree
+    }
     return variables.to_torch(backbone, NAMINGS[naming], found.config)
 
 

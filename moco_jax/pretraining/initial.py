@@ -68,7 +68,7 @@ def read(
 
     def problem() -> str:
         try:
-            found.append(_read(config.init))
+            found.append(_read(config.init, config.model.heads or None))
             if leaves_stem:
                 whole.model.stem = found[0].pretrained.config.model.stem
             return _misfit(found[0], whole)
@@ -116,9 +116,9 @@ def _start(state: TrainState, initial: Initial) -> TrainState:
     )
 
 
-def _read(path: str) -> Source:
+def _read(path: str, heads: int | None) -> Source:
     with progress.phase(f"reading {path}"):
-        return sources.read(pathlib.Path(path).expanduser())
+        return sources.read(pathlib.Path(path).expanduser(), heads=heads)
 
 
 def _described(source: Source) -> str:

@@ -1,23 +1,46 @@
-"""The parts of the reference's pretraining checkpoint (MoCo v1 and v2)."""
+"""The parts of the references' pretraining checkpoints (MoCo v1, v2 and v3)."""
 
 from typing import Any, NamedTuple
+
+from moco_jax.models import vit
+from moco_jax.weights.names import BATCH_NORM_MLP
 
 QUERY, KEY = "encoder_q.", "encoder_k."
 
 
+class Version(NamedTuple):
+    """The names of one reference."""
+
+    title: str
+    query: str  # prefix of the query encoder's arrays
+    key: str  # prefix of the key encoder's
+    others: tuple[str, ...]  # the other parts
+
+
+V2 = Version("MoCo v1 or v2", QUERY, KEY, ("queue", "queue_ptr"))
+V3 = Version("MoCo v3", "base_encoder.", "momentum_encoder.", ("predictor",))
+VERSIONS = (V2, V3)
+
+
+def version_of(model: Any) -> Version:
+    """Returns the reference that has the networks of a config's `model`."""
+    return V3 if model.head == BATCH_NORM_MLP or model.name in vit.NETWORKS else V2
+
+
 class Checkpoint(NamedTuple):
-    """The content of a checkpoint of the reference."""
+    """The content of a checkpoint of a reference."""
 
     source: str  # its path, for messages
     epoch: int  # epochs done; 0 if the checkpoint does not contain it
     arrays: dict[str, Any]  # by name, without DistributedDataParallel's `module.`
-    optimizer: dict[str, Any]  # the state dict of torch's SGD; {} if the checkpoint has none
+    optimizer: dict[str, Any]  # the state dict of torch's optimizer; {} if the checkpoint has none
+    version: Version = V2
 
     @property
     def other_parts(self) -> list[str]:
-        """The parts of the checkpoint besides the query encoder."""
+        """The parts of the checkpoint besides the query encoder, its head and its predictor."""
         parts = {
-            "the key encoder": encoder(self.arrays, KEY),
+            "the key encoder": encoder(self.arrays, self.version.key),
             "the queue": "queue" in self.arrays,
             "the optimizer": self.optimizer,
         }
@@ -25,7 +48,7 @@ class Checkpoint(NamedTuple):
 
 
 def encoder(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Returns the arrays of one encoder (`QUERY` or `KEY`), their names without the prefix."""
+    """Returns the arrays of one encoder, such as `QUERY`, their names without the prefix."""
     return {k.removeprefix(prefix): x for k, x in arrays.items() if k.startswith(prefix)}
 
 

@@ -1,5 +1,6 @@
-"""Recognises a ResNet and its head from the shapes of their arrays."""
+"""Recognises a ResNet and the references' heads from the shapes of their arrays."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -7,10 +8,14 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
+from moco_jax.data.augment.view_size import eval_resize
+from moco_jax.models.backbones import make_backbone
 from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, ResNet, resnet
-from moco_jax.weights.names import Naming, head_module
+from moco_jax.models.vit import NETWORKS
+from moco_jax.weights.names import BATCH_NORM_MLP, Naming, head_module
 from moco_jax.weights.variables import Arrays, listed
 
+_NETWORK = ("name", "stem", "width", "patch", "heads", "depth", "positions")  # of a backbone
 _STEMS = {7: "imagenet", 3: "small"}  # by the kernel size of the first convolution
 
 
@@ -69,7 +74,7 @@ def backbone(arrays: Arrays, naming: Naming, source: str) -> dict[str, Any]:
 
 
 def head(arrays: Arrays) -> dict[str, Any]:
-    """Returns `head`, `hidden` and `dim` of the reference's head; {} without a head."""
+    """Returns `head`, `hidden` and `dim` of MoCo v1's or v2's head; {} without a head."""
     layers = ("mlp", "output"), ("mlp", "hidden_layer"), ("linear", "output")
     output, hidden, linear = (arrays.get(f"{head_module(*layer)}.weight") for layer in layers)
     if output is not None and hidden is not None:
@@ -80,7 +85,50 @@ def head(arrays: Arrays) -> dict[str, Any]:
     return {}
 
 
-def config_of(name: str, model: dict[str, Any], given: ConfigDict | None) -> ConfigDict:
+def batch_norm_head(arrays: Arrays, naming: Naming, source: str) -> dict[str, Any]:
+    """Returns the values of `config.model` of MoCo v3's head and predictor; {} without a head.
+
+    Args:
+      arrays: of an encoder with its head, and of `predictor.` if it has one.
+      naming: of the backbone.
+      source: where they come from, for messages.
+
+    Raises:
+      ValueError: if the hidden layers of head and predictor differ.
+    """
+    sizes = _linear_layers(arrays, naming.classifier)
+    if not sizes:
+        return {}
+    ahead = _linear_layers(arrays, "predictor")
+    hidden = {size for layers in (sizes, ahead) for size, _ in layers[:-1]}
+    if len(hidden) != 1:
+        raise ValueError(
+            f"{source}: the hidden layers of head and predictor must have one length, got "
+            f"{sorted(hidden) or 'no hidden layer'}"
+        )
+    size, features = hidden.pop(), sizes[0][1]
+    model = {"head": BATCH_NORM_MLP, "head_layers": len(sizes), "dim": sizes[-1][0]}
+    model |= {"hidden": 0 if size == features else size, "predictor_layers": len(ahead)}
+    if ahead:
+        norm = head_module(BATCH_NORM_MLP, f"norm{len(ahead)}", "predictor")
+        model["predictor_last_norm"] = f"{norm}.running_mean" in arrays
+    return model
+
+
+def _linear_layers(arrays: Arrays, module: str) -> list[tuple[int, int]]:
+    """Returns (outputs, inputs) of the linear layers of v3's head or predictor."""
+    sizes, n = [], 1
+    while (name := f"{head_module(BATCH_NORM_MLP, f'layer{n}', module)}.weight") in arrays:
+        if len(arrays[name].shape) != 2:
+            break
+        sizes.append(tuple(arrays[name].shape))
+        n += 1
+    return sizes
+
+
+def config_of(
+    name: str, model: dict[str, Any], given: ConfigDict | None, image_size: int = 0
+) -> ConfigDict:
     """Returns the config of an encoder that another project trained.
 
     Args:
@@ -88,6 +136,7 @@ def config_of(name: str, model: dict[str, Any], given: ConfigDict | None) -> Con
       model: the recognised values of `config.model`.
       given: the experiment's config, which also defines how images are prepared; None prepares
         them as for ImageNet.
+      image_size: pixels; 0 if the arrays do not show it.
 
     Raises:
       ValueError: if `given` has another model.
@@ -96,15 +145,26 @@ def config_of(name: str, model: dict[str, Any], given: ConfigDict | None) -> Con
         config = config_lib.base()
         config.name = name
         config.model.update(model)
+        if image_size:
+            config.data.image_size, config.data.eval_resize = image_size, eval_resize(image_size)
         return config
+    fitting = copy.deepcopy(given)
+    fitting.model.update(model)
+    backbone = make_backbone(given.model)
+    same = {*_NETWORK} if make_backbone(fitting.model) == backbone else set()
     expected = given.model.to_dict()
-    if expected["hidden"] == resnet(given.model.name, width=given.model.width).features:
+    if expected["hidden"] == backbone.features:
         expected["hidden"] = 0  # means the number of features
     differences = [
         f"\n  model.{key}: {value!r} in the weights, {given.model[key]!r} in the config"
         for key, value in model.items()
-        if value != expected[key]
+        if value != expected[key] and key not in same
     ]
+    if model.get("positions") == "learned" and given.data.image_size != image_size:
+        differences.append(
+            f"\n  data.image_size: {image_size} in the weights, whose positions are learned, "
+            f"{given.data.image_size} in the config"
+        )
     if differences:
         raise ValueError(
             f"the weights do not match the model of the config {given.name!r}:"
@@ -118,13 +178,30 @@ def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
     model, parameters = config.model, variables["params"]
     width = f", width {model.width:g}" if model.width != 1 else ""
     stem = f"{model.stem} stem" + " (3x3, no pooling)" * (model.stem == "small")
+    if model.name in NETWORKS:
+        stem = _vit(config, make_backbone(model))
     text = f"{model.name}{width}, {stem}, {_millions(parameters['backbone'])} parameters"
     if "head" not in parameters:
         return f"{text}; no head"
-    layers = parameters["head"]
-    kernels = [layers[k]["kernel"] for k in ("hidden_layer", "output") if k in layers]
-    size = "-".join(str(kernel.shape[-1]) for kernel in kernels)
-    return f"{text}; {model.head} head {size}, {_millions(layers)} parameters"
+    text += f"; {model.head} head {_sizes(parameters['head'])}"
+    text += f", {_millions(parameters['head'])} parameters"
+    if "predictor" in parameters:
+        text += f"; predictor {_sizes(parameters['predictor'])}"
+    return text
+
+
+def _vit(config: ConfigDict, network: Any) -> str:
+    size = f" for {config.data.image_size} pixels" if network.positions == "learned" else ""
+    return (
+        f"{network.stem} stem of {network.patch} pixels, {network.depth} blocks, "
+        f"{network.heads} heads, {network.positions} positions{size}"
+    )
+
+
+def _sizes(layers: Any) -> str:
+    """Returns the lengths of the outputs of a head's linear layers."""
+    names = ("hidden_layer", *sorted(name for name in layers if name.startswith("layer")), "output")
+    return "-".join(str(layers[name]["kernel"].shape[-1]) for name in names if name in layers)
 
 
 def _millions(tree: Any) -> str:

@@ -1,8 +1,9 @@
-"""Finds the encoders in a file by their structure: a stem and residual blocks under any prefix.
+"""Finds the encoders in a file by their structure: a stem and blocks under any prefix.
 
 The containers of a file become parts of the names: `state_dict.encoder_q.conv1.weight`. An encoder
-is a prefix under which a stem's convolution and the names of residual blocks follow. Layers of a
-numbered Sequential get torchvision's names.
+is a prefix under which the first convolution and the names of blocks follow. Layers of a numbered
+Sequential get torchvision's names; Hugging Face's ViTs get those of transformers 4, see
+`huggingface.fused`.
 """
 
 import re
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moco_jax.weights import huggingface
+from moco_jax.weights.names import VITS
 from moco_jax.weights.torch_files import ARRAYS
 from moco_jax.weights.variables import Arrays, listed
 
@@ -22,16 +25,23 @@ _QUERIES = {"q", "query", "student", "online"}
 _KEYS = {"k", "key", "momentum", "teacher", "target", "ema", "shadow", "averaged", "avg"}
 
 _STEMS = {
-    "torchvision": (r"conv1\.weight", r"layer\d\..*"),
-    "huggingface": (r"embedder\.embedder\.convolution\.weight", r"encoder\.stages\.\d+\..*"),
+    "torchvision": ("conv1.weight", r"layer\d\..*"),
+    "huggingface": ("embedder.embedder.convolution.weight", r"encoder\.stages\.\d+\..*"),
+    "vit": ("patch_embed.proj.weight", r"blocks\.\d+\..*"),
+    "vit_conv": ("patch_embed.proj.0.weight", r"blocks\.\d+\..*"),
+    "vit_huggingface": (
+        "embeddings.patch_embeddings.projection.weight",
+        r"(?:encoder\.layer|layers)\.\d+\..*",
+    ),
 }
 _NUMBERED_STAGE = re.compile(r"(|.*\.)(\d+)\.0\.conv1\.weight")
 
 # Modules beside the encoder's: heads, predictors and the parts of a method.
 _HEADS = re.compile(
-    r"(.*_)?(fc\d*|heads?|classifiers?|linear|proj|projector|projection|predictor|prediction"
-    r"|neck|mlp|prototypes?|queue|momentum|teacher|target|ema|optimizer)(_.*)?"
+    r"(?!fc_norm$)(.*_)?(fc\d*|heads?|classifiers?|linear|proj|projector|projection|predictor|prediction"
+    r"|neck|mlp|prototypes?|queue|momentum|teacher|target|ema|optimizer|pre_logits|pooler)(_.*)?"
 )
+_MAE = re.compile(r"decoder_.*|mask_token")  # beside a ViT: the decoder of a masked autoencoder
 
 
 class Found(NamedTuple):
@@ -85,7 +95,7 @@ def encoders(arrays: Arrays) -> list[Found]:
     places = {}
     for naming, (stem, blocks) in _STEMS.items():
         with_blocks = set(_prefixes(rf"(|.*?\.){blocks}", arrays))
-        for prefix in _prefixes(rf"(|.*\.){stem}", arrays):
+        for prefix in _prefixes(rf"(|.*\.){re.escape(stem)}", arrays):
             if prefix in with_blocks:
                 places[prefix] = naming, None
     for prefix in _prefixes(_NUMBERED_STAGE.pattern, arrays):
@@ -101,6 +111,8 @@ def encoders(arrays: Arrays) -> list[Found]:
         }
         if names is not None:
             own = {_renamed(name, names): array for name, array in own.items()}
+        elif naming == "vit_huggingface":
+            own = huggingface.fused(own)
         elif naming == "torchvision" and not any(".downsample." in name for name in own):
             own = {name.replace(".shortcut.", ".downsample."): x for name, x in own.items()}
         found.append(Found(prefix, naming, own, names is not None))
@@ -171,8 +183,7 @@ def choose(found: list[Found], wanted: str | None, path: Any) -> Found:
 
 
 def _reads_images(one: Found) -> bool:
-    stem = "conv1.weight" if one.naming == "torchvision" else "embedder.embedder.convolution.weight"
-    shape = one.arrays[stem].shape
+    shape = one.arrays[_STEMS[one.naming][0]].shape
     return len(shape) == 4 and shape[1] == 3
 
 
@@ -201,7 +212,8 @@ def without_heads(one: Found, *, keep: str = "") -> tuple[Found, list[str]]:
     for name, array in one.arrays.items():
         module = name.partition(".")[0]
         counts = name == module and not array.shape  # such as AveragedModel's `n_averaged`
-        if module != keep and (counts or _HEADS.fullmatch(module)):
+        decodes = one.naming in VITS and _MAE.fullmatch(module)
+        if module != keep and (counts or decodes or _HEADS.fullmatch(module)):
             out[one.prefix + module] = None
         else:
             kept[name] = array

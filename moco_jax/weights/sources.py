@@ -1,7 +1,9 @@
 """Reads weights; detects the project from the arrays' names and the network from their shapes."""
 
+import functools
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import safetensors
@@ -9,24 +11,24 @@ from ml_collections import ConfigDict
 
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
-from moco_jax.weights import files, huggingface, moco_files, network, search, variables
-from moco_jax.weights.names import NAMINGS
+from moco_jax.weights import files, huggingface, moco_files, network, search, variables, vit
+from moco_jax.weights.names import NAMINGS, VITS
 from moco_jax.weights.search import Found
 
 ALLOWED = (
-    "a MoCo v1 or v2 checkpoint, a ResNet of torchvision, timm or Hugging Face, a workdir or an "
-    "encoder file of moco_jax"
+    "a checkpoint of MoCo v1, v2 or v3, a ResNet of torchvision, timm or Hugging Face, a ViT of "
+    "timm or Hugging Face, a workdir or an encoder file of moco_jax"
 )
 
 # Known but unsupported, each with a pattern that only its names match.
 _REFUSED = {
     "a detection model": r"(^|\.)(rpn|roi_heads|proposal_generator|bottom_up|fpn|body)\.",
-    "a MoCo v3 checkpoint": r"(^|\.)base_encoder\.",
 }
 # The same, for files without another encoder.
 _REFUSED_ALONE = {
-    "a MoCo v3 checkpoint": r"(^|\.)momentum_encoder\.",
-    "a vision transformer": r"(^|\.)(patch_embed|patch_embeddings|cls_token|class_token)(\.|$)",
+    "a vision transformer with other names than timm's and Hugging Face's": (
+        r"(^|\.)(patch_embed|patch_embeddings|cls_token|class_token)(\.|$)"
+    ),
     "a ResNet-D of timm, whose stem has three convolutions": r"(^|\.)conv1\.0\.weight$",
 }
 _CLASSIFIERS = {naming.classifier.partition(".")[0] for naming in NAMINGS.values()}
@@ -44,7 +46,12 @@ class Source(NamedTuple):
     path: pathlib.Path | None = None  # of moco_jax's own encoders
 
 
-def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | None = None) -> Source:
+def read(
+    path: pathlib.Path,
+    config: ConfigDict | None = None,
+    prefix: str | None = None,
+    heads: int | None = None,
+) -> Source:
     """Returns the encoder at a path.
 
     Args:
@@ -52,6 +59,8 @@ def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | Non
       config: the experiment of another project's weights. It is needed to resume pretraining, and
         if their images are not prepared as for ImageNet.
       prefix: of the encoder's names in another project's weights; None finds it.
+      heads: of the attention in another project's ViT, whose file does not contain the number; None
+        takes that of the config, or the usual one.
 
     Raises:
       FileNotFoundError: if the path does not exist.
@@ -74,21 +83,71 @@ def read(path: pathlib.Path, config: ConfigDict | None = None, prefix: str | Non
         return _read_moco_jax(path, config, prefix)
     content = files.read(path)
     found, arrays, notes = _find(content, path, prefix)
-    parts, title = found.prefix.removesuffix(_DEMO), NAMINGS[found.naming].title
-    head = network.head(found.arrays) if parts.endswith((moco_files.QUERY, moco_files.KEY)) else {}
-    if head and parts.endswith(moco_files.QUERY):
-        return _read_moco(content, found, arrays, path, config, notes)
-    if found.naming == "huggingface":
-        huggingface.check_config(path.with_name("config.json"))
+    found, version, head = _with_head(found, arrays, path)
+    if heads is None and config is not None:
+        heads = config.model.heads or None
+    about = {}
+    if found.naming.endswith("huggingface"):
+        about = huggingface.read_config(path.with_name("config.json"), found.naming)
+        if found.naming in VITS:
+            heads = _heads_of(about, heads, path)
     elif not head:
         _check_not_linear(content, path)
-    found, left_out = search.without_heads(found, keep="fc" if head else "")
+    read_encoder = functools.partial(
+        _encoder, path=path, config=config, head=head, heads=heads, v3=version is moco_files.V3
+    )
+    if version and head and _ends(found, version.query):
+        return _read_moco(content, found, arrays, path, version, read_encoder, notes)
+    naming = NAMINGS[found.naming]
+    found, left_out = search.without_heads(found, keep=naming.classifier if head else "")
     classes = _classes(found, arrays)
     left_out = [*left_out, *search.others(found, arrays)]
     if classes:
         left_out = [name for name in left_out if name.rpartition(".")[2] not in _CLASSIFIERS]
-    encoder = _encoder(found, path, config, title, head)
-    return Source(encoder, title, [*classes, *left_out], notes=notes)
+    encoder, more = read_encoder(found, title=naming.title)
+    if found.naming in VITS and about:
+        more += vit.epsilon_notes(about["layer_norm_eps"])
+    return Source(encoder, naming.title, [*classes, *left_out], notes=(*notes, *more))
+
+
+def _with_head(
+    found: Found, arrays: dict[str, Any], path: pathlib.Path
+) -> tuple[Found, moco_files.Version | None, dict[str, Any]]:
+    """Returns an encoder of a reference with its predictor, and its head's values of `model`.
+
+    There is no version and no head without the names of a reference.
+    """
+    version = next(
+        (v for v in moco_files.VERSIONS if _ends(found, v.query) or _ends(found, v.key)), None
+    )
+    if version is None or version is not moco_files.V3:
+        return found, version, network.head(found.arrays) if version else {}
+    predictor = {}
+    if _ends(found, version.query):
+        base = found.prefix.removesuffix(version.query)
+        predictor = {
+            name.removeprefix(base): array
+            for name, array in arrays.items()
+            if name.startswith(f"{base}predictor.")
+        }
+    whole = found.arrays | predictor
+    head = network.batch_norm_head(whole, NAMINGS[found.naming], _place(found, path))
+    return (found._replace(arrays=whole) if head else found), version, head
+
+
+def _ends(found: Found, prefix: str) -> bool:
+    return found.prefix.removesuffix(_DEMO).endswith(prefix)
+
+
+def _heads_of(about: dict[str, Any], given: int | None, path: pathlib.Path) -> int:
+    """Returns the number of attention heads in a config.json."""
+    heads = about["num_attention_heads"]
+    if given is not None and given != heads:
+        raise ValueError(
+            f"{path}: its config.json has {heads} attention heads, but {given} are given "
+            "by --heads or model.heads"
+        )
+    return heads
 
 
 def _is_moco_jax(path: pathlib.Path) -> bool:
@@ -124,8 +183,7 @@ def _find(
             kind = f"a dict with {variables.listed(map(str, content)) or 'no keys'}"
         raise ValueError(f"{path} contains no state dict but {kind}; allowed: {ALLOWED}")
     found = search.encoders(arrays)
-    others = [one for one in found if "momentum_encoder." not in one.prefix]
-    for title, pattern in (_REFUSED if others else _REFUSED | _REFUSED_ALONE).items():
+    for title, pattern in (_REFUSED if found else _REFUSED | _REFUSED_ALONE).items():
         if any(re.search(pattern, name) for name in arrays):
             raise ValueError(f"{path} is {title}, which is not supported; allowed: {ALLOWED}")
     if not found:
@@ -140,8 +198,8 @@ def _classes(found: Found, arrays: dict[str, Any]) -> list[str]:
     """Returns a phrase for the classifier of a supervised network, if there is one."""
     weight = f"{NAMINGS[found.naming].classifier}.weight"
     array = arrays.get(found.prefix + weight)
-    if array is None:  # Hugging Face's is beside its `resnet.`
-        array = arrays.get(found.prefix.removesuffix("resnet.") + weight)
+    if array is None:  # Hugging Face's is beside its `resnet.` or `vit.`
+        array = arrays.get(found.prefix.removesuffix("resnet.").removesuffix("vit.") + weight)
     return (
         [f"the classifier of {array.shape[0]} classes"] if array is not None and array.shape else []
     )
@@ -161,51 +219,73 @@ def _read_moco(
     found: Found,
     arrays: dict[str, Any],
     path: pathlib.Path,
-    config: ConfigDict | None,
+    version: moco_files.Version,
+    read_encoder: Callable[..., tuple[Pretrained, tuple[str, ...]]],
     notes: tuple[str, ...],
 ) -> Source:
-    """Returns the query encoder of a checkpoint of the reference, and the whole checkpoint."""
+    """Returns the query encoder of a checkpoint of a reference, and the whole checkpoint."""
     epoch = content.get("epoch") if isinstance(content, dict) else None
     epoch = epoch if isinstance(epoch, int) and epoch > 0 else 0
-    title = "a pretraining checkpoint of MoCo v1 or v2" + (f", epoch {epoch}" if epoch else "")
-    encoder = _encoder(found, path, config, title, network.head(found.arrays))
+    title = f"a pretraining checkpoint of {version.title}" + (f", epoch {epoch}" if epoch else "")
+    encoder, more = read_encoder(found, title=title)
 
-    base = found.prefix.removesuffix(_DEMO).removesuffix(moco_files.QUERY)
+    base = found.prefix.removesuffix(_DEMO).removesuffix(version.query)
     keys = [
         one
         for one in search.encoders(arrays)
-        if one.prefix.removesuffix(_DEMO) == base + moco_files.KEY
+        if one.prefix.removesuffix(_DEMO) == base + version.key
     ]
     whole = {name.removeprefix(base): x for name, x in arrays.items() if name.startswith(base)}
     own = {
-        name: x
-        for name, x in whole.items()
-        if not name.startswith((moco_files.QUERY, moco_files.KEY))
+        name: x for name, x in whole.items() if not name.startswith((version.query, version.key))
     }
-    own |= {moco_files.QUERY + name: x for name, x in found.arrays.items()}
-    own |= {moco_files.KEY + name: x for one in keys for name, x in one.arrays.items()}
-    checkpoint = moco_files.Checkpoint(str(path), epoch, own, moco_files.part(content, "optimizer"))
-    left_out = [name for name in search.others(found, arrays) if not _belongs(name, base)]
-    return Source(encoder, title, [*checkpoint.other_parts, *left_out], checkpoint, notes)
+    ours = {name: x for name, x in found.arrays.items() if not name.startswith("predictor.")}
+    encoders = {version.query + name: x for name, x in ours.items()}
+    encoders |= {version.key + name: x for one in keys for name, x in one.arrays.items()}
+    optimizer = moco_files.part(content, "optimizer")
+    checkpoint = moco_files.Checkpoint(str(path), epoch, encoders | own, optimizer, version)
+    left_out = [name for name in search.others(found, arrays) if not _belongs(name, base, version)]
+    left_out = [*checkpoint.other_parts, *left_out]
+    return Source(encoder, title, left_out, checkpoint, (*notes, *more))
 
 
-def _belongs(name: str, base: str) -> bool:
+def _belongs(name: str, base: str, version: moco_files.Version) -> bool:
     """Returns whether a module is one of the reference's own parts besides the query encoder."""
-    own = (moco_files.KEY.rstrip("."), "queue", "queue_ptr")
+    own = (version.key.rstrip("."), *version.others)
     return name == "optimizer" or name in [base + part for part in own]
 
 
+def _place(found: Found, path: pathlib.Path) -> str:
+    return f"{path}, prefix {found.shown}" if found.prefix else str(path)
+
+
 def _encoder(
-    found: Found, path: pathlib.Path, config: ConfigDict | None, title: str, head: dict[str, Any]
-) -> Pretrained:
-    """Returns the encoder; `head` has its values of `config.model`, {} without a head."""
-    place = f"{path}, prefix {found.shown}" if found.prefix else str(path)
-    naming = NAMINGS[found.naming]
-    model = network.backbone(found.arrays, naming, place) | head
-    config = network.config_of(_experiment_name(path), model, config)
+    found: Found,
+    *,
+    path: pathlib.Path,
+    config: ConfigDict | None,
+    title: str,
+    head: dict[str, Any],
+    heads: int | None,
+    v3: bool,
+) -> tuple[Pretrained, tuple[str, ...]]:
+    """Returns the encoder, and lines about what its arrays do not show.
+
+    Args:
+      head: values of `config.model` of its head, {} without a head.
+      heads: of a ViT's attention, None if they are not known.
+      v3: whether the code of MoCo v3 wrote the file.
+    """
+    place, naming = _place(found, path), NAMINGS[found.naming]
+    arrays, size, notes = found.arrays, 0, ()
+    if found.naming in VITS:
+        model, size, arrays, notes = vit.recognise(arrays, naming, place, heads=heads, v3=v3)
+    else:
+        model = network.backbone(arrays, naming, place)
+    config = network.config_of(_experiment_name(path), model | head, config, size)
     shapes = variables.template(config, head=bool(head))
-    converted = variables.to_flax(found.arrays, naming, config, shapes, place)
-    return Pretrained(config, converted, f"{place} ({title})")
+    converted = variables.to_flax(arrays, naming, config, shapes, place)
+    return Pretrained(config, converted, f"{place} ({title})"), notes
 
 
 def _experiment_name(path: pathlib.Path) -> str:

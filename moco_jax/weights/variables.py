@@ -11,21 +11,23 @@ from ml_collections import ConfigDict
 
 from moco_jax import text
 from moco_jax.models.encoder import make_encoder
-from moco_jax.weights.names import COUNTER, LEAVES, Naming, Path, head_module
+from moco_jax.weights.names import COUNTER, Naming, Path
 from moco_jax.weights.torch_files import Unreadable
 
 Arrays = Mapping[str, np.ndarray]
 
 # By the number of axes: convolutions [O, I, kh, kw] <-> [kh, kw, I, O], weights [O, I] <-> [I, O].
-_AXES_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
-_AXES_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+# The class token and the positions have three.
+_AXES_TO_FLAX = {4: (2, 3, 1, 0), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}
+_AXES_TO_TORCH = {4: (3, 2, 0, 1), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}
 _MOST_LISTED = 6
 _LONGEST = 120  # characters of a name that are shown
 
 
 def template(config: ConfigDict, *, head: bool) -> dict[Path, jax.ShapeDtypeStruct]:
     """Returns the shapes of the encoder's arrays by path, such as ("params", "backbone", ...)."""
-    images = jnp.zeros((config.bn_groups, 32, 32, 3), config.dtype)
+    size = config.data.image_size
+    images = jax.ShapeDtypeStruct((config.bn_groups, size, size, 3), config.dtype)
     variables = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
     flat: Any = flax.traverse_util.flatten_dict(variables)
     return {path: shape for path, shape in flat.items() if head or path[1] == "backbone"}
@@ -45,7 +47,7 @@ def to_flax(
       ValueError: names the arrays that are missing, unexpected, of the wrong shape or dtype, and
         those with impossible values.
     """
-    names = {path: _torch_name(path, naming, config) for path in shapes}
+    names = {path: naming.array(path[1:], config.model.head) for path in shapes}
     given = {name for name in arrays if not name.endswith(f".{COUNTER}")}
     needed = set(names.values())
     odd = {"missing": needed - given, "unexpected": given - needed}
@@ -113,19 +115,11 @@ def to_torch(
     flat: Any = flax.traverse_util.flatten_dict(variables)
     arrays = {}
     for path, array in flat.items():
-        name = _torch_name(path, naming, config)
+        name = naming.array(path[1:], config.model.head)
         arrays[name] = np.ascontiguousarray(np.transpose(array, _AXES_TO_TORCH[np.ndim(array)]))
         if naming.counts_batches and path[-1] == "mean":
             arrays[f"{name.rpartition('.')[0]}.{COUNTER}"] = np.zeros((), np.int64)
     return arrays
-
-
-def _torch_name(path: Path, naming: Naming, config: ConfigDict) -> str:
-    """Returns the project's name of a path like ("params", "backbone", "stem_conv", "kernel")."""
-    _, *module, leaf = path
-    if module[0] == "head":
-        return f"{head_module(config.model.head, module[1])}.{LEAVES[leaf]}"
-    return f"{naming.name(tuple(module))}.{LEAVES[leaf]}"
 
 
 def listed(names: Iterable[str]) -> str:

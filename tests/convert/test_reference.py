@@ -11,7 +11,7 @@ import pytest
 
 from moco_jax.contrastive.state import TrainState
 from moco_jax.convert import targets
-from moco_jax.convert.reference import _find, read_state
+from moco_jax.convert.reference import find, read_state
 from moco_jax.encoders import pretrained
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain
@@ -69,7 +69,7 @@ def test_the_reference_loads_everything(workdir, written):
     (group,) = optimizer.param_groups
     assert [group[key] for key in ("lr", "momentum", "weight_decay")] == [0.01, 0.9, 1e-4]
     trace = to_torch(
-        {"params": _find(state["opt_state"], "trace")}, NAMINGS["torchvision"], config()
+        {"params": find(state["opt_state"], "trace")}, NAMINGS["torchvision"], config()
     )
     for name, parameter in model.named_parameters():
         buffer = optimizer.state[parameter].get("momentum_buffer")
@@ -115,7 +115,7 @@ def _steps(workdir, views):
     )
     opt_state = method.optimizer.init(saved["params"])
     opt_state = optax.tree.set(
-        opt_state, trace=_find(saved["opt_state"], "trace"), count=saved["step"]
+        opt_state, trace=find(saved["opt_state"], "trace"), count=saved["step"]
     )
     state = TrainState(**saved | {"opt_state": opt_state})
     state = jax.device_put(state, method.state_shardings(state))

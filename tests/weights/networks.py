@@ -62,11 +62,19 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
     return rng.normal(0, 0.1, shape).astype(np.float32)
 
 
-def encoder(*, head: bool = True, **model) -> Pretrained:
-    """Returns an encoder of `tiny_config` with changes to its `model`."""
+def encoder(*, head: bool | str = True, **model) -> Pretrained:
+    """Returns an encoder of `tiny_config` with changes to its `model`.
+
+    Args:
+      head: whether it has a head, or its `model.head`.
+    """
+    if isinstance(head, str):
+        model["head"] = head
     config = tiny_config(**{f"model__{key}": value for key, value in model.items()})
+    if model.get("stem") == "conv":
+        config.data.image_size = config.data.eval_resize = 32
     rng = np.random.default_rng(0)
-    shapes = template(config, head=head)
+    shapes = template(config, head=bool(head))
     flat = {path: draw(path[-1], x.shape, rng) for path, x in shapes.items()}
     return Pretrained(config, flax.traverse_util.unflatten_dict(flat), "made for a test")
 

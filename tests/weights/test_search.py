@@ -258,7 +258,6 @@ def test_the_cifar_10_demo(read):
     ("name", "message"),
     [
         ("backbone.fpn.inner.0.weight", "a detection model"),
-        ("state.base_encoder.conv1.weight", "a MoCo v3 checkpoint"),
     ],
 )
 def test_known_projects_stay_refused_beside_an_encoder(read, name, message):

@@ -36,13 +36,13 @@ def read(tmp_path):
     [
         ("backbone.bottom_up.res2.0.conv1.weight", "is a detection model"),
         ("rpn.head.conv.weight", "is a detection model"),
-        ("module.momentum_encoder.conv1.weight", "is a MoCo v3 checkpoint"),
+        ("module.momentum_encoder.conv1.weight", "unknown format with momentum_encoder.conv1"),
         (
             "blocks.0.attn.qkv.weight",
-            "unknown format with blocks.0.attn.qkv.weight; allowed: a MoCo v1",
+            "unknown format with blocks.0.attn.qkv.weight; allowed: a checkpoint",
         ),
-        ("cls_token", "is a vision transformer"),
-        ("vit.embeddings.patch_embeddings.projection.weight", "is a vision transformer"),
+        ("cls_token", "is a vision transformer with other names than timm's and Hugging Face's"),
+        ("vit.embeddings.patch_embeddings.projection.weight", "is a vision transformer with"),
         ("conv1.0.weight", "is a ResNet-D of timm"),
     ],
 )

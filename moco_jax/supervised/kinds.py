@@ -1,11 +1,12 @@
 """The kinds of checkpoints that supervised tasks write."""
 
-from moco_jax.supervised.config import BASES
+from moco_jax.supervised.config import BASES, downstream
 from moco_jax.training.comparison import IMAGE_PLACES, Kind
 
 _PLACES = ("pretrained", "label_", *IMAGE_PLACES, "data.test_split")
+_NETWORK = tuple(f"model.{key}" for key in downstream("").model)  # not model.drop_path
 # A checkpoint without fingerprints, of an earlier version, continues only from the same places.
-_STRUCTURE = ("model.", "pretrained", "from_scratch", "label_", "ema", *IMAGE_PLACES)
+_STRUCTURE = (*_NETWORK, "pretrained", "from_scratch", "label_", "ema", *IMAGE_PLACES)
 
 KINDS = {
     "linear": Kind(

@@ -7,7 +7,9 @@ from moco_jax import main
 from moco_jax.config import IMAGENET_MEAN
 from moco_jax.supervised import config as supervised_config
 from moco_jax.supervised import start, validation
+from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.run import fit_batch
+from moco_jax.training import comparison
 from moco_jax.training.flat_config import flatten
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.test_configs import change_defaults, get
@@ -264,3 +266,13 @@ def test_remat_dtype_and_groups_come_from_the_task():
     origin = tiny_config(remat=True, dtype="bfloat16")
     backbone = start._backbone(task_config("finetune", "", bn_groups=2), origin)
     assert (backbone.remat, backbone.dtype, backbone.bn_groups) == (False, "float32", 2)
+
+
+def test_a_resumed_run_may_drop_paths_more_often_but_keeps_its_network(tmp_path):
+    def compare(key, *values):
+        comparison.check_structure(tmp_path, {key: values}, KINDS["finetune"].structure)
+
+    compare("model.drop_path", 0.0, 0.1)
+    for key, *values in (("model.patch", 16, 8), ("model.pool", "cls", "mean")):
+        with pytest.raises(ValueError, match=f"{key}: {values[0]!r} in the checkpoint"):
+            compare(key, *values)

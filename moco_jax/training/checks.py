@@ -20,6 +20,8 @@ _LARGEST = 2**31 - 1  # numbers of steps and rows are int32
 _LARGEST_SEED = 2**32 - 1  # JAX keeps no more bits of a seed
 _LARGEST_CROP = 1.5  # eval_resize / image_size; the papers have 1.14
 _MOST_LAYERS = 9  # of a head; the papers have 2 and 3
+# Files of encoders may ask for any network; larger ones take hours to trace.
+_MOST_BLOCKS, _WIDEST = 200, 100
 DTYPES = ("float32", "bfloat16")
 
 # The value of a key -> what is wrong with it, "" if nothing.
@@ -65,6 +67,16 @@ def seed(value: Any) -> str:
     return "" if good else f"must be a whole number from 0 to {_LARGEST_SEED}"
 
 
+def blocks(value: Any) -> str:
+    good = value == 0 or (is_whole(value) and value <= _MOST_BLOCKS)
+    return "" if good else f"must be a whole number from 0 to {_MOST_BLOCKS}"
+
+
+def width(value: Any) -> str:
+    good = is_number(value) and 0 < value <= _WIDEST
+    return "" if good else f"must be above 0, and at most {_WIDEST}"
+
+
 def whole_or_zero(value: Any) -> str:
     good = value == 0 or is_whole(value)
     return "" if good else f"must be a whole number from 0 to {_LARGEST}"
@@ -98,10 +110,10 @@ COMMON_RULES: dict[str, Rule] = {
     "keep_checkpoints": whole,
     "mesh.fsdp": whole,
     "model.stem": one_of(backbones.STEMS),
-    "model.width": positive,
+    "model.width": width,
     "model.patch": whole,
     "model.heads": whole_or_zero,
-    "model.depth": whole_or_zero,
+    "model.depth": blocks,
     "model.pool": one_of(vit.POOLS),
     "lr_batch": whole,
     "lr_schedule": one_of(SCHEDULES),

@@ -98,7 +98,7 @@ def compiled(lowered: Any, platform: str) -> Any:
 def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:
     """Returns the floating-point operations of a step per device, counted before compilation.
 
-    `layout` has as many CPU devices as the topology has devices.
+    `layout` has CPU devices, as many as the topology has devices for the part of each of these.
     """
     if config.microbatches > 1:
         # XLA counts a loop as one run of its body. Parts that are encoded again for the gradient

@@ -48,7 +48,8 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
 
 
 def _warnings(config: ConfigDict) -> Iterator[str]:
-    if config.bn_groups == 1 and config.dictionary == "queue":
+    normalises = make_backbone(config.model).batch_norm or config.model.head == "mlp_bn"
+    if config.bn_groups == 1 and config.dictionary == "queue" and normalises:
         yield (
             "bn_groups=1 is synchronised batch norm over the whole batch. With a queue, the "
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "

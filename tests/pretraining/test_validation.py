@@ -102,6 +102,15 @@ def test_one_group_with_a_queue_warns(caplog):
     assert "synchronised batch norm" in caplog.text
 
 
+@pytest.mark.parametrize("head", ["mlp", "mlp_bn"])
+def test_a_network_without_batch_norm_has_no_groups_to_warn_of(caplog, head):
+    vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 4}
+    config = tiny_config(**vit, model__width=1.0, model__head=head, bn_groups=1)
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        validation.check(config, 1)
+    assert ("synchronised batch norm" in caplog.text) == (head == "mlp_bn")
+
+
 @pytest.mark.parametrize(
     ("size", "resize", "warns"),
     [(64, 256, True), (64, 97, True), (64, 96, False), (224, 256, False), (8, 8, False)],

@@ -191,10 +191,11 @@ def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
 
 
 def _vit(config: ConfigDict, network: Any) -> str:
-    size = f" for {config.data.image_size} pixels" if network.positions == "learned" else ""
+    size = f" ({config.data.image_size} pixels)" if network.positions == "learned" else ""
+    stem = "conv stem, " * (network.stem == "conv")
     return (
-        f"{network.stem} stem of {network.patch} pixels, {network.depth} blocks, "
-        f"{network.heads} heads, {network.positions} positions{size}"
+        f"{stem}patch {network.patch}, {network.depth} blocks, {network.heads} heads, "
+        f"{network.positions} positions{size}"
     )
 
 

@@ -195,7 +195,8 @@ def _heads(given: int | None, dim: int, v3: bool, source: str) -> tuple[int, lis
                 f"{source}: the number of attention heads is not in the file, and tokens of {dim} "
                 "values have no usual one; give it to python -m moco_jax.convert as --heads=..."
             )
-        notes.append(f"heads {heads}: {whose}; the file does not contain it, --heads=... sets it")
+        flags = "--heads=... or --config.model.heads=..."
+        notes.append(f"heads {heads}: {whose}; the file does not contain it, {flags} sets it")
     if dim % heads:
         raise ValueError(f"{source}: {heads} attention heads do not divide tokens of {dim} values")
     return heads, notes

@@ -139,8 +139,8 @@ def test_the_network_is_recognised_and_described(read):
     assert (model.name, model.width, model.patch, model.depth) == ("vit_small", 64 / 384, 4, 2)
     assert (found.config.data.image_size, found.config.data.eval_resize) == (8, 8)
     assert network.describe(found.config, found.variables) == (
-        "vit_small, width 0.166667, patch stem of 4 pixels, 2 blocks, 1 heads, learned positions "
-        "for 8 pixels, 0.10 M parameters; no head"
+        "vit_small, width 0.166667, patch 4, 2 blocks, 1 heads, learned positions (8 pixels), "
+        "0.10 M parameters; no head"
     )
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from moco_jax.data.augment.view_size import view_size
-from moco_jax.data.augment.views import make_view
+from moco_jax.data.augment.views import make_view, pixels
 from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases, shorter_sides
 from moco_jax.data.loading.reader import Reader, shallow
@@ -55,16 +55,15 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
         command_line.tell([f"{len(originals)} images (asked {images}): no more can be read"])
     sizes = np.array([image.shape[:2] for image in originals], np.int32)
     canvases = on_canvases(originals, sizes)
-    size = config.data.image_size
+    size, mean, std = config.data.image_size, config.data.mean, config.data.std
     columns = [np.stack([_on_square(image, size) for image in originals])]
     count = len(config.views) * draws
     with progress.bar(count, "drawing", unit="views", first="compiling") as bar:
         for recipe_number, recipe in enumerate(config.views):
-            view = jax.jit(make_view(recipe, size, (0.0,) * 3, (1.0,) * 3))
+            view = jax.jit(make_view(recipe, size, mean, std))
             for draw in range(draws):
                 key = jax.random.fold_in(jax.random.key(config.seed), 2 * draw + recipe_number)
-                drawn = np.asarray(view(key, canvases, sizes))
-                columns.append(np.rint(drawn * 255).astype(np.uint8))
+                columns.append(np.asarray(pixels(view(key, canvases, sizes), mean, std)))
                 bar.update()
     return _grid(columns)
 

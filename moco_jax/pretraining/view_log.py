@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.data.augment.views import make_views
+from moco_jax.data.augment.views import make_views, pixels
 from moco_jax.pretraining.run import PretrainRun
 from moco_jax.terminal import logs, progress
 from moco_jax.training.outputs.metrics_log import MetricsLog
@@ -24,13 +24,13 @@ def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
     A failure prints a warning.
     """
     config = run.config.copy_and_resolve_references()
-    config.data.mean, config.data.std, config.dtype = (0.0,) * 3, (1.0,) * 3, "float32"
+    config.dtype = "float32"
     draw, layout, data = make_views(config, run.layout), run.layout, run.data
 
-    def pixels(arrays, batch):
+    def first_views(arrays, batch):
         views = draw(jnp.int32(0), *data.images(arrays, batch))
         shown = jnp.stack([view[:_IMAGES] for view in views], axis=1)
-        return layout.replicate((jnp.clip(shown, 0, 1) * 255).round().astype(jnp.uint8))
+        return layout.replicate(pixels(shown, config.data.mean, config.data.std))
 
     def write(batch: Any) -> None:
         # It runs once: on CPUs half the time goes into optimizing it.
@@ -38,7 +38,8 @@ def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
         options = {"xla_backend_optimization_level": "0"} if on_cpu else None
         try:
             with progress.phase("drawing views for the log"):
-                found = jax.device_get(jax.jit(pixels, compiler_options=options)(run.arrays, batch))
+                drawn = jax.jit(first_views, compiler_options=options)(run.arrays, batch)
+                found = jax.device_get(drawn)
             log.images(0, "views", _grid(np.asarray(found))[None])
         except Exception as error:  # nothing that is only shown stops a run
             logs.warning("the views are not logged: %s: %s", type(error).__name__, error)

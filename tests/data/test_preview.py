@@ -22,6 +22,21 @@ def test_each_row_starts_with_the_original():
     assert (first != second).any()
 
 
+def test_erased_boxes_and_moved_images_look_as_the_network_sees_them():
+    """Around the mean of pixels, with their standard deviation; moved images show the mean."""
+    config = tiny_config(data__image_size=64, data__canvas=16)
+    config.data.mean, config.data.std = (0.8, 0.5, 0.2), (0.02, 0.02, 0.02)
+    crop = {"op": "random_resized_crop", "scale": (0.5, 1.0), "ratio": (1.0, 1.0)}
+    black = Source("black", lambda i: np.zeros((16, 16, 3), np.uint8), ["0"] * 32, None, ())
+    for op in ({"op": "erase", "p": 1.0}, {"op": "rand_augment", "magnitude": 10.0, "p": 1.0}):
+        config.views = ((crop, op), (crop,))
+        grid = preview.preview(config, black, images=16, draws=1)
+        first = grid.reshape(16, 68, 3, 68, 3)[:, :64, 1, :64].astype(float)
+        found = first[np.abs(first / 255 - config.data.mean).max(axis=-1) < 0.1]
+        np.testing.assert_allclose(found.mean(axis=0) / 255, config.data.mean, atol=0.01)
+        assert len(found) > 500
+
+
 def test_unreadable_images_are_skipped(caplog, capsys):
     source = tiny_sources(4).train
     rows = [source.read(0), b"no image", source.read(2), source.read(3)]

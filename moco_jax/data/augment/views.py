@@ -137,3 +137,10 @@ def normalize(
     center = jnp.asarray(mean, jnp.float32)[None, None, None, :]
     spread = jnp.asarray(std, jnp.float32)[None, None, None, :]
     return ((images.astype(jnp.float32) / 255.0 - center) / spread).astype(dtype)
+
+
+def pixels(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Returns normalised images [..., 3] as levels uint8[..., 3], clipped to 0..255."""
+    axes = (1,) * (images.ndim - 1)
+    center, spread = (jnp.asarray(x, jnp.float32).reshape(*axes, 3) for x in (mean, std))
+    return (jnp.clip(images * spread + center, 0, 1) * 255).round().astype(jnp.uint8)

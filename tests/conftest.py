@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,9 @@ def _known_flags() -> str:
     known = any(_OLD_EMITTERS.partition("=")[0].encode() in library for library in libraries)
     return f"--{_BACKEND_LEVEL} --{_OLD_EMITTERS}" if known else f"--{_BACKEND_LEVEL}"
 
+
+# A shell without job control starts background commands, and their children, without Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before jax is imported. The first process sets this for its workers and the processes of tests.
 if _FAST_COMPILE not in os.environ:

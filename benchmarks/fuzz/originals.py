@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from ml_collections import ConfigDict
 from PIL import Image
 
 from benchmarks.fuzz.mutations import BLOCK, sealed
@@ -25,6 +26,7 @@ from moco_jax.encoders.feature_file import FeatureRows
 from moco_jax.pretraining import pretrain
 from moco_jax.weights.names import NAMINGS
 from moco_jax.weights.variables import to_torch
+from moco_jax.weights.vit import with_positions
 from tests.encoder_files import write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
@@ -137,14 +139,25 @@ def encoder_file(folder: pathlib.Path) -> None:
 
 
 def _foreign() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Yields a ResNet under the names of other projects."""
-    with tempfile.TemporaryDirectory() as made:
-        file = pathlib.Path(made) / "encoder.safetensors"
-        write_encoder(file, tiny_config(), head=False)
-        found = pretrained.read(file)
-    arrays = to_torch(found.variables, NAMINGS["torchvision"], found.config)
+    """Yields a ResNet and a ViT under the names of other projects."""
+    arrays = _renamed("torchvision", tiny_config())
     yield "torchvision", arrays
     yield "wrapped", {f"module.{name}": array for name, array in arrays.items()}
+    shape = {"patch": 4, "depth": 2, "width": 0.25}
+    model = {"name": "vit_tiny", "stem": "patch", **shape}
+    vit = tiny_config(**{f"model__{key}": value for key, value in model.items()})
+    yield "vit", _renamed("vit", vit)
+    yield "vit_huggingface", _renamed("vit_huggingface", vit)
+
+
+def _renamed(naming: str, config: ConfigDict) -> dict[str, np.ndarray]:
+    """Returns the arrays of a new encoder of this config under names of `NAMINGS`."""
+    with tempfile.TemporaryDirectory() as made:
+        file = pathlib.Path(made) / "encoder.safetensors"
+        write_encoder(file, config, head=False)
+        found = pretrained.read(file)
+    variables = with_positions(found.variables, found.config)
+    return to_torch(variables, NAMINGS[naming], found.config)
 
 
 def foreign_safetensors(folder: pathlib.Path) -> None:

@@ -32,7 +32,6 @@ class Encoders(NamedTuple):
 
 def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
-    groups = config.bn_groups if config.shuffle_bn else 1
     parts = config.microbatches
     backbone = encoder.backbone.clone(bn_groups=max(1, config.bn_groups // parts))
 
@@ -56,6 +55,8 @@ def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encod
         return encode(params, batch_stats, views, "queries")
 
     def encode_keys(params, batch_stats, views):
+        # Without batch norm there is nothing to shuffle for, and the images stay on their devices.
+        groups = config.bn_groups if config.shuffle_bn and batch_stats else 1
         mixed = [shuffle(images, groups, layout) for images in views]
         keys, batch_stats = encode(params, batch_stats, mixed, "keys")
         return [unshuffle(k, groups, layout) for k in keys], batch_stats

@@ -183,6 +183,11 @@ def test_nothing_moves_the_queue_or_the_images_but_the_shuffle():
     assert max(gathered) == 64 * config_dim()  # the queries
 
 
+def test_without_batch_norm_the_images_stay_on_their_devices():
+    vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 8, "model__depth": 1}
+    assert "all-to-all" not in [name for name, _ in collectives(**vit)]
+
+
 def config_dim() -> int:
     return tiny_config().model.dim
 

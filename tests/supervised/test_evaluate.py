@@ -54,8 +54,8 @@ def state_of(config, folder, monkeypatch):
     """Runs the task; returns the state after the last step."""
     finished, train = [], loop.train
 
-    def noted(*args):
-        finished.append(train(*args))
+    def noted(*args, **options):
+        finished.append(train(*args, **options))
         return finished[-1]
 
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.backbones import Backbone, make_backbone
+from moco_jax.models.backbones import BACKBONES, Backbone, make_backbone
 from moco_jax.models.heads import make_head, make_predictor
 
 # Output name -> method of Encoder.
@@ -48,6 +48,25 @@ class Encoder(nn.Module):
 def without_predictor(tree: Any) -> Any:
     """Returns an encoder's parameters or batch statistics without those of the predictor."""
     return {name: part for name, part in tree.items() if name != "predictor"}
+
+
+def norm_groups(config: Any) -> int:
+    """Returns G, the groups of batch norm in training; 0 without batch norm or a known backbone.
+
+    Args:
+      config: has `bn_groups` and `model`, in which the keys of heads may be absent.
+    """
+    model = config.model
+    head = model.get("head") == "mlp_bn"
+    predictor = model.get("predictor_layers", 0)
+    head = head or predictor > 1 or (predictor and model.predictor_last_norm)
+    known = model.name in BACKBONES
+    return config.bn_groups if known and (head or make_backbone(model).batch_norm) else 0
+
+
+def described_groups(groups: int) -> str:
+    """Returns groups of batch norm in words; 0 is none."""
+    return f"{groups} batch-norm group{'s' * (groups > 1)}" if groups else "no batch norm"
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+from moco_jax.models.encoder import described_groups, norm_groups
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan import compilers, forecast, planner
 from moco_jax.pretraining import fit
@@ -90,7 +91,7 @@ def _title(config: ConfigDict, layout: Layout) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(method.abstract_state().params))
     return (
         f"{config.name}: {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.dtype}, "
-        f"{config.bn_groups} batch-norm groups, {method.dictionary.num_negatives} negatives, "
+        f"{described_groups(norm_groups(config))}, {method.dictionary.num_negatives} negatives, "
         f"fsdp {config.mesh.fsdp}\n"
         f"{_TRAINING_IMAGES.value} images; {_MFU.value:.0%} of the bfloat16 peak is assumed"
     )

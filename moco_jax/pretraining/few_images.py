@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
+from moco_jax.models.encoder import norm_groups
 from moco_jax.training.batch_size import remedy
 
 
@@ -19,7 +20,8 @@ def check_batch(config: ConfigDict, name: str, images: int, devices: int) -> Non
         return
     queue = config.queue_size if config.dictionary == "queue" else 0
     views = 2 if config.symmetric else 1
-    advice = remedy(images, config.bn_groups, devices, queue=queue, views=views, spare=int(bank))
+    groups = norm_groups(config) or 1
+    advice = remedy(images, groups, devices, queue=queue, views=views, spare=int(bank))
     raise ValueError(f"{name} has {images} images, {problem}: {advice}")
 
 

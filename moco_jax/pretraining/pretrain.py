@@ -13,6 +13,7 @@ from moco_jax import config as config_lib
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
+from moco_jax.models.encoder import described_groups, norm_groups
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import fit, initial
@@ -204,9 +205,11 @@ def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     """Yields lines about the run."""
     config = run.config
     yield from run.notes
+    groups = norm_groups(config)
     yield (
-        f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size} in "
-        f"{config.bn_groups} batch-norm groups; {run.method.dictionary.num_negatives} negatives"
+        f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size}"
+        f"{' in' if groups else ','} {described_groups(groups)}; "
+        f"{run.method.dictionary.num_negatives} negatives"
     )
     yield (
         f"peak lr {peak_lr(config):.4g} (lr={config.lr} for {config.lr_batch} images), "

@@ -10,6 +10,7 @@ from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment.recipe_checks import check_recipe
 from moco_jax.models.backbones import BACKBONES, make_backbone
+from moco_jax.models.encoder import norm_groups
 from moco_jax.terminal import logs
 from moco_jax.training import checks
 
@@ -41,6 +42,7 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
         rules=config_lib.RULES,
         problems=_problems(config),
         relations=lambda: _relations(config, devices),
+        grouped=norm_groups,
     )
     if warns and jax.process_index() == 0:
         for warning in _warnings(config):
@@ -48,8 +50,7 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
 
 
 def _warnings(config: ConfigDict) -> Iterator[str]:
-    normalises = make_backbone(config.model).batch_norm or config.model.head == "mlp_bn"
-    if config.bn_groups == 1 and config.dictionary == "queue" and normalises:
+    if norm_groups(config) == 1 and config.dictionary == "queue":
         yield (
             "bn_groups=1 is synchronised batch norm over the whole batch. With a queue, the "
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "

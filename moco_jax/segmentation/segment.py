@@ -14,6 +14,7 @@ from moco_jax.data.loading.loader import threads
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, fingerprint
+from moco_jax.models.encoder import described_groups
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.segmentation import config as segmentation_config
@@ -220,7 +221,7 @@ def _introduce(run: SegmentationRun, state: SegmentationState) -> Iterator[str]:
     yield run.test
     yield (
         f"dilated {config.model.name}, {run.layout.describe(state.params)}; {config.classes} "
-        f"classes; batch {config.batch_size} in {config.bn_groups} batch-norm groups"
+        f"classes; batch {config.batch_size} in {described_groups(config.bn_groups)}"
     )
     yield (
         f"peak lr {peak_lr(config):.4g} (lr={config.lr} for {config.lr_batch} crops), "

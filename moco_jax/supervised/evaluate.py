@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.data.sources.source import Sources
+from moco_jax.models.encoder import described_groups, norm_groups
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.supervised import cached, results, step, validation
@@ -135,7 +136,9 @@ def _advice(folder: pathlib.Path) -> Iterator[str]:
 def _introduce(run: SupervisedRun, state: SupervisedState) -> Iterator[str]:
     config = run.config
     yield from run.notes
-    groups = "batch norm frozen" if state.frozen else f"{config.bn_groups} batch-norm groups"
+    groups = described_groups(norm_groups(config))
+    if state.frozen and run.start.backbone.batch_norm:
+        groups = "batch norm frozen"
     yield (
         f"{config.model.name}, {config.task}: trains {run.layout.describe(state.params)}; "
         f"batch {config.batch_size}; {groups}"

@@ -72,7 +72,7 @@ def fit_batch(config: ConfigDict, images: int, devices: int) -> ConfigDict:
         return config
     config = copy.deepcopy(config)
     target = max(2, min(_MOST, power_of_two(images // 8, _LEAST), images // 2))
-    groups = 1 if config.task == "linear" else config.bn_groups  # its batch norm is frozen
+    groups = validation.trained_groups(config) or 1
     config.batch_size, _ = nearest_batch(target, images, devices, groups=groups)
     return config
 
@@ -80,15 +80,17 @@ def fit_batch(config: ConfigDict, images: int, devices: int) -> ConfigDict:
 def fit_start(
     start: Start, folder: pathlib.Path, devices: int, sources: Sources | None
 ) -> tuple[Start, Sources | None]:
-    """Returns the start with the batch filled in, and the images, opened if they are needed.
+    """Returns the start with its batch, checked, and the images, opened if they are needed.
 
     A resumed run keeps the batch of its checkpoint.
 
     Raises:
-      ValueError: if the batch does not fit the devices, or the images have no labels.
+      ValueError: if the batch does not fit the devices or batch norm's groups, or the images have
+        no labels.
     """
     config = start.config
     if config.batch_size is not None:
+        validation.check(config, devices)
         return start, sources
     kind = KINDS[config.task].name
     recipe = cluster.on_first(
@@ -155,7 +157,7 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     test = loader.load(sources.test, config.data, layout)
     check_same_images(sources.train, data, test)
     if len(data) < config.batch_size:
-        groups = 1 if config.task == "linear" else config.bn_groups  # its batch norm is frozen
+        groups = validation.trained_groups(config) or 1
         raise ValueError(
             f"{sources.train.name} has {len(data)} labelled images for training, fewer than "
             f"batch_size={config.batch_size}: {remedy(len(data), groups, layout.devices)}"

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.augment.recipe_checks import check_recipe
 from moco_jax.models.backbones import BACKBONES
+from moco_jax.models.encoder import norm_groups
 from moco_jax.supervised.config import BASES, RULES
 from moco_jax.training import checks
 from moco_jax.training.optimizers import peak_lr
@@ -14,7 +15,8 @@ from moco_jax.training.optimizers import peak_lr
 def check(config: ConfigDict, devices: int) -> None:
     """Raises one ValueError with every problem of the config: the value and what is allowed.
 
-    The config is made from one of `supervised.config.BASES`.
+    The config is made from one of `supervised.config.BASES`. Batch norm's groups are checked once
+    `model` has the encoder's values.
     """
     checks.check(
         config,
@@ -23,8 +25,13 @@ def check(config: ConfigDict, devices: int) -> None:
         where=f"moco_jax.supervised.config.{config.task}()",
         rules=RULES[config.task],
         problems=_problems(config),
-        groups=config.task != "linear",  # its batch norm is frozen
+        grouped=trained_groups,
     )
+
+
+def trained_groups(config: ConfigDict) -> int:
+    """Returns the groups of batch norm; 0 if it is frozen, absent or of an unknown encoder."""
+    return 0 if config.task == "linear" else norm_groups(config)
 
 
 def check_data(data: ConfigDict) -> None:

@@ -135,7 +135,7 @@ def check(
     rules: Mapping[str, Rule],
     problems: Iterable[str],
     relations: Callable[[], Iterable[str]] = tuple,
-    groups: bool = True,
+    grouped: Callable[[ConfigDict], Any] = lambda config: True,
 ) -> None:
     """Raises one error with every problem of a config.
 
@@ -148,7 +148,8 @@ def check(
       problems: the task's own problems; looked at once all keys are there.
       relations: returns problems of keys that must fit each other; called once the batch, its
         groups and the mesh are whole numbers.
-      groups: whether batch norm takes its statistics from the batch, so that `bn_groups` matters.
+      grouped: whether batch norm takes its statistics from the batch, so that `bn_groups` matters;
+        called once the keys of `model` obey their rules.
 
     Raises:
       ValueError: names each problem, the value and what is allowed.
@@ -163,7 +164,10 @@ def check(
             *problems,
         ]
         if all(is_whole(x) for x in (config.batch_size, config.bn_groups, config.mesh.fsdp)):
-            found += [*_batch(config, devices, groups), *relations()]
+            found += [
+                *_batch(config, devices, _obeys(config, rules, "model.") and grouped(config)),
+                *relations(),
+            ]
     fail_on(found)
 
 
@@ -205,9 +209,15 @@ def _drops(config: ConfigDict) -> Iterator[str]:
 
 def _backbone(config: ConfigDict, rules: Mapping[str, Rule]) -> Iterator[str]:
     """Yields problems of a backbone whose keys obey their rules."""
-    flat, size = flatten(config), config.data.image_size
-    if not any(rule(flat[key]) for key, rule in rules.items() if key.startswith("model.")):
+    size = config.data.image_size
+    if _obeys(config, rules, "model."):
         yield from backbones.problems(config.model, size if is_whole(size) else 0)
+
+
+def _obeys(config: ConfigDict, rules: Mapping[str, Rule], prefix: str) -> bool:
+    """Returns whether the values of the keys with a prefix obey their rules."""
+    flat = flatten(config)
+    return not any(rule(flat[key]) for key, rule in rules.items() if key.startswith(prefix))
 
 
 def _length(config: ConfigDict) -> Iterator[str]:
@@ -218,7 +228,7 @@ def _length(config: ConfigDict) -> Iterator[str]:
             yield f"{key}={config[key]} must be a number above 0"
 
 
-def _batch(config: ConfigDict, devices: int, grouped: bool) -> Iterator[str]:
+def _batch(config: ConfigDict, devices: int, grouped: Any) -> Iterator[str]:
     """Yields problems of the batch, its batch-norm groups (if it has any) and the devices."""
     size, groups = config.batch_size, config.bn_groups
     problem = mesh_problem(config.mesh.data, config.mesh.fsdp, devices)

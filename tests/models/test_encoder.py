@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models.encoder import make_encoder
+from moco_jax.models.encoder import described_groups, make_encoder, norm_groups
 from moco_jax.models.heads import MLPHead
 from moco_jax.models.resnet import padded_conv, resnet
 from tests.tiny import tiny_config
@@ -95,3 +95,12 @@ def test_keys_are_unit_vectors_in_float32(dtype):
     assert keys.shape == (16, 16) and keys.dtype == jnp.float32
     np.testing.assert_allclose(jnp.linalg.norm(keys, axis=1), 1, rtol=1e-5)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
+
+
+def test_the_groups_of_a_network_in_words():
+    vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__predictor_layers": 1}
+    assert norm_groups(tiny_config()) == 8
+    assert norm_groups(tiny_config(**vit)) == 8
+    assert norm_groups(tiny_config(**vit, model__predictor_last_norm=False)) == 0
+    found = [described_groups(groups) for groups in (8, 1, 0)]
+    assert found == ["8 batch-norm groups", "1 batch-norm group", "no batch norm"]

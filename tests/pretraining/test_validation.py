@@ -147,6 +147,19 @@ def test_parts_that_do_not_fit_the_batch_are_refused(changes, message):
     assert message in problems(2, **changes)
 
 
+@pytest.mark.parametrize("changes", [{"head": "mlp_bn"}, {"predictor_layers": 1}, {"stem": "conv"}])
+def test_groups_matter_only_with_batch_norm(changes):
+    vit = {"name": "vit_tiny", "stem": "patch", "patch": 8, "predictor_last_norm": True}
+    sizes = {"batch_size": 8, "queue_size": 8, "bn_groups": 8}
+    validation.check(tiny_config(**sizes, **of_model(vit)), 1)
+    normalised = of_model(vit | changes)
+    assert "bn_groups=8 leaves 1 image per group" in problems(1, **sizes, **normalised)
+
+
+def of_model(keys: dict) -> dict:
+    return {f"model__{key}": value for key, value in keys.items()} | {"model__width": 1.0}
+
+
 def test_a_vit_without_batch_norm_takes_parts_of_any_number():
     vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 4}
     config = tiny_config(**vit, model__width=1.0, bn_groups=1, microbatches=4)

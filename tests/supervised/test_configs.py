@@ -8,7 +8,7 @@ from moco_jax.config import IMAGENET_MEAN
 from moco_jax.supervised import config as supervised_config
 from moco_jax.supervised import start, validation
 from moco_jax.supervised.kinds import KINDS
-from moco_jax.supervised.run import fit_batch
+from moco_jax.supervised.run import fit_batch, fit_start
 from moco_jax.training import comparison
 from moco_jax.training.flat_config import flatten
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
@@ -211,11 +211,23 @@ def test_error_names_the_value_and_what_is_allowed(task, changes, message):
     assert message in str(error.value)
 
 
-def test_groups_do_not_matter_where_batch_norm_is_frozen():
-    changes = {"batch_size": 40, "bn_groups": 7}
+def test_groups_do_not_matter_where_batch_norm_is_frozen_or_absent():
+    changes = {"batch_size": 40, "bn_groups": 7, "model__name": "resnet10"}
+    vit = changes | {"model__name": "vit_tiny", "model__stem": "patch"}
     validation.check(task_config("linear", "runs/x", **changes), 8)
+    validation.check(task_config("finetune", "runs/x", **vit), 8)
+    validation.check(task_config("finetune", "runs/x", **vit | {"batch_size": 8}), 8)
+    for normalised in (changes, vit | {"model__stem": "conv"}):
+        with pytest.raises(ValueError, match="must be a multiple of bn_groups=7"):
+            validation.check(task_config("finetune", "runs/x", **normalised), 8)
+
+
+def test_groups_are_those_of_the_encoder_that_is_read(tmp_path):
+    path = write_encoder(tmp_path / "tiny.safetensors")
+    config = task_config("finetune", path, bn_groups=7)
+    validation.check(config, 1)
     with pytest.raises(ValueError, match="must be a multiple of bn_groups=7"):
-        validation.check(task_config("finetune", "runs/x", **changes), 8)
+        fit_start(start.begin(config), tmp_path, 1, None)
 
 
 def test_key_of_another_task_is_unknown():

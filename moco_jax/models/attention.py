@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from moco_jax.models.convolution import uses_lax_only
 from moco_jax.parallel.platforms import by_platform
 
 
@@ -20,8 +21,9 @@ def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Arr
     gradient. XLA computes the weights again, or keeps them where it finds that they are computed
     twice.
     """
+    cpu = _by_head if _fits_cpu(queries) else None
     cuda = _cudnn if _fits_cudnn(queries) else None
-    return by_platform(queries, keys, values, default=_plain, cpu=_cpu, cuda=cuda)
+    return by_platform(queries, keys, values, default=_plain, cpu=cpu, cuda=cuda)
 
 
 def _forward(q, k, v):
@@ -34,7 +36,7 @@ def _backward(saved, gradient):
         return jax.vjp(implementation, q, k, v)[1](g)
 
     default = functools.partial(derived, _plain)
-    cpu = _by_head_gradient if _fits_cpu(gradient) else default
+    cpu = _by_head_gradient if _fits_cpu(gradient) else None
     cuda = functools.partial(derived, _cudnn) if _fits_cudnn(gradient) else None
     return by_platform(*saved, gradient, default=default, cpu=cpu, cuda=cuda)
 
@@ -85,11 +87,8 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _fits_cpu(x: jax.Array) -> bool:
-    return x.dtype in (jnp.float32, jnp.float64)  # bfloat16 products are slow on CPUs
-
-
-def _cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _by_head(q, k, v) if _fits_cpu(q) else _plain(q, k, v)
+    # bfloat16 products are slow on CPUs.
+    return x.dtype in (jnp.float32, jnp.float64) and not uses_lax_only()
 
 
 def _by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -36,15 +36,21 @@ _lax_only = contextvars.ContextVar("lax_only", default=False)
 
 @contextlib.contextmanager
 def lax_only() -> Iterator[None]:
-    """Makes all convolutions that are traced in the block those of lax.
+    """Makes convolutions and attention that are traced in the block those of lax.
 
-    A program for CPUs then has the operations of a program for accelerators.
+    A program for CPUs then has the operations of a program for accelerators, and XLA counts them
+    all: it counts a loop, as over the heads of attention, as one run of its body.
     """
     token = _lax_only.set(True)
     try:
         yield
     finally:
         _lax_only.reset(token)
+
+
+def uses_lax_only() -> bool:
+    """Returns whether a `lax_only` block is entered."""
+    return _lax_only.get()
 
 
 def conv_general_dilated(
@@ -68,7 +74,7 @@ def conv_general_dilated(
         and set(kwargs.get("rhs_dilation") or (1,)) == {1}
         and kwargs.get("feature_group_count", 1) == 1
         and lhs.dtype in (jnp.float32, jnp.float64)  # bfloat16 products are slow on CPUs
-        and not _lax_only.get()
+        and not uses_lax_only()
     )
     if own:
         return _conv(lhs, rhs, stride)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.data.loading.loader import cores
+from moco_jax.models import convolution
 from moco_jax.models.encoder import make_encoder
 
 # Of a core in the ResNet-50 at 224 (benchmarks/RESULTS.md: 2.7 images/s on 2 cores, 32 GFLOP each).
@@ -72,7 +73,7 @@ def _forward_flops(config: ConfigDict) -> float:
     encoder, size = make_encoder(config), config.data.image_size
     image = jax.ShapeDtypeStruct((2, size, size, 3), "float32")
     variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
-    lowered = jax.jit(lambda v, x: encoder.apply(v, x, mutable=["batch_stats"])).lower(
-        variables, image
-    )
+    forward = jax.jit(lambda v, x: encoder.apply(v, x, mutable=["batch_stats"]))
+    with convolution.lax_only():
+        lowered = forward.lower(variables, image)
     return (lowered.cost_analysis() or {}).get("flops", 0.0) / 2

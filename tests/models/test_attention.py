@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from moco_jax.models import attention as attention_file
+from moco_jax.models import convolution
 from moco_jax.models.attention import attention
 from moco_jax.models.gelu import gelu
 from moco_jax.parallel.mesh import make_layout
@@ -128,3 +129,18 @@ def test_cudnn_is_used_for_short_types_and_heads_that_it_knows(monkeypatch):
     assert fits(jnp.bfloat16, 64) and fits(jnp.float16, 128)
     assert not fits(jnp.float32, 64) and not fits(jnp.bfloat16, 12)
     assert not fits(jnp.bfloat16, 136)
+
+
+def test_lax_only_has_no_loop_over_the_heads_whose_operations_are_counted_once():
+    x = jax.ShapeDtypeStruct((2, 16, 4, 8), jnp.float32)
+
+    def step(q, k, v):
+        return jax.grad(lambda *heads: attention(*heads).sum(), argnums=(0, 1, 2))(q, k, v)
+
+    def text():
+        return jax.jit(lambda *heads: step(*heads)).lower(x, x, x).as_text()
+
+    assert "while" in text()
+    with convolution.lax_only():
+        assert "while" not in text()
+    assert "while" in text()

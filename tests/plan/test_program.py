@@ -96,3 +96,14 @@ def test_a_step_compiled_for_cpus():
     assert found.batch_bytes == 4 * (16 * 16 * 3 + 2 * 4 + 4 + 1) + 2 * 4
     assert found.flops > 0 and found.temporary_bytes > 0
     assert program.counted_flops(config, layout, 1000) == pytest.approx(found.flops, rel=0.2)
+
+
+def test_flops_of_attention_are_those_of_all_heads():
+    vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 1}
+    vit |= {"model__width": 0.25, "model__depth": 1, "batch_size": 4}
+    layout = make_layout(jax.devices()[:1])
+    one, three = (
+        program.counted_flops(light_config(**vit, model__heads=heads), layout, 1000)
+        for heads in (1, 3)
+    )
+    assert three == pytest.approx(one, rel=0.05)

@@ -91,7 +91,7 @@ def downstream(task: str) -> ConfigDict:
     c.model.patch = 16
     c.model.heads = 0
     c.model.depth = 0
-    c.model.pool = "cls"
+    c.model.pool = "cls"  # ViTs: cls or mean; mean also changes a pretrained one
     c.bn_groups = 8  # parts of the batch with their own batch-norm statistics, in training mode
 
     c.lr_batch = 256  # images, the batch for which lr is given

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 from moco_jax import config as pretraining
 from moco_jax.encoders import pretrained
 from moco_jax.models import backbones
-from moco_jax.models.backbones import Backbone, make_backbone
+from moco_jax.models.backbones import BACKBONES, Backbone, make_backbone
 from moco_jax.supervised import validation
+from moco_jax.supervised.config import downstream
 from moco_jax.terminal import command_line
 from moco_jax.training import checks
 from moco_jax.training.compilation import FAST_COMPILE
@@ -61,11 +62,8 @@ def begin(
         read = pretrained.read(config.pretrained) if config.pretrained else None
     origin = read.config if read else pretraining.base()
     config = copy.deepcopy(config)
-    if read:
-        shared = [key for key in config.model if key in origin.model]
-        config.model.update({key: origin.model[key] for key in shared})
-    else:
-        origin.model.update({key: config.model[key] for key in config.model if key in origin.model})
+    replaced = _take_model(config, origin) if read else []
+    origin.model.update({key: config.model[key] for key in config.model if key in origin.model})
     notes = (prepare or prepare_squares)(config, origin)
     backbone = _backbone(config, origin)
     if read is None or config.from_scratch:
@@ -80,7 +78,24 @@ def begin(
         content = Content(read.source, checksums.fingerprint(variables))
     elif config.task == "linear":  # random weights differ by rounding between platforms
         content = Content(source, source)
-    return Start(config, backbone, params, batch_stats, (source, *notes), content)
+    return Start(config, backbone, params, batch_stats, (source, *replaced, *notes), content)
+
+
+def _take_model(config: ConfigDict, origin: ConfigDict) -> list[str]:
+    """Fills in the encoder's network; returns a line about each other value that was given.
+
+    A ViT may have another `pool`, which changes no parameters.
+    """
+    defaults, notes = downstream(config.task).model, []
+    for key in [key for key in config.model if key in origin.model]:
+        given, known = config.model[key], origin.model[key]
+        if given not in (defaults.get(key), known):
+            if key == "pool" and key in BACKBONES[origin.model.name].keys:
+                notes.append(f"model.pool is {given} here; the encoder was trained with {known}")
+                continue
+            notes.append(f"model.{key}={given} has no effect: the encoder has {known}")
+        config.model[key] = known
+    return notes
 
 
 def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:

@@ -69,14 +69,31 @@ def test_a_supervised_task_starts_from_it(workdir, tmp_path, task):
 
 
 def test_fine_tuning_trains_the_patches_and_drops_paths_where_pretraining_did_not(tmp_path):
-    frozen = tiny_config(**VIT, model__freeze_patch=True)
-    images = np.zeros((8, 8, 8, 3), np.float32)
-    variables = jax.device_get(make_encoder(frozen).init(jax.random.key(0), images))
-    path = tmp_path / "a.safetensors"
-    pretrained.write(path, pretrained.Pretrained(frozen, variables, "a frozen one"))
+    path = write_vit(tmp_path / "a.safetensors", model__freeze_patch=True)
     begun = begin(task_config("finetune", path, model__drop_path=0.1))
     assert begun.backbone.drop_path == 0.1 and begun.backbone.frozen == ()
     assert begun.config.model.patch == 4 and begun.config.model.drop_path == 0.1
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_the_pool_may_differ_from_the_encoders(tmp_path, task):
+    path = write_vit(tmp_path / "a.safetensors")
+    own, mean = (begin(task_config(task, path, model__pool=pool)) for pool in ("cls", "mean"))
+    assert (own.backbone.pool, mean.backbone.pool) == ("cls", "mean")
+    assert mean.config.model.pool == "mean"
+    assert "model.pool is mean here; the encoder was trained with cls" in mean.notes
+    assert not [line for line in own.notes if "model." in line]
+    averaged = write_vit(tmp_path / "mean.safetensors", model__pool="mean")
+    assert begin(task_config(task, averaged)).backbone.pool == "mean"
+
+
+def write_vit(path, **changes):
+    """Writes a random encoder; returns its path."""
+    config = tiny_config(**VIT, **changes)
+    images = np.zeros((8, 8, 8, 3), np.float32)
+    variables = jax.device_get(make_encoder(config).init(jax.random.key(0), images))
+    pretrained.write(path, pretrained.Pretrained(config, variables, "a random one"))
+    return path
 
 
 def test_segmentation_refuses_it(workdir):

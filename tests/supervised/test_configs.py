@@ -255,6 +255,17 @@ def test_image_preparation_comes_from_the_encoder(tmp_path):
         start.begin(task_config("linear", path, data__image_size=16, data__eval_resize=8))
 
 
+def test_a_given_network_that_is_not_the_encoders_is_named(tmp_path):
+    path = write_encoder(tmp_path / "tiny.safetensors")
+    given = {"model__name": "resnet10", "model__width": 2.0, "model__pool": "mean"}
+    begun = start.begin(task_config("linear", path, **given))
+    assert (begun.config.model.width, begun.config.model.pool) == (0.125, "cls")
+    assert [line for line in begun.notes if "model." in line] == [
+        "model.pool=mean has no effect: the encoder has cls",
+        "model.width=2.0 has no effect: the encoder has 0.125",
+    ]
+
+
 def test_random_encoder_has_the_same_architecture_and_depends_on_the_seed(tmp_path):
     path = write_encoder(tmp_path / "tiny.safetensors")
     first, same, other = (

@@ -8,6 +8,7 @@ v3_vit_*: a ViT of MoCo v3 (Chen et al. 2021, arXiv 2104.02057, table 5) with th
 label smoothing, mixup or CutMix, RandAugment, random erasing. Departures:
 - no repeated augmentation (a batch of DeiT has three views of each image);
 - bilinear crops and movements, not bicubic ones;
+- the classifier starts from a normal distribution of deviation 0.01 (DeiT: truncated, 0.02);
 - the warm-up rises from 0 in each step, and the cosine begins after it (DeiT: from 1e-6, in each
   epoch; its cosine has begun before).
 DeiT keeps an average of the weights and evaluates the weights themselves, as here;

@@ -1,6 +1,5 @@
 """Views to queries and keys: which view has which role, and the two encode functions."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,12 +31,15 @@ class Encoders(NamedTuple):
 
 def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
-    parts = config.microbatches
-    backbone = encoder.backbone.clone(bn_groups=max(1, config.bn_groups // parts))
+
+    def backbone(variables, images, groups):
+        params, batch_stats = variables
+        return _apply(encoder.backbone.clone(bn_groups=groups or 1), params, batch_stats, images)
 
     def features(params, batch_stats, images):
-        encode = functools.partial(_apply, backbone, params, batch_stats)
-        return by_parts(encode, images, parts, config.bn_groups if batch_stats else 0, layout)
+        groups = config.bn_groups if batch_stats else 0
+        variables = params, batch_stats
+        return by_parts(backbone, variables, images, config.microbatches, groups, layout)
 
     def encode(params, batch_stats, views, method):
         # FSDP parameters are gathered here; their gradients come back sharded.

@@ -5,49 +5,67 @@ parts come first, then the loss and its gradient by the features. Each part then
 pass again for its own backward pass, so the activations of one part are in memory at a time.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import PartitionSpec
 
-from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.mesh import AXES, Layout
+
+# (variables, images [b, ...], batch-norm groups) -> (features [b, F], running batch statistics)
+Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, Any]]
 
 
 def by_parts(
-    encode: Callable[[jax.Array], tuple[jax.Array, Any]],
-    images: jax.Array,
-    parts: int,
-    groups: int,
-    layout: Layout,
+    encode: Encode, variables: Any, images: jax.Array, parts: int, groups: int, layout: Layout
 ) -> tuple[jax.Array, Any]:
     """Returns features [B, F] and batch statistics of images [B, ...], encoded in equal parts.
 
     Args:
-      encode: images [B / parts, ...] to features [B / parts, F] and running batch statistics, both
-        functions of these images only. The statistics must be linear in those of the groups, so
-        that their mean over the parts is that of the whole batch.
+      encode: for images of a part. The statistics must be linear in those of the groups, so that
+        their mean over the parts is that of the whole batch.
+      variables: of the encoder, replicated.
       images: split over the devices.
-      parts: M; each part has B / M images of every device.
+      parts: M; each part has B / M images.
       groups: G, batch-norm groups of the whole batch, a multiple of M; 0 without batch norm. A part
         holds G / M whole groups.
       layout: the devices.
     """
     if parts == 1:
-        return encode(images)
-    # Of each block of neighbouring images, every part has an equal number: a device keeps its own
-    # images where it holds whole groups.
-    blocks = math.gcd(layout.devices, groups // parts)
-    split = _swap(images.reshape(blocks, parts, -1, *images.shape[1:]), layout)
-    split = layout.shard(split.reshape(parts, -1, *images.shape[1:]), axis=1)
-    features, stats = jax.lax.map(jax.checkpoint(encode, prevent_cse=False), split)
-    features = features.reshape(parts, blocks, -1, features.shape[-1])
-    features = layout.shard(features.swapaxes(0, 1).reshape(len(images), -1))
+        return encode(variables, images, groups)
+    if groups // parts % layout.devices:
+        # Neighbouring devices share a group: a part is a range of the whole batch.
+        split = layout.shard(images.reshape(parts, -1, *images.shape[1:]), axis=1)
+        features, stats = _in_turn(encode, variables, split, groups // parts)
+        return layout.shard(features), stats
+
+    def on_device(variables, images):
+        split = images.reshape(parts, -1, *images.shape[1:])
+        own_groups = groups // parts // layout.devices
+        features, stats = _in_turn(encode, variables, split, own_groups)
+        return features, jax.tree.map(lambda x: jax.lax.pmean(x, AXES), stats)
+
+    # Each device sums the gradients of its parts, and the devices sum theirs once. In a program for
+    # the whole batch they would sum after every part.
+    whole, rows = PartitionSpec(), PartitionSpec(AXES)
+    return jax.shard_map(
+        on_device,
+        mesh=layout.mesh,
+        in_specs=(whole, rows),
+        out_specs=(rows, whole),
+        check_vma=False,
+    )(variables, images)
+
+
+def _in_turn(
+    encode: Encode, variables: Any, split: jax.Array, groups: int
+) -> tuple[jax.Array, Any]:
+    """Returns the features [M * b, F] and the mean statistics of parts [M, b, ...]."""
+
+    def one(images):
+        return encode(variables, images, groups)
+
+    features, stats = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split)
+    features = features.reshape(-1, features.shape[-1])
     return features, jax.tree.map(lambda x: x.mean(axis=0), stats)
-
-
-def _swap(blocks: jax.Array, layout: Layout) -> jax.Array:
-    """Returns [blocks, parts, ...] as [parts, blocks, ...], without communication if it can."""
-    if blocks.shape[0] % layout.devices:
-        return blocks.swapaxes(0, 1)
-    return layout.shard(layout.shard(blocks).swapaxes(0, 1), axis=1)

@@ -50,18 +50,20 @@ def without_predictor(tree: Any) -> Any:
     return {name: part for name, part in tree.items() if name != "predictor"}
 
 
-def norm_groups(config: Any) -> int:
-    """Returns G, the groups of batch norm in training; 0 without batch norm or a known backbone.
+def has_batch_norm(model: Any) -> bool:
+    """Returns whether a network has batch norm; False for an unknown backbone.
 
     Args:
-      config: has `bn_groups` and `model`, in which the keys of heads may be absent.
+      model: of a config; the keys of heads may be absent.
     """
-    model = config.model
-    head = model.get("head") == "mlp_bn"
     predictor = model.get("predictor_layers", 0)
-    head = head or predictor > 1 or (predictor and model.predictor_last_norm)
-    known = model.name in BACKBONES
-    return config.bn_groups if known and (head or make_backbone(model).batch_norm) else 0
+    head = model.get("head") == "mlp_bn" or predictor > 1 or predictor and model.predictor_last_norm
+    return model.name in BACKBONES and bool(head or make_backbone(model).batch_norm)
+
+
+def norm_groups(config: Any) -> int:
+    """Returns G, the groups of batch norm in training; 0 for a network without batch norm."""
+    return config.bn_groups if has_batch_norm(config.model) else 0
 
 
 def described_groups(groups: int) -> str:

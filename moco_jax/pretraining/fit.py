@@ -22,6 +22,7 @@ from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.models.backbones import BACKBONES, STEMS
+from moco_jax.models.encoder import has_batch_norm
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import validation
 from moco_jax.training import checks
@@ -57,8 +58,9 @@ def open_keys(config: ConfigDict) -> list[str]:
 def fit(
     config: ConfigDict, images: int, sides: Iterable[int], devices: int
 ) -> tuple[ConfigDict, list[str]]:
-    """Returns the config with its open keys filled, and a line about each of them below a heading.
+    """Returns the config with its open keys filled, and lines about them below a heading.
 
+    A key without effect, such as `queue_size` without a queue, has no line.
     Values that are set stay, and the others are chosen to fit them. If no value is valid, as with
     fewer images than devices, the result is one that validation or the run refuses.
 
@@ -74,7 +76,8 @@ def fit(
         if key in open_now:
             value, why = choose(config, known)
             config.update_from_flattened_dict({key: value})
-            lines.append(f"  {key} {_shown(value)}: {why}")
+            if why:
+                lines.append(f"  {key} {_shown(value)}: {why}")
     if lines:
         lines.insert(0, f"chosen for {known.are}; --config.KEY=VALUE sets another value:")
     return config, lines
@@ -234,12 +237,15 @@ def _batch(config: ConfigDict, known: _Known) -> tuple[int, int]:
     target = 256 if images >= _LARGE_BATCH_IMAGES else min(64, power_of_two(images // 8, 8))
     spare = int(config.dictionary == "memory_bank")  # negatives come from other images
     queue = _given(config.queue_size) if config.dictionary == "queue" else None
+    parts, normalises = _given(config.microbatches) or 1, has_batch_norm(config.model)
+    # Without batch norm, the parts split the batch only.
     return nearest_batch(
         max(2, min(target, images // 2)),
         images - spare,
-        known.devices,
+        known.devices if normalises else known.devices * parts,
         batch=_given(config.batch_size),
-        groups=_given(config.bn_groups),
+        groups=_given(config.bn_groups) if normalises else 1,
+        parts=parts if normalises else 1,
         divides=0 if not queue or queue % views else queue // views,
     )
 
@@ -253,12 +259,19 @@ def _batch_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
 
 def _bn_groups(config: ConfigDict, known: _Known) -> tuple[int, str]:
     groups = _batch(config, known)[1]
+    if not has_batch_norm(config.model):
+        return groups, ""
     each = (_given(config.batch_size) or groups) // groups
     return groups, f"batch norm over {each} images each"
 
 
 def _queue_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
     keys = keys_per_step(config) if _given(config.batch_size) else 1
+    size, why = _queue(keys, known)
+    return size, why if config.dictionary == "queue" else ""
+
+
+def _queue(keys: int, known: _Known) -> tuple[int, str]:
     if known.images >= PAPER_IMAGES:
         return _multiple(PAPER_QUEUE, keys), "the paper's"
     half = power_of_two(known.images // 2, 1)
@@ -272,8 +285,15 @@ def _queue_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
 
 
 def _momentum(config: ConfigDict, known: _Known) -> tuple[float, str]:
+    value, why = _ema_momentum(config, known)
+    return value, why if config.key_encoder == "momentum" else ""
+
+
+def _ema_momentum(config: ConfigDict, known: _Known) -> tuple[float, str]:
     if known.images >= PAPER_IMAGES:
         return 0.999, "the paper's"
+    if config.dictionary != "queue":
+        return 0.99, "MoCo v3's, which has no queue"
     return 0.99, "less than the paper's 0.999, since the queue is short"
 
 

@@ -53,6 +53,7 @@ def nearest_batch(
     *,
     batch: int | None = None,
     groups: int | None = None,
+    parts: int = 1,
     divides: int = 0,
 ) -> tuple[int, int]:
     """Returns a valid batch that fits the images, and its batch-norm groups.
@@ -67,21 +68,23 @@ def nearest_batch(
       devices: number of devices that split the batch.
       batch: the batch, if it is given.
       groups: the groups, if they are given.
+      parts: that the batch is encoded in; each has whole groups and as many images of every device.
       divides: what the batch must divide if possible, such as the length of a queue; 0 for nothing.
     """
-    multiple = math.lcm(devices, groups or 1)
-    most = max(2 * target, 2 * (groups or 1), 2 * devices, 2)
+    split = devices * parts
+    multiple = math.lcm(split, groups or 1)
+    most = max(2 * target, 2 * (groups or 1), 2 * split, 2)
     batches = [batch] if batch else range(multiple, most + multiple, multiple)
-    allowed = [groups] if groups else {*range(1, 17), devices}
-    found = [(b, g) for b in batches for g in allowed if _valid(b, g, devices)]
+    allowed = [groups] if groups else {*range(1, 17), devices, parts, split}
+    found = [(b, g) for b in batches for g in allowed if _valid(b, g, devices, parts)]
     if not found:
-        return batch or multiple, groups or 1
+        return batch or multiple, groups or parts
 
     def cost(candidate: tuple[int, int]) -> tuple:
-        size, parts = candidate
-        away = abs(math.log(size / target)), abs(parts - max(2, min(8, size // 8)))
+        size, chosen = candidate
+        away = abs(math.log(size / target)), abs(chosen - max(2, min(8, size // 8)))
         odd = bool(divides) and divides % size != 0
-        return size > images, odd, parts < 2, size > target, *away
+        return size > images, odd, chosen < 2, size > target, *away
 
     return min(found, key=cost)
 
@@ -91,6 +94,7 @@ def power_of_two(value: int, least: int) -> int:
     return max(least, 1 << max(value, 1).bit_length() - 1)
 
 
-def _valid(batch: int, groups: int, devices: int) -> bool:
-    fits = batch % devices == 0 and batch % groups == 0 and batch // groups >= 2
+def _valid(batch: int, groups: int, devices: int, parts: int) -> bool:
+    fits = batch % (devices * parts) == 0 and batch % groups == 0 and batch // groups >= 2
+    fits = fits and groups % parts == 0
     return fits and (groups % devices == 0 or devices % groups == 0)

@@ -110,6 +110,10 @@ GIVEN = [
     {"symmetric": True},
     {"symmetric": True, "queue_size": 96},
     {"dictionary": "in_batch", "key_encoder": "shared"},
+    {"microbatches": 4},
+    {"microbatches": 3, "batch_size": 48},
+    {"microbatches": 32},
+    {"microbatches": 3, "model__name": "vit_tiny"},
 ]
 
 
@@ -128,6 +132,23 @@ def test_given_values_win_and_the_others_fit_them(repository, given, devices):
             assert not any(line.startswith(f"  {key} ") for line in lines)
     if "steps" in given:
         assert fitted.epochs is None
+
+
+def test_keys_without_effect_have_no_line(repository):
+    def lines(**changes):
+        found = fit.fit(folder_config(repository, **changes), 5_000, [60], 1)[1]
+        return [line.strip() for line in found]
+
+    def named(key, found):
+        return [line for line in found if line.startswith(f"{key} ")]
+
+    every = lines()
+    assert all(named(key, every) for key in ("bn_groups", "queue_size", "momentum"))
+    v3 = lines(dictionary="in_batch")
+    assert named("queue_size", v3) == []
+    assert named("momentum", v3) == ["momentum 0.99: MoCo v3's, which has no queue"]
+    assert named("momentum", lines(dictionary="in_batch", key_encoder="shared")) == []
+    assert named("bn_groups", lines(model__name="vit_tiny")) == []
 
 
 @pytest.mark.parametrize(

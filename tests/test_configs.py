@@ -1,6 +1,7 @@
 """The shipped experiments are the recipes that they name."""
 
 import importlib.util
+import logging
 
 import pytest
 
@@ -102,9 +103,11 @@ def change_defaults(monkeypatch, module, function: str, changes: dict) -> None:
 
 
 @pytest.mark.parametrize("which", EXPERIMENTS)
-def test_config_is_valid(repository, which):
-    for devices in (1, 8):
-        validation.check(fit.trial(get(repository, *which), devices), devices)
+def test_config_is_valid(repository, caplog, which):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        for devices in (1, 8):
+            validation.check(fit.trial(get(repository, *which), devices), devices)
+    assert "has no effect" not in caplog.text
 
 
 @pytest.mark.parametrize("which", EXPERIMENTS)

@@ -13,6 +13,7 @@ from moco_jax.models.backbones import BACKBONES, make_backbone
 from moco_jax.models.encoder import norm_groups
 from moco_jax.terminal import logs
 from moco_jax.training import checks
+from moco_jax.training.flat_config import flatten
 
 # Old keys must come from a slowly changing encoder. Only a bank has other keys where the queries
 # are the keys.
@@ -20,6 +21,19 @@ _KEY_ENCODERS_OF = {
     "queue": ("momentum",),
     "in_batch": ("momentum", "trained", "shared"),
     "memory_bank": ("none",),
+}
+# Keys that matter only with some values of another key. `queue_size` is not among them: the
+# experiments state it for all of their variants.
+_NEEDS = {
+    "model.head_layers": ("model.head", ("mlp_bn",)),
+    "model.predictor_last_norm": ("model.predictor_layers", range(1, 100)),
+    "momentum_schedule": ("key_encoder", ("momentum",)),
+    "sgd_momentum": ("optimizer", ("sgd", "lars")),
+    "lars_trust": ("optimizer", ("lars",)),
+    **dict.fromkeys(("adam_b1", "adam_b2", "adam_eps"), ("optimizer", ("adamw",))),
+    **dict.fromkeys(
+        ("bank.negatives", "bank.momentum", "bank.loss"), ("dictionary", ("memory_bank",))
+    ),
 }
 
 
@@ -57,7 +71,16 @@ def _warnings(config: ConfigDict) -> Iterator[str]:
             "sec. 3.3). The paper has 8 groups: --config.bn_groups=8, and a batch_size that is a "
             "multiple of 8."
         )
+    yield from _without_effect(flatten(config))
     yield from checks.small_crop(config.data)
+
+
+def _without_effect(flat: dict) -> Iterator[str]:
+    """Yields a warning of each value that is not the default and that nothing reads."""
+    defaults = flatten(config_lib.base())
+    for key, (other, values) in _NEEDS.items():
+        if flat[key] != defaults[key] and flat[other] not in values:
+            yield f"{key}={flat[key]} has no effect with {other}={flat[other]}"
 
 
 def _problems(config: ConfigDict) -> Iterator[str]:

@@ -102,6 +102,38 @@ def test_one_group_with_a_queue_warns(caplog):
     assert "synchronised batch norm" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("changes", "warning"),
+    [
+        ({"model__head_layers": 3}, "model.head_layers=3 has no effect with model.head=mlp"),
+        (
+            {"model__predictor_last_norm": False},
+            "model.predictor_last_norm=False has no effect with model.predictor_layers=0",
+        ),
+        (
+            {"dictionary": "in_batch", "key_encoder": "shared", "momentum_schedule": "cosine"},
+            "momentum_schedule=cosine has no effect with key_encoder=shared",
+        ),
+        ({"lars_trust": 0.1}, "lars_trust=0.1 has no effect with optimizer=sgd"),
+        ({"adam_b2": 0.95}, "adam_b2=0.95 has no effect with optimizer=sgd"),
+        (
+            {"optimizer": "adamw", "sgd_momentum": 0.5},
+            "sgd_momentum=0.5 has no effect with optimizer=adamw",
+        ),
+        ({"bank__negatives": 8}, "bank.negatives=8 has no effect with dictionary=queue"),
+        ({"model__head": "mlp_bn", "model__head_layers": 3}, ""),
+        ({"model__predictor_layers": 2, "model__predictor_last_norm": False}, ""),
+        ({"optimizer": "adamw", "adam_b2": 0.95}, ""),
+        ({"optimizer": "lars", "lars_trust": 0.1, "sgd_momentum": 0.5}, ""),
+        ({"momentum_schedule": "cosine"}, ""),
+    ],
+)
+def test_a_value_without_effect_warns(caplog, changes, warning):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        validation.check(tiny_config(**changes), 1)
+    assert [record.getMessage() for record in caplog.records] == ([warning] if warning else [])
+
+
 @pytest.mark.parametrize("head", ["mlp", "mlp_bn"])
 def test_a_network_without_batch_norm_has_no_groups_to_warn_of(caplog, head):
     vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 4}

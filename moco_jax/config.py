@@ -23,7 +23,14 @@ from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
 from moco_jax.models.resnet import STEM_INITS
 from moco_jax.training import checks
-from moco_jax.training.checks import fraction, not_negative, one_of, positive, whole
+from moco_jax.training.checks import (
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    whole,
+    whole_or_zero,
+)
 from moco_jax.training.optimizers import OPTIMIZERS
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,7 +208,7 @@ RULES = checks.COMMON_RULES | {
     "model.positions": one_of(vit.POSITIONS),
     "model.head": one_of(HEADS),
     "model.head_layers": checks.layers,
-    "model.hidden": not_negative,
+    "model.hidden": whole_or_zero,
     "model.dim": whole,
     "model.predictor_layers": checks.layers_or_none,
     "dictionary": one_of(DICTIONARIES),
@@ -226,12 +233,12 @@ RULES = checks.COMMON_RULES | {
     "data.image_size": whole,
     "data.eval_resize": whole,
     "data.canvas": whole,
-    "data.resident_megabytes": not_negative,
+    "data.resident_megabytes": whole_or_zero,
     "data.max_bad_fraction": fraction,
     "knn.every_epochs": not_negative,
     "knn.k": whole,
     "knn.temperature": positive,
     "knn.features": one_of(FEATURES),
-    "knn.bank": not_negative,
-    "knn.queries": not_negative,
+    "knn.bank": whole_or_zero,
+    "knn.queries": whole_or_zero,
 }

@@ -143,11 +143,9 @@ def _foreign() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     arrays = _renamed("torchvision", tiny_config())
     yield "torchvision", arrays
     yield "wrapped", {f"module.{name}": array for name, array in arrays.items()}
-    shape = {"patch": 4, "depth": 2, "width": 0.25}
-    model = {"name": "vit_tiny", "stem": "patch", **shape}
+    model = {"name": "vit_tiny", "stem": "patch", "patch": 4, "depth": 1, "width": 1.0}
     vit = tiny_config(**{f"model__{key}": value for key, value in model.items()})
     yield "vit", _renamed("vit", vit)
-    yield "vit_huggingface", _renamed("vit_huggingface", vit)
 
 
 def _renamed(naming: str, config: ConfigDict) -> dict[str, np.ndarray]:

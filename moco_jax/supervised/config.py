@@ -19,6 +19,7 @@ from moco_jax.training.checks import (
     positive,
     positive_fraction,
     whole,
+    whole_or_zero,
 )
 
 
@@ -126,10 +127,10 @@ _CLASSIFICATION_RULES = DOWNSTREAM_RULES | {
     "label_fraction": fraction,
     **pretraining.DATA_RULES,
     "data.held_out": fraction,
-    "data.image_size": not_negative,
-    "data.eval_resize": not_negative,
+    "data.image_size": whole_or_zero,
+    "data.eval_resize": whole_or_zero,
     "data.canvas": whole,
-    "data.resident_megabytes": not_negative,
+    "data.resident_megabytes": whole_or_zero,
     "data.max_bad_fraction": fraction,
 }
 RULES = {

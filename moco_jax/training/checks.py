@@ -22,6 +22,7 @@ _LARGEST_CROP = 1.5  # eval_resize / image_size; the papers have 1.14
 _MOST_LAYERS = 9  # of a head; the papers have 2 and 3
 # Files of encoders may ask for any network; larger ones take hours to trace.
 _MOST_BLOCKS, _WIDEST = 200, 100
+_MOST_THREADS = 1024  # of a process
 DTYPES = ("float32", "bfloat16")
 
 # The value of a key -> what is wrong with it, "" if nothing.
@@ -70,6 +71,11 @@ def seed(value: Any) -> str:
 def blocks(value: Any) -> str:
     good = value == 0 or (is_whole(value) and value <= _MOST_BLOCKS)
     return "" if good else f"must be a whole number from 0 to {_MOST_BLOCKS}"
+
+
+def threads(value: Any) -> str:
+    good = value == 0 or (is_whole(value) and value <= _MOST_THREADS)
+    return "" if good else f"must be a whole number from 0 to {_MOST_THREADS}"
 
 
 def width(value: Any) -> str:
@@ -121,7 +127,7 @@ COMMON_RULES: dict[str, Rule] = {
     "warmup_epochs": not_negative,
     "sgd_momentum": fraction,
     "weight_decay": not_negative,
-    "data.threads": not_negative,
+    "data.threads": threads,
     **loggers.RULES,
 }
 

@@ -4,6 +4,7 @@ import pytest
 
 from moco_jax import config as config_lib
 from moco_jax.pretraining import validation
+from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config
 
 
@@ -196,3 +197,10 @@ def test_a_vit_without_batch_norm_takes_parts_of_any_number():
     vit = {"model__name": "vit_tiny", "model__stem": "patch", "model__patch": 4}
     config = tiny_config(**vit, model__width=1.0, bn_groups=1, microbatches=4)
     validation.check(config, 2, warns=False)
+
+
+@pytest.mark.parametrize(
+    "key", [key for key, value in flatten(config_lib.base()).items() if type(value) is int]
+)
+def test_a_number_that_no_array_has_is_refused(key):
+    assert f"{key}={2**63}" in problems(**{key.replace(".", "__"): 2**63})

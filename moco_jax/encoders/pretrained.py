@@ -28,6 +28,8 @@ from moco_jax.training.integrity.checkpoint_files import Damaged
 
 FORMAT = "moco_jax.encoder"  # of encoder files
 PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
+# What ml_collections and the rules raise for values that no config has.
+_NO_CONFIG = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 _PARTS = ("params", "batch_stats")  # of a checkpoint's state
 _HEADS = ("head", "predictor")  # the parts of an encoder behind its backbone
 _USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
@@ -207,7 +209,7 @@ def _config(recipe: dict[str, Any], where: str) -> ConfigDict:
         if not problems:
             problems += [*checks.channels(config.data), *checks.crop(config.data)]
             problems += backbones.problems(config.model, config.data.image_size)
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+    except _NO_CONFIG as error:
         reason = shortened(error)
         raise ValueError(f"{where}: its recipe is not a config of moco_jax: {reason}") from error
     if problems:

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax.terminal import logs
+from moco_jax.text import shortened
 from moco_jax.training.integrity import checksums
 from moco_jax.training.task import Content
 
@@ -93,7 +94,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any
 def table(changed: Mapping[str, tuple[Any, Any]]) -> str:
     """Returns a line for each key that changed."""
     return "\n".join(
-        f"  {key}: {old!r} in the checkpoint, {new!r} now" for key, (old, new) in changed.items()
+        f"  {key}: {shortened(repr(old))} in the checkpoint, {shortened(repr(new))} now"
+        for key, (old, new) in changed.items()
     )
 
 

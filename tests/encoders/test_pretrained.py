@@ -122,6 +122,7 @@ def recipe(**changes):
         (recipe(model__depth=2**31 - 1), "model.depth=2147483647 must be a whole number from 0"),
         (recipe(model__dim=-3), "its recipe"),
         (recipe(model__dim=2**70), "its recipe"),
+        (recipe(adam_b2=10**400), "its recipe is not a config of moco_jax: int too large"),
         (recipe(bn_groups=0), "bn_groups=0 must be"),
         (recipe(dtype="float7"), "dtype='float7' is unknown"),
         (recipe(data__mean=[1, 2]), "data.mean"),

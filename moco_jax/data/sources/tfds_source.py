@@ -129,9 +129,9 @@ def open_builder(name: str, data_dir: str):
             f"TFDS knows no data set {name!r}, and {data_dir or 'its data directory'} has none of "
             "that name; see https://www.tensorflow.org/datasets/catalog/overview for the names"
         ) from error
-    except (OSError, ModuleNotFoundError):
+    except OSError:
         raise
-    except Exception as error:  # an unknown version or config, or damaged files
+    except Exception as error:  # an unknown version or config, damaged files, or no TensorFlow
         where = ", ".join(map(str, folders))
         what = shortened(error) or type(error).__name__
         raise ValueError(f"TFDS can't open {name!r} in {where}: {what}; {_KEYS}") from error

@@ -1,12 +1,16 @@
 """Packaging of moco_jax."""
 
 import pathlib
+import sys
 
 from setuptools import find_packages, setup
 
 # The experiments are part of the installed package: `from moco_jax import configs`. The folder is
-# absent where only the dependencies are installed, as for a layer of launch/Dockerfile.
-EXPERIMENTS = {"moco_jax.configs.files": "configs"} if pathlib.Path("configs").is_dir() else {}
+# absent where only the dependencies are installed, as for a layer of launch/Dockerfile. An editable
+# install finds it in the clone, and then consists of a path: without, Python would prefer a clone
+# named moco_jax in the current folder to the package in it.
+INSTALLED = pathlib.Path("configs").is_dir() and "editable_wheel" not in sys.argv
+EXPERIMENTS = {"moco_jax.configs.files": "configs"} if INSTALLED else {}
 
 setup(
     name="moco-jax",
@@ -17,7 +21,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["moco_jax", "moco_jax.*"]), *EXPERIMENTS],
-    package_dir=EXPERIMENTS,
+    package_dir={"": "."} | EXPERIMENTS,
     package_data={"moco_jax": ["py.typed"]},  # type checkers read the annotations
     entry_points={"console_scripts": ["moco-jax = moco_jax.__main__:run"]},
     install_requires=[

@@ -4,6 +4,7 @@ import inspect
 import os
 import subprocess
 import sys
+import zipfile
 import threading
 
 import numpy as np
@@ -160,13 +161,30 @@ def test_experiments_are_found_beside_the_package(repository):
         _ = configs.none
 
 
+def _copy(repository, folder):
+    """Returns a copy of what an installation reads: building writes into it."""
+    names = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "moco_jax", "configs"]
+    folder.mkdir()
+    subprocess.run(["cp", "-r", *[repository / name for name in names], folder], check=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_an_editable_install_is_a_path(repository, tmp_path):
+    """Python finds a clone named moco_jax in the current folder before what a hook would find."""
+    source = _copy(repository, tmp_path / "moco_jax")
+    code = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        (path,) = [name for name in file.namelist() if name.endswith(".pth")]
+        assert file.read(path).decode().strip() == str(source)
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_has_the_experiments_once(repository, tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    source = tmp_path / "source"  # building writes into it
-    names = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "moco_jax", "configs"]
-    source.mkdir()
-    subprocess.run(["cp", "-r", *[repository / name for name in names], source], check=True)
+    source = _copy(repository, tmp_path / "source")
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*build, "--wheel-dir", tmp_path, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

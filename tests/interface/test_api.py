@@ -4,8 +4,8 @@ import inspect
 import os
 import subprocess
 import sys
-import zipfile
 import threading
+import zipfile
 
 import numpy as np
 import pytest

@@ -15,7 +15,7 @@ from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import place
 from moco_jax.pretraining import fit, validation
 from moco_jax.pretraining.run import PretrainRun
-from moco_jax.terminal import progress
+from moco_jax.terminal import logs, progress
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.task import Content
 from moco_jax.weights import sources
@@ -47,7 +47,8 @@ def read(
     """Returns the config and the backbone of `config.init`.
 
     There is no backbone without `init`, and if the workdir has a checkpoint, which the run
-    continues from. A `model.stem` that is left to the images becomes that of the backbone.
+    continues from: `init` becomes that of its start, and a warning names another one.
+    A `model.stem` that is left to the images becomes that of the backbone.
 
     Args:
       config: of the run; not changed.
@@ -59,7 +60,9 @@ def read(
         not the config's, or for files that differ between processes.
     """
     checkpoints = pathlib.Path(folder).expanduser() / "checkpoints"
-    if not config.init or cluster.on_first(lambda: bool(checkpoint_files.steps(checkpoints))):
+    if cluster.on_first(lambda: bool(checkpoint_files.steps(checkpoints))):
+        return _continued(config, cluster.on_first(lambda: fit.recorded(folder))), None
+    if not config.init:
         return config, None
     whole = fit.trial(config, devices)
     validation.check(whole, devices, warns=False)
@@ -85,6 +88,20 @@ def read(
     content = Content(_described(source), checksums.fingerprint(backbone))
     cluster.check_alike("file of --config.init", content.fingerprint)
     return config, Initial(backbone, content, (*_notes(source, whole), *lines))
+
+
+def _continued(config: ConfigDict, recipe: dict[str, Any]) -> ConfigDict:
+    """Returns the config with the `init` of a recorded recipe; warns of another one."""
+    began = recipe.get("init", "") if recipe else config.init
+    if config.init not in ("", began) and cluster.is_first():
+        logs.warning(
+            "init=%r has no effect: the run goes on from its checkpoint; another --workdir starts "
+            "from these weights",
+            config.init,
+        )
+    config = copy.deepcopy(config)
+    config.init = began
+    return config
 
 
 def begun(run: PretrainRun, initial: Initial) -> PretrainRun:
@@ -193,14 +210,18 @@ def _notes(source: Source, config: ConfigDict) -> Iterator[str]:
 
 
 def _other_statistics(source: Source, config: ConfigDict) -> Iterator[str]:
-    """Yields a warning if the images of the backbone were normalised by other values."""
+    """Yields a warning if the images of the backbone were, or may be, normalised by other values.
+
+    Files of other projects, and those written for them, do not contain the values.
+    """
     theirs, here = source.pretrained.config.data, config.data
     keys = [key for key in ("mean", "std") if tuple(theirs[key]) != tuple(here[key])]
     if keys:
-        # Files of other projects do not contain the values: most of them are ImageNet's.
-        was = "was" if source.path is not None else "was probably"
+        about = "--config.init was trained with another mean or std of pixels"
+        if source.path is None:
+            about = (
+                "the file of --config.init does not contain the mean and std of its training; if "
+                "they were ImageNet's, give"
+            )
         flags = (f"--config.data.{key}={','.join(map(str, theirs[key]))}" for key in keys)
-        yield (
-            f"warning: --config.init {was} trained with another mean or std of pixels:\n"
-            f"{' '.join(flags)}"
-        )
+        yield f"warning: {about}:\n  {' '.join(flags)}"

@@ -193,7 +193,8 @@ def _heads(given: int | None, dim: int, v3: bool, source: str) -> tuple[int, lis
         elif dim % _HEAD:
             raise ValueError(
                 f"{source}: the number of attention heads is not in the file, and tokens of {dim} "
-                "values have no usual one; give it to python -m moco_jax.convert as --heads=..."
+                "values have no usual one; give it to a run as --config.model.heads=..., to python "
+                "-m moco_jax.convert as --heads=..."
             )
         flags = "--heads=... or --config.model.heads=..."
         notes.append(f"heads {heads}: {whose}; the file does not contain it, {flags} sets it")

@@ -143,12 +143,26 @@ def test_a_resume_needs_no_file_and_names_another_one(source, tmp_path, caplog):
     (tmp_path / "a.safetensors").unlink()
     config.steps = 4
     pretrain.pretrain(config, tmp_path / "run", sources=images())
-    assert "init:" not in caplog.text
-    config.init, config.steps = "other", 5
+    config.init, config.steps = "", 5
     pretrain.pretrain(config, tmp_path / "run", sources=images())
-    assert "a.safetensors' in the checkpoint, 'other' now" in caplog.text
-    about = checkpoint_files.read_about(tmp_path / "run" / "checkpoints" / "5")
+    assert not any("init" in message for message in caplog.messages)
+    config.init, config.steps = "other", 6
+    pretrain.pretrain(config, tmp_path / "run", sources=images())
+    assert [message for message in caplog.messages if "init" in message] == [
+        "init='other' has no effect: the run goes on from its checkpoint; another --workdir "
+        "starts from these weights"
+    ]
+    assert config.init == "other"  # not changed
+    about = checkpoint_files.read_about(tmp_path / "run" / "checkpoints" / "6")
+    assert about["recipe"]["init"] == init
     assert about["contents"]["init"] == begun and about["contents"].keys() == {"images", "init"}
+
+
+def test_a_run_that_began_untrained_stays_one(tmp_path, capsys):
+    pretrain.pretrain(tiny_config(steps=1), tmp_path, sources=images())
+    pretrain.pretrain(tiny_config(steps=2, init="other"), tmp_path, sources=images())
+    out = capsys.readouterr().out
+    assert out.count("(untrained ") == 2 and "as loaded" not in out
 
 
 @pytest.mark.parametrize(
@@ -255,11 +269,13 @@ def test_other_statistics_of_pixels_are_a_warning(source, tmp_path, name):
     config = tiny_config(init=str(source[0] / name), data__mean=(0.5, 0.5, 0.5))
     _, start = initial.read(config, tmp_path, jax.device_count())
     assert start is not None
-    probably = "" if name == "run" else "probably "
-    assert start.notes[-1] == (
-        f"warning: --config.init was {probably}trained with another mean or std of pixels:\n"
-        "--config.data.mean=0.485,0.456,0.406"
-    )
+    about = "--config.init was trained with another mean or std of pixels"
+    if name != "run":
+        about = (
+            "the file of --config.init does not contain the mean and std of its training; if they "
+            "were ImageNet's, give"
+        )
+    assert start.notes[-1] == f"warning: {about}:\n  --config.data.mean=0.485,0.456,0.406"
     _, start = initial.read(tiny_config(init=config.init), tmp_path, jax.device_count())
     assert start is not None and "warning" not in "".join(start.notes)
 

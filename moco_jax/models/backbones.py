@@ -145,6 +145,7 @@ def problems(model: Any, image_size: int) -> Iterator[str]:
             if key not in family.keys and value != default:
                 yield (
                     f"model.{key}={value!r} is a key of {other.title}, and model.name="
-                    f"{model.name!r} is {family.title}: leave it at {default!r}"
+                    f"{model.name!r} is {family.title}: leave it at {default!r}, or choose "
+                    f"{other.title}: --config.model.name={other.names[1]}"
                 )
     yield from family.problems(make_backbone(model), image_size)

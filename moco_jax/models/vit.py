@@ -274,6 +274,11 @@ def size_problem(network: ViT, height: int, width: int) -> str:
     return ""
 
 
+def patches(image_size: int) -> list[int]:
+    """Returns the sides of the patches that split an image into several."""
+    return [patch for patch in range(1, image_size // 2 + 1) if image_size % patch == 0]
+
+
 def problems(network: ViT, image_size: int) -> Iterator[str]:
     """Yields what is wrong with a network made from a config; an image size of 0 is not known."""
     dim, heads, patch = network.dim, network.heads, network.patch
@@ -294,4 +299,8 @@ def problems(network: ViT, image_size: int) -> Iterator[str]:
     if problem := size_problem(network, image_size, image_size):
         below = image_size // patch * patch
         sizes = f"{below} or {below + patch}" if below else f"{patch}"
-        yield f"{problem}; data.image_size may be {sizes}"
+        fitting = patches(image_size) if network.stem == "patch" else []
+        near = [max((p for p in fitting if p < patch), default=0)]
+        near += [min((p for p in fitting if p > patch), default=0)]
+        also = " or ".join(str(p) for p in near if p)
+        yield f"{problem}; data.image_size may be {sizes}{also and f', or model.patch {also}'}"

@@ -9,6 +9,7 @@ from moco_jax import config as config_lib
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.contrastive.key_encoders import KEY_ENCODERS
 from moco_jax.data.augment.recipe_checks import check_recipe
+from moco_jax.models import vit
 from moco_jax.models.backbones import BACKBONES, make_backbone
 from moco_jax.models.encoder import norm_groups
 from moco_jax.terminal import logs
@@ -70,6 +71,15 @@ def _warnings(config: ConfigDict) -> Iterator[str]:
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "
             "sec. 3.3). The paper has 8 groups: --config.bn_groups=8, and a batch_size that is a "
             "multiple of 8."
+        )
+    size = config.data.image_size
+    if "patch" in BACKBONES[config.model.name].keys and config.model.patch == size > 1:
+        fitting = f"data.image_size={2 * size}"  # the convolutional stem has one patch size
+        if config.model.stem == "patch":
+            fitting = f"model.patch={' or '.join(map(str, vit.patches(size)[-4:]))}"
+        yield (
+            f"model.patch={size} makes each image a single patch, so attention mixes nothing; "
+            f"images of several patches have --config.{fitting}"
         )
     yield from _without_effect(flatten(config))
     yield from checks.small_crop(config.data)

@@ -53,10 +53,16 @@ def test_the_named_networks_have_no_problems_at_224_pixels(name):
             "no stem of a ResNet, resnet18: --config.model.stem=imagenet",
         ),
         (dict(name="resnet18", patch=4), 32, "model.patch=4 is a key of a ViT"),
-        (dict(name="resnet18", freeze_patch=True), 32, "leave it at False"),
+        (
+            dict(name="resnet18", freeze_patch=True),
+            32,
+            "leave it at False, or choose a ViT: --config.model.name=vit_small",
+        ),
         (dict(name="vit_tiny", zero_init_residual=True), 32, "is a key of a ResNet"),
         (dict(name="vit_tiny"), 40, "data.image_size may be 32 or 48"),
-        (dict(name="vit_tiny"), 8, "data.image_size may be 16"),
+        (dict(name="vit_tiny"), 8, "data.image_size may be 16, or model.patch 4"),
+        (dict(name="vit_tiny", patch=5), 16, "may be 15 or 20, or model.patch 4 or 8"),
+        (dict(name="vit_tiny", patch=5), 7, "may be 5 or 10, or model.patch 1"),
         (dict(name="vit_tiny", heads=5), 32, "model.heads=5 must divide the 192 values"),
         (
             dict(name="vit_tiny", width=0.03),

@@ -109,3 +109,13 @@ def test_a_wrong_config_names_every_key():
     config = tiny_config(model__name="vit_tiny", model__patch=0)
     with pytest.raises(ValueError, match=r"model.patch=0 must be a whole number from 1"):
         check(config, 1)
+
+
+def test_a_single_patch_an_image_is_a_warning(caplog):
+    one = {"model__name": "vit_tiny", "model__stem": "patch", "data__image_size": 16}
+    check(tiny_config(**one, model__patch=8, data__eval_resize=16), 1)
+    assert "patch" not in "".join(caplog.messages)
+    check(tiny_config(**one, model__patch=16, data__eval_resize=16), 1)
+    assert "have --config.model.patch=1 or 2 or 4 or 8" in caplog.text
+    check(tiny_config(**one | {"model__stem": "conv"}, data__eval_resize=16), 1)
+    assert "have --config.data.image_size=32" in caplog.text

@@ -23,7 +23,10 @@ data.benchmark: measures how fast images are read
 """
 
 import os
+import re
 import sys
+
+from moco_jax.terminal import style
 
 _LISTED = ((), ("help",), ("--help",), ("-h",))
 
@@ -31,10 +34,13 @@ _LISTED = ((), ("help",), ("--help",), ("-h",))
 def main(arguments: list[str]) -> int:
     """Lists the commands; returns the exit code: 2 for arguments, which no list takes."""
     if tuple(arguments) not in _LISTED:
-        print(
-            f"error: python -m moco_jax takes no arguments, got {' '.join(arguments)!r:.100}; it "
-            "lists the commands, such as python -m moco_jax.main",
-            file=sys.stderr,
+        known = re.findall(r"^([\w.]+):", __doc__ or "", re.MULTILINE)
+        command = arguments[0] if arguments[0] in known else "main"
+        hint = "did you mean" if arguments[0] in known else "it lists the commands, such as"
+        style.print_line(
+            f"error: python -m moco_jax takes no arguments, got {' '.join(arguments)!r:.100}; "
+            f"{hint} python -m moco_jax.{command}" + "?" * (arguments[0] in known),
+            sys.stderr,
         )
         return 2
     try:

@@ -23,8 +23,10 @@ from moco_jax.segmentation import segment
 from moco_jax.segmentation.segment import Reached
 from moco_jax.supervised import evaluate as supervised
 from moco_jax.supervised.results import Row
+from moco_jax.terminal import style
 from moco_jax.text import printable
 
+cluster.print_text = style.say
 _EVALUATIONS = {  # by the config's `task`
     "linear": supervised.evaluate,
     "finetune": supervised.evaluate,

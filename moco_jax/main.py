@@ -18,7 +18,6 @@ Exit codes:
   130; the message says what is saved.
 """
 
-import contextlib
 import os
 import signal
 import sys
@@ -29,7 +28,7 @@ from moco_jax.parallel import cluster
 from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, style
 from moco_jax.training import checkpoints, loop
 
 TASKS = {  # by the config's `task`
@@ -65,18 +64,12 @@ def main() -> int:
     try:
         TASKS[config.task](config, _WORKDIR.value or f"runs/{config.name}")
     except loop.Interrupted as stop:
-        _print_error(f"\n{stop}")
+        style.print_line(f"\n{stop}", sys.stderr)
         return _EXIT_CODES[stop.signal]
     except checkpoints.NotSaved as error:
-        _print_error(f"\nerror: {error}")
+        style.print_line(f"\nerror: {error}", sys.stderr)
         sys.exit(1)  # at once: other processes may wait for this one in a step
     return 0
-
-
-def _print_error(message: str) -> None:
-    """Prints a message; one that can't be written, as on a full disk, changes no exit code."""
-    with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)
 
 
 def _joined():

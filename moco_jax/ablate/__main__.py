@@ -22,7 +22,7 @@ from absl import flags
 from moco_jax.ablate import grid, report
 from moco_jax.ablate.studies import STUDIES, variants
 from moco_jax.pretraining import fit
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, style
 from moco_jax.training import loop
 
 _STUDY = flags.DEFINE_enum("study", None, sorted(STUDIES), "Knob to vary.")
@@ -46,7 +46,7 @@ def main() -> int:
     try:
         results = grid.run_all(chosen, seeds, folder, jax.devices())
     except loop.Interrupted as stop:
-        print(f"\n{stop}", file=sys.stderr, flush=True)
+        style.print_line(f"\n{stop}", sys.stderr)
         return os.EX_TEMPFAIL if stop.signal == signal.SIGTERM else 130
     _report(STUDIES[_STUDY.value].knob, results, folder)
     return 0

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.convert import targets
 from moco_jax.models.vit import NETWORKS
-from moco_jax.terminal import arguments, command_line
+from moco_jax.terminal import arguments, command_line, style
 from moco_jax.weights import network, sources
 
 _SOURCE = flags.DEFINE_string(
@@ -53,15 +53,19 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     if _HEADS.value and (source.path is not None or found.config.model.name not in NETWORKS):
         raise ValueError(f"--heads is for ViTs of other projects; {path} is {source.title}")
     about = network.describe(found.config, found.variables), *source.notes
-    print(f"{path}: {source.title}", *(f"  {line}" for line in about), sep="\n")
+    _print(f"{path}: {source.title}", *(f"  {line}" for line in about))
     lines = targets.write(source, to, out, _IMAGES.value)
     left_out = targets.left_out(source, to)
     if left_out:
-        print(f"  left out: {', '.join(left_out)}")
+        _print(f"  left out: {', '.join(left_out)}")
     if config is not None:
         given = shlex.join(arguments.of_config(sys.argv))
         lines = [line.replace("--config=...", given) for line in lines]
-    print(f"wrote {out} ({to})", *lines, sep="\n")
+    _print(f"wrote {out} ({to})", *lines)
+
+
+def _print(*lines: str) -> None:
+    print(style.shown("\n".join(lines), sys.stdout))
 
 
 def main() -> None:

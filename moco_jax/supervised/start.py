@@ -105,9 +105,10 @@ def prepare_squares(config: ConfigDict, origin: ConfigDict) -> list[str]:
         size = data.image_size or known.image_size
         data.eval_resize = round(size * known.eval_resize / known.image_size)
     notes = fill_data(config, origin, ("image_size", "mean", "std"))
+    size, whole = data.image_size, data.eval_resize
+    central = f"evaluation uses the central {size} of {whole}; " if whole != size else ""
     notes.append(
-        f"images of {data.image_size} pixels; evaluation uses the central {data.image_size} of "
-        f"{data.eval_resize}; mean {tuple(data.mean)}, std {tuple(data.std)}"
+        f"images of {size} pixels; {central}mean {tuple(data.mean)}, std {tuple(data.std)}"
     )
     validation.check_data(data)
     checks.fail_on(backbones.problems(config.model, data.image_size))

@@ -83,7 +83,7 @@ def run_main(
 
     text.print_escaped(sys.stdout)
     text.print_escaped(sys.stderr)
-    cluster.print_text = lambda line: style.print_line(line, sys.stdout)
+    cluster.print_text = style.say
     logging.get_absl_handler().addFilter(_escape_record)
     try:
         with signals.ending(interrupted, waits=saves):
@@ -136,7 +136,7 @@ def _stopped(stop: BaseException, interrupted: str) -> int:
     """Prints that a signal stopped the command; returns the exit code."""
     by_user = isinstance(stop, KeyboardInterrupt)
     message = str(stop) or interrupted  # the loop knows what is saved
-    print(f"\n{message if by_user else 'terminated'}", file=sys.stderr, flush=True)
+    style.print_line(f"\n{message if by_user else 'terminated'}", sys.stderr)
     return signals.INTERRUPTED if by_user else signals.TERMINATED
 
 

@@ -20,6 +20,8 @@ _LABELS = {"error": "red", "warning": "yellow", "done": "green"}
 _FORCING = ("FORCE_COLOR", "CLICOLOR_FORCE")
 # Rows of tables are not wrapped: they have wide gaps, or borders.
 _TABLE = re.compile(r"\S {3,}\S|^[|+]")
+# Indented lines are commands to copy, which are not wrapped, except items, values and `name: text`.
+_INDENTED_TEXT = re.compile(r"""^ +(- |[^'"=(;]+?: |\w+, )""")
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -66,18 +68,21 @@ def _styled(line: str, code: str, stream: TextIO | None) -> str:
 def wrapped(lines: str, columns: int) -> str:
     """Returns a text wrapped between words; a path or another long word stays whole.
 
-    Indented lines, such as commands to copy, and rows of tables are not wrapped.
+    Commands to copy, which are indented, and rows of tables are not wrapped.
     """
     return "\n".join(_wrapped_line(line, columns) for line in lines.split("\n"))
 
 
 def _wrapped_line(line: str, columns: int) -> str:
-    if len(line) <= columns or line[:1].isspace() or _TABLE.search(line):
+    if len(line) <= columns or _TABLE.search(line.strip()):
+        return line
+    indent = " " * (len(line) - len(line.lstrip(" ")))
+    if indent and not _INDENTED_TEXT.match(line):
         return line
     return textwrap.fill(
         line,
         columns,
-        subsequent_indent="  ",
+        subsequent_indent=f"{indent}  ",
         break_long_words=False,
         break_on_hyphens=False,
         expand_tabs=False,
@@ -140,6 +145,16 @@ def clear(owner: Any = None) -> None:
         live.stream.flush()
 
 
+def shown(lines: str, stream: TextIO) -> str:
+    """Returns a text as a stream shows it: wrapped on a terminal."""
+    return wrapped(lines, width(stream)) if is_terminal(stream) else lines
+
+
+def say(line: str) -> None:
+    """Prints a text on the standard output, see `print_line`."""
+    print_line(line, sys.stdout)
+
+
 def print_line(line: str, stream: TextIO) -> None:
     """Prints a text below or in place of the live line, wrapped on a terminal.
 
@@ -147,8 +162,7 @@ def print_line(line: str, stream: TextIO) -> None:
     """
     with LOCK, contextlib.suppress(OSError, ValueError):
         clear()
-        shown = wrapped(line, width(stream)) if is_terminal(stream) else line
-        print(_labelled(shown, stream), file=stream, flush=True)
+        print(_labelled(shown(line, stream), stream), file=stream, flush=True)
 
 
 def _labelled(line: str, stream: TextIO) -> str:

@@ -1,6 +1,7 @@
 """What a Python program calls: pretrain, evaluate, embed, load and configs."""
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import moco_jax
+from moco_jax.parallel import cluster
 from moco_jax.segmentation import config as segmentation_config
 from moco_jax.supervised import config as supervised_config
 from tests.conftest import run_command
@@ -214,3 +216,16 @@ def test_an_installed_wheel_has_the_experiments_once(repository, tmp_path):
                        cwd=tmp_path)  # fmt: skip
     assert done.returncode == 2 and "lr=-1" in done.stderr
     assert f"config {target}/moco_jax/configs/files/digits.py" in done.stderr
+
+
+def test_lines_fit_the_terminal_of_a_program(monkeypatch):
+    assert moco_jax.pretrain  # the functions are loaded on demand
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    cluster.say("3 classes: " + "cat, " * 40)
+    assert max(map(len, stream.getvalue().splitlines())) <= 80

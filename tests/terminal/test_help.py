@@ -44,7 +44,8 @@ def test_the_list_needs_no_jax(repository):
 def test_arguments_of_the_list(arguments, code, capsys):
     assert listing.main(list(arguments)) == code
     printed = capsys.readouterr()
-    assert ("takes no arguments, got 'embed'" if code else "") in printed.err
+    hint = "takes no arguments, got 'embed'; did you mean python -m moco_jax.embed?"
+    assert (hint if code else "") in printed.err
     assert bool(printed.out) == (code == 0)
 
 

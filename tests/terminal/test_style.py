@@ -64,6 +64,9 @@ def test_lines_are_wrapped_between_words(columns):
     "line",
     [
         "  python -m moco_jax.main --config=configs/digits_linear.py --config.steps=200",
+        '  import moco_jax; encoder = moco_jax.load("runs/a: b/and/a/long/folder/that/is/there")',
+        "    img_size=224, patch_size=16, embed_dim=384, depth=12, num_heads=6, mlp_ratio=4",
+        "  python -m moco_jax.main '--config=configs/folder.py:/a: b' --workdir=runs/here",
         "| name                 | shape                     |                    size |",
         "head 1     80.00    90.00    95.00    100.00    80.00    90.00    95.00    100.00    1.00",
         "/a/path/without/spaces/that/is/much/longer/than/the/terminal/is/wide/and/stays/whole/a.jpg",
@@ -71,6 +74,23 @@ def test_lines_are_wrapped_between_words(columns):
 )
 def test_commands_tables_and_paths_stay_whole(line):
     assert style.wrapped(line, 60) == line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  - queue_size=10 must be a multiple of the 8 keys of a step; the nearest are 8 and 16",
+        "  queue_size 16: at most half of the images, so that few keys are of a query's own image",
+        "  not used: the head, the key encoder, the queue and the optimizer state of its run",
+        "  /a/run/checkpoints/5: its arrays can't be read: the file is empty, or something else",
+        "  resnet50, width 0.25, small stem (3x3, no pooling), 23.5 M parameters; no head at all",
+    ],
+)
+def test_indented_items_are_wrapped_below_their_text(line):
+    first, *more = style.wrapped(line, 60).splitlines()
+    assert first.startswith("  ") and first[2] != " " and max(map(len, [first, *more])) <= 60
+    assert more and all(x.startswith("    ") and x[4] != " " for x in more)
+    assert " ".join(" ".join([first, *more]).split()) == line.strip()
 
 
 def test_what_is_piped_is_not_wrapped():

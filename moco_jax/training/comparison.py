@@ -73,7 +73,7 @@ def check_structure(
         raise ValueError(
             f"{path} can't be continued: its run has other values, which shape its state:\n"
             f"{table(fatal)}\nGive another --workdir for a new run, or the values of the "
-            "checkpoint: drop the flags that change them."
+            "checkpoint: drop the flags that change them, or give the config that began it."
         )
 
 

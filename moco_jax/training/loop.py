@@ -141,7 +141,8 @@ def _stopped_at_once(checkpoints: Checkpoints) -> str:
     saved = checkpoint_files.steps(checkpoints.folder)
     if not saved:
         return "stopped at once; nothing is saved"
-    return f"stopped at once; the newest complete checkpoint is {checkpoints.path(saved[0])}"
+    newest = ending.shown(checkpoints.path(saved[0]))
+    return f"stopped at once; the newest complete checkpoint is {newest}"
 
 
 def _interrupted(by: signal.Signals, checkpoints: Checkpoints, reached: str) -> Interrupted:
@@ -151,7 +152,7 @@ def _interrupted(by: signal.Signals, checkpoints: Checkpoints, reached: str) -> 
         what = "before the first step was done, so nothing was saved"
         again = ending.continues("starts from the beginning")
     else:
-        what = f"at step {step}; saved in {checkpoints.path(step)}"
+        what = f"at step {step}; saved in {ending.shown(checkpoints.path(step))}"
         again = ending.continues("continues from there")
     stopped = f"stopped by {interruption.named(by)} {what}."
     if not cluster.is_first():
@@ -284,7 +285,8 @@ def _evaluate_in_time(
 def _last_good(checkpoints: Checkpoints) -> str:
     checkpoints.wait()
     good = checkpoints.latest
-    return f"Last good checkpoint: {checkpoints.path(good) if good is not None else 'none yet'}."
+    shown = ending.shown(checkpoints.path(good)) if good is not None else "none yet"
+    return f"Last good checkpoint: {shown}."
 
 
 def _settle(

@@ -47,7 +47,7 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
     assert len(others) == 2 and not any("held-out" in line for line in others)
     name = tmp_path.name
     assert re.search(rf"\nresumed at step \d of 10 from {name}/checkpoints/\d\n", ended)
-    done = r"\ndone: step 10 of 10 in \d+:\d+ \([\d.e+]+ steps/s\); saved in "
+    done = r"\ndone: step 10 of 10 in \d+:\d+ \([\d.e+]+ steps/s while training\); saved in "
     assert re.search(
         rf"{done}{name}/checkpoints/10\nkNN top-1 [\d.]+% {beside} at step 10 {on}\n", ended
     )

@@ -109,7 +109,9 @@ def test_a_sweep_prints_each_head_and_the_best_so_far(encoder, tmp_path, capsys)
         text = f"{row.name} {row.top1:.2f}%" if row.finite else f"{row.name} diverged"
         assert any(text in line for line in heads)
     end = "\n".join(printed[starts[-1] :])
-    assert re.search(r"done: step 6 of 6 in \d+:\d+ \([\d.e+]+ steps/s\); saved in ", end)
+    assert re.search(
+        r"done: step 6 of 6 in \d+:\d+ \([\d.e+]+ steps/s while training\); saved in ", end
+    )
     assert "32 test images   last top-1" in end and "metrics.jsonl" in end
 
 

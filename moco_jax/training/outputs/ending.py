@@ -40,11 +40,11 @@ class Clock:
         self.steps += 1
 
     def summary(self) -> str:
-        """Returns 'in 12:34 (4.6 steps/s)'."""
+        """Returns 'in 12:34 (4.6 steps/s while training)'."""
         total = duration(time.perf_counter() - self.begun)
         if not self.steps:
             return f"in {total}"
-        return f"in {total} ({self.steps / max(self.stepping, 1e-9):.3g} steps/s)"
+        return f"in {total} ({self.steps / max(self.stepping, 1e-9):.3g} steps/s while training)"
 
 
 def shown(path: str | os.PathLike) -> str:
@@ -70,9 +70,9 @@ def same_command() -> str:
 
 
 def continues(what: str) -> str:
-    """Returns 'The same command <what>', with the command if it is known."""
+    """Returns 'This command <what>' and the command, 'The same command <what>' if it is unknown."""
     line = same_command()
-    return f"The same command {what}" + (f":\n  {line}" if line else ".")
+    return f"This command {what}:\n  {line}" if line else f"The same command {what}."
 
 
 def skipped(images: int, reasons: str) -> list[str]:

@@ -107,7 +107,7 @@ def test_the_command_that_continues(monkeypatch):
     monkeypatch.setattr(sys, "argv", [main, "--workdir=a b"])
     monkeypatch.setattr(sys, "orig_argv", ["python3", "-m", "moco_jax.main", "--workdir=a b"])
     line = "python3 -m moco_jax.main '--workdir=a b'"
-    assert ending.continues("goes on") == f"The same command goes on:\n  {line}"
+    assert ending.continues("goes on") == f"This command goes on:\n  {line}"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/moco-jax", "--workdir=a b"])
     assert ending.same_command() == "moco-jax '--workdir=a b'"
     monkeypatch.setattr(sys, "argv", ["train.py"])  # Python code calls moco_jax
@@ -130,4 +130,4 @@ def test_the_time_of_a_start():
     clock = ending.Clock()
     assert clock.summary() == "in 0:00"
     clock.steps, clock.stepping = 30, 6.0
-    assert clock.summary() == "in 0:00 (5 steps/s)"
+    assert clock.summary() == "in 0:00 (5 steps/s while training)"

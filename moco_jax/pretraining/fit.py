@@ -162,7 +162,7 @@ def prepared(
             sources = opened(config) if sources is None else sources
             config, found = fit_source(config, sources.train, devices)
             lines += found
-        validation.check(config, devices)
+        validation.check(config, devices, warns=False)
     return config, sources, lines
 
 
@@ -253,7 +253,8 @@ def _batch(config: ConfigDict, known: _Known) -> tuple[int, int]:
 def _batch_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
     size = _batch(config, known)[0]
     large = known.images >= _LARGE_BATCH_IMAGES
-    why = "the paper's" if large else "about an eighth of the images, 8 to 64"
+    few = "about half of the images, which are few" if size < 8 else ""
+    why = "the paper's" if large else few or "about an eighth of the images, 8 to 64"
     return size, why + (f", on {known.devices} devices" if known.devices > 1 else "")
 
 

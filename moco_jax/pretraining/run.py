@@ -15,7 +15,7 @@ from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
-from moco_jax.pretraining import cpu_time, few_images
+from moco_jax.pretraining import cpu_time, few_images, validation
 from moco_jax.pretraining.drift import DriftMonitor
 from moco_jax.pretraining.knn_monitor import KnnMonitor
 from moco_jax.pretraining.method import Method, make_method
@@ -67,6 +67,7 @@ def build(
         cluster.say(line)
     data = loader.load(sources.train, config.data, layout)
     few_images.check_batch(config, sources.train.name, len(data), layout.devices)
+    validation.warn(config)
     method = make_method(config, layout, len(data))
     steps = total_steps(config, len(data) // config.batch_size)
     order = ShuffledOrder(config.seed, len(data), config.batch_size, steps)

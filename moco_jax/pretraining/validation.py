@@ -59,7 +59,13 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
         relations=lambda: _relations(config, devices),
         grouped=norm_groups,
     )
-    if warns and jax.process_index() == 0:
+    if warns:
+        warn(config)
+
+
+def warn(config: ConfigDict) -> None:
+    """Warns on process 0 of values of a valid config that are unwise."""
+    if jax.process_index() == 0:
         for warning in _warnings(config):
             logs.warning("%s", warning)
 

@@ -60,3 +60,12 @@ def test_a_run_prints_each_number_that_is_smaller_than_asked():
         "kNN: 20 of the 32 test images are classified (knn.queries)",
     ]
     assert build(tiny_config(queue_size=96), make_layout(), tiny_sources()).notes == ()
+
+
+def test_too_few_images_come_before_advice_about_the_config(caplog):
+    config, layout = tiny_config(bn_groups=1), make_layout()
+    with pytest.raises(ValueError, match="fewer than batch_size="):
+        build(config, layout, tiny_sources(4))
+    assert caplog.text == ""
+    build(config, layout, tiny_sources())
+    assert "bn_groups=1 is synchronised batch norm" in caplog.text

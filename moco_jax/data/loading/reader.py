@@ -90,20 +90,19 @@ class Reader:
             self._reasons[index] = reason
             count, total = len(self._reasons), len(self.source)
             too_many = count > max(1, self._max_fraction * total)  # a small source may have one
-            reasons = dict(self._reasons) if too_many else {}
+            reasons = list(self._reasons.values()) if too_many else []
         names = self.source.names
+        if too_many:  # the others are named already
+            raise ValueError(
+                f"{count} of the {total} images of {self.source.name} can't be read, more than "
+                f"data.max_bad_fraction={self._max_fraction} allows ({_kinds(reasons)}); the "
+                f"last one is {printable(names[index])}: {reason}"
+            )
         if count <= _SHOWN:
             name = _in_folder(names[index], self.source.name)
             logs.warning("skipped %s (%s)", printable(name), reason)
         if count == _SHOWN + 1:
             logs.warning("more images can't be read; they are counted, not named")
-        if too_many:
-            shown = [f"  {printable(names[i])}: {why}" for i, why in list(reasons.items())[:_SHOWN]]
-            raise ValueError(
-                f"{count} of the {total} images of {self.source.name} can't be read, more than "
-                f"data.max_bad_fraction={self._max_fraction} allows "
-                f"({_kinds(list(reasons.values()))}):\n" + "\n".join(shown)
-            )
 
 
 def _in_folder(name: str, where: str) -> str:

@@ -23,8 +23,8 @@ def apply(config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], name: s
       TypeError: the value has another type than the key's.
     """
     if name not in variants:
-        known = ", ".join(variants)
-        raise ValueError(f"configs/{config.name}.py:{name} is unknown; allowed: {known}")
+        known = ", ".join(["no variant", *variants])
+        raise ValueError(f"the variant {name!r} is unknown; allowed: {known}")
     config.name = f"{config.name}_{name}"
     config.update_from_flattened_dict(dict(variants[name]))
 

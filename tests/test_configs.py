@@ -137,7 +137,7 @@ def test_unknown_variant_is_named():
     config.name = "file"
     with pytest.raises(ValueError) as error:
         variants.apply(config, {"a": {}, "b": {}}, "c")
-    assert str(error.value) == "configs/file.py:c is unknown; allowed: a, b"
+    assert str(error.value) == "the variant 'c' is unknown; allowed: no variant, a, b"
 
 
 def test_v2_matches_the_paper(repository):

@@ -46,7 +46,10 @@ def run(repository, monkeypatch, capsys):
             "--workdri: there is no such flag; did you mean --workdir?",
         ),
         (["--config=configs/digits.py", "lr=3"], "unexpected arguments: lr=3"),
-        (["--config=configs/imagenet.py:v9"], "configs/imagenet.py:v9 is unknown; allowed: v1, v2"),
+        (
+            ["--config=configs/imagenet.py:v9"],
+            "configs/imagenet.py:v9: the variant 'v9' is unknown; allowed: no variant, v1, v2",
+        ),
         (["--config=configs/folder.py"], "name the images"),
         (
             ["--config=configs/digits.py", "--config.task=lin"],

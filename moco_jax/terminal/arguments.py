@@ -137,7 +137,7 @@ def _explained(error: Exception, argv: list[str]) -> str:
     if path is not None:
         loaded = _loaded(path)
         if isinstance(loaded, str):
-            return f"--config={path}: {loaded}"
+            return f"--config={path.rstrip(':')}: {loaded}"
         problems = [_override_problem(loaded, *override) for override in _overrides(argv)]
         if any(problems):
             return "\n".join(filter(None, problems))

@@ -13,7 +13,7 @@ Wall time: 4:20 on 2 cores of an AMD EPYC.
 Variant v3: MoCo v3 (Chen et al. 2021, arXiv 2104.02057) with the same network and views, 18 epochs.
 It has SGD: after 6 epochs kNN top-1 was 28.50 % with LARS and 41.67 % with SGD.
 Measured: kNN top-1 56.83 %, one seed; see benchmarks/results/digits.md.
-Wall time: 8:01 on 2 cores shared with other work.
+Wall time: 2:00 on 2 cores, when v2 took 2:08.
 
 Commands:
   bash launch/local.sh --config=configs/digits.py

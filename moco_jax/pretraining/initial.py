@@ -93,6 +93,8 @@ def read(
 def _continued(config: ConfigDict, recipe: dict[str, Any]) -> ConfigDict:
     """Returns the config with the `init` of a recorded recipe; warns of another one."""
     began = recipe.get("init", "") if recipe else config.init
+    if not isinstance(began, str):  # damage of a recipe without a checksum
+        began = ""
     if config.init not in ("", began) and cluster.is_first():
         logs.warning(
             "init=%r has no effect: the run goes on from its checkpoint; another --workdir starts "

@@ -330,3 +330,7 @@ def test_knn_of_a_file_of_torch_is_that_of_torch(tmp_path, name):
     want_stem = model.conv1.weight.detach().numpy().transpose(2, 3, 1, 0)
     flat = flax.traverse_util.flatten_dict(jax.device_get(state.params["backbone"]))
     np.testing.assert_array_equal(flat["stem_conv", "kernel"], want_stem)
+
+
+def test_a_damaged_record_of_the_start_is_none():
+    assert initial._continued(tiny_config(), {"init": {}}).init == ""

@@ -59,6 +59,11 @@ class Pretrained:
         return make_encoder(self.config)
 
     @property
+    def backbone(self) -> dict[str, Any]:
+        """The backbone's `params`, and its `batch_stats` if it has batch norm."""
+        return {kind: x["backbone"] for kind, x in self.variables.items() if "backbone" in x}
+
+    @property
     def has_head(self) -> bool:
         """Whether there is a projection head, so that `Encoder.projection` works."""
         return "head" in self.variables["params"]

@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.state import TrainState
+from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.encoder import make_encoder
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import place
@@ -84,7 +85,7 @@ def read(
         config = copy.deepcopy(config)
         config.model.stem = whole.model.stem
         lines.append(f"model.stem {config.model.stem}: that of --config.init")
-    backbone = {kind: tree["backbone"] for kind, tree in source.pretrained.variables.items()}
+    backbone = source.pretrained.backbone
     content = Content(_described(source), checksums.fingerprint(backbone))
     cluster.check_alike("file of --config.init", content.fingerprint)
     return config, Initial(backbone, content, (*_notes(source, whole), *lines))
@@ -151,8 +152,8 @@ def _misfit(source: Source, config: ConfigDict) -> str:
     theirs, fitting = source.pretrained.config.model, copy.deepcopy(config)
     keys = [key for key in _NETWORK if key in theirs and theirs[key] != config.model[key]]
     fitting.model.update({key: theirs[key] for key in keys})
-    found = _shapes(source.pretrained.variables)
-    wanted = _shapes(_encoder(config))
+    found = _shapes(source.pretrained.backbone)
+    wanted = _shapes(Pretrained(config, _encoder(config), "the config").backbone)
     # Some networks differ in no array, such as those with another number of attention heads.
     if make_encoder(fitting).backbone == make_encoder(config).backbone and found == wanted:
         return ""
@@ -184,9 +185,8 @@ def _encoder(config: ConfigDict) -> Any:
     return jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
 
 
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the backbone's arrays by their names."""
-    backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
+def _shapes(backbone: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a backbone's arrays by their names."""
     return {name: tuple(x.shape) for name, x in checksums.named(backbone).items()}
 
 
@@ -196,19 +196,25 @@ def _notes(source: Source, config: ConfigDict) -> Iterator[str]:
     arrays = checksums.named(parts["backbone"]).values()
     count = sum(x.size for x in arrays)
     size = f"{count / 1e6:.2f} M" if count >= 50_000 else str(count)
-    statistics = ", and its batch statistics" * ("batch_stats" in source.pretrained.variables)
+    statistics = ", and its batch statistics" * ("batch_stats" in source.pretrained.backbone)
     yield f"--config.init: {_described(source)}"
     yield from (f"  {line}" for line in source.notes)
     yield f"  loaded: the backbone, {len(arrays)} arrays of {size} parameters{statistics}"
     own = sorted(_encoder(config)["params"].keys() - {"backbone"})
-    fresh = [_DICTIONARIES[config.dictionary]] if config.dictionary in _DICTIONARIES else []
-    yield f"  random: {', '.join(own)}; new: {', '.join([*fresh, 'optimizer state'])}"
+    fresh = ", ".join([*_entries(config), "optimizer state"])
+    yield f"  random: {', '.join(own)}; new: {fresh}"
     left = [*source.left_out, *(f"the {part}" for part in parts if part != "backbone")]
     if source.path is not None and source.path.is_dir():
-        left += ["the key encoder", "the queue and the optimizer state of its run"]
+        entries = "".join(f"{name} and the " for name in _entries(source.pretrained.config))
+        left += ["the key encoder", f"the {entries}optimizer state of its run"]
     if left:
         yield f"  not used: {', '.join(left)}"
     yield from _other_statistics(source, config)
+
+
+def _entries(config: ConfigDict) -> list[str]:
+    """Returns the name of a config's dictionary, if it keeps entries between the steps."""
+    return [_DICTIONARIES[config.dictionary]] if config.dictionary in _DICTIONARIES else []
 
 
 def _other_statistics(source: Source, config: ConfigDict) -> Iterator[str]:

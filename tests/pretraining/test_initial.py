@@ -334,3 +334,24 @@ def test_knn_of_a_file_of_torch_is_that_of_torch(tmp_path, name):
 
 def test_a_damaged_record_of_the_start_is_none():
     assert initial._continued(tiny_config(), {"init": {}}).init == ""
+
+
+def test_a_vit_whose_batch_norm_is_only_in_the_heads_is_a_start(tmp_path):
+    vit = {"name": "vit_tiny", "stem": "patch", "patch": 4, "depth": 1, "width": 0.25}
+    model = {f"model__{key}": value for key, value in vit.items()}
+    v3 = {"model__head": "mlp_bn", "dictionary": "in_batch", "bn_groups": 1, "shuffle_bn": False}
+    config = tiny_config(**model, **v3, steps=1, knn__every_epochs=0.0)
+    pretrain.pretrain(config, tmp_path / "v3", sources=images())
+    source = pretrained.read(tmp_path / "v3")
+    assert set(source.variables["batch_stats"]) == {"head"}
+    config = tiny_config(**model, init=str(tmp_path / "v3"), seed=1)
+    config, start = initial.read(config, tmp_path / "new", 1)
+    assert start is not None and set(start.backbone) == {"params"}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        start.backbone["params"],
+        source.variables["params"]["backbone"],
+    )
+    assert "not used: the head, the key encoder, the optimizer state of its run" in [
+        line.strip() for line in start.notes
+    ]

@@ -58,14 +58,14 @@ def _fits_cudnn(x: jax.Array) -> bool:
 
 @functools.cache
 def _has_cudnn() -> bool:
-    """Returns whether JAX finds a cuDNN, and a GPU that it computes attention on or none."""
+    """Returns whether JAX finds cuDNN, and no GPU that cuDNN computes no attention on."""
     capability = str(getattr(jax.devices()[0], "compute_capability", "8.0"))
     if capability.startswith("gfx") or float(capability) < 8.0:  # a GPU of AMD, or an old one
         return False
     x = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
     try:
         jax.eval_shape(_cudnn, x, x, x)
-    except (RuntimeError, NotImplementedError):  # none, or too old
+    except (RuntimeError, NotImplementedError):  # cuDNN is absent or too old
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""ViTs of other projects are found and recognised; what a file does not show is told or refused."""
+"""ViTs of other projects are recognised. A test for each fact that a file does not contain."""
 
 import json
 import math

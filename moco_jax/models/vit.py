@@ -14,6 +14,7 @@ from moco_jax.models.batch_norm import GroupedBatchNorm
 from moco_jax.models.gelu import gelu
 from moco_jax.models.positions import sincos
 from moco_jax.models.resnet import STEM_INITS, padded_conv
+from moco_jax.parallel.platforms import materialized
 
 STEMS = ("patch", "conv")
 POOLS = ("cls", "mean")
@@ -68,10 +69,10 @@ class Block(nn.Module):
         )
         q, k, v = jnp.moveaxis(y.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
         y = dense(dim, name="proj")(attention(q, k, v).reshape(batch, tokens, dim))
-        x = x + self._dropped(y, train)
+        x = _stored(x + self._dropped(y, train))
         y = dense(_MLP * dim, name="fc1")(norm(name="norm2")(x))
         y = dense(dim, name="fc2")(gelu(y))
-        return x + self._dropped(y, train)
+        return _stored(x + self._dropped(y, train))
 
     def _dropped(self, y: jax.Array, train: bool) -> jax.Array:
         """Returns a branch [B, T, d], zero for some images and scaled so that its mean stays."""
@@ -211,6 +212,18 @@ class ViT(nn.Module):
             )(x)
         init = _uniform(1 / math.sqrt(self.dim))  # the default of torch's Conv2d
         return embed(1, kernel_init=init, bias_init=init)(x)
+
+
+@jax.custom_vjp
+def _stored(x: jax.Array) -> jax.Array:
+    """Returns x; on a CPU, it and its gradient are written to memory.
+
+    Otherwise each block's gradient of a weight adds up the branches of all blocks behind it again.
+    """
+    return materialized(x, ("cpu",))
+
+
+_stored.defvjp(lambda x: (_stored(x), None), lambda _, gradient: (_stored(gradient),))
 
 
 def _uniform(bound: float) -> nn.initializers.Initializer:

@@ -17,11 +17,15 @@ _SMALL = 2**14  # elements; to gather a smaller parameter costs more than to rep
 
 @functools.cache
 def _cpu_options() -> dict[str, str] | None:
-    """Returns the options by which XLA computes a CPU's convolutions with Eigen; None if unknown.
+    """Returns the options for a CPU; None if XLA does not know them.
 
-    With YNN, the default of jaxlib 0.10, a step takes 2.5 times as long.
+    XLA computes convolutions with Eigen; with YNN, the default of jaxlib 0.10, a step takes 2.5
+    times as long. It keeps optimization barriers, which it removes before the fusion otherwise.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    options = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
     try:
         jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
     except Exception:  # its type depends on the version of jaxlib

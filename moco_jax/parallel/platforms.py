@@ -48,17 +48,22 @@ def by_platform(
     return jax.tree.unflatten(tree, found)
 
 
-def materialized(arrays: Any) -> Any:
-    """Returns a pytree of arrays that, on a GPU, is written to memory and read where it is used.
+def materialized(arrays: Any, platforms: Sequence[str] = ("gpu",)) -> Any:
+    """Returns a pytree of arrays that is written to memory and read where it is used.
 
     Otherwise XLA computes a cheap value again in every kernel that uses it, from several arrays, or
     stores a mask. GPU kernels are bound by memory, so both cost more than they save. On a TPU it
-    has no effect: it would prevent the fusion of a convolution with the operations that follow.
+    would prevent the fusion of a convolution with the operations that follow.
+
+    Args:
+      platforms: arguments of `by_platform`; elsewhere the arrays are returned as they are.
     """
     leaves, tree = jax.tree.flatten(arrays)
-    leaves = by_platform(
-        *leaves, default=lambda *x: x, gpu=lambda *x: jax.lax.optimization_barrier(x)
-    )
+
+    def stored(*x):
+        return jax.lax.optimization_barrier(x)
+
+    leaves = by_platform(*leaves, default=lambda *x: x, **dict.fromkeys(platforms, stored))
     return jax.tree.unflatten(tree, leaves)
 
 

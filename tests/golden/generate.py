@@ -5,7 +5,8 @@ The tests compare the JAX step with these files. The script follows the papers a
 
 It trains a tiny ResNet for five steps with each of seven recipes. It writes one .npz per recipe
 with the images, the initial weights and the results of the five steps, under torch's names.
-`tests.golden.generate_v3` has the recipes of MoCo v3.
+`tests.golden.generate_v3` has the recipes of MoCo v3, `tests.golden.generate_mae` those of masked
+pretraining.
 
 Two rules are those of `moco_jax`, not of torch:
 - Running averages of a split batch norm are the mean over the groups, not the first GPU's.
@@ -24,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.golden import generate_v3
+from tests.golden import generate_mae, generate_v3
 from tests.golden.networks import DIM, GROUPS, Encoder
 from tests.golden.views import STEPS, images
 
@@ -354,9 +355,9 @@ def train(recipe):
 def main():
     torch.set_num_threads(1)  # these layers are too small for several threads
     out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent)
-    for recipes, run in ((RECIPES, train), (generate_v3.RECIPES, generate_v3.train)):
-        for name, recipe in recipes.items():
-            np.savez_compressed(out / f"{name}.npz", **run(recipe))
+    for script in (sys.modules[__name__], generate_v3, generate_mae):
+        for name, recipe in script.RECIPES.items():
+            np.savez_compressed(out / f"{name}.npz", **script.train(recipe))
 
 
 if __name__ == "__main__":

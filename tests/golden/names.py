@@ -8,7 +8,7 @@ _NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var
 _MODULES = {
     "conv1": ("backbone", "stem_conv"),
     "bn1": ("backbone", "stem_norm"),
-    "backbone": ("backbone",),
+    "": ("backbone",),
     "patch_embed": ("backbone", "patch_embed"),
     "norm": ("backbone", "norm"),
     "fc": ("head", "output"),
@@ -28,7 +28,7 @@ _BLOCK_LAYERS = {
 
 
 _HEADS = {"projector": "head", "predictor": "predictor"}  # of MoCo v3
-_KEPT = ("cls_token",)  # parameters with the same name and axes
+_KEPT = ("cls_token", "mask_token")  # parameters with the same name and axes
 
 
 def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
@@ -53,15 +53,18 @@ def to_flax(arrays: dict[str, np.ndarray]) -> tuple[dict, dict]:
 
 
 def _path(module: str) -> tuple[str, ...]:
-    module = module.removeprefix("backbone.")
+    root = "decoder" if module.startswith("decoder") else "backbone"
+    module = module.removeprefix(root).removeprefix(".")
     part, _, place = module.partition(".")
     if part in _HEADS:  # linear, norm and ReLU in turn: 0, 1 and 2 are the first layer's
         layer, kind = divmod(int(place), 3)
         return _HEADS[part], f"{('layer', 'norm')[kind]}{layer + 1}"
     if block := re.fullmatch(r"layer(\d)\.(\d)\.(.+)", module):
         stage, number, inner = block.groups()
-        return "backbone", f"stage{stage}_block{int(number) + 1}", _BLOCK_LAYERS[inner]
+        return root, f"stage{stage}_block{int(number) + 1}", _BLOCK_LAYERS[inner]
     if block := re.fullmatch(r"blocks\.(\d)\.(?:attn\.)?(.+)", module):
         number, inner = block.groups()
-        return "backbone", f"block{int(number) + 1}", inner
+        return root, f"block{int(number) + 1}", inner
+    if root == "decoder":
+        return (root, module) if module else (root,)
     return _MODULES[module]

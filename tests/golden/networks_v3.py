@@ -64,29 +64,31 @@ class ResNet(nn.Module):
 class Attention(nn.Module):
     """Self-attention with the softmax written out."""
 
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
-        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x):
-        b, t, _ = x.shape
+        b, t, width = x.shape
         # The output of qkv is q, k and v in turn, each with the channels of one head together.
-        q, k, v = self.qkv(x).view(b, t, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-        weights = torch.softmax(q @ k.transpose(2, 3) / (WIDTH // HEADS) ** 0.5, dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, t, WIDTH))
+        size = width // self.heads
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, size).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.transpose(2, 3) / size**0.5, dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, t, width))
 
 
 class TransformerBlock(nn.Module):
     """Attention and an MLP, each after a layer norm and added to its input."""
 
-    def __init__(self):
+    def __init__(self, width, heads):
         super().__init__()
-        self.norm1 = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.attn = Attention()
-        self.norm2 = nn.LayerNorm(WIDTH, eps=1e-6)
-        self.fc1 = nn.Linear(WIDTH, 4 * WIDTH)
-        self.fc2 = nn.Linear(4 * WIDTH, WIDTH)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -105,22 +107,22 @@ class ViT(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.patch_embed = nn.Conv2d(3, WIDTH, PATCH, PATCH).requires_grad_(False)
-        self.blocks = nn.ModuleList(TransformerBlock() for _ in range(DEPTH))
+        self.blocks = nn.ModuleList(TransformerBlock(WIDTH, HEADS) for _ in range(DEPTH))
         self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
 
     def forward(self, x):
         patches = self.patch_embed(x)
         rows, columns = patches.shape[2:]
-        patches = patches.flatten(2).transpose(1, 2) + positions(rows, columns).to(x)
+        patches = patches.flatten(2).transpose(1, 2) + positions(rows, columns, WIDTH).to(x)
         x = torch.cat([self.cls_token.expand(len(x), 1, WIDTH), patches], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)[:, 0]
 
 
-def positions(rows, columns):
-    """Returns [rows * columns, WIDTH]: sines and cosines of the row, then of the column."""
-    quarter = WIDTH // 4
+def positions(rows, columns, width):
+    """Returns [rows * columns, width]: sines and cosines of the row, then of the column."""
+    quarter = width // 4
     table = torch.zeros(rows, columns, 4, quarter, dtype=torch.float64)
     for i in range(quarter):
         frequency = 10000.0 ** (-i / quarter)
@@ -129,7 +131,7 @@ def positions(rows, columns):
             angle = angle[:, None] if axis == 0 else angle[None, :]
             table[:, :, 2 * axis, i] = angle.sin()
             table[:, :, 2 * axis + 1, i] = angle.cos()
-    return table.view(rows * columns, WIDTH)
+    return table.view(rows * columns, width)
 
 
 def mlp(sizes, last_norm):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 
 
 class LinearHead(nn.Module):

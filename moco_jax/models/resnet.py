@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models import convolution
-from moco_jax.models.batch_norm import GroupedBatchNorm
-from moco_jax.models.pooling import max_pool
-from moco_jax.models.relu import relu
+from moco_jax.models.layers import convolution
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.pooling import max_pool
+from moco_jax.models.layers.relu import relu
 
 STEMS = ("imagenet", "small")
 # The values of `config.model.stem_init`. `fan_out` is torch's kaiming_normal_(mode="fan_out",

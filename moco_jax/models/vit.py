@@ -3,28 +3,51 @@
 import functools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.attention import attention
-from moco_jax.models.batch_norm import GroupedBatchNorm
-from moco_jax.models.gelu import gelu
+from moco_jax.models.layers.attention import attention
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.gelu import gelu
+from moco_jax.models.patches import select, split
 from moco_jax.models.positions import sincos
 from moco_jax.models.resnet import STEM_INITS, padded_conv
 from moco_jax.parallel.platforms import materialized
 
 STEMS = ("patch", "conv")
 POOLS = ("cls", "mean")
-POSITIONS = ("sincos", "learned")
+POSITIONS = ("sincos", "sincos_mae", "learned")
 _CONV_STEM_PATCH = 16  # pixels; four convolutions of stride 2
 _MLP = 4  # hidden units of a block's MLP, times the embedding
 
 
+class Init(NamedTuple):
+    """The random weights of a ViT; those of other layers are xavier's.
+
+    Attributes:
+      qkv: a bound of the weights that make q, k and v from tokens of length 1, to be divided by the
+        root of their length.
+      token_std: standard deviation of the class token.
+      patch_bias: whether the map of the patches has torch's bias of a convolution; otherwise 0.
+    """
+
+    qkv: float
+    token_std: float
+    patch_bias: bool
+
+
+# The values of `config.model.vit_init`. MoCo v3 sees q, k and v as three layers, MAE as one.
+INITS = {
+    "moco_v3": Init(math.sqrt(3), 1e-6, patch_bias=False),
+    "mae": Init(math.sqrt(1.5), 0.02, patch_bias=True),
+}
+
+
 class PatchEmbed(nn.Module):
-    """Maps each patch of p x p pixels to a vector: images [B, H, W, C] to [B, H/p, W/p, dim]."""
+    """Maps each patch of p x p pixels to a vector: images [B, H, W, C] to [B, L, dim]."""
 
     patch: int
     dim: int
@@ -33,16 +56,18 @@ class PatchEmbed(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        batch, height, width, channels = images.shape
-        p, rows, columns = self.patch, height // self.patch, width // self.patch
+    def __call__(self, images: jax.Array, chosen: jax.Array | None = None) -> jax.Array:
+        """Returns vectors of the L patches, or of those with the indices `chosen` i32[B, n]."""
+        p, channels = self.patch, images.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (p, p, channels, self.dim), jnp.float32)
         bias = self.param("bias", self.bias_init, (self.dim,), jnp.float32)
         # A matrix product: on CPUs it is faster than a convolution of stride p.
-        patches = images.reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
-        patches = patches.reshape(batch, rows, columns, p * p * channels).astype(self.dtype)
+        patches = split(images, p).reshape(len(images), -1, p * p * channels)
+        if chosen is not None:
+            patches = select(patches, chosen)
+        patches = patches.astype(self.dtype)
         weights = kernel.reshape(-1, self.dim).astype(self.dtype)
-        return patches @ weights + bias.astype(self.dtype)[None, None, None]
+        return patches @ weights + bias.astype(self.dtype)[None, None]
 
 
 class Block(nn.Module):
@@ -53,20 +78,21 @@ class Block(nn.Module):
       drop: probability that an image skips a residual branch in training (Huang et al. 2016,
         stochastic depth), from the rng "drop_path".
       dtype: dtype of the products; the tokens keep theirs.
+      init: of its weights.
     """
 
     heads: int
     drop: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    init: Init = INITS["moco_v3"]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, dim = x.shape
         dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier())
-        norm = functools.partial(_layer_norm, dtype=self.dtype)
-        y = dense(3 * dim, kernel_init=_uniform(math.sqrt(3 / dim)), name="qkv")(
-            norm(name="norm1")(x)
-        )
+        norm = functools.partial(layer_norm, dtype=self.dtype)
+        bound = self.init.qkv / math.sqrt(dim)
+        y = dense(3 * dim, kernel_init=_uniform(bound), name="qkv")(norm(name="norm1")(x))
         q, k, v = jnp.moveaxis(y.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
         y = dense(dim, name="proj")(attention(q, k, v).reshape(batch, tokens, dim))
         x = _stored(x + self._dropped(y, train))
@@ -96,9 +122,11 @@ class ViT(nn.Module):
       stem: 'patch' (a linear map of each patch) or 'conv' (four 3x3 convolutions of stride 2 with
         batch norm in `bn_groups` groups, then 1x1; Xiao et al. 2021).
       pool: the last norm has the class token ('cls') or the mean of the other tokens ('mean').
-      positions: 'sincos' (fixed; images of another size have other positions and the same
-        parameters) or 'learned' (a parameter [1, 1 + H/p * W/p, dim] for the class token and the
-        patches, which starts as 0 and the sines and cosines; images have one size).
+      positions: 'sincos' or 'sincos_mae' (fixed, in the orientation of MoCo v3 or of MAE; images
+        of another size have other positions and the same parameters) or 'learned' (a parameter [1,
+        1 + H/p * W/p, dim] for the class token and the patches, which starts as 0 and the sines and
+        cosines; images have one size).
+      vit_init: of the weights, a key of `INITS`.
       freeze_patch: whether the map of the patches keeps its random weights (MoCo v3, sec. 4).
       drop_path: probability that an image skips a branch of the last block in training; it grows
         linearly with the depth. Above 0, training needs an rng "drop_path".
@@ -114,6 +142,7 @@ class ViT(nn.Module):
     stem: str = "patch"
     pool: str = "cls"
     positions: str = "sincos"
+    vit_init: str = "moco_v3"
     freeze_patch: bool = False
     drop_path: float = 0.0
     bn_groups: int = 1
@@ -140,7 +169,6 @@ class ViT(nn.Module):
         """Names of the parameters that get no gradient."""
         return ("patch_embed",) if self.freeze_patch else ()
 
-    @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """Returns features f32[B, dim] of images [B, H, W, 3].
 
@@ -148,26 +176,53 @@ class ViT(nn.Module):
           ValueError: if the patch does not divide the size of the images, or learned positions are
             for another size.
         """
+        return self._encode(images, None, train)[0]
+
+    def masked(
+        self, images: jax.Array, visible: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns features f32[B, dim] and tokens [B, 1 + n, dim] of visible patches.
+
+        Only the class token and the patches with the indices `visible` i32[B, n] of the rows of an
+        image pass the blocks (MAE, sec. 3). The tokens have passed the last norm.
+        """
+        return self._encode(images, visible, train)
+
+    @nn.compact
+    def _encode(self, images, visible, train: bool):
         if problem := size_problem(self, *images.shape[1:3]):
             raise ValueError(problem)
-        x = self._stem(images, train)
+        x = self._stem(images, train, visible)
         if self.freeze_patch:
             x = jax.lax.stop_gradient(x)
-        batch, rows, columns, dim = x.shape
+        batch, _, dim = x.shape
+        rows, columns = (side // self.patch for side in images.shape[1:3])
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = x.reshape(batch, rows * columns, dim).astype(wide)
-        if self.positions == "sincos":
-            x = x + sincos(rows, columns, dim, wide)[None]
-        first = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, dim), jnp.float32)
-        x = jnp.concatenate([jnp.broadcast_to(first.astype(wide), (batch, 1, dim)), x], axis=1)
+        x = x.astype(wide)
+        first = self.param(
+            "cls_token", nn.initializers.normal(self._init.token_std), (1, 1, dim), jnp.float32
+        )
+        first = first.astype(wide)
         if self.positions == "learned":
-            x = x + self._learned_positions(rows, columns).astype(wide)
+            positions = self._learned_positions(rows, columns).astype(wide)
+            first, positions = first + positions[:, :1], positions[:, 1:]
+        else:
+            positions = sincos(rows, columns, dim, wide, self.positions == "sincos_mae")[None]
+        if visible is not None:
+            positions = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
+            positions = select(positions, visible)
+        x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, dim)), x + positions], axis=1)
         block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
         for i, name in enumerate(self.blocks):
             drop = self.drop_path * i / max(1, self.depth - 1)
-            x = block(self.heads, drop, self.dtype, name=name)(x, train)
-        pooled = x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1)
-        return _layer_norm(dtype=wide, name="norm")(pooled)
+            x = block(self.heads, drop, self.dtype, self._init, name=name)(x, train)
+        norm = layer_norm(dtype=wide, name="norm")
+        features = norm(x[:, 0] if self.pool == "cls" else x[:, 1:].mean(axis=1))
+        return features, None if visible is None else norm(x)
+
+    @property
+    def _init(self) -> Init:
+        return INITS[self.vit_init]
 
     def _learned_positions(self, rows: int, columns: int) -> jax.Array:
         """Returns the parameter [1, 1 + rows * columns, dim]."""
@@ -187,13 +242,16 @@ class ViT(nn.Module):
 
         return self.param("positions", init, (1, 1 + rows * columns, self.dim), jnp.float32)
 
-    def _stem(self, images: jax.Array, train: bool) -> jax.Array:
-        """Returns the embedded patches [B, H/p, W/p, dim]."""
+    def _stem(self, images: jax.Array, train: bool, visible: jax.Array | None) -> jax.Array:
+        """Returns the embedded patches [B, L, dim], or those that are visible."""
         x = images.astype(self.dtype)
         embed = functools.partial(PatchEmbed, dim=self.dim, dtype=self.dtype, name="patch_embed")
         if self.stem == "patch":
             inputs = 3 * self.patch**2
-            return embed(self.patch, kernel_init=_uniform(math.sqrt(6 / (inputs + self.dim))))(x)
+            init = {"kernel_init": _uniform(math.sqrt(6 / (inputs + self.dim)))}
+            if self._init.patch_bias:
+                init["bias_init"] = _uniform(1 / math.sqrt(inputs))
+            return embed(self.patch, **init)(x, visible)
         for i in range(1, 5):
             x = padded_conv(
                 self.dim * 2**i // 16,
@@ -211,7 +269,7 @@ class ViT(nn.Module):
                 name=f"stem_norm{i}",
             )(x)
         init = _uniform(1 / math.sqrt(self.dim))  # the default of torch's Conv2d
-        return embed(1, kernel_init=init, bias_init=init)(x)
+        return embed(1, kernel_init=init, bias_init=init)(x, visible)
 
 
 @jax.custom_vjp
@@ -237,7 +295,8 @@ def _xavier() -> nn.initializers.Initializer:
     return nn.initializers.xavier_uniform()
 
 
-def _layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+def layer_norm(dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    """Returns the layer norm of a ViT."""
     return nn.LayerNorm(epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
 
 

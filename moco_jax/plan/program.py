@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax.data.loading.streamed import StreamedBatches
-from moco_jax.models import convolution
+from moco_jax.models.layers import convolution
 from moco_jax.parallel import notices
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan import nvidia

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.data.loading.loader import cores
-from moco_jax.models import convolution
 from moco_jax.models.encoder import make_encoder
+from moco_jax.models.layers import convolution
 
 # Of a core in the ResNet-50 at 224 (benchmarks/RESULTS.md: 2.7 images/s on 2 cores, 32 GFLOP each).
 _FLOPS_PER_CORE = 45e9

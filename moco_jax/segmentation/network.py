@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moco_jax.models.backbones import Backbone
-from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.models.resnet import ResNet, padded_conv
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moco_jax.contrastive.micro_batches import by_parts
-from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.parallel.mesh import make_layout
 
 _IMAGES = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moco_jax.models import convolution
+from moco_jax.models.layers import convolution
 from moco_jax.models.resnet import padded_conv
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import forecast, program

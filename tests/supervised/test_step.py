@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models import convolution
 from moco_jax.models.encoder import make_encoder
+from moco_jax.models.layers import convolution
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.supervised.run import make_updates
 from moco_jax.supervised.start import Start

@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.convolution import uses_lax_only
+from moco_jax.models.layers.convolution import uses_lax_only
 from moco_jax.parallel.platforms import by_platform
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from moco_jax.models import convolution
+from moco_jax.models.layers import convolution
 
 # (height, kernel, stride, channels in and out): each implementation, at even and odd sizes.
 CASES = [

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from moco_jax.models.relu import relu
+from moco_jax.models.layers.relu import relu
 from moco_jax.parallel.platforms import materialized
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models.pooling import max_pool
+from moco_jax.models.layers.pooling import max_pool
 
 
 def _lax(x):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models import attention as attention_file
-from moco_jax.models import convolution
-from moco_jax.models.attention import attention
-from moco_jax.models.gelu import gelu
+from moco_jax.models.layers import attention as attention_file
+from moco_jax.models.layers import convolution
+from moco_jax.models.layers.attention import attention
+from moco_jax.models.layers.gelu import gelu
 from moco_jax.parallel.mesh import make_layout
 
 SHAPE = (8, 7, 3, 8)  # B, T, H, d

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models.batch_norm import GroupedBatchNorm
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moco_jax.models.relu import relu
+from moco_jax.models.layers.relu import relu
 
 
 def test_relu_and_its_gradient_equal_those_of_jax():

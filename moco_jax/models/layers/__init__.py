@@ -1,0 +1,1 @@
+"""Layers with implementations and gradients of their own, chosen for each platform."""

@@ -1,5 +1,6 @@
 """Reads and writes torch files; runs no code from a file and checks that the file is whole."""
 
+import argparse
 import importlib
 import pathlib
 import pickle
@@ -40,8 +41,9 @@ def import_torch() -> Any:
 def read(path: pathlib.Path) -> Any:
     """Returns the content of a file: containers, numbers, strings and numpy arrays.
 
-    Floating-point tensors become float32. The checksums of a zip archive are compared first. The
-    format before torch 1.6 has none.
+    Floating-point tensors become float32, and an `argparse.Namespace`, which holds the flags of
+    many programs, becomes a dict: making one runs no code of the file. The checksums of a zip
+    archive are compared first. The format before torch 1.6 has none.
 
     Raises:
       ValueError: if the file is damaged or contains other objects, or torch is older than 2.6.
@@ -51,7 +53,7 @@ def read(path: pathlib.Path) -> Any:
     _check_version(str(torch.__version__))
     zipped = _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _safe(torch):
             warnings.simplefilter("ignore")  # other pickles warn, then fail below
             # A mapped file bounds each storage; a storage that is read may claim more than it has.
             content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipped)
@@ -108,6 +110,11 @@ def _check_archive(path: pathlib.Path) -> bool:
     return True
 
 
+def _safe(torch: Any) -> Any:
+    """Returns a context in which torch's restricted reader takes objects that only hold values."""
+    return torch.serialization.safe_globals([argparse.Namespace])
+
+
 def _refusal(path: pathlib.Path, torch: Any, error: str) -> str:
     """Returns the message for a file that torch's restricted reader refuses."""
     refused = re.findall(r"GLOBAL (\S+)", error)
@@ -115,7 +122,8 @@ def _refusal(path: pathlib.Path, torch: Any, error: str) -> str:
         reason = error.rpartition("WeightsUnpickler error: ")[2].strip().splitlines() or [""]
         return f"{path} is damaged, or contains more than arrays: {reason[0][:200]}"
     try:
-        refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        with _safe(torch):
+            refused = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # not a zip archive: only the first one is known
         pass
     names = ", ".join(refused[:6]) + (f" and {len(refused) - 6} more" if refused[6:] else "")
@@ -133,9 +141,10 @@ def _to_numpy(value: Any, done: dict[int, Any], depth: int) -> Any:
         raise ValueError(f"its containers are nested more than {_DEEPEST} deep")
     if id(value) in done:
         return done[id(value)]
-    if isinstance(value, dict):
+    if isinstance(value, (dict, argparse.Namespace)):
         found = done[id(value)] = {}
-        found.update({key: _to_numpy(inner, done, depth + 1) for key, inner in value.items()})
+        inside = value if isinstance(value, dict) else vars(value)
+        found.update({key: _to_numpy(inner, done, depth + 1) for key, inner in inside.items()})
         return found
     if isinstance(value, (list, tuple)):
         items = done[id(value)] = []

@@ -1,6 +1,8 @@
 """Odd values, shapes, dtypes and objects in a file are one message that names file and array."""
 
 import argparse
+import contextlib
+import fractions
 import os
 import pathlib
 import types
@@ -29,7 +31,9 @@ def test_torch_must_be_new(version, tmp_path, monkeypatch):
     """Before 2.6, weights_only=True could run code from a file."""
     loaded = []
     torch = types.SimpleNamespace(
-        __version__=version, load=lambda *_, **__: loaded.append(True) or {}
+        __version__=version,
+        load=lambda *_, **__: loaded.append(True) or {},
+        serialization=types.SimpleNamespace(safe_globals=contextlib.nullcontext),
     )
     monkeypatch.setattr(torch_files, "import_torch", lambda: torch)
     (tmp_path / "a.pth").write_bytes(b"\x80\x02")
@@ -162,7 +166,7 @@ def test_objects_of_other_projects_are_named_with_a_way_out(tmp_path):
     torch = library("torch")
     content = {
         "state_dict": {name: torch.from_numpy(np.array(x)) for name, x in ARRAYS.items()},
-        "hyper_parameters": argparse.Namespace(lr=1),
+        "hyper_parameters": fractions.Fraction(1),
         "callbacks": {"path": pathlib.PurePosixPath("x")},
         "pytorch-lightning_version": "2.5.0",
     }
@@ -171,15 +175,61 @@ def test_objects_of_other_projects_are_named_with_a_way_out(tmp_path):
         sources.read(tmp_path / "a.ckpt")
     assert str(caught.value) == (
         f"{tmp_path / 'a.ckpt'} contains more than arrays, and code in a file is not executed: "
-        "argparse.Namespace, pathlib.PurePosixPath; save a state_dict(), not a module. If you "
+        "fractions.Fraction, pathlib.PurePosixPath; save a state_dict(), not a module. If you "
         "trust the file, this saves its state_dict:\n"
         "  python -c \"import torch; c = torch.load('FILE', 'cpu', weights_only=False); "
         "torch.save(c['state_dict'], 'weights.pth')\""
     )
     del content["callbacks"]
-    content["hyper_parameters"] = {"lr": 1, "sizes": [1, 2], "name": "x"}
-    torch.save(content, tmp_path / "b.ckpt")
-    assert_same(sources.read(tmp_path / "b.ckpt").pretrained.variables, FOUND.variables)
+    values = {"lr": 1, "sizes": [1, 2], "name": "x"}
+    for settings in (values, argparse.Namespace(**values), argparse.Namespace(more=values)):
+        content["hyper_parameters"] = settings
+        torch.save(content, tmp_path / "b.ckpt")
+        assert_same(sources.read(tmp_path / "b.ckpt").pretrained.variables, FOUND.variables)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_flags_in_a_namespace_are_read_as_values(zipped, tmp_path):
+    """MAE and others save the flags of their programs beside the weights."""
+    torch = library("torch")
+    flags = argparse.Namespace(model="mae", mask_ratio=0.75, norm_pix_loss=True, lr=None)
+    flags.inner = argparse.Namespace(betas=(0.9, 0.95))
+    content = {"model": {"weight": torch.ones(2)}, "args": flags, "again": flags}
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    found = torch_files.read(tmp_path / "a.pth")
+    read = {"model": "mae", "mask_ratio": 0.75, "norm_pix_loss": True, "lr": None}
+    assert found["args"] == found["again"] == read | {"inner": {"betas": [0.9, 0.95]}}
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+class _Runs:
+    """Calls a function when it is unpickled."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (os.mkdir, "made"),
+        (argparse.ArgumentParser, "made"),
+        (argparse.FileType("w"), "made"),
+        (setattr, argparse.Namespace(), "made", 1),
+        (argparse.Namespace.__setattr__, argparse.Namespace(), "__class__", dict),
+        (argparse.Namespace, "made"),
+    ],
+)
+def test_code_beside_a_namespace_does_not_run(call, tmp_path, monkeypatch):
+    torch = library("torch")
+    monkeypatch.chdir(tmp_path)
+    torch.save({"args": argparse.Namespace(x=_Runs(*call))}, "a.pth")
+    with pytest.raises(ValueError, match="contains more than arrays|damaged, or not a torch file"):
+        sources.read(pathlib.Path("a.pth"))
+    assert not pathlib.Path("made").exists()
 
 
 def test_only_regular_files_are_read(tmp_path):

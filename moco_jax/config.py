@@ -21,6 +21,7 @@ from moco_jax.models import vit
 from moco_jax.models.backbones import BACKBONES
 from moco_jax.models.encoder import FEATURES
 from moco_jax.models.heads import HEADS
+from moco_jax.models.pretexts import PRETEXTS
 from moco_jax.models.resnet import STEM_INITS
 from moco_jax.training import checks
 from moco_jax.training.checks import (
@@ -66,6 +67,20 @@ def base() -> ConfigDict:
     c.model = _model()
     c.init = ""  # workdir or file of weights that the backbone starts from; heads stay random
 
+    # contrastive, masked (MAE: predict pixels of masked patches) or both (the queries are masked).
+    # masked reads no key of dictionary, key encoder and heads, and only the first view.
+    c.pretext = "contrastive"
+    c.contrastive_weight = 1.0  # of its loss, for pretext=both; 0: masked only
+    c.masked_weight = 1.0  # of its loss, for pretext=both; 0: contrastive only
+    c.mask = ConfigDict()  # for pretext=masked and both
+    c.mask.fraction = 0.75  # of the patches that are masked
+    c.mask.block = 1  # side of the masked blocks, in patches
+    c.mask.normalize_pixels = True  # predict each patch with mean 0 and variance 1
+    c.decoder = ConfigDict()  # for pretext=masked and both
+    c.decoder.dim = 512  # length of its tokens
+    c.decoder.depth = 8  # number of blocks
+    c.decoder.heads = 16  # of the attention
+
     c.dictionary = "queue"  # queue, in_batch (the other keys of the batch) or memory_bank
     c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR), none
     c.momentum = 0.999  # m of the key encoder
@@ -92,7 +107,8 @@ def base() -> ConfigDict:
     c.warmup_epochs = 0.0  # lr rises linearly from 0
     c.optimizer = "sgd"  # sgd, lars (v3's, for a ResNet) or adamw
     c.sgd_momentum = 0.9  # of sgd and lars
-    c.weight_decay = 1e-4  # on every parameter; lars leaves out biases and norms, as the reference
+    c.decay_all = True  # False: no weight decay of biases and norms (MAE; lars never has it)
+    c.weight_decay = 1e-4
     c.lars_trust = 0.001  # of lars: length of a step in norms of the parameter, at lr 1
     c.adam_b1 = 0.9  # of adamw: fraction of the mean gradient that is kept
     c.adam_b2 = 0.999  # of adamw: fraction of the mean squared gradient that is kept
@@ -120,8 +136,10 @@ def _model() -> ConfigDict:
     c.heads = 0  # ViTs: of the attention; 0: those of the named network
     c.depth = 0  # ViTs: number of blocks; 0: those of the named network
     c.pool = "cls"  # ViTs: the features are the class token (cls) or the mean of the others (mean)
-    # ViTs: sincos (fixed, as in v3) or learned (a parameter, for images of one size).
+    # ViTs: sincos or sincos_mae (fixed, in the orientation of v3 or MAE), or learned (a parameter,
+    # for images of one size).
     c.positions = "sincos"
+    c.vit_init = "moco_v3"  # ViTs: random weights as in moco_v3 or mae
     c.freeze_patch = False  # ViTs: the map of the patches keeps its random weights (v3)
     c.head = "mlp"  # linear (v1), mlp (v2) or mlp_bn (v3: with batch norm, no bias)
     c.head_layers = 2  # linear layers of the mlp_bn head
@@ -206,11 +224,20 @@ RULES = checks.COMMON_RULES | {
     "model.name": one_of(BACKBONES),
     "model.stem_init": one_of(STEM_INITS),
     "model.positions": one_of(vit.POSITIONS),
+    "model.vit_init": one_of(vit.INITS),
     "model.head": one_of(HEADS),
     "model.head_layers": checks.layers,
     "model.hidden": whole_or_zero,
     "model.dim": whole,
     "model.predictor_layers": checks.layers_or_none,
+    "pretext": one_of(PRETEXTS),
+    "contrastive_weight": not_negative,
+    "masked_weight": not_negative,
+    "mask.fraction": fraction,
+    "mask.block": whole,
+    "decoder.dim": whole,
+    "decoder.depth": whole,
+    "decoder.heads": whole,
     "dictionary": one_of(DICTIONARIES),
     "key_encoder": one_of(KEY_ENCODERS),
     "momentum": fraction,

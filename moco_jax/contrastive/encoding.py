@@ -7,14 +7,42 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from moco_jax.contrastive import masks
 from moco_jax.contrastive.micro_batches import by_parts
 from moco_jax.contrastive.shuffle import shuffle, unshuffle
 from moco_jax.models.encoder import Encoder
 from moco_jax.parallel.mesh import Layout
 
-Views = Sequence[jax.Array]
-# (params, batch_stats, views) -> (unit vectors f32[B, D] of each view, new batch_stats)
-Encode = Callable[[Any, Any, Views], tuple[list[jax.Array], Any]]
+Views = Sequence[Any]  # images [B, S, S, 3], or `Masked` ones
+
+
+class Masked(NamedTuple):
+    """Images of which the encoder sees some patches.
+
+    Attributes:
+      images: [B, S, S, 3].
+      order: i32[B, L], patches in random order, the visible ones first.
+    """
+
+    images: jax.Array
+    order: jax.Array
+
+
+class Codes(NamedTuple):
+    """The code of some views.
+
+    Attributes:
+      vectors: unit vectors f32[B, D] of each view.
+      batch_stats: the running averages after encoding them.
+      pixel_losses: f32[B] of each masked view, see `pixel_loss`.
+    """
+
+    vectors: list[jax.Array]
+    batch_stats: Any
+    pixel_losses: list[jax.Array]
+
+
+Encode = Callable[[Any, Any, Views], Codes]  # (params, batch_stats, views) -> their code
 
 
 class Encoders(NamedTuple):
@@ -32,26 +60,34 @@ class Encoders(NamedTuple):
 def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
 
-    def backbone(variables, images, groups):
+    def backbone(variables, view, groups):
+        """Returns the features of a view, the losses of its masked patches, and statistics."""
         params, batch_stats = variables
-        return _apply(encoder.backbone.clone(bn_groups=groups or 1), params, batch_stats, images)
+        if isinstance(view, Masked):
+            keep = masks.visible(config)
+            options = {"method": "masked_loss", "normalizes": config.mask.normalize_pixels}
+            return _apply(encoder, params, {}, *view, keep, **options)
+        network = encoder.backbone.clone(bn_groups=groups or 1)
+        pooled, batch_stats = _apply(network, params["backbone"], batch_stats, view)
+        return (pooled, None), batch_stats
 
-    def features(params, batch_stats, images):
+    def features(params, batch_stats, view):
         groups = config.bn_groups if batch_stats else 0
-        variables = params, batch_stats
-        return by_parts(backbone, variables, images, config.microbatches, groups, layout)
+        own = {name: params[name] for name in ("backbone", "decoder") if name in params}
+        return by_parts(backbone, (own, batch_stats), view, config.microbatches, groups, layout)
 
     def encode(params, batch_stats, views, method):
         # FSDP parameters are gathered here; their gradients come back sharded.
         params = layout.replicate(params)
-        encoded = []
-        for images in views:
+        encoded, losses = [], []
+        for view in views:
             of_backbone = batch_stats.get("backbone", {})
-            pooled, of_backbone = features(params["backbone"], of_backbone, images)
+            (pooled, loss), of_backbone = features(params, of_backbone, view)
+            losses += [] if loss is None else [loss]
             vectors, of_heads = _apply(encoder, params, batch_stats, pooled, method=method)
             batch_stats = of_heads | ({"backbone": of_backbone} if of_backbone else {})
             encoded.append(vectors)
-        return encoded, batch_stats
+        return Codes(encoded, batch_stats, losses)
 
     def encode_queries(params, batch_stats, views):
         return encode(params, batch_stats, views, "queries")
@@ -60,16 +96,16 @@ def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encod
         # Without batch norm there is nothing to shuffle for, and the images stay on their devices.
         groups = config.bn_groups if config.shuffle_bn and batch_stats else 1
         mixed = [shuffle(images, groups, layout) for images in views]
-        keys, batch_stats = encode(params, batch_stats, mixed, "keys")
-        return [unshuffle(k, groups, layout) for k in keys], batch_stats
+        codes = encode(params, batch_stats, mixed, "keys")
+        return codes._replace(vectors=[unshuffle(k, groups, layout) for k in codes.vectors])
 
     return Encoders(encode_queries, encode_keys)
 
 
-def _apply(module, params, batch_stats, x: jax.Array, **options) -> tuple[jax.Array, Any]:
+def _apply(module, params, batch_stats, *x, **options) -> tuple[Any, Any]:
     """Returns a module's output in training and its new running averages, {} if it has none."""
     variables = {"params": params, "batch_stats": batch_stats}
-    y, changed = module.apply(variables, x, train=True, mutable=["batch_stats"], **options)
+    y, changed = module.apply(variables, *x, train=True, mutable=["batch_stats"], **options)
     return y, changed.get("batch_stats", {})
 
 

@@ -1,7 +1,7 @@
 """The key encoders by name: an EMA of the query encoder, a trained one, a shared one, or none."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.encoding import Encoders, Views, make_encoders
-from moco_jax.models.encoder import Encoder, without_predictor
+from moco_jax.models.encoder import Encoder, of_keys
 from moco_jax.parallel.mesh import Layout
 
 
@@ -27,12 +27,16 @@ class FixedKeys(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The queries and keys of a step, one array f32[B, D] for each direction of the look-up."""
+    """The queries and keys of a step, one array f32[B, D] for each direction of the look-up.
+
+    `pixel_losses` has an array f32[B] for each masked view.
+    """
 
     queries: list[jax.Array]
     keys: list[jax.Array]
     batch_stats: Any
     key_batch_stats: Any
+    pixel_losses: Sequence[jax.Array] = ()
 
 
 class KeyEncoder(Protocol):
@@ -85,23 +89,25 @@ class Momentum:
     reverses: bool = False  # encodes the views of the keys from the last to the first
 
     def init_key_params(self, variables):
-        return without_predictor(variables)
+        return of_keys(variables)
 
     def trainable(self, params, key_params):
         return params
 
     def follow(self, key_params, params, step):
-        own = without_predictor(params)
+        own = of_keys(params)
         return optax.incremental_update(own, key_params, step_size=self.rate(step))
 
     def encode_fixed_keys(self, key_params, batch_stats, views):
         order = -1 if self.reverses else 1
-        keys, batch_stats = self.encoders.keys(key_params, batch_stats, views[::order])
+        keys, batch_stats, _ = self.encoders.keys(key_params, batch_stats, views[::order])
         return FixedKeys([jax.lax.stop_gradient(k) for k in keys[::order]], batch_stats)
 
     def encode(self, trainable, fixed, state, query_views, key_views):
-        queries, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views)
-        return Encoded(queries, fixed.keys, batch_stats, fixed.batch_stats)
+        queries, batch_stats, losses = self.encoders.queries(
+            trainable, state.batch_stats, query_views
+        )
+        return Encoded(queries, fixed.keys, batch_stats, fixed.batch_stats, losses)
 
     def split(self, trainable, key_params):
         return trainable, key_params
@@ -127,8 +133,8 @@ class EndToEnd:
 
     def encode(self, trainable, fixed, state, query_views, key_views):
         params, key_params = trainable
-        queries, batch_stats = self.encoders.queries(params, state.batch_stats, query_views)
-        keys, key_stats = self.encoders.keys(key_params, state.key_batch_stats, key_views)
+        queries, batch_stats, _ = self.encoders.queries(params, state.batch_stats, query_views)
+        keys, key_stats, _ = self.encoders.keys(key_params, state.key_batch_stats, key_views)
         return Encoded(queries, keys, batch_stats, key_stats)
 
     def split(self, trainable, key_params):
@@ -158,8 +164,8 @@ class Shared:
 
     def encode(self, trainable, fixed, state, query_views, key_views):
         # Each view is encoded once, in one or in both directions of the look-up.
-        first, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views[:1])
-        second, batch_stats = self.encoders.keys(trainable, batch_stats, key_views[:1])
+        first, batch_stats, _ = self.encoders.queries(trainable, state.batch_stats, query_views[:1])
+        second, batch_stats, _ = self.encoders.keys(trainable, batch_stats, key_views[:1])
         directions = len(query_views)
         queries, keys = (first + second)[:directions], (second + first)[:directions]
         return Encoded(queries, keys, batch_stats, {})
@@ -170,7 +176,10 @@ class Shared:
 
 @dataclasses.dataclass(frozen=True)
 class QueriesAsKeys:
-    """No key encoder: a memory bank stores the queries themselves (MoCo, fig. 2b)."""
+    """No key encoder: a memory bank stores the queries themselves (MoCo, fig. 2b).
+
+    A masked autoencoder has no keys at all.
+    """
 
     encoders: Encoders
 
@@ -187,8 +196,11 @@ class QueriesAsKeys:
         return None
 
     def encode(self, trainable, fixed, state, query_views, key_views):
-        queries, batch_stats = self.encoders.queries(trainable, state.batch_stats, query_views)
-        return Encoded(queries, [jax.lax.stop_gradient(q) for q in queries], batch_stats, {})
+        queries, batch_stats, losses = self.encoders.queries(
+            trainable, state.batch_stats, query_views
+        )
+        keys = [jax.lax.stop_gradient(q) for q in queries]
+        return Encoded(queries, keys, batch_stats, {}, losses)
 
     def split(self, trainable, key_params):
         return trainable, {}

@@ -13,20 +13,20 @@ from jax.sharding import PartitionSpec
 
 from moco_jax.parallel.mesh import AXES, Layout
 
-# (variables, images [b, ...], batch-norm groups) -> (features [b, F], running batch statistics)
-Encode = Callable[[Any, jax.Array, int], tuple[jax.Array, Any]]
+# (variables, images: arrays [b, ...], batch-norm groups) -> (arrays [b, ...], running statistics)
+Encode = Callable[[Any, Any, int], tuple[Any, Any]]
 
 
 def by_parts(
-    encode: Encode, variables: Any, images: jax.Array, parts: int, groups: int, layout: Layout
-) -> tuple[jax.Array, Any]:
-    """Returns features [B, F] and batch statistics of images [B, ...], encoded in equal parts.
+    encode: Encode, variables: Any, images: Any, parts: int, groups: int, layout: Layout
+) -> tuple[Any, Any]:
+    """Returns the code, such as features [B, F], and batch statistics of images in equal parts.
 
     Args:
       encode: for images of a part. The statistics must be linear in those of the groups, so that
         their mean over the parts is that of the whole batch.
       variables: of the encoder, replicated.
-      images: split over the devices.
+      images: a pytree of arrays [B, ...], split over the devices.
       parts: M; each part has B / M images.
       groups: G, batch-norm groups of the whole batch, a multiple of M; 0 without batch norm. A part
         holds G / M whole groups.
@@ -36,12 +36,12 @@ def by_parts(
         return encode(variables, images, groups)
     if groups // parts % layout.devices:
         # Neighbouring devices share a group: a part is a range of the whole batch.
-        split = layout.shard(images.reshape(parts, -1, *images.shape[1:]), axis=1)
+        split = jax.tree.map(lambda x: layout.shard(x, axis=1), _split(images, parts))
         features, stats = _in_turn(encode, variables, split, groups // parts)
-        return layout.shard(features), stats
+        return jax.tree.map(layout.shard, features), stats
 
     def on_device(variables, images):
-        split = images.reshape(parts, -1, *images.shape[1:])
+        split = _split(images, parts)
         own_groups = groups // parts // layout.devices
         features, stats = _in_turn(encode, variables, split, own_groups)
         return features, jax.tree.map(lambda x: jax.lax.pmean(x, AXES), stats)
@@ -58,14 +58,17 @@ def by_parts(
     )(variables, images)
 
 
-def _in_turn(
-    encode: Encode, variables: Any, split: jax.Array, groups: int
-) -> tuple[jax.Array, Any]:
-    """Returns the features [M * b, F] and the mean statistics of parts [M, b, ...]."""
+def _split(images: Any, parts: int) -> Any:
+    """Returns arrays [M, b, ...] of a pytree of arrays [M * b, ...]."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), images)
+
+
+def _in_turn(encode: Encode, variables: Any, split: Any, groups: int) -> tuple[Any, Any]:
+    """Returns the code of parts [M, b, ...], arrays [M * b, ...], and the mean statistics."""
 
     def one(images):
         return encode(variables, images, groups)
 
     features, stats = jax.lax.map(jax.checkpoint(one, prevent_cse=False), split)
-    features = features.reshape(-1, features.shape[-1])
+    features = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), features)
     return features, jax.tree.map(lambda x: x.mean(axis=0), stats)

@@ -1,6 +1,9 @@
-"""The pure train step: EMA, encode, look up, update (MoCo, algorithm 1)."""
+"""The pure train step: EMA, encode, look up, update (MoCo, algorithm 1).
 
-from collections.abc import Callable
+A masked autoencoder has the same step without keys and look-up.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from moco_jax.contrastive.dictionaries import Dictionary, StepIndices
-from moco_jax.contrastive.encoding import directions, interleave
-from moco_jax.contrastive.key_encoders import KeyEncoder
+from moco_jax.contrastive.encoding import Masked, directions, interleave
+from moco_jax.contrastive.key_encoders import Encoded, KeyEncoder
+from moco_jax.contrastive.masks import DrawOrder
 from moco_jax.contrastive.state import TrainState, state_shardings
 from moco_jax.models.backbones import Backbone
 from moco_jax.parallel.mesh import Layout
@@ -28,39 +32,66 @@ def make_train_step(
     *,
     backbone: Backbone,
     symmetric: bool,
+    weights: Mapping[str, float],
     loss_scale: float = 1.0,
+    draw_order: DrawOrder | None = None,
 ) -> TrainStep:
     """Returns the pure step (state, views, indices) -> (state, metrics); the caller compiles it.
 
     `views` are normalised images [B, S, S, 3], one array for each view of the config; `indices`
     i32[B] identify the images. The order is that of algorithm 1: the EMA precedes the keys, and the
-    loss reads the dictionary before the keys enter it. The loss is multiplied by `loss_scale`.
-    `backbone` is that of the encoder.
+    loss reads the dictionary before the keys enter it.
+
+    Args:
+      backbone: of the encoder.
+      symmetric: whether each view is query and key in turn.
+      weights: of the parts of the loss, `contrastive` and `masked`; see `loss_weights`.
+      loss_scale: factor of the contrastive loss.
+      draw_order: orders the patches of masked queries; needed with the part `masked`.
     """
+
+    def look_up(encoded, state, batch):
+        """Returns the loss of the queries in the dictionary, and metrics."""
+        contrasts = [
+            dictionary.look_up(queries, keys, state.dictionary, batch)
+            for queries, keys in zip(encoded.queries, encoded.keys, strict=True)
+        ]
+        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
+        # The reference sums the loss over the directions.
+        return metrics.pop("loss") * (len(contrasts) * loss_scale), metrics
+
+    def predict(encoded, state, batch):
+        """Returns the loss of masked patches."""
+        return jnp.stack(encoded.pixel_losses).mean(), {}
+
+    parts = {"contrastive": look_up, "masked": predict}
 
     def train_step(state, views, indices):
         batch = StepIndices(state.step, indices)
         query_views, key_views = directions(views, symmetric)
+        if draw_order is not None:
+            orders = (draw_order(batch, i) for i in range(len(query_views)))
+            query_views = tuple(map(Masked, query_views, orders))
 
         with jax.named_scope("keys"):
             key_params = key_encoder.follow(state.key_params, state.params, state.step)
             fixed = key_encoder.encode_fixed_keys(key_params, state.key_batch_stats, key_views)
 
-        def look_up(trainable):
+        def loss_of(trainable) -> tuple[jax.Array, tuple[Encoded, Metrics]]:
             encoded = key_encoder.encode(trainable, fixed, state, query_views, key_views)
-            contrasts = [
-                dictionary.look_up(queries, keys, state.dictionary, batch)
-                for queries, keys in zip(encoded.queries, encoded.keys, strict=True)
-            ]
-            metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
-            # The reference sums the loss over the directions.
-            metrics["loss"] = metrics["loss"] * (len(contrasts) * loss_scale)
+            metrics, losses = {}, {}
+            for name in weights:
+                losses[name], measured = parts[name](encoded, state, batch)
+                metrics |= measured
+            metrics["loss"] = sum(weights[name] * loss for name, loss in losses.items())
+            if len(losses) > 1:
+                metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
             metrics["feature_std"] = jnp.stack([_spread(q) for q in encoded.queries]).mean()
             return metrics["loss"], (encoded, metrics)
 
         with jax.named_scope("gradient"):
             trainable = key_encoder.trainable(state.params, key_params)
-            grads, (encoded, metrics) = jax.grad(look_up, has_aux=True)(trainable)
+            grads, (encoded, metrics) = jax.grad(loss_of, has_aux=True)(trainable)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
             trainable = optax.apply_updates(trainable, updates)

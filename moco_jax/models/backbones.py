@@ -94,6 +94,7 @@ FAMILIES = (
             "depth": 0,
             "pool": "cls",
             "positions": "sincos",
+            "vit_init": "moco_v3",
             "freeze_patch": False,
             "drop_path": 0.0,
         },

@@ -189,7 +189,7 @@ class ViT(nn.Module):
         return self._encode(images, visible, train)
 
     @nn.compact
-    def _encode(self, images, visible, train: bool):
+    def _encode(self, images: jax.Array, visible: jax.Array | None, train: bool) -> tuple[Any, Any]:
         if problem := size_problem(self, *images.shape[1:3]):
             raise ValueError(problem)
         x = self._stem(images, train, visible)
@@ -248,10 +248,10 @@ class ViT(nn.Module):
         embed = functools.partial(PatchEmbed, dim=self.dim, dtype=self.dtype, name="patch_embed")
         if self.stem == "patch":
             inputs = 3 * self.patch**2
-            init = {"kernel_init": _uniform(math.sqrt(6 / (inputs + self.dim)))}
-            if self._init.patch_bias:
-                init["bias_init"] = _uniform(1 / math.sqrt(inputs))
-            return embed(self.patch, **init)(x, visible)
+            kernel_init = _uniform(math.sqrt(6 / (inputs + self.dim)))
+            of_torch, zeros = _uniform(1 / math.sqrt(inputs)), nn.initializers.zeros
+            bias_init = of_torch if self._init.patch_bias else zeros
+            return embed(self.patch, kernel_init=kernel_init, bias_init=bias_init)(x, visible)
         for i in range(1, 5):
             x = padded_conv(
                 self.dim * 2**i // 16,

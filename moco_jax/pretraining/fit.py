@@ -237,7 +237,7 @@ def _batch(config: ConfigDict, known: _Known) -> tuple[int, int]:
     target = 256 if images >= _LARGE_BATCH_IMAGES else min(64, power_of_two(images // 8, 8))
     spare = int(config.dictionary == "memory_bank")  # negatives come from other images
     queue = _given(config.queue_size) if config.dictionary == "queue" else None
-    parts, normalises = _given(config.microbatches) or 1, has_batch_norm(config.model)
+    parts, normalises = _given(config.microbatches) or 1, has_batch_norm(config)
     # Without batch norm, the parts split the batch only.
     return nearest_batch(
         max(2, min(target, images // 2)),
@@ -260,7 +260,7 @@ def _batch_size(config: ConfigDict, known: _Known) -> tuple[int, str]:
 
 def _bn_groups(config: ConfigDict, known: _Known) -> tuple[int, str]:
     groups = _batch(config, known)[1]
-    if not has_batch_norm(config.model):
+    if not has_batch_norm(config):
         return groups, ""
     each = (_given(config.batch_size) or groups) // groups
     return groups, f"batch norm over {each} images each"

@@ -1,6 +1,7 @@
 """The parts of a pretraining run that follow from its config: the one place that assembles them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -10,12 +11,20 @@ from ml_collections import ConfigDict
 from moco_jax.contrastive.dictionaries import Dictionary, make_dictionary
 from moco_jax.contrastive.info_nce import LOSS_SCALES
 from moco_jax.contrastive.key_encoders import KeyEncoder, make_key_encoder, momentum_rate
+from moco_jax.contrastive.masks import make_draw_order
 from moco_jax.contrastive.state import TrainState, init_state, state_shardings
 from moco_jax.contrastive.train_step import Recode, TrainStep, make_recode, make_train_step
 from moco_jax.models.encoder import Encoder, make_encoder
+from moco_jax.models.pretexts import effective, loss_weights, masks
 from moco_jax.parallel.mesh import Layout
 from moco_jax.training.compilation import FAST_COMPILE, abstract_state, create_state
-from moco_jax.training.optimizers import Schedule, make_optimizer, make_schedule, total_steps
+from moco_jax.training.optimizers import (
+    Schedule,
+    make_optimizer,
+    make_schedule,
+    matrices,
+    total_steps,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +34,7 @@ class Method:
     Methods are compared by identity, so that `jax.jit` can hash their functions.
 
     Attributes:
-      config: validated.
+      config: validated; with the values that its pretext reads, see `effective`.
       layout: the devices and shardings.
       encoder: of queries; keys have the same architecture.
       key_encoder: where keys come from.
@@ -46,8 +55,22 @@ class Method:
 
     @property
     def chance_loss(self) -> float:
-        """The loss of guessing, scaled, and summed over the directions of the look-up."""
-        return self.dictionary.chance_loss * (2 if self.config.symmetric else 1) * self.loss_scale
+        """The loss of guessing: keys at random, or a patch's mean; NaN if it depends on the images.
+
+        It is scaled and summed as the loss is.
+        """
+        directions, values = 2 if self.config.symmetric else 1, 3 * self.config.model.patch**2
+        parts = {
+            "contrastive": self.dictionary.chance_loss * directions * self.loss_scale,
+            # The normalised values have an unbiased variance of 1.
+            "masked": 1 - 1 / values if self.config.mask.normalize_pixels else math.nan,
+        }
+        return sum(weight * parts[name] for name, weight in self.weights.items())
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The parts of the loss with their weights."""
+        return loss_weights(self.config)
 
     @property
     def loss_scale(self) -> float:
@@ -63,7 +86,9 @@ class Method:
             self.layout,
             backbone=self.encoder.backbone,
             symmetric=self.config.symmetric,
+            weights=self.weights,
             loss_scale=self.loss_scale,
+            draw_order=make_draw_order(self.config, self.layout) if masks(self.config) else None,
         )
 
     def recode(self) -> Recode:
@@ -90,6 +115,7 @@ class Method:
 
 def make_method(config: ConfigDict, layout: Layout, images: int) -> Method:
     """Returns the parts of a validated config, for a training set of this many images."""
+    config = effective(config)
     encoder, per_epoch = make_encoder(config), max(1, images // config.batch_size)
     schedule, steps = make_schedule(config, per_epoch), total_steps(config, per_epoch)
     rate = jax.jit(momentum_rate(config, steps))
@@ -102,5 +128,10 @@ def make_method(config: ConfigDict, layout: Layout, images: int) -> Method:
         dictionary=make_dictionary(config, layout, images),
         schedule=schedule,
         momentum=lambda step: config.momentum if constant else 1.0 - float(rate(step)),
-        optimizer=make_optimizer(config, schedule, frozen=encoder.backbone.frozen),
+        optimizer=make_optimizer(
+            config,
+            schedule,
+            frozen=encoder.backbone.frozen,
+            decayed=None if config.decay_all else matrices,
+        ),
     )

@@ -1,6 +1,7 @@
 """The pretraining task: what it runs, logs and prints."""
 
 import dataclasses
+import math
 import pathlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
+from moco_jax.contrastive.masks import visible
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.models.encoder import described_groups, norm_groups
+from moco_jax.models.pretexts import contrasts, effective, masks
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import fit, initial
@@ -31,6 +34,7 @@ _STRUCTURE = (
     *(f"model.{key}" for key in ("name", "stem", "width", "head", "hidden", "dim")),
     *(f"model.{key}" for key in ("head_layers", "predictor_layers", "predictor_last_norm")),
     *(f"model.{key}" for key in ("patch", "heads", "depth", "pool", "positions")),
+    *("pretext", "contrastive_weight", "masked_weight", "decoder."),
     "queue_",
     "dictionary",
     "bank.loss",
@@ -46,7 +50,7 @@ _SLOTS = (*IMAGE_PLACES, "seed")
 
 def checkpoint_kind(config: ConfigDict) -> Kind:
     """Returns the kind of checkpoints of a pretraining config."""
-    bank = config.dictionary == "memory_bank"
+    bank = effective(config).dictionary == "memory_bank"
     return Kind(
         PRETRAIN_KIND,
         structure=_STRUCTURE + (_SLOTS if bank else ()),
@@ -107,14 +111,14 @@ def _task(run: PretrainRun, log: MetricsLog) -> Task:
     return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
-        progress=lambda m: (
-            f"loss {m['loss']:.3f} (chance {chance:.2f})  pretext {m['accuracy']:.1f}%"
+        progress=lambda m: _progress(m, chance),
+        extra=lambda step: (
+            ({} if math.isnan(chance) else {"chance_loss": chance})
+            | {
+                "lr": float(run.lr(step - 1)),
+                "momentum": run.method.momentum(step - 1),
+            }
         ),
-        extra=lambda step: {
-            "chance_loss": chance,
-            "lr": float(run.lr(step - 1)),
-            "momentum": run.method.momentum(step - 1),
-        },
         evaluate=(lambda state, step: _evaluate(run, state, step)) if evaluates else None,
         every_epochs=config.knn.every_epochs,
         at_first=run.monitor is not None,
@@ -125,6 +129,12 @@ def _task(run: PretrainRun, log: MetricsLog) -> Task:
         reached=lambda results: _reached(results, config),
         advice=lambda folder: _advice(run, folder),
     )
+
+
+def _progress(metrics: Mapping[str, float], chance: float) -> str:
+    """Returns the loss beside that of guessing, and how often a query finds its key."""
+    line = f"loss {metrics['loss']:.3f}" + ("" if math.isnan(chance) else f" (chance {chance:.2f})")
+    return line + (f"  pretext {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "")
 
 
 def _reached(results: Sequence[Scalars], config: ConfigDict) -> str:
@@ -208,8 +218,7 @@ def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     groups = norm_groups(config)
     yield (
         f"{config.model.name}, {run.layout.describe(state.params)}; batch {config.batch_size}"
-        f"{' in' if groups else ','} {described_groups(groups)}; "
-        f"{run.method.dictionary.num_negatives} negatives"
+        f"{' in' if groups else ','} {described_groups(groups)}{_pretext(run)}"
     )
     yield (
         f"peak lr {peak_lr(config):.4g} (lr={config.lr} for {config.lr_batch} images), "
@@ -217,3 +226,13 @@ def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     )
     if run.monitor is None and config.knn.every_epochs:
         yield "no kNN monitor: no held-out labelled images"
+
+
+def _pretext(run: PretrainRun) -> str:
+    config, line = run.config, ""
+    if contrasts(config):
+        line += f"; {run.method.dictionary.num_negatives} negatives"
+    if masks(config):
+        patches = (config.data.image_size // config.model.patch) ** 2
+        line += f"; {visible(config)} of {patches} patches visible"
+    return line

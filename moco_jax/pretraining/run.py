@@ -13,6 +13,7 @@ from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
+from moco_jax.models.pretexts import effective
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.pretraining import cpu_time, few_images, validation
@@ -66,7 +67,7 @@ def build(
     for line in (*sources.notes, *chosen, *slow):
         cluster.say(line)
     data = loader.load(sources.train, config.data, layout)
-    few_images.check_batch(config, sources.train.name, len(data), layout.devices)
+    few_images.check_batch(effective(config), sources.train.name, len(data), layout.devices)
     validation.warn(config)
     method = make_method(config, layout, len(data))
     steps = total_steps(config, len(data) // config.batch_size)
@@ -75,7 +76,8 @@ def build(
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, method.encoder, data, test, layout)
-    if config.drift and config.knn.every_epochs and config.dictionary != "in_batch":
+    old_keys = method.config.dictionary != "in_batch"
+    if config.drift and config.knn.every_epochs and old_keys:
         drift = DriftMonitor(method, data, order)
     check_same_images(sources.train, data, monitor)
     return PretrainRun(
@@ -93,7 +95,7 @@ def build(
         monitor=monitor,
         drift=drift,
         notes=(
-            *few_images.warnings(config, len(data), layout.devices),
+            *few_images.warnings(effective(config), len(data), layout.devices),
             *(monitor.limits() if monitor else ()),
         ),
     )

@@ -12,6 +12,8 @@ from moco_jax.data.augment.recipe_checks import check_recipe
 from moco_jax.models import vit
 from moco_jax.models.backbones import BACKBONES, make_backbone
 from moco_jax.models.encoder import norm_groups
+from moco_jax.models.patches import kept
+from moco_jax.models.pretexts import contrasts, effective, masks
 from moco_jax.terminal import logs
 from moco_jax.training import checks
 from moco_jax.training.flat_config import flatten
@@ -23,6 +25,7 @@ _KEY_ENCODERS_OF = {
     "in_batch": ("momentum", "trained", "shared"),
     "memory_bank": ("none",),
 }
+_MASKED = ("masked", "both")
 # Keys that matter only with some values of another key. `queue_size` is not among them: the
 # experiments state it for all of their variants.
 _NEEDS = {
@@ -32,6 +35,9 @@ _NEEDS = {
     "sgd_momentum": ("optimizer", ("sgd", "lars")),
     "lars_trust": ("optimizer", ("lars",)),
     **dict.fromkeys(("adam_b1", "adam_b2", "adam_eps"), ("optimizer", ("adamw",))),
+    **dict.fromkeys(("contrastive_weight", "masked_weight"), ("pretext", ("both",))),
+    **dict.fromkeys(("mask.fraction", "mask.block", "mask.normalize_pixels"), ("pretext", _MASKED)),
+    **dict.fromkeys(("decoder.dim", "decoder.depth", "decoder.heads"), ("pretext", _MASKED)),
     **dict.fromkeys(
         ("bank.negatives", "bank.momentum", "bank.loss"), ("dictionary", ("memory_bank",))
     ),
@@ -56,7 +62,7 @@ def check(config: ConfigDict, devices: int, *, warns: bool = True) -> None:
         where="moco_jax.config.base()",
         rules=config_lib.RULES,
         problems=_problems(config),
-        relations=lambda: _relations(config, devices),
+        relations=lambda: _relations(effective(config), devices),
         grouped=norm_groups,
     )
     if warns:
@@ -71,7 +77,7 @@ def warn(config: ConfigDict) -> None:
 
 
 def _warnings(config: ConfigDict) -> Iterator[str]:
-    if norm_groups(config) == 1 and config.dictionary == "queue":
+    if norm_groups(config) == 1 and effective(config).dictionary == "queue":
         yield (
             "bn_groups=1 is synchronised batch norm over the whole batch. With a queue, the "
             "statistics of the batch identify the positive, and the representation suffers (MoCo, "
@@ -101,12 +107,15 @@ def _without_effect(flat: dict) -> Iterator[str]:
 
 def _problems(config: ConfigDict) -> Iterator[str]:
     yield from checks.channels(config.data)
-    if config.key_encoder == "none" and len(config.views) != 1:
+    if config.pretext == "masked":
+        if not config.views:
+            yield "views must have a recipe, of the images that are masked"
+    elif config.key_encoder == "none" and len(config.views) != 1:
         yield f"views must be one recipe for key_encoder='none'; got {len(config.views)}"
     elif config.key_encoder != "none" and len(config.views) != 2:
         yield f"views must be two recipes, of the query and of the key; got {len(config.views)}"
     for i, recipe in enumerate(config.views):
-        for problem in check_recipe(recipe):
+        for problem in check_recipe(recipe, config.views[:i]):
             yield f"views[{i}]: {problem}"
 
 
@@ -115,6 +124,11 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
     sizes = (config.queue_size, config.microbatches, bank.negatives)
     sizes += (data.image_size, data.eval_resize)
     if not all(checks.is_whole(x) for x in sizes):
+        return
+    yield from _pretext(config)
+    yield from _micro_batches(config, devices)
+    yield from checks.crop(data)
+    if not contrasts(config):
         return
     keys = keys_per_step(config)
     if config.dictionary == "queue" and config.queue_size % keys:
@@ -142,8 +156,54 @@ def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
                 f"bank.negatives={bank.negatives} must be a multiple of the {devices} devices; "
                 f"{checks.nearest(bank.negatives, devices)}"
             )
-    yield from _micro_batches(config, devices)
-    yield from checks.crop(data)
+
+
+def _pretext(config: ConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the keys of the pretext."""
+    if config.pretext == "both" and not (config.contrastive_weight or config.masked_weight):
+        yield "contrastive_weight and masked_weight are 0; pretext='both' needs one above 0"
+        return
+    if not contrasts(config) and config.knn.features == "head":
+        yield "pretext='masked' trains no head: knn.features must be 'backbone', not 'head'"
+    if not masks(config) or config.model.name not in BACKBONES:
+        return
+    pretext, model, mask, decoder = config.pretext, config.model, config.mask, config.decoder
+    vits = [name for name, family in BACKBONES.items() if "patch" in family.keys]
+    if model.name not in vits:
+        yield (
+            f"pretext={pretext!r} masks the patches of a ViT, and model.name={model.name!r} is "
+            f"none; allowed: {', '.join(vits)}"
+        )
+        return
+    if model.stem != "patch":
+        yield f"pretext={pretext!r} needs model.stem='patch', got {model.stem!r}"
+    if contrasts(config) and config.key_encoder != "momentum":
+        yield f"pretext='both' needs key_encoder='momentum', got {config.key_encoder!r}"
+    if decoder.dim % 4 or decoder.dim % decoder.heads:
+        yield (
+            f"decoder.dim={decoder.dim} must be a multiple of 4 and of "
+            f"decoder.heads={decoder.heads}"
+        )
+    side = config.data.image_size // model.patch
+    if not side or config.data.image_size % model.patch:
+        return  # the network has this problem
+    if side % mask.block:
+        allowed = ", ".join(str(n) for n in range(1, side + 1) if side % n == 0)
+        yield (
+            f"mask.block={mask.block} must divide the {side} patches of a side of an image; "
+            f"allowed: {allowed}"
+        )
+    elif not 0 < kept(mask.fraction, side**2, mask.block) < side**2:
+        blocks = (side // mask.block) ** 2
+        advice = (
+            f"allowed: {1 / blocks:.3g} to {1 - 1 / blocks:.3g}"
+            if blocks > 1
+            else "a smaller --config.model.patch or --config.mask.block gives more"
+        )
+        yield (
+            f"mask.fraction={mask.fraction} must mask some of the {blocks} "
+            f"{'blocks' if mask.block > 1 else 'patches'} of an image and keep others; {advice}"
+        )
 
 
 def _micro_batches(config: ConfigDict, devices: int) -> Iterator[str]:

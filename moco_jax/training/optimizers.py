@@ -93,15 +93,16 @@ def _lars(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformati
     Decay and trust ratio leave out biases and scales of norms, which are vectors. The ratio of a
     norm of 0 is 1.
     """
-
-    def matrices(params: optax.Params) -> Any:
-        return jax.tree.map(lambda p: p.ndim > 1, params)
-
     return (
         optax.add_decayed_weights(config.weight_decay, matrices),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=config.lars_trust), matrices),
         optax.trace(decay=config.sgd_momentum),
     )
+
+
+def matrices(params: optax.Params) -> Any:
+    """Returns which parameters are not vectors, as biases and scales of norms are."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def _adamw(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformation, ...]:

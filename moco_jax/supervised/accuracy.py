@@ -14,7 +14,7 @@ from moco_jax.data.loading.order import in_order
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
 from moco_jax.supervised.start import Start
-from moco_jax.supervised.step import encode, logits
+from moco_jax.supervised.step import encode, logits, normalized
 from moco_jax.terminal import progress
 
 
@@ -69,6 +69,7 @@ def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[s
         images = layout.shard(view(*data.images(arrays["images"], batch)))
         params = layout.replicate(variables["backbone"])
         features = encode(start.backbone, params, variables["batch_stats"], images)
+        features, _ = normalized(variables["feature_stats"], features)
         labels = jnp.take(arrays["labels"], data.indices(batch))
         # The padding of the last batch was counted before.
         weights = (jnp.arange(batch_size) < real) & data.readable(batch)

@@ -21,7 +21,7 @@ from moco_jax.supervised import logistic, results
 from moco_jax.supervised.accuracy import counts
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.start import Start
-from moco_jax.supervised.step import encode, logits
+from moco_jax.supervised.step import NORM_EPSILON, encode, logits
 from moco_jax.terminal import progress
 from moco_jax.training import workdir
 from moco_jax.training.flat_config import flatten
@@ -47,6 +47,8 @@ def evaluate(
         extract = _extractor(start, layout)
         begun = time.perf_counter()
         (train, labels), (test, truth) = extract(sources.train), extract(sources.test)
+        if config.feature_norm:
+            train, test = _normalized(train, test)
         unreadable = len(sources.train) + len(sources.test) - len(train) - len(test)
         cluster.say(
             f"workdir {folder}\n{len(train)} + {len(test)} features of {train.shape[1]} in "
@@ -95,6 +97,15 @@ def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndar
         return labelled_features(images, features, variables, config.batch_size, layout, text)
 
     return extract
+
+
+def _normalized(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features [N, F] and [M, F] after batch norm whose batch is all of the training."""
+    mean = train.mean(axis=0, dtype=np.float64).astype(np.float32)
+    train, test = train - mean, test - mean
+    variance = np.square(train).mean(axis=0, dtype=np.float64)
+    std = np.sqrt(variance + NORM_EPSILON).astype(np.float32)
+    return train / std, test / std
 
 
 def _row(l2: float, found: logistic.Fit, test, truth, classes: int) -> results.Row:

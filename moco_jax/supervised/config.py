@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from moco_jax import config as pretraining
 from moco_jax.data.augment import recipes
+from moco_jax.models import vit
 from moco_jax.training.checks import (
     COMMON_RULES,
     below_one,
@@ -29,6 +30,9 @@ def linear() -> ConfigDict:
     c.epochs = 100
     # One value or several: a head for each is trained on the same features in the same pass.
     c.lr = (30.0,)  # for a batch of lr_batch images, in proportion to batch_size
+    c.optimizer = "sgd"  # sgd or lars (MAE)
+    c.lars_trust = 0.001  # of lars: length of a step in norms of a head's kernel, at lr 1
+    c.feature_norm = False  # batch norm of the features, without scale and bias (MAE)
     c.cached = False  # encode each image once, without augmentation, and fit by L-BFGS, not SGD
     c.l2 = (1e-4,)  # cached: mean cross-entropy + l2 / 2 ||W||^2; one value or several
     c.iterations = 1000  # cached: most iterations of L-BFGS
@@ -45,12 +49,15 @@ def finetune() -> ConfigDict:
     c = _classification("finetune")
     c.epochs = 30
     c.model.drop_path = 0.0  # ViTs: probability that an image skips a branch of the last block
+    c.model.positions = "sincos"  # ViTs: learned trains the encoder's fixed positions (MAE)
+    c.fresh_norm = False  # ViTs: the last norm starts anew, with scale 1 and bias 0 (MAE)
     c.lr = 0.03  # of the backbone, for a batch of lr_batch images, in proportion to batch_size
     c.head_lr = 10.0  # the classifier's learning rate, times lr
+    c.head_std = 0.01  # standard deviation of the classifier's random weights
     c.lr_schedule = "cosine"
     c.lr_update = "step"
     c.weight_decay = 1e-5
-    c.decay_all = True  # False: no decay of biases, norms and the class token
+    c.decay_all = True  # False: no decay of biases, norms, the class token and positions
     c.min_lr = 0.0  # the rate that the schedule falls to, not scaled with the batch
     c.layer_decay = 1.0  # factor of lr from each block to the one before it
     c.optimizer = "sgd"  # sgd or adamw
@@ -134,11 +141,18 @@ _CLASSIFICATION_RULES = DOWNSTREAM_RULES | {
     "data.max_bad_fraction": fraction,
 }
 RULES = {
-    "linear": _CLASSIFICATION_RULES | {"iterations": whole, "tolerance": positive},
+    "linear": _CLASSIFICATION_RULES
+    | {
+        "optimizer": one_of(("sgd", "lars")),
+        "lars_trust": positive,
+        "iterations": whole,
+        "tolerance": positive,
+    },
     "finetune": _CLASSIFICATION_RULES
     | {
         "lr": positive,
         "head_lr": not_negative,
+        "head_std": not_negative,
         "min_lr": not_negative,
         "layer_decay": positive_fraction,
         "optimizer": one_of(("sgd", "adamw")),
@@ -146,6 +160,7 @@ RULES = {
         "adam_b2": below_one,
         "adam_eps": positive,
         "model.drop_path": below_one,
+        "model.positions": one_of(vit.POSITIONS),
         "label_smoothing": fraction,
         "mixup": not_negative,
         "cutmix": not_negative,

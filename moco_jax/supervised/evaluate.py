@@ -139,6 +139,8 @@ def _introduce(run: SupervisedRun, state: SupervisedState) -> Iterator[str]:
     groups = described_groups(norm_groups(config))
     if state.frozen and run.start.backbone.batch_norm:
         groups = "batch norm frozen"
+    if state.feature_stats:
+        groups += f"; features normalised in {described_groups(config.bn_groups)}"
     yield (
         f"{config.model.name}, {config.task}: trains {run.layout.describe(state.params)}; "
         f"batch {config.batch_size}; {groups}"

@@ -206,7 +206,7 @@ def make_updates(
     factors = lambda params: step.factors(config, params, blocks)  # noqa: E731
     if config.task == "linear":
         schedule = make_schedule(config, per_epoch, 1.0)
-        return schedule, make_optimizer(config, schedule, factors)
+        return schedule, make_optimizer(config, schedule, factors, stacked=True)
     schedule = make_schedule(config, per_epoch, floor=config.min_lr)
     kernels = None if config.decay_all else step.decayed
     return schedule, make_optimizer(config, schedule, factors, decayed=kernels)

@@ -15,6 +15,7 @@ from moco_jax import config as pretraining
 from moco_jax.encoders import pretrained
 from moco_jax.models import backbones
 from moco_jax.models.backbones import BACKBONES, Backbone, make_backbone
+from moco_jax.models.positions import sincos
 from moco_jax.supervised import validation
 from moco_jax.supervised.config import downstream
 from moco_jax.terminal import command_line
@@ -61,6 +62,7 @@ def begin(
     with command_line.naming(f"--config.pretrained={config.pretrained}"):
         read = pretrained.read(config.pretrained) if config.pretrained else None
     origin = read.config if read else pretraining.base()
+    known = origin.model.positions
     config = copy.deepcopy(config)
     replaced = _take_model(config, origin) if read else []
     origin.model.update({key: config.model[key] for key in config.model if key in origin.model})
@@ -76,6 +78,7 @@ def begin(
     content = None
     if read and not config.from_scratch:
         content = Content(read.source, checksums.fingerprint(variables))
+        params = _adapted(params, config, backbone, known)
     elif config.task == "linear":  # random weights differ by rounding between platforms
         content = Content(source, source)
     return Start(config, backbone, params, batch_stats, (source, *replaced, *notes), content)
@@ -84,14 +87,16 @@ def begin(
 def _take_model(config: ConfigDict, origin: ConfigDict) -> list[str]:
     """Fills in the encoder's network; returns a line about each other value that was given.
 
-    A ViT may have another `pool`, which changes no parameters.
+    A ViT may have another `pool`, which changes no parameters, and learned positions.
     """
-    defaults, notes = downstream(config.task).model, []
+    family, notes = BACKBONES[origin.model.name], []
+    defaults = {**family.keys, **downstream(config.task).model}
     for key in [key for key in config.model if key in origin.model]:
         given, known = config.model[key], origin.model[key]
         if given not in (defaults.get(key), known):
-            if key == "pool" and key in BACKBONES[origin.model.name].keys:
-                notes.append(f"model.pool is {given} here; the encoder was trained with {known}")
+            free = key == "pool" or (key, given) == ("positions", "learned")
+            if free and key in family.keys:
+                notes.append(f"model.{key} is {given} here; the encoder was trained with {known}")
                 continue
             notes.append(f"model.{key}={given} has no effect: the encoder has {known}")
         config.model[key] = known
@@ -136,6 +141,22 @@ def _backbone(config: ConfigDict, origin: ConfigDict) -> Backbone:
     return make_backbone(
         ConfigDict(model), bn_groups=config.bn_groups, dtype=jnp.dtype(config.dtype)
     )
+
+
+def _adapted(params: Any, config: ConfigDict, backbone: Any, known: str) -> Any:
+    """Returns an encoder's parameters with those that fine-tuning adds or starts anew.
+
+    Args:
+      known: the encoder's `model.positions`.
+    """
+    if config.model.get("positions") == "learned" and known != "learned":
+        side, dim = config.data.image_size // backbone.patch, backbone.features
+        table = np.asarray(sincos(side, side, dim, columns_first=known == "sincos_mae"))
+        params = params | {"positions": np.pad(table, ((1, 0), (0, 0)))[None]}
+    if config.get("fresh_norm"):
+        one = np.ones(backbone.features, np.float32)
+        params = params | {"norm": {"scale": one, "bias": 0 * one}}
+    return params
 
 
 def _random(backbone: Backbone, config: ConfigDict) -> dict[str, Any]:

@@ -14,9 +14,12 @@ import optax
 from ml_collections import ConfigDict
 
 from moco_jax.models.backbones import Backbone
+from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.parallel.mesh import Layout
 from moco_jax.supervised.start import Start
 from moco_jax.training.optimizers import scaled_lr
+
+NORM_EPSILON = 1e-6  # is added to the variance of a feature (MAE)
 
 Metrics = dict[str, jax.Array]
 # params -> (features f32[B, F], batch_stats)
@@ -31,6 +34,7 @@ class SupervisedState(flax.struct.PyTreeNode):
       params: the trained parameters: `head`, and in fine-tuning `backbone`.
       frozen: the backbone if it is not trained, else {}.
       batch_stats: the backbone's running averages.
+      feature_stats: those of the batch norm of the features; {} without one.
       averaged: EMA of `params` and `batch_stats`; {} without one.
       opt_state: of the optimizer.
     """
@@ -39,15 +43,17 @@ class SupervisedState(flax.struct.PyTreeNode):
     params: Any
     frozen: Any
     batch_stats: Any
+    feature_stats: Any
     averaged: Any
     opt_state: Any
 
     def evaluated(self) -> dict[str, Any]:
-        """Returns the weights for evaluation: `backbone`, `batch_stats` and `head`."""
+        """Returns what evaluation needs: `backbone`, `head`, `batch_stats`, `feature_stats`."""
         shown = self.averaged or {"params": self.params, "batch_stats": self.batch_stats}
         return {
             "backbone": self.frozen or shown["params"]["backbone"],
             "batch_stats": shown["batch_stats"],
+            "feature_stats": self.feature_stats,
             "head": shown["params"]["head"],
         }
 
@@ -105,20 +111,24 @@ def init_state(
 ) -> SupervisedState:
     """Returns the state at step 0; `variables` are the backbone's `params` and `batch_stats`.
 
-    The heads are drawn from N(0, .01) with bias 0, as in the reference, and are all equal.
+    The heads are drawn from a normal distribution, with bias 0, and are all equal. Its deviation is
+    that of the references in linear evaluation, .01, and `head_std` in fine-tuning.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     heads, features = len(rates(config)), start.backbone.features
-    kernel = 0.01 * jax.random.normal(key, (1, features, classes))
+    std = config.get("head_std", 0.01)
+    kernel = std * jax.random.normal(key, (1, features, classes))
     head = {"kernel": jnp.tile(kernel, (heads, 1, 1)), "bias": jnp.zeros((heads, classes))}
     params, frozen, stats = {"head": head}, variables["params"], variables["batch_stats"]
-    averaged = {}
+    averaged, feature_stats = {}, {}
+    if config.task == "linear" and config.feature_norm:
+        feature_stats = {"mean": jnp.zeros(features), "var": jnp.ones(features)}
     if config.task == "finetune":
         params, frozen = {"head": head, "backbone": frozen}, {}
         if config.ema:
             averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
     step, opt_state = jnp.zeros((), jnp.int32), optimizer.init(params)
-    return SupervisedState(step, params, frozen, stats, averaged, opt_state)
+    return SupervisedState(step, params, frozen, stats, feature_stats, averaged, opt_state)
 
 
 def logits(head: Any, features: jax.Array) -> jax.Array:
@@ -133,6 +143,26 @@ def encode(backbone: Backbone, params: Any, batch_stats: Any, images: jax.Array)
     variables = {"params": params, "batch_stats": batch_stats}
     features: Any = backbone.apply(variables, images, train=False)
     return features
+
+
+def normalized(stats: Any, features: jax.Array, groups: int = 0) -> tuple[jax.Array, Any]:
+    """Returns features f32[B, F] after their batch norm, and its running averages.
+
+    It is the one in front of MAE's linear classifier (He et al. 2021, appendix A.1; mae
+    `main_linprobe.py`), without scale and bias.
+
+    Args:
+      stats: the running averages; {} without batch norm, and the features stay as they are.
+      groups: parts of the batch that are normalised by their own statistics; 0: the running
+        averages normalise (evaluation).
+    """
+    if not stats:
+        return features, stats
+    norm = GroupedBatchNorm(
+        max(groups, 1), use_running_average=not groups, epsilon=NORM_EPSILON, affine=False
+    )
+    features, changed = norm.apply({"batch_stats": stats}, features, mutable=["batch_stats"])
+    return features, changed["batch_stats"]
 
 
 def _frozen(backbone: Backbone, state: SupervisedState, images, key, layout: Layout) -> Forward:
@@ -168,18 +198,21 @@ def make_step(
 
         def objective(params):
             features, batch_stats = forward(params)
+            features, feature_stats = normalized(state.feature_stats, features, config.bn_groups)
             scores = logits(layout.replicate(params["head"]), features)
             losses = optax.safe_softmax_cross_entropy(scores, targets[:, None, :]).mean(axis=0)
             # The sum: each head's gradient is that of its own loss.
-            return losses.sum(), (losses, scores, batch_stats)
+            return losses.sum(), (losses, scores, batch_stats, feature_stats)
 
-        grads, (losses, scores, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+        grads, aux = jax.grad(objective, has_aux=True)(state.params)
+        losses, scores, batch_stats, feature_stats = aux
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         averaged, now = state.averaged, {"params": params, "batch_stats": batch_stats}
         if ema:
             averaged = optax.incremental_update(now, averaged, 1 - ema)
-        after = state.replace(step=state.step + 1, averaged=averaged, opt_state=opt_state, **now)
+        now |= {"feature_stats": feature_stats, "averaged": averaged, "opt_state": opt_state}
+        after = state.replace(step=state.step + 1, **now)
         after = jax.lax.with_sharding_constraint(after, layout.parameters(after))
         return after, layout.replicate(_metrics(params, losses, scores, targets))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.recipe_checks import check_recipe
+from moco_jax.models import resnet
 from moco_jax.models.backbones import BACKBONES
 from moco_jax.models.encoder import norm_groups
 from moco_jax.supervised.config import BASES, RULES
@@ -31,7 +32,9 @@ def check(config: ConfigDict, devices: int) -> None:
 
 def trained_groups(config: ConfigDict) -> int:
     """Returns the groups of batch norm; 0 if it is frozen, absent or of an unknown encoder."""
-    return 0 if config.task == "linear" else norm_groups(config)
+    if config.task == "linear":
+        return config.bn_groups if config.feature_norm else 0
+    return norm_groups(config)
 
 
 def check_data(data: ConfigDict) -> None:
@@ -53,7 +56,13 @@ def _problems(config: ConfigDict) -> Iterator[str]:
     if config.task == "linear":
         yield from _several("lr", config.lr, checks.positive, "numbers above 0")
         yield from _several("l2", config.l2, checks.not_negative, "numbers, 0 or more")
-    elif all(checks.is_number(config[key]) for key in ("lr", "min_lr", "batch_size", "lr_batch")):
+        return
+    if config.fresh_norm and config.model.name in resnet.NAMES:
+        yield (
+            f"fresh_norm=True starts the last norm of a ViT anew, and model.name="
+            f"{config.model.name!r} is a ResNet: --config.fresh_norm=False"
+        )
+    if all(checks.is_number(config[key]) for key in ("lr", "min_lr", "batch_size", "lr_batch")):
         if config.lr_batch > 0 and config.min_lr > peak_lr(config) > 0:
             yield (
                 f"min_lr={config.min_lr} must be at most {peak_lr(config):g}, the highest rate "

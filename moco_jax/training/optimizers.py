@@ -111,6 +111,15 @@ def _adamw(config: ConfigDict, decayed: Mask) -> tuple[optax.GradientTransformat
     return adam, optax.add_decayed_weights(config.weight_decay, decayed)
 
 
+def _for_each(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns the transformation of one model, applied to each of several stacked models."""
+
+    def update(updates, state, params=None):
+        return jax.vmap(transform.update)(updates, state, params)
+
+    return optax.GradientTransformation(jax.vmap(transform.init), update)
+
+
 # The values of `config.optimizer`: what precedes the learning rate.
 OPTIMIZERS = {"sgd": _sgd, "lars": _lars, "adamw": _adamw}
 
@@ -121,6 +130,7 @@ def make_optimizer(
     factors: Callable[[optax.Params], optax.Params] | None = None,
     frozen: Sequence[str] = (),
     decayed: Mask = None,
+    stacked: bool = False,
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a config.
 
@@ -132,8 +142,11 @@ def make_optimizer(
       frozen: names of parts of the backbone that keep their values: decay would change parameters
         without a gradient.
       decayed: params -> whether each has weight decay; default all. Not read by LARS.
+      stacked: whether the first axis of every parameter counts models, each with norms of its own.
     """
     before = OPTIMIZERS[config.get("optimizer", "sgd")](config, decayed)
+    if stacked:
+        before = tuple(map(_for_each, before))
     optimizer = optax.chain(
         *before,
         optax.scale_by_learning_rate(schedule),  # pyright: ignore[reportArgumentType]

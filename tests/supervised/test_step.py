@@ -12,7 +12,7 @@ from moco_jax.models.layers import convolution
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.supervised.run import make_updates
 from moco_jax.supervised.start import Start
-from moco_jax.supervised.step import decayed, factors, init_state, make_step
+from moco_jax.supervised.step import decayed, factors, init_state, make_step, normalized
 from moco_jax.training.optimizers import make_optimizer
 from tests.supervised.tiny import FAST, encoder_variables, task_config
 from tests.tiny import tiny_config
@@ -33,6 +33,7 @@ def prepare(task: str, **changes):
         lambda at: jnp.asarray(SCHEDULE)[at],
         lambda params: factors(config, params, start.backbone.blocks),
         decayed=None if task == "linear" or config.decay_all else decayed,
+        stacked=task == "linear",
     )
     init = functools.partial(init_state, config, start, CLASSES, optimizer)
     state = jax.jit(init, compiler_options=FAST)(variables)
@@ -82,6 +83,44 @@ def test_heads_equal_softmax_regression_in_numpy():
     for i, (kernel, bias) in enumerate(heads):
         np.testing.assert_allclose(state.params["head"]["kernel"][i], kernel, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(state.params["head"]["bias"][i], bias, rtol=1e-3, atol=1e-5)
+
+
+def test_lars_on_normalised_features_equals_maes_protocol_in_numpy():
+    """The trust ratio is that of each head's kernel; biases have neither ratio nor decay."""
+    changes = {"optimizer": "lars", "lars_trust": 0.1, "weight_decay": 0.3, "feature_norm": True}
+    state, step, start = prepare("linear", lr=(0.5, 8.0), **changes)
+    heads = [(kernel, np.zeros(CLASSES)) for kernel in np.asarray(state.params["head"]["kernel"])]
+    speeds = [(np.zeros_like(kernel), np.zeros(CLASSES)) for kernel, _ in heads]
+    mean, var = np.zeros(start.backbone.features), np.ones(start.backbone.features)
+    run = jax.jit(step)
+    encode = jax.jit(functools.partial(start.backbone.apply, train=False))
+    for rate, (images, targets) in zip(SCHEDULE, batches(), strict=True):
+        features = encode({"params": start.params, "batch_stats": start.batch_stats}, images)
+        parts = np.split(np.asarray(features, np.float64), 2)  # groups of batch norm
+        mean = 0.9 * mean + 0.1 * np.mean([part.mean(0) for part in parts], axis=0)
+        var = 0.9 * var + 0.1 * np.mean([part.var(0, ddof=1) for part in parts], axis=0)
+        parts = [(part - part.mean(0)) / np.sqrt(part.var(0) + 1e-6) for part in parts]
+        features, losses = np.concatenate(parts), []
+        for i, lr in enumerate((0.25, 4.0)):
+            kernel, bias = heads[i]
+            scores = np.exp(features @ kernel + bias)
+            p = scores / scores.sum(axis=1, keepdims=True)
+            losses.append(-np.log((p * targets).sum(axis=1)).mean())
+            slope = (p - targets) / BATCH
+            gradient = features.T @ slope + 0.3 * kernel
+            gradient *= 0.1 * np.linalg.norm(kernel) / np.linalg.norm(gradient)
+            speeds[i] = (0.9 * speeds[i][0] + gradient, 0.9 * speeds[i][1] + slope.sum(0))
+            heads[i] = (kernel - lr * rate * speeds[i][0], bias - lr * rate * speeds[i][1])
+        state, metrics = run(state, images, targets)
+        assert float(metrics["loss"]) == pytest.approx(np.mean(losses), rel=1e-4)
+    for i, (kernel, bias) in enumerate(heads):
+        np.testing.assert_allclose(state.params["head"]["kernel"][i], kernel, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(state.params["head"]["bias"][i], bias, rtol=1e-3, atol=1e-5)
+    stats = state.evaluated()["feature_stats"]
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], var, rtol=1e-4, atol=1e-6)
+    x = jnp.asarray([mean + 2 * np.sqrt(var)], jnp.float32)
+    np.testing.assert_allclose(normalized(stats, x)[0], 2, rtol=1e-2)
 
 
 def test_frozen_encoder_has_no_backward_pass():

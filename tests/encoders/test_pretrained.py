@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from moco_jax.encoders import pretrained
-from moco_jax.models.encoder import make_encoder, without_predictor
+from moco_jax.models.encoder import make_encoder, of_keys
 from moco_jax.pretraining import pretrain
 from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config, tiny_sources
@@ -70,7 +70,7 @@ def test_predictor_is_kept_and_checked(tmp_path):
     with pytest.raises(ValueError, match="params/predictor/layer2/kernel is missing"):
         pretrained.read(tmp_path / "part.safetensors")
 
-    less = {name: without_predictor(tree) for name, tree in written.variables.items()}
+    less = {name: of_keys(tree) for name, tree in written.variables.items()}
     pretrained.write(tmp_path / "less.safetensors", dataclasses.replace(written, variables=less))
     assert pretrained.read(tmp_path / "less.safetensors").has_head
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moco_jax.models.encoder import make_encoder, without_predictor
+from moco_jax.models.encoder import make_encoder, of_keys
 from moco_jax.models.heads import BatchNormMLP
 from tests.tiny import tiny_config
 
@@ -114,7 +114,7 @@ def test_only_queries_pass_the_predictor():
 
 def test_evaluation_and_keys_need_no_predictor():
     encoder, variables, images = v3_encoder()
-    less = {name: without_predictor(tree) for name, tree in variables.items()}
+    less = {name: of_keys(tree) for name, tree in variables.items()}
     for method in ("projection", "features"):
         np.testing.assert_array_equal(
             encoder.apply(less, images, method=method),

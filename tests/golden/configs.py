@@ -64,6 +64,37 @@ def v3_vit() -> ConfigDict:
     return c
 
 
+def mae() -> ConfigDict:
+    c = masked(imagenet_v3.get_config("vit_b"))
+    c.pretext, c.decoder.depth = "masked", 2
+    c.model.positions, c.model.freeze_patch = "sincos_mae", False
+    c.decay_all, c.weight_decay, c.adam_b2 = False, 0.05, 0.95
+    return c
+
+
+def both() -> ConfigDict:
+    c = masked(imagenet_v3.get_config("vit_b"))
+    c.pretext, c.symmetric, c.decoder.depth = "both", False, 1
+    return c
+
+
+def both_symmetric() -> ConfigDict:
+    c = both()
+    c.symmetric, c.model.freeze_patch, c.mask.normalize_pixels = True, False, False
+    c.contrastive_weight, c.masked_weight, c.mask.fraction = 0.5, 2.0, 0.6
+    return c
+
+
+def masked(c: ConfigDict) -> ConfigDict:
+    c = shrink(c, batch=32)
+    c.model.name, c.model.width, c.model.heads = "vit_tiny", 1 / 12, 4
+    c.model.depth, c.model.patch, c.model.hidden = 2, 4, 12
+    c.decoder.dim, c.decoder.heads = 8, 2
+    c.epochs, c.warmup_epochs, c.lr_update = 3, 1, "step"
+    c.adam_eps = 1e-5
+    return c
+
+
 def v3(variant: str) -> ConfigDict:
     c = shrink(imagenet_v3.get_config(variant), batch=32)
     c.model.hidden = 12
@@ -82,5 +113,18 @@ def shrink(c: ConfigDict, batch: int) -> ConfigDict:
 
 CONFIGS = {
     f.__name__: f
-    for f in (v1, v2, cifar_symmetric, end_to_end, simclr, bank, bank_nce, v3_resnet, v3_vit)
+    for f in (
+        v1,
+        v2,
+        cifar_symmetric,
+        end_to_end,
+        simclr,
+        bank,
+        bank_nce,
+        v3_resnet,
+        v3_vit,
+        mae,
+        both,
+        both_symmetric,
+    )
 }

@@ -205,21 +205,25 @@ def train(recipe):
     model.double().train()
     trained = model.trained()
     optimizer = make_optimizer(recipe, trained)
-    seen = {k: [] for k in ("loss", "contrastive", "masked", "grad_norm", "lr", "momentum")}
+    seen = {k: [] for k in ("loss", "grad_norm", "lr")}
+    if recipe.contrastive_weight:
+        seen |= {k: [] for k in ("contrastive_loss", "masked_loss", "momentum")}
     norms = {"query": [], "key": []}
     for step in range(STEPS):
         seen["lr"].append(rate(recipe, step))
-        seen["momentum"].append(key_momentum(step))
+        momentum = key_momentum(step)
         for group in optimizer.param_groups:
             group["lr"] = seen["lr"][-1]
         batch = [view[step].double().permute(0, 3, 1, 2) for view in views]
-        contrastive, masked = model(batch, noise[step].double(), seen["momentum"][-1])
+        contrastive, masked = model(batch, noise[step].double(), momentum)
         loss = recipe.contrastive_weight * contrastive + recipe.masked_weight * masked
         optimizer.zero_grad()
         loss.backward()
         seen["loss"].append(loss.item())
-        seen["contrastive"].append(contrastive.item())
-        seen["masked"].append(masked.item())
+        if recipe.contrastive_weight:
+            seen["contrastive_loss"].append(contrastive.item())
+            seen["masked_loss"].append(masked.item())
+            seen["momentum"].append(momentum)
         gradients = [p.grad.flatten() for p in trained.values()]
         seen["grad_norm"].append(torch.cat(gradients).norm().item())
         optimizer.step()

@@ -31,8 +31,9 @@ PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
 # What ml_collections and the rules raise for values that no config has.
 _NO_CONFIG = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 _PARTS = ("params", "batch_stats")  # of a checkpoint's state
-_HEADS = ("head", "predictor")  # the parts of an encoder behind its backbone
-_USED = ("model.", "bn_groups", "dtype", "data.image_size", "data.eval_resize")
+_HEADS = ("head", "predictor", "decoder")  # the parts of an encoder behind its backbone
+_USED = ("model.", "decoder.", "pretext", "bn_groups", "dtype")
+_USED += ("data.image_size", "data.eval_resize")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -42,7 +43,7 @@ class Pretrained:
     Attributes:
       config: of the run that trained it: `model` is the network, `data` how images are prepared.
       variables: `params` and `batch_stats`, nested dicts of host arrays; each has `backbone`, and
-        `head` and `predictor` if the encoder has them.
+        `head`, `predictor` and `decoder` if the encoder has them.
       source: describes the encoder in messages.
     """
 
@@ -67,6 +68,11 @@ class Pretrained:
     def has_head(self) -> bool:
         """Whether there is a projection head, so that `Encoder.projection` works."""
         return "head" in self.variables["params"]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether there is a decoder of masked patches."""
+        return "decoder" in self.variables["params"]
 
     def check_output(self, output: str) -> None:
         """Raises a ValueError if the output is 'head' and there is no head."""
@@ -232,7 +238,7 @@ def _check_variables(variables: dict[str, Any], config: ConfigDict, where: str) 
         reason = shortened(error)
         raise ValueError(f"{where}: its recipe describes no network: {reason}") from error
     found = checksums.named(variables)
-    # Head and predictor are absent in encoders of other projects.
+    # They are absent in encoders of other projects.
     parts = ["backbone", *(p for p in _HEADS if any(n.startswith(f"params/{p}/") for n in found))]
     needed = {name: x for name, x in checksums.named(shapes).items() if name.split("/")[1] in parts}
     problems = [

@@ -1,9 +1,9 @@
-"""Hugging Face's ResNetModel and ViTModel: their config.json, and the arrays of attention."""
+"""Hugging Face's ResNets, ViTs and ViTMAEs: their config.json, and the arrays of attention."""
 
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,16 @@ _RESNET = {
     "downsample_in_bottleneck": False,  # the stride is in the 3x3 convolution, as in torchvision
 }
 _VIT = {"model_type": "vit", "hidden_act": "gelu"}  # the exact GELU
+_MAE = "vit_mae"  # the model_type of a masked autoencoder; the rest is that of a ViT
 # The library's values of keys that a file omits.
-_DEFAULTS = {"model_type": None, "num_attention_heads": 12, "layer_norm_eps": 1e-12}
+_DEFAULTS = {
+    "model_type": None,
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-12,
+    "decoder_num_attention_heads": 16,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+}
 
 # Names of transformers 5, to those of 4, which 5 also writes.
 _RENAMED = {
@@ -36,12 +44,13 @@ _RENAMED = {
     r"mlp\.fc1": "intermediate.dense",
     r"mlp\.fc2": "output.dense",
 }
+_BLOCKS = r"(?:encoder\.layer|decoder\.decoder_layers)"
 _PARTS = ("query", "key", "value")
 _FUSED = ".attention.attention.qkv."
 
 
 def read_config(file: pathlib.Path, naming: str) -> dict[str, Any]:
-    """Returns the content of a config.json, with `num_attention_heads` and `layer_norm_eps`.
+    """Returns the content of a config.json, with the keys of `_DEFAULTS`.
 
     Raises:
       ValueError: if it is missing or describes an unsupported network.
@@ -56,26 +65,41 @@ def read_config(file: pathlib.Path, naming: str) -> dict[str, Any]:
         ) from error
     fixed = _VIT if naming in VITS else _RESNET
     whole = fixed | _DEFAULTS | content
+    masked = naming in VITS and whole["model_type"] == _MAE
+    allowed: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in fixed.items()}
+    if naming in VITS:
+        allowed["model_type"] = (*allowed["model_type"], _MAE)
     wrong = [
-        f"{key}={whole[key]!r} (allowed: {value!r})"
-        for key, value in fixed.items()
-        if whole[key] != value
+        f"{key}={whole[key]!r} (allowed: {' or '.join(map(repr, values))})"
+        for key, values in allowed.items()
+        if whole[key] not in values
     ]
     if naming in VITS:
-        heads: Any = whole["num_attention_heads"]
-        epsilon: Any = whole["layer_norm_eps"]
-        if type(heads) is not int or heads < 1:
-            wrong.append(f"num_attention_heads={heads!r} (allowed: whole numbers from 1)")
-        if type(epsilon) not in (int, float) or not 0 <= epsilon <= 10 * EPSILON:
-            wrong.append(f"layer_norm_eps={epsilon!r} (allowed: 0 to 1e-5)")
+        wrong += _odd_values(whole, masked)
     if wrong:
         raise ValueError(f"{file} describes an unsupported network: {', '.join(wrong)}")
     return whole
 
 
+def _odd_values(content: dict[str, Any], masked: bool) -> Iterator[str]:
+    """Yields what is wrong with the numbers of a ViT's config.json."""
+    for key in ("num_attention_heads", *["decoder_num_attention_heads"] * masked):
+        heads: Any = content[key]
+        if type(heads) is not int or heads < 1:
+            yield f"{key}={heads!r} (allowed: whole numbers from 1)"
+    epsilon: Any = content["layer_norm_eps"]
+    if type(epsilon) not in (int, float) or not 0 <= epsilon <= 10 * EPSILON:
+        yield f"layer_norm_eps={epsilon!r} (allowed: 0 to 1e-5)"
+    ratio: Any = content["mask_ratio"]
+    if masked and (type(ratio) is not float or not 0 < ratio < 1):
+        yield f"mask_ratio={ratio!r} (allowed: between 0 and 1)"
+    if masked and type(content["norm_pix_loss"]) is not bool:
+        yield f"norm_pix_loss={content['norm_pix_loss']!r} (allowed: true or false)"
+
+
 def fused(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a ViT's arrays under the names of transformers 4, with queries, keys and values in
-    one array `qkv`.
+    """Returns the arrays of a ViT, or of a masked autoencoder's decoder, under the names of
+    transformers 4, with queries, keys and values in one array `qkv`.
 
     Three arrays that can't be put together stay as they are.
     """
@@ -102,7 +126,7 @@ def _alike(arrays: list[Any]) -> bool:
 def _old_name(name: str) -> str:
     name = re.sub(r"^layers\.(?=\d+\.)", "encoder.layer.", name)
     for new, old in _RENAMED.items():
-        name = re.sub(rf"^(encoder\.layer\.\d+)\.{new}\.", rf"\1.{old}.", name)
+        name = re.sub(rf"^({_BLOCKS}\.\d+)\.{new}\.", rf"\1.{old}.", name)
     return name
 
 
@@ -149,6 +173,19 @@ def make_config(config: ConfigDict) -> dict[str, Any]:
         "depths": list(network.stage_sizes),
         "layer_type": "bottleneck" if network.block is Bottleneck else "basic",
         "torch_dtype": "float32",
+    }
+
+
+def make_mae_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the content of config.json of a masked autoencoder."""
+    content = _vit_config(config) | {"model_type": _MAE, "architectures": ["ViTMAEForPreTraining"]}
+    return content | {
+        "decoder_hidden_size": config.decoder.dim,
+        "decoder_num_hidden_layers": config.decoder.depth,
+        "decoder_num_attention_heads": config.decoder.heads,
+        "decoder_intermediate_size": 4 * config.decoder.dim,
+        "mask_ratio": config.mask.fraction,
+        "norm_pix_loss": config.mask.normalize_pixels,
     }
 
 

@@ -5,6 +5,7 @@ Reading and writing use the same tables. To support another project, add its col
 """
 
 import re
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -59,6 +60,15 @@ _CONV_STEM = {"patch_embed": "patch_embed.proj.12"} | {
     for i in range(4)
     for kind, place in (("conv", 0), ("norm", 1))
 }
+# Our arrays and layers beside the blocks of a masked autoencoder's decoder, to those of MAE's code
+# and of Hugging Face. Its blocks have the names of a ViT's.
+_DECODER = {
+    "embed": ("decoder_embed", "decoder.decoder_embed"),
+    "mask_token": ("mask_token", "decoder.mask_token"),
+    "positions": ("decoder_pos_embed", "decoder.decoder_pos_embed"),
+    "norm": ("decoder_norm", "decoder.decoder_norm"),
+    "pixels": ("decoder_pred", "decoder.decoder_pred"),
+}
 
 
 class Naming(NamedTuple):
@@ -71,17 +81,21 @@ class Naming(NamedTuple):
     first: int = 0  # the first of these numbers; the last one counts from 0
     classifier: str = "fc"  # the module from features to classes; our encoders have none
     counts_batches: bool = True  # whether the batch norms have torch's counter
+    decoder: Mapping[str, str] = types.MappingProxyType({})  # the same as `layers`, of the decoder
+    decoder_block: str = ""
 
     def name(self, module: Path) -> str:
         """Returns the project's name of a module like ("backbone", "stage1_block1", "Conv_0").
 
         The name of an array without a module is found in the same way.
         """
-        layer = self.layers[module[-1]]
+        decodes = module[0] == "decoder"
         if len(module) == 2:
-            return self.stem + layer
+            return self.decoder[module[1]] if decodes else self.stem + self.layers[module[1]]
+        layer = self.layers[module[-1]]
         first, *rest = (int(number) - 1 for number in re.findall(r"\d+", module[1]))
-        return self.block.format(first + self.first, *rest) + layer
+        block = self.decoder_block if decodes else self.block
+        return block.format(first + self.first, *rest) + layer
 
     def array(self, path: Path, head: str) -> str:
         """Returns the project's name of an array like ("backbone", "norm", "scale").
@@ -91,9 +105,9 @@ class Naming(NamedTuple):
           head: the `model.head` of the encoder.
         """
         *module, leaf = path
-        if path[0] == "backbone" and leaf in self.layers:
+        if leaf not in LEAVES:
             return self.name(path)
-        if path[0] == "backbone":
+        if path[0] in ("backbone", "decoder"):
             found = self.name(tuple(module))
         elif path[0] == "head":
             found = head_module(head, module[1], self.classifier)
@@ -153,7 +167,14 @@ NAMINGS = {
         first=2,
         counts_batches=False,
     ),
-    "vit": Naming("a ViT of timm", _column(_VIT, 0), "blocks.{}.", classifier="head"),
+    "vit": Naming(
+        "a ViT of timm",
+        _column(_VIT, 0),
+        "blocks.{}.",
+        classifier="head",
+        decoder=_column(_DECODER, 0),
+        decoder_block="decoder_blocks.{}.",
+    ),
     "vit_conv": Naming(
         "a ViT of MoCo v3 with a convolutional stem",
         _column(_VIT, 0) | _CONV_STEM,
@@ -161,7 +182,12 @@ NAMINGS = {
         classifier="head",
     ),
     "vit_huggingface": Naming(
-        "a ViT of Hugging Face", _column(_VIT, 1), "encoder.layer.{}.", classifier="classifier"
+        "a ViT of Hugging Face",
+        _column(_VIT, 1),
+        "encoder.layer.{}.",
+        classifier="classifier",
+        decoder=_column(_DECODER, 1),
+        decoder_block="decoder.decoder_layers.{}.",
     ),
 }
 VITS = ("vit", "vit_conv", "vit_huggingface")

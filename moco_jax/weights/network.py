@@ -12,6 +12,7 @@ from moco_jax.data.augment.view_size import eval_resize
 from moco_jax.models.backbones import make_backbone
 from moco_jax.models.resnet import NAMES, BasicBlock, Bottleneck, ResNet, resnet
 from moco_jax.models.vit import NETWORKS
+from moco_jax.training.flat_config import flatten
 from moco_jax.weights.names import BATCH_NORM_MLP, Naming, head_module
 from moco_jax.weights.variables import Arrays, listed
 
@@ -127,7 +128,11 @@ def _linear_layers(arrays: Arrays, module: str) -> list[tuple[int, int]]:
 
 
 def config_of(
-    name: str, model: dict[str, Any], given: ConfigDict | None, image_size: int = 0
+    name: str,
+    model: dict[str, Any],
+    given: ConfigDict | None,
+    image_size: int = 0,
+    others: dict[str, Any] | None = None,
 ) -> ConfigDict:
     """Returns the config of an encoder that another project trained.
 
@@ -137,6 +142,7 @@ def config_of(
       given: the experiment's config, which also defines how images are prepared; None prepares
         them as for ImageNet.
       image_size: pixels; 0 if the arrays do not show it.
+      others: recognised values of other parts of the config, by key such as 'decoder.dim'.
 
     Raises:
       ValueError: if `given` has another model.
@@ -145,6 +151,7 @@ def config_of(
         config = config_lib.base()
         config.name = name
         config.model.update(model)
+        config.update_from_flattened_dict(others or {})
         if image_size:
             config.data.image_size, config.data.eval_resize = image_size, eval_resize(image_size)
         return config
@@ -159,6 +166,12 @@ def config_of(
         f"\n  model.{key}: {value!r} in the weights, {given.model[key]!r} in the config"
         for key, value in model.items()
         if value != expected[key] and key not in same
+    ]
+    flat = flatten(given)
+    differences += [
+        f"\n  {key}: {value!r} in the weights, {flat[key]!r} in the config"
+        for key, value in (others or {}).items()
+        if value != flat[key]
     ]
     if model.get("positions") == "learned" and given.data.image_size != image_size:
         differences.append(
@@ -181,6 +194,10 @@ def describe(config: ConfigDict, variables: dict[str, Any]) -> str:
     if model.name in NETWORKS:
         stem = _vit(config, make_backbone(model))
     text = f"{model.name}{width}, {stem}, {_millions(parameters['backbone'])} parameters"
+    if "decoder" in parameters:
+        decoder, size = config.decoder, _millions(parameters["decoder"])
+        text += f"; decoder {decoder.dim}, {decoder.depth} blocks, {decoder.heads} heads, {size}"
+        text += " parameters"
     if "head" not in parameters:
         return f"{text}; no head"
     text += f"; {model.head} head {_sizes(parameters['head'])}"

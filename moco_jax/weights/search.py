@@ -41,7 +41,8 @@ _HEADS = re.compile(
     r"(?!fc_norm$)(.*_)?(fc\d*|heads?|classifiers?|linear|proj|projector|projection|predictor|prediction"
     r"|neck|mlp|prototypes?|queue|momentum|teacher|target|ema|optimizer|pre_logits|pooler)(_.*)?"
 )
-_MAE = re.compile(r"decoder_.*|mask_token")  # beside a ViT: the decoder of a masked autoencoder
+# Beside a ViT: the decoder of a masked autoencoder, and the mask token of other methods.
+_DECODER = re.compile(r"decoder(_.*)?|mask_token")
 
 
 class Found(NamedTuple):
@@ -212,12 +213,19 @@ def without_heads(one: Found, *, keep: str = "") -> tuple[Found, list[str]]:
     for name, array in one.arrays.items():
         module = name.partition(".")[0]
         counts = name == module and not array.shape  # such as AveragedModel's `n_averaged`
-        decodes = one.naming in VITS and _MAE.fullmatch(module)
-        if module != keep and (counts or decodes or _HEADS.fullmatch(module)):
+        if name == "embeddings.mask_token":  # Hugging Face's
+            module = name
+        masked = one.naming in VITS and decodes(module)
+        if module != keep and (counts or masked or _HEADS.fullmatch(module)):
             out[one.prefix + module] = None
         else:
             kept[name] = array
     return one._replace(arrays=kept), list(out)
+
+
+def decodes(module: str) -> bool:
+    """Returns whether a module's path is that of a decoder of patches, or of its mask token."""
+    return bool(_DECODER.fullmatch(module.rpartition(".")[2]))
 
 
 def others(one: Found, arrays: Arrays) -> list[str]:

@@ -11,7 +11,17 @@ from ml_collections import ConfigDict
 
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.pretrained import Pretrained
-from moco_jax.weights import files, huggingface, moco_files, network, search, variables, vit
+from moco_jax.models.pretexts import masks
+from moco_jax.weights import (
+    decoders,
+    files,
+    huggingface,
+    moco_files,
+    network,
+    search,
+    variables,
+    vit,
+)
 from moco_jax.weights.names import NAMINGS, VITS
 from moco_jax.weights.search import Found
 
@@ -98,16 +108,22 @@ def read(
     )
     if version and head and _ends(found, version.query):
         return _read_moco(content, found, arrays, path, version, read_encoder, notes)
-    naming = NAMINGS[found.naming]
+    naming, title = NAMINGS[found.naming], NAMINGS[found.naming].title
+    decoder = decoders.find(found, arrays) if config is None or masks(config) else {}
+    if decoder:
+        about = about or moco_files.part(content, "args")
+        title += " with the decoder of a masked autoencoder"
     found, left_out = search.without_heads(found, keep=naming.classifier if head else "")
     classes = _classes(found, arrays)
     left_out = [*left_out, *search.others(found, arrays)]
     if classes:
         left_out = [name for name in left_out if name.rpartition(".")[2] not in _CLASSIFIERS]
-    encoder, more = read_encoder(found, title=naming.title)
-    if found.naming in VITS and about:
+    encoder, more = read_encoder(found, title=title, decoder=decoder, about=about)
+    if encoder.has_decoder:
+        left_out = [name for name in left_out if not search.decodes(name)]
+    if found.naming in VITS and "layer_norm_eps" in about:
         more += vit.epsilon_notes(about["layer_norm_eps"])
-    return Source(encoder, naming.title, [*classes, *left_out], notes=(*notes, *more))
+    return Source(encoder, title, [*classes, *left_out], notes=(*notes, *more))
 
 
 def _with_head(
@@ -268,6 +284,8 @@ def _encoder(
     head: dict[str, Any],
     heads: int | None,
     v3: bool,
+    decoder: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
 ) -> tuple[Pretrained, tuple[str, ...]]:
     """Returns the encoder, and lines about what its arrays do not show.
 
@@ -275,17 +293,24 @@ def _encoder(
       head: values of `config.model` of its head, {} without a head.
       heads: of a ViT's attention, None if they are not known.
       v3: whether the code of MoCo v3 wrote the file.
+      decoder: the arrays of `decoders.find`.
+      about: what the file contains besides arrays, see `decoders.recognise`.
     """
     place, naming = _place(found, path), NAMINGS[found.naming]
-    arrays, size, notes = found.arrays, 0, ()
+    arrays, size, notes, more = found.arrays, 0, (), decoders.Recognised()
     if found.naming in VITS:
-        model, size, arrays, notes = vit.recognise(arrays, naming, place, heads=heads, v3=v3)
+        model, size, arrays, notes = vit.recognise(
+            arrays, naming, place, heads=heads, v3=v3, mae=bool(decoder)
+        )
+        if decoder:
+            more = decoders.recognise(decoder, naming, model, size, about or {}, config)
     else:
         model = network.backbone(arrays, naming, place)
-    config = network.config_of(_experiment_name(path), model | head, config, size)
-    shapes = variables.template(config, head=bool(head))
-    converted = variables.to_flax(arrays, naming, config, shapes, place)
-    return Pretrained(config, converted, f"{place} ({title})"), notes
+    name = _experiment_name(path)
+    config = network.config_of(name, model | head, config, size, more.values)
+    shapes = variables.template(config, head=bool(head), decoder=bool(more.arrays))
+    converted = variables.to_flax(arrays | more.arrays, naming, config, shapes, place)
+    return Pretrained(config, converted, f"{place} ({title})"), (*notes, *more.notes)
 
 
 def _experiment_name(path: pathlib.Path) -> str:

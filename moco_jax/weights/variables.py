@@ -24,13 +24,21 @@ _MOST_LISTED = 6
 _LONGEST = 120  # characters of a name that are shown
 
 
-def template(config: ConfigDict, *, head: bool) -> dict[Path, jax.ShapeDtypeStruct]:
-    """Returns the shapes of the encoder's arrays by path, such as ("params", "backbone", ...)."""
+def template(
+    config: ConfigDict, *, head: bool, decoder: bool = False
+) -> dict[Path, jax.ShapeDtypeStruct]:
+    """Returns the shapes of the encoder's arrays by path, such as ("params", "backbone", ...).
+
+    Args:
+      head: whether the head and the predictor are among them.
+      decoder: the same of the decoder.
+    """
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((config.bn_groups, size, size, 3), config.dtype)
     variables = jax.eval_shape(make_encoder(config).init, jax.random.key(0), images)
     flat: Any = flax.traverse_util.flatten_dict(variables)
-    return {path: shape for path, shape in flat.items() if head or path[1] == "backbone"}
+    parts = {"backbone": True, "head": head, "predictor": head, "decoder": decoder}
+    return {path: shape for path, shape in flat.items() if parts[path[1]]}
 
 
 def to_flax(
@@ -47,30 +55,44 @@ def to_flax(
       ValueError: names the arrays that are missing, unexpected, of the wrong shape or dtype, and
         those with impossible values.
     """
-    names = {path: naming.array(path[1:], config.model.head) for path in shapes}
-    given = {name for name in arrays if not name.endswith(f".{COUNTER}")}
-    needed = set(names.values())
-    odd = {"missing": needed - given, "unexpected": given - needed}
-    problems = [f"{what} {listed(which)}" for what, which in odd.items() if which]
-    if not problems:
-        expected = {
-            name: tuple(shapes[path].shape[axis] for axis in _AXES_TO_TORCH[shapes[path].ndim])
-            for path, name in names.items()
-        }
-        wrong = [
-            f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
-            for name, shape in expected.items()
-            if arrays[name].shape != shape
-        ]
-        problems = [listed(wrong)] if wrong else []
-    if problems:
-        raise ValueError(f"{source} does not match {config.model.name}: {'; '.join(problems)}")
+    names = _names(naming, config.model.head, shapes)
+    if problem := mismatch(arrays, naming, config.model.head, shapes):
+        raise ValueError(f"{source} does not match {config.model.name}: {problem}")
     check_values({name: arrays[name] for name in names.values()}, source)
     flat: Any = {}
     for path, name in names.items():
         array = arrays[name].transpose(_AXES_TO_FLAX[arrays[name].ndim])
         flat[path] = np.ascontiguousarray(array, dtype=np.float32)
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def mismatch(arrays: Arrays, naming: Naming, head: str, shapes: Mapping[Path, Any]) -> str:
+    """Returns which arrays are missing, unexpected or of the wrong shape; "" if none is.
+
+    Args:
+      head: the `model.head` of the encoder.
+      arrays, naming, shapes: those of `to_flax`.
+    """
+    names = _names(naming, head, shapes)
+    given = {name for name in arrays if not name.endswith(f".{COUNTER}")}
+    needed = set(names.values())
+    odd = {"missing": needed - given, "unexpected": given - needed}
+    problems = [f"{what} {listed(which)}" for what, which in odd.items() if which]
+    if problems:
+        return "; ".join(problems)
+    expected = {
+        name: tuple(shapes[path].shape[axis] for axis in _AXES_TO_TORCH[shapes[path].ndim])
+        for path, name in names.items()
+    }
+    return listed(
+        f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if arrays[name].shape != shape
+    )
+
+
+def _names(naming: Naming, head: str, shapes: Iterable[Path]) -> dict[Path, str]:
+    return {path: naming.array(path[1:], head) for path in shapes}
 
 
 def check_values(arrays: Mapping[str, Any], source: str) -> None:

@@ -16,6 +16,8 @@ from moco_jax.weights.torch_files import ARRAYS
 from moco_jax.weights.variables import Arrays, listed
 
 _SAME = 1e-5  # largest difference from the fixed positions; other libraries round otherwise
+# The fixed positions, with whose they are and whether their first half depends on the column.
+_FIXED = {"sincos": ("MoCo v3's", False), "sincos_mae": ("MAE's", True)}
 _HEAD = 64  # values of an attention head of timm's ViTs, except the huge one
 
 # Arrays that change the network, by the words in their names.
@@ -50,7 +52,7 @@ class Recognised(NamedTuple):
 
 
 def recognise(
-    arrays: Arrays, naming: Naming, source: str, *, heads: int | None, v3: bool
+    arrays: Arrays, naming: Naming, source: str, *, heads: int | None, v3: bool, mae: bool = False
 ) -> Recognised:
     """Returns the network of a ViT's arrays.
 
@@ -59,6 +61,7 @@ def recognise(
       source: where they come from, for messages.
       heads: number of attention heads; None takes that of the usual networks of this size.
       v3: whether MoCo v3's code wrote them.
+      mae: whether they are those of a masked autoencoder.
 
     Raises:
       ValueError: if `moco_jax.models.vit` has no such network.
@@ -71,10 +74,12 @@ def recognise(
         patch = _patch(arrays, naming, source)
     depth = _depth(arrays, naming)
     table = naming.name(("backbone", "positions"))
-    size, fixed = _positions(arrays.get(table), patch, dim, f"{source}: {table}")
-    heads, notes = _heads(heads, dim, v3 or fixed is True, source)
-    if fixed is None:
-        notes.append("no positions in the file: MoCo v3's sines and cosines (positions sincos)")
+    size, positions = _positions(arrays.get(table), patch, dim, f"{source}: {table}")
+    heads, notes = _heads(heads, dim, v3 or positions == "sincos", source)
+    if not positions:
+        positions = "sincos_mae" if mae else "sincos"
+        whose = _FIXED[positions][0]
+        notes.append(f"no positions in the file: {whose} sines and cosines (positions {positions})")
     name = next((n for n, known in NETWORKS.items() if known["dim"] == dim), "vit_small")
     known = NETWORKS[name]
     model = {
@@ -84,10 +89,10 @@ def recognise(
         "patch": patch,
         "heads": 0 if heads == known["heads"] else heads,
         "depth": 0 if depth == known["depth"] - conv else depth,
-        "positions": "learned" if fixed is False else "sincos",
+        "positions": positions,
         **pool,
     }
-    kept = {name: x for name, x in arrays.items() if name != table or fixed is False}
+    kept = {name: x for name, x in arrays.items() if name != table or positions == "learned"}
     return Recognised(model, size, kept, tuple(notes))
 
 
@@ -147,10 +152,10 @@ def _depth(arrays: Arrays, naming: Naming) -> int:
     return next(n for n in range(len(numbers) + 1) if n not in numbers)
 
 
-def _positions(table: Any, patch: int, dim: int, what: str) -> tuple[int, bool | None]:
-    """Returns the image size, and whether the table has our fixed positions; None without one."""
+def _positions(table: Any, patch: int, dim: int, what: str) -> tuple[int, str]:
+    """Returns the image size, and the kind of the table's positions; "" without a table."""
     if table is None:
-        return 224 // patch * patch or patch, None
+        return 224 // patch * patch or patch, ""
     shape = tuple(table.shape)
     side = math.isqrt(max(0, shape[1] - 1)) if len(shape) == 3 else 0
     if shape != (1, 1 + side**2, dim) or not side:
@@ -158,26 +163,51 @@ def _positions(table: Any, patch: int, dim: int, what: str) -> tuple[int, bool |
             f"{what} has shape {shape}; allowed: [1, 1 + n, {dim}] for the class token and n "
             "patches of a square image"
         )
-    fixed = isinstance(table, np.ndarray) and table.dtype.kind == "f"
-    fixed = fixed and bool(np.abs(table - fixed_positions(side, dim)).max() <= _SAME)
-    return side * patch, fixed
+    return side * patch, kind_of(table, side)
 
 
-def fixed_positions(side: int, dim: int) -> np.ndarray:
+def kind_of(table: Any, side: int) -> str:
+    """Returns the `model.positions` of a table [1, 1 + side * side, dim].
+
+    Both kinds of fixed positions are the same for a single patch; then they are MoCo v3's.
+    """
+    return next((kind for kind in _FIXED if is_fixed(table, side, kind)), "learned")
+
+
+def is_fixed(table: Any, side: int, kind: str) -> bool:
+    """Returns whether a table [1, 1 + side * side, dim] has the fixed positions of a kind."""
+    if not isinstance(table, np.ndarray) or table.dtype.kind != "f":
+        return False
+    return bool(np.abs(table - fixed_positions(side, table.shape[-1], kind)).max() <= _SAME)
+
+
+def fixed_positions(side: int, dim: int, kind: str) -> np.ndarray:
     """Returns the fixed positions [1, 1 + side * side, dim] of the class token and the patches."""
-    patches = np.asarray(sincos(side, side, dim), np.float32)
+    patches = np.asarray(sincos(side, side, dim, columns_first=_FIXED[kind][1]), np.float32)
     return np.concatenate([np.zeros((1, dim), np.float32), patches])[None]
 
 
 def with_positions(variables: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """Returns an encoder's variables, with fixed positions as an array, as other projects have."""
-    if config.model.name not in NETWORKS or config.model.positions != "sincos":
+    """Returns an encoder's variables, with fixed positions as arrays, as other projects have.
+
+    A decoder gets those of its backbone's orientation.
+    """
+    if config.model.name not in NETWORKS:
         return variables
     network: Any = make_backbone(config.model)
-    table = fixed_positions(config.data.image_size // network.patch, network.dim)
-    params = variables["params"]
-    backbone = params["backbone"] | {"positions": table}
-    return variables | {"params": params | {"backbone": backbone}}
+    side, params = config.data.image_size // network.patch, dict(variables["params"])
+    if network.positions in _FIXED:
+        table = fixed_positions(side, network.dim, network.positions)
+        params["backbone"] = params["backbone"] | {"positions": table}
+    if "decoder" in params:
+        table = fixed_positions(side, config.decoder.dim, decoder_positions(network.positions))
+        params["decoder"] = params["decoder"] | {"positions": table}
+    return variables | {"params": params}
+
+
+def decoder_positions(backbone: str) -> str:
+    """Returns the kind of a decoder's positions, given the `model.positions` of its backbone."""
+    return backbone if backbone in _FIXED else "sincos"
 
 
 def _heads(given: int | None, dim: int, v3: bool, source: str) -> tuple[int, list[str]]:

@@ -191,5 +191,6 @@ def test_dinov2_of_hugging_face_is_refused(tmp_path):
         hidden_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=28, patch_size=14
     )
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "a")
-    with pytest.raises(ValueError, match=re.escape("model_type='dinov2' (allowed: 'vit')")):
+    message = re.escape("model_type='dinov2' (allowed: 'vit' or 'vit_mae')")
+    with pytest.raises(ValueError, match=message):
         sources.read(tmp_path / "a")

@@ -189,7 +189,9 @@ def test_heads_are_set(read, tmp_path):
         (lambda: table(64), "sincos"),
         (lambda: table(64) + np.float32(5e-6), "sincos"),
         (lambda: table(64) + np.float32(1e-4), "learned"),
-        (lambda: table(64, swapped=True), "learned"),  # MAE's
+        (lambda: table(64, swapped=True), "sincos_mae"),
+        (lambda: table(64, swapped=True) - np.float32(5e-6), "sincos_mae"),
+        (lambda: table(64, swapped=True) - np.float32(1e-4), "learned"),
         (lambda: None, "sincos"),
     ],
 )
@@ -290,7 +292,7 @@ def test_what_a_vit_can_not_have_is_named(tmp_path, extra, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "deit"}, "model_type='deit' .allowed: 'vit'"),
+        ({"model_type": "deit"}, "model_type='deit' .allowed: 'vit' or 'vit_mae'"),
         ({"hidden_act": "gelu_new"}, "hidden_act='gelu_new' .allowed: 'gelu'"),
         ({"num_attention_heads": "4"}, "num_attention_heads='4' .allowed: whole numbers"),
         ({"layer_norm_eps": 1e-3}, "layer_norm_eps=0.001 .allowed: 0 to 1e-5"),

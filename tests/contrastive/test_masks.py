@@ -14,11 +14,11 @@ from tests.tiny import tiny_config
 ROWS, COLUMNS = 6, 4
 
 
-def noise(indices, step=3, rows=ROWS, columns=COLUMNS, **changes):
-    """Returns the noise f32[B, rows, columns] of images."""
+def noise(indices, step=3, view=0, **changes):
+    """Returns the noise f32[B, ROWS, COLUMNS] of images."""
     batch = StepIndices(jnp.asarray(step, jnp.int32), jnp.asarray(indices, jnp.int32))
     config = tiny_config(**changes)
-    return np.asarray(jax.jit(lambda b: draw(config, rows, columns, b))(batch))
+    return np.asarray(jax.jit(lambda b: draw(config, ROWS, COLUMNS, b, view))(batch))
 
 
 def visible(noise, keep):
@@ -46,12 +46,13 @@ def test_it_is_the_same_on_any_number_of_devices(devices):
     np.testing.assert_array_equal(jax.device_get(drawn), noise(np.arange(40)))
 
 
-def test_another_image_step_or_seed_has_other_noise():
+def test_another_image_step_seed_or_view_has_other_noise():
     first = noise(np.arange(40))
     for other in (
         noise(np.arange(40, 80)),
         noise(np.arange(40), step=4),
         noise(np.arange(40), seed=1),
+        noise(np.arange(40), view=1),
     ):
         assert not np.isin(first, other).mean() > 0.01
     assert len(np.unique(first)) > 0.99 * first.size

@@ -108,7 +108,7 @@ def base() -> ConfigDict:
     c.optimizer = "sgd"  # sgd, lars (v3's, for a ResNet) or adamw
     c.sgd_momentum = 0.9  # of sgd and lars
     c.decay_all = True  # False: no weight decay of biases and norms (MAE; lars never has it)
-    c.weight_decay = 1e-4
+    c.weight_decay = 1e-4  # added to the gradient, times the parameter; adamw: taken off, times lr
     c.lars_trust = 0.001  # of lars: length of a step in norms of the parameter, at lr 1
     c.adam_b1 = 0.9  # of adamw: fraction of the mean gradient that is kept
     c.adam_b2 = 0.999  # of adamw: fraction of the mean squared gradient that is kept

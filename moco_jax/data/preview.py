@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from moco_jax.data.augment.view_size import view_size
-from moco_jax.data.augment.views import make_view, pixels
+from moco_jax.data.augment.views import make_all, pixels
 from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.loader import on_canvases, shorter_sides
 from moco_jax.data.loading.reader import Reader, shallow
@@ -57,14 +57,14 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     canvases = on_canvases(originals, sizes)
     size, mean, std = config.data.image_size, config.data.mean, config.data.std
     columns = [np.stack([_on_square(image, size) for image in originals])]
-    count = len(config.views) * draws
-    with progress.bar(count, "drawing", unit="views", first="compiling") as bar:
-        for recipe_number, recipe in enumerate(config.views):
-            view = jax.jit(make_view(recipe, size, mean, std))
-            for draw in range(draws):
-                key = jax.random.fold_in(jax.random.key(config.seed), 2 * draw + recipe_number)
-                columns.append(np.asarray(pixels(view(key, canvases, sizes), mean, std)))
-                bar.update()
+    views = jax.jit(make_all(config.views, size, mean, std))
+    drawn = []
+    with progress.bar(draws, "drawing", unit="draws", first="compiling") as bar:
+        for draw in range(draws):
+            key = jax.random.fold_in(jax.random.key(config.seed), draw)
+            drawn.append([np.asarray(pixels(v, mean, std)) for v in views(key, canvases, sizes)])
+            bar.update()
+    columns += itertools.chain.from_iterable(zip(*drawn, strict=True))
     return _grid(columns)
 
 

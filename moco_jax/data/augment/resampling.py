@@ -28,8 +28,8 @@ def resample(planes: jax.Array, across: jax.Array, down: jax.Array) -> jax.Array
 
     Args:
       planes: uint8[B, H, 3, W].
-      across: f32[B, X, W], weights in 0..1 of the columns.
-      down: f32[B, Y, H], weights in 0..1 of the rows.
+      across: f32[B, X, W], weights of the columns, each in -1..1.
+      down: f32[B, Y, H], weights of the rows, each in -1..1.
 
     Returns:
       uint8[B, Y, 3, X].

@@ -43,7 +43,48 @@ def make_view(
     Raises:
       ValueError: if the recipe is not valid; the message lists all problems.
     """
-    problems = check_recipe(recipe)
+    draw = _drawing(recipe, (), image_size, mean, std, dtype)
+    return lambda key, images, sizes: draw(key, key, images, sizes)
+
+
+def make_all(
+    recipes: Sequence[Recipe],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike = jnp.float32,
+) -> Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
+    """Returns a function that draws one view for each recipe; arguments as in `make_view`.
+
+    View i uses the key `fold_in(key, i)`: with the same key, two views of one recipe would be
+    equal. Only the crop of a view `of_view` uses the key of that other view.
+    """
+    draws = [
+        _drawing(recipe, recipes[:i], image_size, mean, std, dtype)
+        for i, recipe in enumerate(recipes)
+    ]
+    owners = [recipe[0].get("of_view", i) for i, recipe in enumerate(recipes)]
+
+    def views(key: jax.Array, images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
+        keys = [jax.random.fold_in(key, i) for i in range(len(draws))]
+        return tuple(
+            draw(keys[i], keys[owner], images, sizes)
+            for i, (draw, owner) in enumerate(zip(draws, owners, strict=True))
+        )
+
+    return views
+
+
+def _drawing(
+    recipe: Recipe,
+    earlier: Sequence[Recipe],
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: DTypeLike,
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Returns the function of `make_view` with a second key: of the view whose crop is taken."""
+    problems = check_recipe(recipe, earlier)
     if problems:
         raise ValueError("the recipe of a view is not valid:\n  " + "\n  ".join(problems))
     # Copy now: a later change of the config must not affect a compiled function.
@@ -53,10 +94,16 @@ def make_view(
         if name == "rand_augment":
             values["fill"] = tuple(round(255 * value) for value in mean)
     erased = parameters.pop() if names[-1] == ERASE else None
+    cut = parameters[0]
+    if "of_view" in cut:
+        owner = earlier[cut["of_view"]][0]
+        cut = {k: v for k, v in owner.items() if k != "op"} | {"shift": cut.get("shift", 0)}
 
-    def view(key: jax.Array, images: jax.Array, sizes: jax.Array) -> jax.Array:
-        windows = crop.random_windows(jax.random.fold_in(key, 0), sizes, **parameters[0])
-        planes = crop.crop_resize(images, windows, image_size)
+    def view(
+        key: jax.Array, owner_key: jax.Array, images: jax.Array, sizes: jax.Array
+    ) -> jax.Array:
+        crop_key, shift_key = (jax.random.fold_in(k, 0) for k in (owner_key, key))
+        planes = crop.random_crops(crop_key, shift_key, images, sizes, image_size, **cut)
         for position in range(1, len(parameters)):
             op = photometric.OPS[names[position]]
             planes = op(jax.random.fold_in(key, position), planes, **parameters[position])
@@ -81,19 +128,12 @@ def make_views(
       dtype[B, S, S, 3].
     """
     data = config.data
-    make = [
-        make_view(recipe, data.image_size, data.mean, data.std, jnp.dtype(config.dtype))
-        for recipe in config.views
-    ]
+    draw = make_all(config.views, data.image_size, data.mean, data.std, jnp.dtype(config.dtype))
 
     def views(step, images, sizes):
-        # Key 0 of the root initializes the weights, and key 1 is for the steps. Each view has its
-        # own key: with the same key, two views of one recipe would be equal.
+        # Key 0 of the root initializes the weights, and key 1 is for the steps.
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), step)
-        return tuple(
-            layout.shard(view(jax.random.fold_in(key, i), images, sizes))
-            for i, view in enumerate(make)
-        )
+        return tuple(map(layout.shard, draw(key, images, sizes)))
 
     return views
 

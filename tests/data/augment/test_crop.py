@@ -13,6 +13,7 @@ from moco_jax.data.augment import crop
 from tests.data.augment import pillow_images
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,17 @@ def compiled_windows(key, sizes, scale, ratio):
     return crop.random_windows(key, sizes, scale=scale, ratio=ratio)
 
 
-compiled_crop = jax.jit(crop.crop_resize, static_argnums=2)
+compiled_crop = jax.jit(crop.crop_resize, static_argnums=2, static_argnames="interpolation")
+
+
+def rows_first(image, size, interpolation):
+    """Returns the image resized along its rows, then along its columns.
+
+    Up to Pillow 12 `resize` did so; Pillow 13 chooses the order that costs less.
+    """
+    width, height = size
+    wide = image.resize((width, image.height), FILTERS[interpolation])
+    return wide.resize((width, height), FILTERS[interpolation])
 
 
 def random_windows(key, sizes, scale=SCALE, ratio=RATIO):
@@ -83,19 +94,49 @@ def test_windows_fall_back_to_the_centre():
     np.testing.assert_array_equal(windows, expected)
 
 
+@pytest.mark.parametrize("interpolation", FILTERS)
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.01, 0.15)], ids=["shrinks", "enlarges"])
-def test_crop_resize_equals_pillow(photographs, scale):
+def test_crop_resize_equals_pillow(photographs, scale, interpolation):
     pixels, sizes = pillow_images.canvas(photographs)
     windows = random_windows(jax.random.key(3), sizes, scale=scale)
-    resized = np.asarray(compiled_crop(pixels, windows, 96))
-    expected = []
-    for image, (top, left, height, width) in zip(photographs, windows.astype(int), strict=True):
-        cut = image.crop((left, top, left + width, top + height))
-        expected.append(cut.resize((96, 96), Image.Resampling.BILINEAR))
+    resized = np.asarray(compiled_crop(pixels, windows, 96, interpolation=interpolation))
+    cut = [
+        image.crop((left, top, left + width, top + height))
+        for image, (top, left, height, width) in zip(photographs, windows.astype(int), strict=True)
+    ]
+    expected = [rows_first(image, (96, 96), interpolation) for image in cut]
     difference = pillow_images.difference(resized, expected)
     # If a result is halfway between two levels, the last bit decides.
     assert difference.max() <= 1
     assert difference.mean() < 0.05
+    in_any_order = [image.resize((96, 96), FILTERS[interpolation]) for image in cut]
+    assert pillow_images.difference(resized, in_any_order).mean() < 0.3
+
+
+@pytest.mark.parametrize("out", [16, 56], ids=["shrinks", "enlarges"])
+def test_bicubic_overshoot_is_clipped_after_each_pass(out):
+    """Next to an edge between black and white the weighted sums leave 0..255."""
+    pixels = 255 * np.random.default_rng(0).integers(0, 2, (4, 24, 24, 3), dtype=np.uint8)
+    windows = np.full((4, 4), (0, 0, 24, 24), np.float32)
+    resized = compiled_crop(pixels, windows, out, interpolation="bicubic")
+    expected = [rows_first(Image.fromarray(image), (out, out), "bicubic") for image in pixels]
+    difference = pillow_images.difference(resized, expected)
+    assert difference.max() <= 1 and difference.mean() < 0.005
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_a_negative_width_mirrors(photographs, interpolation):
+    pixels, sizes = pillow_images.canvas(photographs)
+    windows = random_windows(jax.random.key(4), sizes)
+    mirrored = np.array(
+        [(top, left + width, height, -width) for top, left, height, width in windows]
+    )
+    options = {"bounds": windows, "interpolation": interpolation}
+    got, expected = (
+        np.asarray(compiled_crop(pixels, w, 48, **options), int) for w in (mirrored, windows)
+    )
+    difference = np.abs(got - expected[..., ::-1])
+    assert difference.max() <= 1 and difference.mean() < 0.001
 
 
 def test_whole_image_at_its_own_size_is_unchanged():
@@ -106,22 +147,25 @@ def test_whole_image_at_its_own_size_is_unchanged():
     np.testing.assert_array_equal(resized[1], pixels[1, 5:37, 11:43].swapaxes(1, 2))
 
 
+@pytest.mark.parametrize("filtered", [crop._triangle, crop._cubic])
 @pytest.mark.parametrize("length, out", [(500, 224), (448, 224), (37, 224), (500, 32), (9, 8)])
-def test_weights_sum_to_one(length, out):
+def test_weights_sum_to_one(length, out, filtered):
     windows = np.array([(0, length), (length // 3, length // 2), (1.25, 7.5), (length - 1, 1)])
     bounds = np.array([(0, length), (length // 3, length // 2), (0, length), (length - 1, 1)])
-    weights = crop._triangle_weights(*np.float32((windows, bounds)), length, out)
+    weights = crop._weights(filtered, *np.float32((windows, bounds)), length, out)
     assert weights.shape == (4, out, length)
     np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
 
 
-def test_center_windows_equal_resize_and_center_crop(photographs):
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_center_windows_equal_resize_and_center_crop(photographs, interpolation):
     pixels, sizes = pillow_images.canvas(photographs)
 
     @jax.jit
     def central(pixels, sizes):
         windows = crop.center_windows(sizes, resize=110, crop=96)
-        return crop.crop_resize(pixels, windows, 96, bounds=crop.image_bounds(sizes))
+        bounds = crop.image_bounds(sizes)
+        return crop.crop_resize(pixels, windows, 96, bounds=bounds, interpolation=interpolation)
 
     resized = central(pixels, sizes)
     expected = []
@@ -132,7 +176,7 @@ def test_center_windows_equal_resize_and_center_crop(photographs):
         else:
             width, height = int(110 * width / height), 110
         left, top = int(round((width - 96) / 2.0)), int(round((height - 96) / 2.0))
-        whole = image.resize((width, height), Image.Resampling.BILINEAR)
+        whole = rows_first(image, (width, height), interpolation)
         expected.append(whole.crop((left, top, left + 96, top + 96)))
     difference = pillow_images.difference(resized, expected)
     assert difference.max() <= 1
@@ -157,3 +201,59 @@ def test_large_batches_are_rounded_as_small_ones():
         for image in images
     ]
     np.testing.assert_array_equal(np.swapaxes(planes, 2, 3), expected)
+
+
+OUT, MARGIN, SHIFT = 24, 8, 5
+CROP = {"scale": SCALE, "ratio": RATIO, "interpolation": "bicubic"}
+
+
+@pytest.fixture(scope="module")
+def noise():
+    images = np.random.default_rng(0).integers(0, 256, (96, 32, 40, 3), dtype=np.uint8)
+    return images, np.full((96, 2), (32, 40), np.int32)
+
+
+def random_crops(noise, out, key=0, **options):
+    crops = partial(crop.random_crops, out=out, **CROP, **options)
+    return np.asarray(jax.jit(crops)(*map(jax.random.key, (0, key)), *noise), int)
+
+
+def moved(whole, got):
+    """Returns the corner [row, column] of the part of `whole` [C, 3, C] that `got` [S, 3, S] is."""
+    room, side = len(whole) - len(got), len(got)
+    corners = [(y, x) for y in range(room + 1) for x in range(room + 1)]
+    distances = [np.abs(whole[y : y + side, :, x : x + side] - got).mean() for y, x in corners]
+    assert min(distances) < 0.01 and sorted(distances)[1] > 1
+    return corners[int(np.argmin(distances))]
+
+
+def test_a_part_of_a_crop_begins_up_to_the_shift_from_its_corner(noise):
+    whole = random_crops(noise, OUT + MARGIN, flip=0.5)
+    unmoved = random_crops(noise, OUT, margin=MARGIN, flip=0.5)
+    assert np.abs(unmoved - whole[:, :OUT, :, :OUT]).max() <= 1
+    parts = random_crops(noise, OUT, key=1, margin=MARGIN, flip=0.5, shift=SHIFT)
+    corners = np.array([moved(*pair) for pair in zip(whole, parts, strict=True)])
+    for axis in (0, 1):
+        assert set(corners[:, axis]) == set(range(SHIFT + 1))
+        counts = np.bincount(corners[:, axis])
+        assert stats.chisquare(counts).pvalue > 0.01
+    assert abs(np.corrcoef(corners.T)[0, 1]) < 0.3
+    other = random_crops(noise, OUT, key=2, margin=MARGIN, flip=0.5, shift=SHIFT)
+    assert (other != parts).any()
+
+
+def test_a_flipped_crop_is_the_same_window_mirrored(noise):
+    plain, mirrored, either = (random_crops(noise, OUT, flip=p) for p in (1e-9, 1.0, 0.5))
+    assert np.abs(mirrored - plain[..., ::-1]).max() <= 1
+    chosen = np.array([(a == b).all() for a, b in zip(either, mirrored, strict=True)])
+    np.testing.assert_array_equal(either[~chosen], plain[~chosen])
+    assert 0.3 < chosen.mean() < 0.7
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"], ids="for_{}".format)
+def test_no_crop_reads_pixels_by_index(noise, platform):
+    crops = partial(crop.random_crops, out=OUT, **CROP, flip=0.5, margin=MARGIN, shift=SHIFT)
+    traced = jax.jit(crops).trace(jax.random.key(0), jax.random.key(1), *noise)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "dot_general" in text
+    assert "gather" not in text and "dynamic_slice" not in text

@@ -54,11 +54,15 @@ def test_dtype_of_the_products_on_each_platform(platform, dtype):
     assert all("precision = [HIGH" in line for line in products) == (dtype == "f32")
 
 
+@pytest.mark.parametrize("lowest", [0.0, -0.05], ids=["positive", "signed"])
 @pytest.mark.parametrize("platform, most", [("gpu", 0.05), ("tpu", 0.001)])
-def test_platforms_give_the_same_images(platform, most, monkeypatch):
+def test_platforms_give_the_same_images(platform, most, lowest, monkeypatch):
     rng = np.random.default_rng(0)
     planes = rng.integers(0, 256, (4, 50, 3, 60), np.uint8)
-    across, down = (rng.random((4, n, m)).astype(np.float32) ** 8 for n, m in ((30, 60), (20, 50)))
+    across, down = (
+        rng.random((4, n, m)).astype(np.float32) ** 8 + np.float32(lowest)
+        for n, m in ((30, 60), (20, 50))
+    )
     arrays = planes, across / across.sum(-1, keepdims=True), down / down.sum(-1, keepdims=True)
     newly_compiled = lambda: jax.jit(lambda *x: resampling.resample(*x))(*arrays)  # noqa: E731
     expected = newly_compiled().astype(int)

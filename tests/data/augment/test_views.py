@@ -53,7 +53,15 @@ def training_view():
     return jax.jit(views.make_view(recipes.deit(), SIZE, MEAN, STD))
 
 
-@pytest.mark.parametrize("recipe", ["second_view", "training_view"])
+@pytest.fixture(scope="module")
+def moved_view():
+    """The view that takes the crop of another one, compiled once."""
+    pair = (recipes.cmae_query(margin=4), recipes.cmae_key(shift=3))
+    draw = views.make_all(pair, SIZE, MEAN, STD)
+    return jax.jit(lambda *arrays: draw(*arrays)[1])
+
+
+@pytest.mark.parametrize("recipe", ["second_view", "training_view", "moved_view"])
 def test_sharded_views_equal_views_of_one_device(request, recipe, batch):
     second_view = request.getfixturevalue(recipe)
     if len(jax.devices()) < 2:
@@ -67,6 +75,40 @@ def test_sharded_views_equal_views_of_one_device(request, recipe, batch):
     program = second_view.lower(key, *spread).compile().as_text()
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in program
+
+
+def test_views_of_several_recipes_are_those_of_each_with_its_own_key(batch):
+    pair, key = (recipes.v3_first(), recipes.mae()), jax.random.key(5)
+    together = jax.jit(views.make_all(pair, SIZE, MEAN, STD))(key, *batch)
+    for i, recipe in enumerate(pair):
+        alone = jax.jit(views.make_view(recipe, SIZE, MEAN, STD))
+        np.testing.assert_allclose(
+            together[i], alone(jax.random.fold_in(key, i), *batch), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("inner", [dict, ml_collections.ConfigDict], ids=["dict", "ConfigDict"])
+def test_views_of_one_crop_differ_by_the_shift(batch, inner):
+    """Moved to the right and down, in the same mirroring; without a shift they are equal."""
+    config, shift, key = ml_collections.ConfigDict(), 3, jax.random.key(6)
+    crops = (*recipes.cmae_query(margin=4), {"op": recipes.CROP, "of_view": 0, "shift": shift})
+    crops += ({"op": recipes.CROP, "of_view": 0},)
+    config.views = tuple((inner(crop),) for crop in crops)
+    draw = jax.jit(views.make_all(config.views, SIZE, (0,) * 3, (1 / 255,) * 3))
+    first, second, third = (np.asarray(view) for view in draw(key, *batch))
+    np.testing.assert_array_equal(first, third)
+    places = set()
+    for a, b in zip(first, second, strict=True):
+        distance = {
+            (y, x): np.abs(a[y:, x:] - b[: SIZE - y, : SIZE - x]).max()
+            for y in range(shift + 1) for x in range(shift + 1)
+        }  # fmt: skip
+        place = min(distance, key=distance.get)
+        assert distance[place] < 1.1  # levels
+        places.add(place)
+    assert len(places) > 4
+    again = draw(jax.random.key(7), *batch)
+    assert (np.asarray(again[0]) != first).any(axis=(1, 2, 3)).all()
 
 
 def test_an_op_at_the_end_does_not_change_earlier_draws(batch):
@@ -115,10 +157,22 @@ def test_evaluation_view_with_a_small_resize_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "name", ["v1", "v2", "v3_first", "v3_second", "cifar", "supervised", "deit"]
+    "name",
+    ["v1", "v2", "v3_first", "v3_second", "cifar", "supervised", "deit", "mae", "cmae_query"],
 )
 def test_recipes_of_the_papers_are_valid(name):
     assert check_recipe(getattr(recipes, name)()) == []
+
+
+def test_recipes_of_masked_pretraining():
+    crop = {"op": "random_resized_crop", "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
+    crop["interpolation"] = "bicubic"
+    assert recipes.mae() == (crop, {"op": "flip", "p": 0.5})
+    assert recipes.cmae_query() == (crop | {"flip": 0.5, "margin": 32},)
+    assert recipes.cmae_key()[0] == {"op": "random_resized_crop", "of_view": 0, "shift": 31}
+    assert [step["op"] for step in recipes.cmae_key()[1:]] == ["color_jitter", "grayscale", "blur"]
+    assert check_recipe(recipes.cmae_key(), [recipes.cmae_query()]) == []
+    assert "interpolation" not in recipes.supervised()[0] | recipes.deit()[0]
 
 
 def test_recipes_and_ops_have_the_same_names():
@@ -160,6 +214,23 @@ CROP = recipes.v2()[0]
         ((CROP | {"scale": (0.2, 1.2)},), "both in (0, 1], got (0.2, 1.2)"),
         ((CROP | {"scale": (0.0, 1.0)},), "both in (0, 1], got (0.0, 1.0)"),
         ((CROP | {"ratio": 1.0},), "ratio must be (lowest, highest)"),
+        (
+            (CROP | {"interpolation": "cubic"},),
+            "interpolation must be 'bilinear' or 'bicubic', got 'cubic'",
+        ),
+        ((CROP | {"interpolation": 3},), "interpolation must be 'bilinear' or 'bicubic', got 3"),
+        ((CROP | {"flip": 2},), "flip must be a number in [0, 1], got 2"),
+        ((CROP | {"margin": 0.5},), "margin must be a whole number of at least 0, got 0.5"),
+        ((CROP | {"margin": -1},), "margin must be a whole number of at least 0, got -1"),
+        ((CROP | {"margin": True},), "margin must be a whole number of at least 0, got True"),
+        (
+            (CROP | {"shift": 1},),
+            "shift must be at most margin=0 of the crop that it moves in, got",
+        ),
+        ((CROP | {"margin": 4, "shift": 5},), "shift must be at most margin=4"),
+        ((CROP | {"of_view": 0},), "parameter 'scale' is that of the crop of_view=0; leave it out"),
+        (({"op": "random_resized_crop", "of_view": 0},), "allowed: none, this is the first view"),
+        (({"op": "random_resized_crop", "of_vew": 0},), "did you mean 'of_view'?"),
         ("v2", "a recipe must be a sequence of mappings"),
     ],
 )
@@ -167,6 +238,31 @@ def test_error_describes_the_problem_of_a_recipe(recipe, problem):
     with pytest.raises(ValueError) as error:
         views.make_view(recipe, SIZE, MEAN, STD)
     assert problem in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "crop, problem",
+    [
+        ({"of_view": 2}, "allowed: 0 or 1, got 2"),
+        ({"of_view": -1}, "of_view must be a whole number of at least 0, got -1"),
+        ({"of_view": "0"}, "of_view must be a whole number of at least 0, got '0'"),
+        ({"of_view": 1}, "of_view must be a view with a crop of its own, got 1, of_view there"),
+        ({"of_view": 0, "shift": 5}, "shift must be at most margin=4"),
+        ({"of_view": 0, "margin": 4}, "parameter 'margin' is that of the crop of_view=0"),
+    ],
+)
+def test_error_describes_the_problem_of_the_crop_of_another_view(crop, problem):
+    named = {"op": recipes.CROP}
+    earlier = ((CROP | {"margin": 4},), (named | {"of_view": 0},))
+    with pytest.raises(ValueError) as error:
+        views.make_all((*earlier, (named | crop,)), SIZE, MEAN, STD)
+    assert problem in str(error.value)
+
+
+def test_a_wrong_view_is_reported_once():
+    earlier = [({"op": recipes.CROP, "scale": 1},), "v2"]
+    for number in range(2):
+        assert check_recipe(({"op": recipes.CROP, "of_view": number},), earlier) == []
 
 
 def test_all_problems_of_a_recipe_are_listed():

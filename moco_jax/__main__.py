@@ -10,7 +10,7 @@ embed: writes features of images; finds neighbours and near-duplicates
     python -m moco_jax.embed --encoder=runs/digits --out=features.npz
 convert: exchanges weights with torchvision, timm, Hugging Face, Detectron2
     python -m moco_jax.convert --source=runs/a --to=moco_jax --out=a.safetensors
-ablate: repeats an ablation of the papers
+ablate: repeats an ablation of the papers, compares pretexts
     python -m moco_jax.ablate --study=momentum --config=configs/digits.py
 plan: forecasts memory and speed on GPUs and TPUs, without them
     python -m moco_jax.plan --config=configs/imagenet.py --topology=h100:8

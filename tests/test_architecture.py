@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
     ("__main__",),
     ("main", "embed", "knn", "keys", "input_benchmark", "api"),
-    ("ablate", "convert", "plan", "segmentation"),
+    ("ablate",),
+    ("convert", "plan", "segmentation"),
     ("pretraining", "supervised"),
     ("weights",),
     ("encoders",),

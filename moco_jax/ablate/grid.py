@@ -21,7 +21,7 @@ from moco_jax.training import loop
 from moco_jax.training.checkpoints import differences
 from moco_jax.training.flat_config import flatten
 
-_RESULT, _CONFIG = "result.json", "study.json"
+RESULT, _CONFIG = "result.json", "study.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Result:
     label: str  # of the variant
     seed: int
     knn_top1: float | None = None  # percent; None without held-out labels
-    accuracy: float | None = None  # pretext accuracy of the last step, percent
+    # Pretext accuracy of the last step, percent; None without keys.
+    accuracy: float | None = None
     loss: float | None = None  # of the last step
     chance: float | None = None  # loss of a random guess
     # Mean cosine of the oldest keys to the current encoder's; None if no key is older than a step.
@@ -78,8 +79,8 @@ def run_all(
             seconds = (time.monotonic() - begun) / trained * (len(planned) - number + 1)
             left = f"; about {progress.duration(seconds)} left"
         print(f"run {number} of {len(planned)}: {label}, seed {config.seed}{left}", flush=True)
-        trained += not (path / _RESULT).exists()
-        results.append(_run(label, config, path, devices, sources))
+        trained += not is_finished(path)
+        results.append(run_one(label, config, path, devices, sources))
     return results
 
 
@@ -92,20 +93,32 @@ def check(planned: Sequence[tuple[str, ConfigDict]], devices: int) -> None:
             raise ValueError(f"{label}: {error}") from None
 
 
-def _run(
-    label: str, config: ConfigDict, path: pathlib.Path, devices: Any, sources: Sources | None
+def run_one(
+    label: str,
+    config: ConfigDict,
+    path: pathlib.Path,
+    devices: Any,
+    sources: Sources | None,
+    moves: Sequence[str] = (),
 ) -> Result:
-    """Returns the result of a run; reads it from the folder if the run is finished."""
-    _check_same(config, path)
-    if (path / _RESULT).exists():
-        return Result(**_read(path / _RESULT))
+    """Returns the result of a run; reads it from the folder if the run is finished.
+
+    `moves` are the keys of the config that name folders of the study, which may be moved.
+    """
+    check_same(config, path, config_lib.base(), moves)
+    if is_finished(path):
+        return Result(**read(path / RESULT))
     try:
         pretrain.pretrain(config, path, devices=devices, sources=sources, last=False)
         result = summary(label, config.seed, path / "metrics.jsonl")
     except loop.NotFinite as error:  # also a result: this value does not train
         result = Result(label, config.seed, failure=str(error).partition(".")[0])
-    write(path / _RESULT, dataclasses.asdict(result))
+    write(path / RESULT, dataclasses.asdict(result))
     return result
+
+
+def is_finished(path: pathlib.Path) -> bool:
+    return (path / RESULT).exists()
 
 
 def write(file: pathlib.Path, content: Any) -> None:
@@ -115,20 +128,27 @@ def write(file: pathlib.Path, content: Any) -> None:
     os.replace(temporary, file)
 
 
-def _read(file: pathlib.Path) -> Any:
+def read(file: pathlib.Path) -> Any:
+    """Returns the JSON of a file; a ValueError says which file can't be read."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} can't be read: {error}; remove it to repeat the run") from error
 
 
-def _check_same(config: ConfigDict, path: pathlib.Path) -> None:
-    """Records a new run's config; raises a ValueError if the run began with another config."""
+def check_same(
+    config: ConfigDict, path: pathlib.Path, base: ConfigDict, moves: Sequence[str] = ()
+) -> None:
+    """Records a new run's config; raises a ValueError if the run began with another config.
+
+    `base` is the base config of its task. The keys `moves` may change.
+    """
     file = path / _CONFIG
-    now, base = (json.loads(json.dumps(flatten(c))) for c in (config, config_lib.base()))
-    started = (path / _RESULT).exists() or any((path / "checkpoints").glob("*"))
+    now, defaults = (json.loads(json.dumps(flatten(c))) for c in (config, base))
+    started = is_finished(path) or any((path / "checkpoints").glob("*"))
     # Runs older than a key of the config used that key's default.
-    changed = differences(base | _read(file), now) if started and file.exists() else {}
+    changed = differences(defaults | read(file), now) if started and file.exists() else {}
+    changed = {key: values for key, values in changed.items() if key not in moves}
     if changed:
         listed = ", ".join(f"{key}: {old!r}, now {new!r}" for key, (old, new) in changed.items())
         raise ValueError(
@@ -149,9 +169,9 @@ def summary(label: str, seed: int, metrics: pathlib.Path) -> Result:
         label=label,
         seed=seed,
         knn_top1=measured[-1] if measured else None,
-        accuracy=last["accuracy"],
+        accuracy=last.get("accuracy"),
         loss=last["loss"],
-        chance=last["chance_loss"],
+        chance=last.get("chance_loss"),
         key_cosine=cosines[-1] if cosines else None,
         seconds=statistics.median(line["seconds_per_step"] for line in steps) * last["step"],
         megabytes=last.get("step_megabytes"),

@@ -12,7 +12,7 @@ from moco_jax.training.outputs.console import duration
 def table(knob: str, results: Sequence[Result]) -> str:
     """Returns a Markdown table with one row per variant: mean ± standard deviation over seeds."""
     head = (knob, "runs", *_COLUMNS)
-    lines = [_row(head), _row(["---"] * len(head))]
+    lines = [row(head), row(["---"] * len(head))]
     for label, runs in _by_label(results).items():
         ended = [run for run in runs if not run.failure]
         cells = [cell(ended) for cell in _COLUMNS.values()]
@@ -20,7 +20,7 @@ def table(knob: str, results: Sequence[Result]) -> str:
         failures = [run.failure for run in runs if run.failure]
         if failures:
             count += f", {len(failures)} failed ({failures[0]})"
-        lines.append(_row([label, count, *cells]))
+        lines.append(row([label, count, *cells]))
     return "\n".join(lines)
 
 
@@ -35,11 +35,12 @@ def _above_chance(run: Result) -> float | None:
     return None if run.loss is None or run.chance is None else run.loss - run.chance
 
 
-def _row(cells: Iterable[str]) -> str:
+def row(cells: Iterable[str]) -> str:
+    """Returns a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(values: Iterable[float | None], digits: int) -> str:
+def mean_and_spread(values: Iterable[float | None], digits: int) -> str:
     """Returns 'mean ± standard deviation' of the values that are not None."""
     known = [value for value in values if value is not None]
     if not known:
@@ -50,14 +51,14 @@ def _mean(values: Iterable[float | None], digits: int) -> str:
 
 # Titles to cells, for the runs of a variant that did not fail.
 _COLUMNS: dict[str, Callable[[list[Result]], str]] = {
-    "kNN top-1, %": lambda runs: _mean([run.knn_top1 for run in runs], 2),
-    "pretext accuracy, %": lambda runs: _mean([run.accuracy for run in runs], 1),
-    "loss - chance loss": lambda runs: _mean(map(_above_chance, runs), 2),
-    "oldest keys' cosine": lambda runs: _mean([run.key_cosine for run in runs], 3),
+    "kNN top-1, %": lambda runs: mean_and_spread([run.knn_top1 for run in runs], 2),
+    "pretext accuracy, %": lambda runs: mean_and_spread([run.accuracy for run in runs], 1),
+    "loss - chance loss": lambda runs: mean_and_spread(map(_above_chance, runs), 2),
+    "oldest keys' cosine": lambda runs: mean_and_spread([run.key_cosine for run in runs], 3),
     "time of all steps": lambda runs: (
         duration(statistics.median(run.seconds or 0 for run in runs)) if runs else "-"
     ),
-    "memory per device, MB": lambda runs: _mean([run.megabytes for run in runs][:1], 0),
+    "memory per device, MB": lambda runs: mean_and_spread([run.megabytes for run in runs][:1], 0),
 }
 
 

@@ -39,6 +39,7 @@ def evaluate(
     *,
     devices: Sequence[Any] | None = None,
     sources: Sources | None = None,
+    last: bool = True,
 ) -> list[results.Row]:
     """Trains a classifier on an encoder; returns the result of each head.
 
@@ -47,6 +48,7 @@ def evaluate(
       folder: the workdir; the workdir of the baseline is `from_scratch` in it.
       devices: `jax.Device`s; default all.
       sources: images; default those of `config.data`.
+      last: whether no other run of the same command follows.
 
     Raises:
       ValueError: for problems of the config, the encoder, the data or the workdir; the message
@@ -63,7 +65,7 @@ def evaluate(
     return results.with_baseline(
         config,
         pathlib.Path(folder),
-        lambda config, folder: _evaluate_one(config, folder, layout, sources),
+        lambda config, folder: _evaluate_one(config, folder, layout, sources, last),
         lambda rows: (results.best(rows).top1, results.best(rows).best_top1),
         # The linear protocol trains no encoder: a random encoder stays random.
         name="random" if config.task == "linear" else "from scratch",
@@ -72,7 +74,11 @@ def evaluate(
 
 
 def _evaluate_one(
-    config: ConfigDict, folder: pathlib.Path, layout: Layout, sources: Sources | None
+    config: ConfigDict,
+    folder: pathlib.Path,
+    layout: Layout,
+    sources: Sources | None,
+    last: bool,
 ) -> list[results.Row]:
     start = begin(config)
     cluster.say("\n".join(start.notes))
@@ -85,7 +91,7 @@ def _evaluate_one(
         cluster.say(note)
         return cached.evaluate(start, folder / "cached", layout, opened)
     make_task = lambda log: _task(build(start, layout, sources), log)  # noqa: E731
-    kind, last = KINDS[config.task], not config.baseline
+    kind, last = KINDS[config.task], last and not config.baseline
     finished = loop.train(start.config, folder, kind, make_task, last=last)
     rows = _rows(finished.run, finished.results)
     images = [line.get("test_images", 0) for line in finished.results]

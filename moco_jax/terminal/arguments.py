@@ -135,7 +135,7 @@ def _explained(error: Exception, argv: list[str]) -> str:
     if path is None and any(re.match(r"--?(no)?config\.", argument) for argument in argv):
         return "--config must be given before its keys, such as --config=configs/digits.py"
     if path is not None:
-        loaded = _loaded(path)
+        loaded = loaded_config(path)
         if isinstance(loaded, str):
             return f"--config={path.rstrip(':')}: {loaded}"
         problems = [_override_problem(loaded, *override) for override in _overrides(argv)]
@@ -157,7 +157,7 @@ def _value(flag: str, argv: list[str]) -> str | None:
     return None
 
 
-def _loaded(path: str) -> ConfigDict | str:
+def loaded_config(path: str) -> ConfigDict | str:
     """Returns the config of a file, or why there is none."""
     name, colon, argument = path.partition(":")
     file = pathlib.Path(name)

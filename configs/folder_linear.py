@@ -39,8 +39,10 @@ def get_config(path: str = ""):
     c.lr_update = "epoch"
     c.lr_drops = (0.6, 0.8)
     c.warmup_epochs = 0.0
+    c.optimizer = "sgd"
     c.sgd_momentum = 0.9
     c.weight_decay = 0.0
+    c.feature_norm = False
     c.l2 = (1e-4,)  # with cached=True
 
     c.data.source = "images"

@@ -13,7 +13,12 @@ label smoothing, mixup or CutMix, RandAugment, random erasing. Departures:
   epoch; its cosine has begun before).
 DeiT keeps an average of the weights and evaluates the weights themselves, as here;
 --config.ema=0.99996 evaluates the average.
-Reported: nothing for the first recipe; v3_vit_s 81.4 %, v3_vit_b 83.2 % after 150 epochs.
+mae_vit_*: a masked autoencoder (He et al. 2021, arXiv 2111.06377; facebookresearch/mae,
+`main_finetune.py`): DeiT's recipe with bicubic crops, the mean of the patches behind a new norm,
+trained positions, layer decay, a classifier that starts near 0, and no repeated augmentation.
+Departures: the movements of RandAugment are bilinear, and so is the resizing of test images.
+Reported: nothing for the first recipe; v3_vit_s 81.4 %, v3_vit_b 83.2 % after 150 epochs; mae_vit_b
+83.6 %, mae_vit_l 85.9 % after 1600 epochs of pretraining (four seeds each: 83.57 and 85.87 %).
 Measured: not run here.
 Wall time: not measured.
 
@@ -23,6 +28,7 @@ Commands:
   python -m moco_jax.main --config=configs/imagenet_finetune.py:1percent
   python -m moco_jax.main --config=configs/imagenet_finetune.py:1percent --config.baseline=True
   python -m moco_jax.main --config=configs/imagenet_finetune.py:v3_vit_b --config.dtype=bfloat16
+  python -m moco_jax.main --config=configs/imagenet_finetune.py:mae_vit_b --config.dtype=bfloat16
 """
 
 from moco_jax import variants
@@ -51,12 +57,39 @@ _DEIT = {
     "cutmix": 1.0,
     "view": recipes.deit(),
 }
+_MAE = {
+    **_DEIT,
+    "model.pool": "mean",
+    "model.positions": "learned",
+    "fresh_norm": True,
+    "head_std": 2e-5,
+    "lr_batch": 256,
+    "lr_update": "step",
+    "min_lr": 1e-6,
+    "view": recipes.deit(interpolation="bicubic"),
+}
 VARIANTS = {
     "full": {"label_fraction": 1.0, "epochs": 30},
     "10percent": {"label_fraction": 0.1, "epochs": 30},
     "1percent": {"label_fraction": 0.01, "epochs": 60},
     "v3_vit_s": {**_DEIT, "pretrained": "runs/imagenet_v3_vit_s"},
     "v3_vit_b": {**_DEIT, "pretrained": "runs/imagenet_v3_vit_b"},
+    "mae_vit_b": {
+        **_MAE,
+        "pretrained": "runs/imagenet_mae_vit_b",
+        "epochs": 100,
+        "lr": 5e-4,
+        "layer_decay": 0.65,
+        "model.drop_path": 0.1,
+    },
+    "mae_vit_l": {
+        **_MAE,
+        "pretrained": "runs/imagenet_mae_vit_l",
+        "epochs": 50,
+        "lr": 1e-3,
+        "layer_decay": 0.75,
+        "model.drop_path": 0.2,
+    },
 }
 
 
@@ -69,6 +102,7 @@ def get_config(variant: str = "full"):
 
     c.lr = 0.03
     c.head_lr = 10.0
+    c.head_std = 0.01
     c.lr_batch = 256
     c.lr_schedule = "cosine"
     c.lr_update = "step"

@@ -40,6 +40,7 @@ def get_config(variant: str = "cifar10"):
 
     c.lr = 0.03
     c.head_lr = 10.0
+    c.head_std = 0.01
     c.lr_batch = 256
     c.lr_schedule = "cosine"
     c.lr_update = "step"

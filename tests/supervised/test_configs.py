@@ -18,6 +18,12 @@ from tests.tiny import tiny_config
 EXPERIMENTS = [
     *[("imagenet_linear", v) for v in ("v1", "v2")],
     *[("imagenet_linear", f"v3_{v}") for v in ("r50", "vit_s", "vit_b", "vit_l")],
+    *[(f"imagenet_{task}", f"mae_vit_{v}") for task in ("linear", "finetune") for v in "bl"],
+    *[
+        (f"{data}_{task}", "mae")
+        for data in ("cifar10", "digits")
+        for task in ("linear", "finetune")
+    ],
     *[(f"{data}_linear",) for data in ("cifar10", "digits")],
     ("folder_linear", "/images"),
     *[
@@ -29,7 +35,7 @@ EXPERIMENTS = [
     *[("transfer", v) for v in ("cifar10", "cifar100", "flowers", "pets")],
 ]
 
-# Defaults that differ from every shipped recipe.
+# Defaults that differ from every recipe that reads the key.
 OTHER_DEFAULTS = {
     "epochs": 7.0,
     "batch_size": 7,
@@ -43,10 +49,11 @@ OTHER_DEFAULTS = {
     "view": (),
 }
 OTHER_DEFAULTS_OF_TASK = {
-    "linear": {"lr": (0.7,), "lr_drops": (0.7,)},
+    "linear": {"lr": (0.7,), "lr_drops": (0.7,), "optimizer": "other", "feature_norm": True},
     "finetune": {
         "lr": 0.7,
         "head_lr": 0.7,
+        "head_std": 0.7,
         "decay_all": False,
         "min_lr": 0.7,
         "layer_decay": 0.7,
@@ -83,6 +90,14 @@ def test_the_batch_of_own_images_fits_their_number(repository, images, devices):
 def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
     expected = get(repository, *which)
     changes = OTHER_DEFAULTS | OTHER_DEFAULTS_OF_TASK[expected.task]
+    if expected.optimizer == "adamw":
+        changes |= {"adam_b1": 0.7, "adam_b2": 0.7, "adam_eps": 0.7, "model.drop_path": 0.7}
+    elif expected.optimizer == "lars":
+        changes |= {"lars_trust": 0.7}
+    if expected.get("fresh_norm"):
+        changes |= {"model.positions": "sincos_mae", "model.pool": "other"}
+    if expected.get("feature_norm"):
+        changes |= {"bn_groups": 7}
     change_defaults(monkeypatch, supervised_config, expected.task, changes)
     assert flatten(get(repository, *which)) == flatten(expected)
 
@@ -148,6 +163,79 @@ def test_fine_tuning_of_v3_matches_deit(repository, monkeypatch, encoder):
             {"op": "flip", "p": 0.5},
             {"op": "rand_augment", "magnitude": 9.0, "std": 0.5, "p": 0.5},
             {"op": "erase", "p": 0.25},
+        ],
+    }
+    assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("encoder", "epochs", "lr", "decay", "drop"),
+    [("vit_b", 100, 5e-4, 0.65, 0.1), ("vit_l", 50, 1e-3, 0.75, 0.2)],
+)
+def test_fine_tuning_of_mae_matches_the_reference(repository, encoder, epochs, lr, decay, drop):
+    flat = flatten(get(repository, "imagenet_finetune", f"mae_{encoder}"))
+    expected = {
+        "name": f"imagenet_finetune_mae_{encoder}",
+        "pretrained": f"runs/imagenet_mae_{encoder}",
+        "epochs": epochs,
+        "batch_size": 1024,
+        "lr": lr,
+        "lr_batch": 256,
+        "head_lr": 1.0,
+        "head_std": 2e-5,
+        "lr_schedule": "cosine",
+        "lr_update": "step",
+        "warmup_epochs": 5.0,
+        "min_lr": 1e-6,
+        "optimizer": "adamw",
+        "adam_b1": 0.9,
+        "adam_b2": 0.999,
+        "weight_decay": 0.05,
+        "decay_all": False,
+        "layer_decay": decay,
+        "model.pool": "mean",
+        "model.positions": "learned",
+        "model.drop_path": drop,
+        "fresh_norm": True,
+        "label_smoothing": 0.1,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_fraction": 1.0,
+    }
+    assert {key: flat[key] for key in expected} == expected
+    assert flat["view"][0]["interpolation"] == "bicubic"
+    assert flat["view"][1:] == flatten(get(repository, "imagenet_finetune", "v3_vit_b"))["view"][1:]
+
+
+@pytest.mark.parametrize("encoder", ["vit_b", "vit_l"])
+def test_linear_protocol_of_mae_matches_the_reference(repository, encoder):
+    flat = flatten(get(repository, "imagenet_linear", f"mae_{encoder}"))
+    expected = {
+        "name": f"imagenet_linear_mae_{encoder}",
+        "pretrained": f"runs/imagenet_mae_{encoder}",
+        "epochs": 90,
+        "batch_size": 16384,
+        "bn_groups": 32,
+        "lr": [0.1],
+        "lr_batch": 256,
+        "lr_schedule": "cosine",
+        "lr_update": "step",
+        "warmup_epochs": 10.0,
+        "optimizer": "lars",
+        "lars_trust": 0.001,
+        "sgd_momentum": 0.9,
+        "weight_decay": 0.0,
+        "feature_norm": True,
+        "data.image_size": 224,
+        "data.eval_resize": 256,
+        "view": [
+            {
+                "op": "random_resized_crop",
+                "scale": [0.08, 1.0],
+                "ratio": [3 / 4, 4 / 3],
+                "interpolation": "bicubic",
+            },
+            {"op": "flip", "p": 0.5},
         ],
     }
     assert {key: flat[key] for key in expected} == expected

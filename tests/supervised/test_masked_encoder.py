@@ -1,5 +1,6 @@
 """Evaluation of an encoder that masking pretrained: MAE's linear classifier and fine-tuning."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import moco_jax
 from moco_jax.encoders import pretrained
+from moco_jax.encoders.knn_accuracy import measure
 from moco_jax.models.backbones import make_backbone
 from moco_jax.parallel.mesh import make_layout
+from moco_jax.pretraining.pretrain import pretrain
 from moco_jax.supervised import cached, evaluate, step, validation
 from moco_jax.supervised.run import fit_start, make_updates
 from moco_jax.supervised.start import begin
@@ -23,6 +27,19 @@ VIT = {
     "model__depth": 2,
     "model__heads": 2,
 }
+MAE = {
+    "model__positions": "learned",
+    "model__pool": "mean",
+    "model__drop_path": 0.1,
+    "fresh_norm": True,
+    "head_lr": 1.0,
+    "optimizer": "adamw",
+    "decay_all": False,
+    "weight_decay": 0.5,
+    "layer_decay": 0.5,
+    "lr": 1e-3,
+}
+MAE_LINEAR = {"lr": (0.1, 1.0), "optimizer": "lars", "feature_norm": True}
 ONE = jax.devices()[:1]
 FEATURES = 24
 
@@ -40,8 +57,56 @@ def write(path, **changes):
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run of masked pretraining."""
+    folder = tmp_path_factory.mktemp("masked")
+    decoder = {"decoder__dim": 16, "decoder__depth": 1, "decoder__heads": 2}
+    config = tiny_config(**VIT, **decoder, pretext="masked", steps=2, checkpoint_every=2)
+    config.views = config.views[:1]
+    pretrain(config, folder, devices=ONE, sources=tiny_sources())
+    return folder
+
+
 def features(begun, images):
     return np.asarray(begun.backbone.apply({"params": begun.params}, images, train=False))
+
+
+def test_it_has_a_decoder_and_no_head(workdir, tmp_path):
+    read = pretrained.read(workdir)
+    assert set(read.variables["params"]) == {"backbone", "decoder"} and not read.has_head
+    pretrained.write(tmp_path / "a.safetensors", read)
+    again = pretrained.read(tmp_path / "a.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, again.variables, read.variables)
+    alone = {"params": {"backbone": read.variables["params"]["backbone"]}}
+    pretrained.write(tmp_path / "b.safetensors", dataclasses.replace(read, variables=alone))
+    image = [np.arange(300, dtype=np.uint8).reshape(10, 10, 3)]
+    found = [moco_jax.load(path)(image) for path in (workdir, tmp_path / "b.safetensors")]
+    assert found[0].shape == (1, FEATURES)
+    np.testing.assert_array_equal(*found)
+    with pytest.raises(ValueError, match="has no head; allowed: output='backbone'"):
+        moco_jax.load(workdir, output="head")
+
+
+def test_its_neighbours_are_found_by_its_features(workdir):
+    read, options = pretrained.read(workdir), dict(ks=(5,), temperatures=(0.1,))
+    options["layout"] = make_layout(ONE)
+    (row,) = measure(read, tiny_sources(), read.config.data, **options)
+    assert row[1] == 5 and 0 <= row[3] <= 100
+    with pytest.raises(ValueError, match="has no head; allowed: output='backbone'"):
+        list(measure(read, tiny_sources(), read.config.data, output="head", **options))
+
+
+@pytest.mark.parametrize("task", ["linear", "finetune"])
+def test_a_supervised_task_starts_from_it(workdir, tmp_path, task):
+    own = {"linear": MAE_LINEAR, "finetune": MAE}[task]
+    rows = evaluate.evaluate(
+        task_config(task, workdir, steps=2, bn_groups=2, **own),
+        tmp_path / "run",
+        devices=jax.devices()[:2],
+        sources=tiny_sources(),
+    )
+    assert all(row.finite and 0 <= row.top1 <= 100 for row in rows)
 
 
 @pytest.mark.parametrize("positions", ["sincos", "sincos_mae"])
@@ -96,18 +161,6 @@ def test_a_resnet_has_neither(tmp_path):
         validation.check(own, 1)
 
 
-MAE = {
-    "model__positions": "learned",
-    "model__pool": "mean",
-    "model__drop_path": 0.1,
-    "fresh_norm": True,
-    "head_lr": 1.0,
-    "optimizer": "adamw",
-    "decay_all": False,
-    "weight_decay": 0.5,
-    "layer_decay": 0.5,
-    "lr": 1e-3,
-}
 # Layers of 2 blocks are numbered 0 (patches, class token, positions), 1, 2, 3 (norm).
 RATES = {"block1": 0.5**2, "block2": 0.5, "norm": 1.0, "head": 1.0}
 
@@ -149,19 +202,16 @@ def test_the_deviation_of_a_new_classifier(tmp_path):
         np.testing.assert_array_equal(state.params["head"]["bias"], 0)
 
 
-@pytest.mark.parametrize("changes", [{}, {"cached": True}])
-def test_the_linear_classifier_is_maes(tmp_path, changes, capsys):
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_linear_classifier_normalises_features(tmp_path, capsys, cached):
     path = write(tmp_path / "a.safetensors")
-    config = task_config(
-        "linear", path, lr=(0.1, 1.0), optimizer="lars", feature_norm=True, bn_groups=2, **changes
-    )
+    config = task_config("linear", path, **MAE_LINEAR, bn_groups=2, cached=cached)
     rows = evaluate.evaluate(
         config, tmp_path / "run", devices=jax.devices()[:2], sources=tiny_sources()
     )
-    printed = capsys.readouterr().out
     assert all(row.finite for row in rows)
-    if not changes:
-        assert "no batch norm; features normalised in 2 batch-norm groups" in printed
+    note = "no batch norm; features normalised in 2 batch-norm groups"
+    assert (note in capsys.readouterr().out) is not cached
 
 
 def test_cached_features_are_normalised_by_those_of_training():

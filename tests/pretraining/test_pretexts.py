@@ -59,9 +59,11 @@ def run(folder, devices=2, **changes):
 @pytest.mark.parametrize(
     ("weight", "pretext", "recipe"),
     [
-        ("contrastive_weight", "masked", V3),
-        ("masked_weight", "contrastive", V3),
-        pytest.param("masked_weight", "contrastive", {}, marks=pytest.mark.slow, id="queue"),
+        pytest.param("contrastive_weight", "masked", V3, id="no_keys"),
+        pytest.param("masked_weight", "contrastive", V3, id="no_decoder"),
+        pytest.param(
+            "masked_weight", "contrastive", {}, marks=pytest.mark.slow, id="no_decoder_queue"
+        ),
     ],
 )
 def test_a_weight_of_0_is_a_run_of_the_other_task_bit_for_bit(tmp_path, weight, pretext, recipe):

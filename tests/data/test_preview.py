@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from moco_jax.data import preview
+from moco_jax.data.augment import recipes
 from moco_jax.data.sources.source import Source
 from tests.tiny import tiny_config, tiny_sources
 
@@ -35,6 +36,15 @@ def test_erased_boxes_and_moved_images_look_as_the_network_sees_them():
         found = first[np.abs(first / 255 - config.data.mean).max(axis=-1) < 0.1]
         np.testing.assert_allclose(found.mean(axis=0) / 255, config.data.mean, atol=0.01)
         assert len(found) > 500
+
+
+def test_a_view_that_takes_the_crop_of_another_shows_the_same_part():
+    config = tiny_config(data__image_size=64, data__canvas=16)
+    config.views = (recipes.cmae_query(margin=8), recipes.cmae_key(shift=0)[:1])
+    grid = preview.preview(config, tiny_sources().train, images=2, draws=2)
+    _, first, second, *same = (grid[:, left : left + 64] for left in range(0, 5 * 68, 68))
+    np.testing.assert_array_equal((first, second), same)
+    assert (first != second).any()
 
 
 def test_unreadable_images_are_skipped(caplog, capsys):

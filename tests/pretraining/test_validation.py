@@ -3,6 +3,7 @@ import logging
 import pytest
 
 from moco_jax import config as config_lib
+from moco_jax.data.augment import recipes
 from moco_jax.pretraining import validation
 from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config
@@ -83,6 +84,16 @@ def test_a_recipes_problems_are_told():
     config = tiny_config()
     config.views = (config.views[0], ({"op": "random_resized_crop"}, {"op": "blurr"}))
     with pytest.raises(ValueError, match="views\\[1\\].*did you mean 'blur'"):
+        validation.check(config, 1)
+
+
+def test_a_view_may_take_the_crop_of_an_earlier_one():
+    query, key = recipes.cmae_query(margin=4), recipes.cmae_key(shift=3)
+    config = tiny_config()
+    config.views = (query, key)
+    validation.check(config, 1)
+    config.views = (key, query)
+    with pytest.raises(ValueError, match="views\\[0\\]: op 0 .* none, this is the first view"):
         validation.check(config, 1)
 
 

@@ -83,17 +83,16 @@ def plan(
       flops: of a step of each config.
       images: number of training images.
     """
+    costs = {"steps": dict.fromkeys(flops, 1.0), "compute": flops}  # of a step
     steps = _steps(configs["contrastive"], images)
-    lengths: dict[str, Callable[[str], float]] = {
-        "steps": lambda pretext: steps,
-        "compute": lambda pretext: steps * flops["contrastive"] / flops[pretext],
-    }
     found: dict[tuple[str, tuple[int, ...]], Job] = {}
     for budget in budgets:
+        cost = costs[budget]
         for arm in arms:
-            phases = []
+            phases, left = [], steps * cost["contrastive"]
             for pretext, fraction in _shares(arm):
-                length = max(1, round(lengths[budget](pretext) * fraction))
+                length = max(1, round(left * fraction / cost[pretext]))
+                left -= length * cost[pretext]
                 config = _with_length(configs[pretext], length, images)
                 if arm == THEN:  # the backbone of the first phase must fit the second
                     config.model.positions = configs["masked"].model.positions
@@ -106,9 +105,9 @@ def plan(
 
 
 def _shares(arm: str) -> tuple[tuple[str, float], ...]:
-    """Returns the phases of an arm: pretext and fraction of the budget."""
+    """Returns the phases of an arm: pretext and fraction of the budget that is left."""
     if arm == THEN:
-        return (("masked", 0.5), ("contrastive", 0.5))
+        return (("masked", 0.5), ("contrastive", 1.0))
     return () if arm == UNTRAINED else ((arm, 1.0),)
 
 

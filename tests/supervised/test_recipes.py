@@ -35,9 +35,9 @@ def sources():
 PARTS = {"train": 128, "test": 64}
 
 
-def recipe(repository, **changes):
-    """Returns `imagenet_finetune.py:v3_vit_s` for a new ViT of 2 blocks and 24 channels."""
-    config = get(repository, "imagenet_finetune", "v3_vit_s")
+def recipe(repository, variant="v3_vit_s", **changes):
+    """Returns a variant of `imagenet_finetune.py` for a new ViT of 2 blocks and 24 channels."""
+    config = get(repository, "imagenet_finetune", variant)
     config.update_from_flattened_dict(
         {
             "pretrained": "",
@@ -71,16 +71,17 @@ def losses(folder) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_recipe_trains_and_continues_exactly(repository, sources, tmp_path):
+@pytest.mark.parametrize("variant", ["v3_vit_s", "mae_vit_b"])
+def test_recipe_trains_and_continues_exactly(repository, sources, tmp_path, variant):
     one = jax.devices()[:1]
-    evaluate.evaluate(recipe(repository), tmp_path / "whole", devices=one, sources=sources)
+    evaluate.evaluate(recipe(repository, variant), tmp_path / "whole", devices=one, sources=sources)
     whole = losses(tmp_path / "whole")
     assert len(whole) == STEPS and np.isfinite(whole).all()
     assert np.mean(whole[-6:]) < np.mean(whole[:6])
     # Every draw follows from the seed and the step.
     shutil.copytree(tmp_path / "whole", tmp_path / "part")
     shutil.rmtree(tmp_path / "part" / "checkpoints" / str(STEPS))
-    evaluate.evaluate(recipe(repository), tmp_path / "part", devices=one, sources=sources)
+    evaluate.evaluate(recipe(repository, variant), tmp_path / "part", devices=one, sources=sources)
     assert losses(tmp_path / "part")[-8:] == whole[16:]
 
 

@@ -30,11 +30,7 @@ from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
 ONE = jax.devices()[:1]
-# What a state may have more.
-MORE = {
-    "linear": {"feature_norm": True, "optimizer": "lars"},
-    "finetune": {"ema": 0.9, "mixup": 0.5},
-}
+LARS = {"feature_norm": True, "optimizer": "lars"}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +130,8 @@ def test_finished_run_returns_its_results_again(sweep, encoder):
 
 @pytest.mark.parametrize("task", ["linear", "finetune"])
 def test_interrupted_run_resumes_bit_for_bit(task, encoder, tmp_path, monkeypatch):
-    config = task_config(task, encoder, evaluate_every=0.0, **MORE[task])
+    more = {"ema": 0.9, "mixup": 0.5} if task == "finetune" else LARS
+    config = task_config(task, encoder, evaluate_every=0.0, **more)
     whole = state_of(config, tmp_path / "whole", monkeypatch)
     write = MetricsLog.write
 
@@ -157,7 +154,7 @@ def test_results_do_not_depend_on_the_number_of_devices(task, encoder, tmp_path)
     # 16 pixels and 90 test images: the last batch is not full.
     sources = tiny_sources()
     sources = Sources(sources.train, tiny_sources(90, seed=1).train)
-    more = MORE[task] if task == "linear" else {}
+    more = LARS if task == "linear" else {}
     config = task_config(task, encoder, data__image_size=16, **more)
     rows = []
     for devices in (1, 8):

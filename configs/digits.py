@@ -23,24 +23,83 @@ Commands:
 from moco_jax import config, variants
 from moco_jax.data.augment import recipes
 
-VARIANTS = {
-    "v3": {
-        "epochs": 18,
-        "model.head": "mlp_bn",
-        "model.head_layers": 2,
-        "model.hidden": 512,
-        "model.predictor_layers": 2,
-        "model.predictor_last_norm": False,
-        "dictionary": "in_batch",
-        "momentum": 0.99,
-        "momentum_schedule": "cosine",
-        "temperature": 0.2,
-        "loss_scale": "2T",
-        "symmetric": True,
-        "bn_groups": 1,
-        "shuffle_bn": False,
-        "lr": 0.06,
+CROP, _, JITTER, GRAYSCALE = recipes.cifar(min_scale=0.5)
+# No flip: a mirrored digit is another sign. Any hue: colour says nothing about a digit.
+VIEW = (CROP, JITTER | {"hue": 0.5}, GRAYSCALE)
+CROPPED = (CROP | {"interpolation": "bicubic"},)
+
+V3 = {
+    "epochs": 18,
+    "model.head": "mlp_bn",
+    "model.head_layers": 2,
+    "model.hidden": 512,
+    "model.predictor_layers": 2,
+    "model.predictor_last_norm": False,
+    "dictionary": "in_batch",
+    "momentum": 0.99,
+    "momentum_schedule": "cosine",
+    "temperature": 0.2,
+    "loss_scale": "2T",
+    "symmetric": True,
+    "bn_groups": 1,
+    "shuffle_bn": False,
+    "lr": 0.06,
+}
+VIT = {
+    "epochs": 36,
+    "model.name": "vit_tiny",
+    "model.stem": "patch",
+    "model.width": 0.5,  # 96 values
+    "model.patch": 2,
+    "model.heads": 0,  # 3
+    "model.depth": 4,
+    "model.pool": "mean",
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "adam_b1": 0.9,
+    "adam_eps": 1e-8,
+    "warmup_epochs": 4.0,
+}
+V3_VIT = (
+    V3
+    | VIT
+    | {
+        "model.positions": "sincos",
+        "model.vit_init": "moco_v3",
+        "model.predictor_last_norm": True,
+        "adam_b2": 0.999,
+        "weight_decay": 0.1,
+        "decay_all": True,
     }
+)
+MASKED = {
+    "pretext": "masked",
+    "mask.fraction": 0.75,
+    "mask.block": 1,
+    "mask.normalize_pixels": True,
+    "decoder.dim": 64,
+    "decoder.depth": 2,
+    "decoder.heads": 2,
+    "model.positions": "sincos_mae",
+    "model.vit_init": "mae",
+    "adam_b2": 0.95,
+    "weight_decay": 0.05,
+    "decay_all": False,
+    "views": (CROPPED,),
+}
+VARIANTS = {
+    "v3": V3,
+    "v3_vit": V3_VIT,
+    "mae": VIT | MASKED,
+    "v3_mae": V3_VIT
+    | MASKED
+    | {
+        "pretext": "both",
+        "contrastive_weight": 1.0,
+        "masked_weight": 1.0,
+        "symmetric": False,
+        "views": (CROPPED, VIEW),
+    },
 }
 
 
@@ -62,6 +121,7 @@ def get_config(variant: str = ""):
     c.model.dim = 128
     c.model.predictor_layers = 0
 
+    c.pretext = "contrastive"
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum = 0.99
@@ -93,10 +153,7 @@ def get_config(variant: str = ""):
     c.knn.k = 200
     c.knn.temperature = 0.1
 
-    crop, _, jitter, grayscale = recipes.cifar(min_scale=0.5)
-    # No flip: a mirrored digit is another sign. Any hue: colour says nothing about a digit.
-    view = (crop, jitter | {"hue": 0.5}, grayscale)
-    c.views = (view, view)
+    c.views = (VIEW, VIEW)
     if variant:
         variants.apply(c, VARIANTS, variant)
     return c

@@ -50,6 +50,8 @@ def get_config(path: str = ""):
     c.model.dim = 128
     c.model.predictor_layers = 0
 
+    c.pretext = "contrastive"
+    c.pretext = "contrastive"
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum_schedule = "constant"

@@ -84,6 +84,8 @@ def get_config(variant: str = "v2"):
     c.model.dim = 128
     c.model.predictor_layers = 0
 
+    c.pretext = "contrastive"
+    c.pretext = "contrastive"
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum = 0.999

@@ -8,6 +8,9 @@ Variants and reported linear top-1 on ImageNet:
   vit_s    73.2 %; 81.4 % after fine-tuning with all labels.
   vit_b    76.7 %; 83.2 % after fine-tuning with all labels.
   vit_l    77.6 %.
+  vit_b_masked  nothing. The queries see a quarter of the patches of a cropped view and predict the
+           others' pixels, as in MAE (He et al. 2021, arXiv 2111.06377); the keys see a whole view
+           in other colours. Both losses have weight 1, the map of the patches is trained.
 The number of vit_l is from a third party's notes on the paper, not checked against it. The others
 are from facebookresearch/moco-v3. mmselfsup's reruns: r50 69.6 % (100 epochs) and 72.8 % (300),
 vit_s 73.6 %, vit_b 76.9 %.
@@ -25,6 +28,7 @@ Commands:
   python -m moco_jax.main --config=configs/imagenet_v3.py:vit_s --config.data.path=/data/imagenet
   python -m moco_jax.main --config=configs/imagenet_v3.py:vit_b
   python -m moco_jax.main --config=configs/imagenet_v3.py:vit_l --config.mesh.fsdp=8
+  python -m moco_jax.main --config=configs/imagenet_v3.py:vit_b_masked
   python -m moco_jax.main --config=configs/imagenet_v3.py:r50
   python -m moco_jax.main --config=configs/imagenet_v3.py:r50 --config.epochs=300 --config.lr=0.3
   python -m moco_jax.main --config=configs/imagenet_v3.py:r50 --config.epochs=1000 \\
@@ -58,6 +62,7 @@ VIT = {
     "model.depth": 0,  # 12, 12 and 24 blocks
     "model.pool": "cls",
     "model.positions": "sincos",
+    "model.vit_init": "moco_v3",
     "model.freeze_patch": True,
     "model.zero_init_residual": False,
     "model.head_layers": 3,
@@ -69,14 +74,36 @@ VIT = {
     "adam_b2": 0.999,
     "adam_eps": 1e-8,
     "weight_decay": 0.1,
+    "decay_all": True,
     "warmup_epochs": 40.0,
     "views": (recipes.v3_first(min_scale=0.08), recipes.v3_second(min_scale=0.08)),
+}
+MASKED = {
+    "model.name": "vit_base",
+    "model.positions": "sincos_mae",
+    "model.vit_init": "mae",
+    "model.freeze_patch": False,
+    "pretext": "both",
+    "contrastive_weight": 1.0,
+    "masked_weight": 1.0,
+    "mask.fraction": 0.75,
+    "mask.block": 1,
+    "mask.normalize_pixels": True,
+    "decoder.dim": 512,
+    "decoder.depth": 8,
+    "decoder.heads": 16,
+    "symmetric": False,
+    "adam_b2": 0.95,
+    "weight_decay": 0.05,
+    "decay_all": False,
+    "views": (recipes.mae(min_scale=0.2), recipes.v3_first(min_scale=0.2)),
 }
 VARIANTS = {
     "r50": R50,
     "vit_s": VIT | {"model.name": "vit_small"},
     "vit_b": VIT | {"model.name": "vit_base"},
     "vit_l": VIT | {"model.name": "vit_large"},
+    "vit_b_masked": VIT | MASKED,
 }
 
 
@@ -94,6 +121,7 @@ def get_config(variant: str = "vit_s"):
     c.model.dim = 256
     c.model.predictor_layers = 2
 
+    c.pretext = "contrastive"
     c.dictionary = "in_batch"
     c.key_encoder = "momentum"
     c.momentum = 0.99

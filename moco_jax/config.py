@@ -58,28 +58,19 @@ def base() -> ConfigDict:
     c.keep_checkpoints = 2  # the latest checkpoints that are kept
     c.wandb = ""  # PROJECT or ENTITY/PROJECT: log to Weights & Biases too
     c.mlflow = ""  # URI or folder: log to MLflow too
-    c.log_views = True  # log views of the first images at the start
+    # Log views of the first images at the start, and reconstructions of masked ones at evaluations.
+    c.log_views = True
 
-    c.mesh = ConfigDict()
-    c.mesh.data = -1  # devices that split the batch; -1: all devices
-    c.mesh.fsdp = 1  # neighbouring devices that split parameters, EMA and optimizer state
-
+    c.mesh = _mesh()
     c.model = _model()
     c.init = ""  # workdir or file of weights that the backbone starts from; heads stay random
-
     # contrastive, masked (MAE: predict pixels of masked patches) or both (the queries are masked).
     # masked reads no key of dictionary, key encoder and heads, and only the first view.
     c.pretext = "contrastive"
     c.contrastive_weight = 1.0  # of its loss, for pretext=both; 0: masked only
     c.masked_weight = 1.0  # of its loss, for pretext=both; 0: contrastive only
-    c.mask = ConfigDict()  # for pretext=masked and both
-    c.mask.fraction = 0.75  # of the patches that are masked
-    c.mask.block = 1  # side of the masked blocks, in patches
-    c.mask.normalize_pixels = True  # predict each patch with mean 0 and variance 1
-    c.decoder = ConfigDict()  # for pretext=masked and both
-    c.decoder.dim = 512  # length of its tokens
-    c.decoder.depth = 8  # number of blocks
-    c.decoder.heads = 16  # of the attention
+    c.mask = _mask()
+    c.decoder = _decoder()
 
     c.dictionary = "queue"  # queue, in_batch (the other keys of the batch) or memory_bank
     c.key_encoder = "momentum"  # momentum (an EMA), trained (end-to-end), shared (SimCLR), none
@@ -89,10 +80,7 @@ def base() -> ConfigDict:
     c.loss_scale = "none"  # factor of the loss: none (1) or 2T (v3)
     c.queue_size = 65536  # K, keys in the queue
     c.queue_dtype = "float32"  # of these keys; bfloat16 takes half the memory
-    c.bank = ConfigDict()  # for dictionary=memory_bank, key_encoder=none and one view
-    c.bank.negatives = 65536  # K, drawn from the bank at each step
-    c.bank.momentum = 0.5  # fraction of a slot that is kept when its image is seen
-    c.bank.loss = "info_nce"  # info_nce or nce (Wu et al. 2018)
+    c.bank = _bank()
     c.symmetric = False  # each view is query and key in turn; the two losses are summed
     c.bn_groups = 8  # G, parts of the batch with their own batch-norm statistics (one a GPU)
     c.shuffle_bn = True  # a key meets other images in its group than its query
@@ -119,6 +107,13 @@ def base() -> ConfigDict:
     c.knn = _knn()
     c.drift = True  # with the kNN monitor: compare the dictionary's keys with today's keys
     return c.lock()
+
+
+def _mesh() -> ConfigDict:
+    c = ConfigDict()
+    c.data = -1  # devices that split the batch; -1: all devices
+    c.fsdp = 1  # neighbouring devices that split parameters, EMA and optimizer state
+    return c
 
 
 def _model() -> ConfigDict:
@@ -149,6 +144,30 @@ def _model() -> ConfigDict:
     c.dim = 128  # D, length of a key
     c.predictor_layers = 0  # linear layers of the predictor, which only queries pass; 0: none
     c.predictor_last_norm = True  # a batch norm follows its last layer (v3: not with a ResNet)
+    return c
+
+
+def _mask() -> ConfigDict:
+    c = ConfigDict()  # for pretext=masked and both
+    c.fraction = 0.75  # of the patches that are masked
+    c.block = 1  # side of the masked blocks, in patches
+    c.normalize_pixels = True  # predict each patch with mean 0 and variance 1
+    return c
+
+
+def _decoder() -> ConfigDict:
+    c = ConfigDict()  # for pretext=masked and both
+    c.dim = 512  # length of its tokens
+    c.depth = 8  # number of blocks
+    c.heads = 16  # of the attention
+    return c
+
+
+def _bank() -> ConfigDict:
+    c = ConfigDict()  # for dictionary=memory_bank, key_encoder=none and one view
+    c.negatives = 65536  # K, drawn from the bank at each step
+    c.momentum = 0.5  # fraction of a slot that is kept when its image is seen
+    c.loss = "info_nce"  # info_nce or nce (Wu et al. 2018)
     return c
 
 

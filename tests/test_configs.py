@@ -12,16 +12,17 @@ from moco_jax.training.flat_config import flatten
 
 EXPERIMENTS = [
     ("digits",),
-    ("digits", "v3"),
+    *[("digits", variant) for variant in ("v3", "v3_vit", "mae", "v3_mae")],
     *[
         ("cifar10", variant)
         for variant in (
             *("asymmetric", "symmetric", "end_to_end", "simclr"),
-            *("memory_bank", "instdisc", "v3_r18", "v3_vit"),
+            *("memory_bank", "instdisc", "v3_r18", "v3_vit", "mae", "v3_mae"),
         )
     ],
     *[("imagenet", v) for v in ("v1", "v2", "end_to_end", "memory_bank", "instdisc")],
-    *[("imagenet_v3", v) for v in ("r50", "vit_s", "vit_b", "vit_l")],
+    *[("imagenet_v3", v) for v in ("r50", "vit_s", "vit_b", "vit_l", "vit_b_masked")],
+    *[("imagenet_mae", v) for v in ("vit_b", "vit_l")],
     ("folder", "/images"),
 ]
 
@@ -33,18 +34,7 @@ OTHER_DEFAULTS = {
     "model.stem": "other",
     "model.stem_init": "other",
     "model.width": 7.0,
-    "model.head": "other",
-    "model.dim": 7,
-    "model.predictor_layers": 7,
-    "dictionary": "other",
-    "key_encoder": "other",
-    "momentum": 0.7,
-    "momentum_schedule": "other",
-    "temperature": 0.7,
-    "loss_scale": "other",
-    "symmetric": True,
-    "bn_groups": 7,
-    "shuffle_bn": False,
+    "pretext": "other",
     "lr": 0.7,
     "lr_batch": 7,
     "lr_schedule": "other",
@@ -59,8 +49,35 @@ OTHER_DEFAULTS = {
     "data.std": (0.7,),
     "views": (),
 }
+OTHER_CONTRASTIVE_DEFAULTS = {
+    "model.head": "other",
+    "model.dim": 7,
+    "model.predictor_layers": 7,
+    "dictionary": "other",
+    "key_encoder": "other",
+    "momentum": 0.7,
+    "momentum_schedule": "other",
+    "temperature": 0.7,
+    "loss_scale": "other",
+    "symmetric": True,
+    "bn_groups": 7,
+    "shuffle_bn": False,
+}
+OTHER_MASKED_DEFAULTS = {
+    "mask.fraction": 0.7,
+    "mask.block": 7,
+    "mask.normalize_pixels": False,
+    "decoder.dim": 7,
+    "decoder.depth": 7,
+    "decoder.heads": 7,
+}
 # Defaults of keys that only some recipes use: (key, value that uses them), the other defaults.
 OTHER_CONDITIONAL_DEFAULTS = {
+    ("pretext", "contrastive"): OTHER_CONTRASTIVE_DEFAULTS,
+    ("pretext", "masked"): OTHER_MASKED_DEFAULTS,
+    ("pretext", "both"): OTHER_CONTRASTIVE_DEFAULTS
+    | OTHER_MASKED_DEFAULTS
+    | {"contrastive_weight": 0.7, "masked_weight": 0.7},
     ("dictionary", "memory_bank"): {
         "bank.negatives": 7,
         "bank.momentum": 0.7,
@@ -72,13 +89,19 @@ OTHER_CONDITIONAL_DEFAULTS = {
     ("model.head", "mlp_bn"): {"model.hidden": 7, "model.head_layers": 7},
     ("optimizer", "sgd"): {"sgd_momentum": 0.7},
     ("optimizer", "lars"): {"sgd_momentum": 0.7, "lars_trust": 0.7},
-    ("optimizer", "adamw"): {"adam_b1": 0.7, "adam_b2": 0.7, "adam_eps": 0.7},
+    ("optimizer", "adamw"): {
+        "adam_b1": 0.7,
+        "adam_b2": 0.7,
+        "adam_eps": 0.7,
+        "decay_all": False,
+    },
     ("model.stem", "patch"): {
         "model.patch": 7,
         "model.heads": 7,
         "model.depth": 7,
         "model.pool": "other",
         "model.positions": "other",
+        "model.vit_init": "other",
     },
 }
 
@@ -114,8 +137,9 @@ def test_config_is_valid(repository, caplog, which):
 def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
     expected = flatten(get(repository, *which))
     changes = dict(OTHER_DEFAULTS)
+    unread = ("dictionary", "model.head") if expected["pretext"] == "masked" else ()
     for (key, value), others in OTHER_CONDITIONAL_DEFAULTS.items():
-        if expected[key] == value:
+        if expected[key] == value and key not in unread:
             changes |= others
     change_defaults(monkeypatch, config_lib, "base", changes)
     assert flatten(get(repository, *which)) == expected

@@ -3,7 +3,7 @@
 A masked autoencoder has the same step without keys and look-up.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,13 +13,13 @@ import optax
 from moco_jax.contrastive.dictionaries import Dictionary, StepIndices
 from moco_jax.contrastive.encoding import Masked, directions, interleave
 from moco_jax.contrastive.key_encoders import Encoded, KeyEncoder
+from moco_jax.contrastive.losses import Loss, Metrics
 from moco_jax.contrastive.masks import DrawOrder
 from moco_jax.contrastive.state import TrainState, state_shardings
 from moco_jax.models.backbones import Backbone
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.norms import global_norm
 
-Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, tuple[jax.Array, ...], jax.Array], tuple[TrainState, Metrics]]
 Recode = Callable[[TrainState, tuple[jax.Array, ...]], jax.Array]
 
@@ -30,10 +30,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout,
     *,
+    loss: Loss,
     backbone: Backbone,
     symmetric: bool,
-    weights: Mapping[str, float],
-    loss_scale: float = 1.0,
     draw_order: DrawOrder | None = None,
 ) -> TrainStep:
     """Returns the pure step (state, views, indices) -> (state, metrics); the caller compiles it.
@@ -43,28 +42,11 @@ def make_train_step(
     loss reads the dictionary before the keys enter it.
 
     Args:
+      loss: reads the dictionary.
       backbone: of the encoder.
       symmetric: whether each view is query and key in turn.
-      weights: of the parts of the loss, `contrastive` and `masked`; see `loss_weights`.
-      loss_scale: factor of the contrastive loss.
-      draw_order: orders the patches of masked queries; needed with the part `masked`.
+      draw_order: orders the patches of masked queries; None if they are whole.
     """
-
-    def look_up(encoded, state, batch):
-        """Returns the loss of the queries in the dictionary, and metrics."""
-        contrasts = [
-            dictionary.look_up(queries, keys, state.dictionary, batch)
-            for queries, keys in zip(encoded.queries, encoded.keys, strict=True)
-        ]
-        metrics = jax.tree.map(lambda *x: jnp.stack(x).mean(), *contrasts)._asdict()
-        # The reference sums the loss over the directions.
-        return metrics.pop("loss") * (len(contrasts) * loss_scale), metrics
-
-    def predict(encoded, state, batch):
-        """Returns the loss of masked patches."""
-        return jnp.stack(encoded.pixel_losses).mean(), {}
-
-    parts = {"contrastive": look_up, "masked": predict}
 
     def train_step(state, views, indices):
         batch = StepIndices(state.step, indices)
@@ -79,13 +61,7 @@ def make_train_step(
 
         def loss_of(trainable) -> tuple[jax.Array, tuple[Encoded, Metrics]]:
             encoded = key_encoder.encode(trainable, fixed, state, query_views, key_views)
-            metrics, losses = {}, {}
-            for name in weights:
-                losses[name], measured = parts[name](encoded, state, batch)
-                metrics |= measured
-            metrics["loss"] = sum(weights[name] * loss for name, loss in losses.items())
-            if len(losses) > 1:
-                metrics |= {f"{name}_loss": loss for name, loss in losses.items()}
+            metrics = loss(encoded, state.dictionary, batch)
             metrics["feature_std"] = jnp.stack([_spread(q) for q in encoded.queries]).mean()
             return metrics["loss"], (encoded, metrics)
 

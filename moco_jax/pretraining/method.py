@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from moco_jax.contrastive.dictionaries import Dictionary, make_dictionary
 from moco_jax.contrastive.info_nce import LOSS_SCALES
 from moco_jax.contrastive.key_encoders import KeyEncoder, make_key_encoder, momentum_rate
+from moco_jax.contrastive.losses import make_loss
 from moco_jax.contrastive.masks import make_draw_order
 from moco_jax.contrastive.state import TrainState, init_state, state_shardings
 from moco_jax.contrastive.train_step import Recode, TrainStep, make_recode, make_train_step
@@ -86,8 +87,7 @@ class Method:
             self.layout,
             backbone=self.encoder.backbone,
             symmetric=self.config.symmetric,
-            weights=self.weights,
-            loss_scale=self.loss_scale,
+            loss=make_loss(self.dictionary, self.weights, self.loss_scale),
             draw_order=make_draw_order(self.config, self.layout) if masks(self.config) else None,
         )
 

@@ -20,6 +20,7 @@ from moco_jax.models.pretexts import contrasts, effective, masks
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import fit, initial
+from moco_jax.pretraining.reconstructions import make_reconstruction_log
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
 from moco_jax.training import loop
@@ -98,16 +99,23 @@ def pretrain(
 
     def make_task(log: MetricsLog) -> Task:
         run = build(config, layout, sources, [*(start.notes if start else ()), *chosen])
-        task = _task(initial.begun(run, start) if start else run, log)
+        task = _task(initial.begun(run, start) if start else run, log, pathlib.Path(folder))
         return task if last else dataclasses.replace(task, advice=lambda workdir: ())
 
     return loop.train(config, folder, checkpoint_kind(config), make_task, last=last).state
 
 
-def _task(run: PretrainRun, log: MetricsLog) -> Task:
+def _task(run: PretrainRun, log: MetricsLog, folder: pathlib.Path) -> Task:
     config = run.config
     chance = run.method.chance_loss
-    evaluates = run.monitor is not None or run.drift is not None
+    shows = config.log_views and masks(config)
+    reconstruct = make_reconstruction_log(run, log, folder) if shows else lambda state, step: None
+    evaluates = run.monitor is not None or run.drift is not None or shows
+
+    def evaluate(state: TrainState, step: int) -> tuple[Scalars, str]:
+        reconstruct(state, step)
+        return _evaluate(run, state, step)
+
     return Task(
         run=run,
         introduce=lambda state: _introduce(run, state),
@@ -119,7 +127,7 @@ def _task(run: PretrainRun, log: MetricsLog) -> Task:
                 "momentum": run.method.momentum(step - 1),
             }
         ),
-        evaluate=(lambda state, step: _evaluate(run, state, step)) if evaluates else None,
+        evaluate=evaluate if evaluates else None,
         every_epochs=config.knn.every_epochs,
         at_first=run.monitor is not None,
         begin=run.drift.begin if run.drift else lambda since: None,

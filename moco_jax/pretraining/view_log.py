@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from moco_jax.data.augment.views import make_views, pixels
+from moco_jax.pretraining.grid import grid
 from moco_jax.pretraining.run import PretrainRun
 from moco_jax.terminal import logs, progress
 from moco_jax.training.outputs.metrics_log import MetricsLog
 
 _IMAGES = 8  # that are shown
-_MIN_SIZE = 64  # pixels; smaller views are enlarged
-_GAP = 4  # pixels of white between views
 
 
 def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
@@ -40,18 +39,8 @@ def make_view_log(run: PretrainRun, log: MetricsLog) -> Callable[[Any], None]:
             with progress.phase("drawing views for the log"):
                 drawn = jax.jit(first_views, compiler_options=options)(run.arrays, batch)
                 found = jax.device_get(drawn)
-            log.images(0, "views", _grid(np.asarray(found))[None])
+            log.images(0, "views", grid(np.asarray(found))[None])
         except Exception as error:  # nothing that is only shown stops a run
             logs.warning("the views are not logged: %s: %s", type(error).__name__, error)
 
     return write
-
-
-def _grid(cells: np.ndarray) -> np.ndarray:
-    """Returns views uint8[N, V, S, S, 3] as one image of N rows and V columns."""
-    enlarge = -(-_MIN_SIZE // cells.shape[2])
-    cells = cells.repeat(enlarge, axis=2).repeat(enlarge, axis=3)
-    gap = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    rows = np.pad(cells, gap, constant_values=255).transpose(0, 2, 1, 3, 4)
-    height, width = rows.shape[0] * rows.shape[1], rows.shape[2] * rows.shape[3]
-    return rows.reshape(height, width, 3)[:-_GAP, :-_GAP]

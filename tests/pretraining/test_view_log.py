@@ -7,7 +7,7 @@ import pytest
 
 from moco_jax.data.augment.views import make_views
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import pretrain, view_log
+from moco_jax.pretraining import grid, pretrain, view_log
 from moco_jax.training.integrity import checksums
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.tiny import tiny_config, tiny_sources
@@ -39,7 +39,7 @@ def test_the_views_of_the_first_step_are_logged_once_and_change_nothing(
         lambda arrays, b: make_views(config, layout)(jnp.int32(0), *run.data.images(arrays, b))
     )
     mean, std = (np.asarray(x, np.float32) for x in (config.data.mean, config.data.std))
-    gap = view_log._GAP
+    gap = grid._GAP
     assert images.shape == (1, 8 * 64 + 7 * gap, 2 * 64 + gap, 3) and images.dtype == np.uint8
     for column, view in enumerate(draw(run.arrays, batch)):
         for row in range(8):
@@ -55,7 +55,7 @@ def test_views_that_can_not_be_logged_do_not_stop_a_run(tmp_path, monkeypatch, c
     def broken(*_):
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(view_log, "_grid", broken)
+    monkeypatch.setattr(view_log, "grid", broken)
     config = tiny_config(steps=1, log_views=True, knn__every_epochs=0.0)
     state, found = logged(tmp_path, monkeypatch, config, jax.devices()[:1])
     assert int(state.step) == 1 and found == []

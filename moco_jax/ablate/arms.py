@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moco_jax.models.backbones import BACKBONES
 from moco_jax.pretraining import fit
 from moco_jax.terminal import arguments, help
 from moco_jax.training.comparison import IMAGE_PLACES
@@ -134,7 +135,8 @@ def evaluation(
     """Returns the config of an evaluation, on the images of the arms, without a baseline.
 
     Args:
-      value: FILE or FILE:VARIANT, or None for the experiment of the task beside that of --config.
+      value: FILE or FILE:VARIANT, or None for the experiment of the task beside that of --config,
+        with a ViT its variant mae if there is one.
       task: linear or finetune, also the name of the flag.
       config: of the contrastive arm.
       file: the value of --config.
@@ -143,7 +145,10 @@ def evaluation(
     Raises:
       ValueError: if there is no such experiment, or it is of another task.
     """
-    value = value or _beside(file, task)
+    if value is None:
+        value = _beside(file, task)
+        if "patch" in BACKBONES[config.model.name].keys and _exists(f"{value}:mae"):
+            value += ":mae"
     found = load(value, f"--{task}")
     if found.get("task") != task:
         raise ValueError(f"--{task}={value}: this needs task={task!r}, got {found.get('task')!r}")
@@ -154,6 +159,10 @@ def evaluation(
             found.warmup_epochs *= epochs / found.epochs
         found.steps, found.epochs = None, epochs
     return found
+
+
+def _exists(value: str) -> bool:
+    return not isinstance(arguments.loaded_config(value), str)
 
 
 def _beside(file: str, task: str) -> str:

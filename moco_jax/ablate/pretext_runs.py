@@ -140,9 +140,12 @@ def _first_knn(path: pathlib.Path) -> dict[str, float | None]:
 
 
 def _from_scratch(config: ConfigDict, network: ConfigDict) -> None:
-    """Makes an evaluation start from random weights of a network."""
+    """Makes an evaluation start from random weights of a network, whose fixed positions stay."""
+    pool = config.model.pool
     config.pretrained, config.from_scratch = "", True
     config.model.update({key: network.model[key] for key in config.model if key in network.model})
+    if pool != BASES[config.task]().model.pool:  # as with a pretrained encoder
+        config.model.pool = pool
     config.data.update({k: network.data[k] for k in ("image_size", "eval_resize", "mean", "std")})
 
 

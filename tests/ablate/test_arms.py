@@ -100,6 +100,14 @@ def test_evaluations_are_those_of_the_images(task, name):
     assert found.data.image_size == 0  # the encoder's
 
 
+@pytest.mark.parametrize(("task", "key"), [("linear", "feature_norm"), ("finetune", "fresh_norm")])
+def test_a_vit_is_evaluated_as_mae_is_unless_an_experiment_is_given(task, key):
+    config, file = digits.get_config("v3_vit"), str(ROOT / "configs/digits.py")
+    assert arms.evaluation(None, task, config, file)[key]
+    given = file.replace(".py", f"_{task}.py")
+    assert not arms.evaluation(given, task, config, file)[key]
+
+
 def test_a_shorter_evaluation_has_a_shorter_warmup(tmp_path):
     file = tmp_path / "warm.py"
     file.write_text(

@@ -1,6 +1,7 @@
 """Tests the plan of the study of pretexts, its runs, resuming, the table and the plot."""
 
 import json
+import pathlib
 import signal
 
 import jax
@@ -196,6 +197,23 @@ def test_a_study_resumes_and_ends_in_a_table(tmp_path, started, capsys):
     assert run(moved) == results and len(done) == count
     with pytest.raises(ValueError, match=r"linear contains a run with another config \(lr_drops"):
         run(moved, lr_drops=(0.5,))
+
+
+@pytest.mark.parametrize(("given", "used"), [("cls", "mean"), ("mean", "mean")])
+def test_the_untrained_arm_has_the_network_and_the_images_of_the_others(given, used, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pretext_runs, "_evaluated", lambda config, *_: seen.append(config))
+    network = CONFIGS["contrastive"].copy_and_resolve_references()
+    network.model.pool, network.data.mean = "mean", (0.1, 0.2, 0.3)
+    found = evaluations()["finetune"]
+    found.model.pool, found.model.positions = given, "learned"
+    (job,) = pretext.plan(CONFIGS, ("untrained",), ["steps"], FLOPS, IMAGES)
+    pretext_runs.run_all([job], [5], pathlib.Path("none"), {"finetune": found}, network, [])
+    (config,) = seen
+    assert (config.seed, config.from_scratch, config.pretrained) == (5, True, "")
+    assert (config.model.name, config.model.patch, config.model.depth) == ("vit_tiny", 4, 1)
+    assert (config.model.pool, config.model.positions) == (used, "sincos")
+    assert (config.data.image_size, config.data.mean) == (8, (0.1, 0.2, 0.3))
 
 
 def test_an_arm_that_does_not_train_is_a_result(tmp_path, monkeypatch):

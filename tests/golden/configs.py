@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import cifar10, imagenet, imagenet_v3
+from configs import cifar10, imagenet, imagenet_mae, imagenet_v3
 
 
 def v1() -> ConfigDict:
@@ -65,10 +65,8 @@ def v3_vit() -> ConfigDict:
 
 
 def mae() -> ConfigDict:
-    c = masked(imagenet_v3.get_config("vit_b"))
-    c.pretext, c.decoder.depth = "masked", 2
-    c.model.positions, c.model.freeze_patch = "sincos_mae", False
-    c.decay_all, c.weight_decay, c.adam_b2 = False, 0.05, 0.95
+    c = masked(imagenet_mae.get_config("vit_b"))
+    c.decoder.depth = 2
     return c
 
 
@@ -79,8 +77,8 @@ def both() -> ConfigDict:
 
 
 def both_symmetric() -> ConfigDict:
-    c = both()
-    c.symmetric, c.model.freeze_patch, c.mask.normalize_pixels = True, False, False
+    c = masked(imagenet_v3.get_config("vit_b_masked"))
+    c.symmetric, c.mask.normalize_pixels, c.decoder.depth = True, False, 2
     c.contrastive_weight, c.masked_weight, c.mask.fraction = 0.5, 2.0, 0.6
     return c
 

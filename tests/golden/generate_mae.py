@@ -93,8 +93,7 @@ RECIPES = {
     "mae": MAE,
     "both": BOTH,
     "both_symmetric": dataclasses.replace(
-        BOTH,
-        frozen=False,
+        MAE,
         symmetric=True,
         normalized=False,
         contrastive_weight=0.5,

@@ -249,7 +249,9 @@ def test_five_steps_with_micro_batches_match_torch(name, devices, microbatches, 
     assert_steps_match(name, devices, monkeypatch, microbatches)
 
 
-@pytest.mark.parametrize("name", ["v1", pytest.param("v3_vit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["v1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v3_vit", "mae"))]
+)
 def test_five_steps_with_the_gpu_implementation_match_torch(name, monkeypatch):
     monkeypatch.setitem(platforms._NAMES, "cpu", "gpu")
     text = jax.jit(platforms.materialized).lower(jnp.zeros(1)).as_text()

@@ -3,10 +3,10 @@
     python -m moco_jax.convert --source=moco_v2_800ep.pth.tar --to=moco_jax --out=v2.safetensors
     python -m moco_jax.convert --source=runs/imagenet_v2 --to=huggingface --out=v2_huggingface
 
-The command reads MoCo v1/v2/v3, torchvision, timm and Hugging Face weights and detects the format
-from the parameter names. Weights do not contain everything: a 3x3 stem is read as the CIFAR-10
-demo's, without pooling, the stride of a bottleneck as torchvision's, in the 3x3 convolution, and a
-ViT has the usual number of attention heads.
+The command reads MoCo v1/v2/v3, MAE, torchvision, timm and Hugging Face weights and detects the
+format from the parameter names. Weights do not contain everything: a 3x3 stem is read as the
+CIFAR-10 demo's, without pooling, the stride of a bottleneck as torchvision's, in the 3x3
+convolution, and a ViT has the usual number of attention heads.
 """
 
 import pathlib
@@ -36,9 +36,10 @@ _IMAGES = flags.DEFINE_integer(
     "training_images",
     None,
     "Number of training images. --to=workdir needs it if the config's batch size differs from the "
-    "checkpoint's, --to=moco if the workdir does not contain it.",
+    "checkpoint's, --to=moco and --to=mae if the workdir does not contain it.",
     lower_bound=1,
 )
+_WITH_IMAGES = ("workdir", "moco", "mae")
 
 
 def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict | None) -> None:
@@ -46,8 +47,9 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     targets.check(to, out)
     if to == "workdir" and config is None:
         raise ValueError("--to=workdir needs the experiment, such as --config=configs/imagenet.py")
-    if to not in ("workdir", "moco") and _IMAGES.value is not None:
-        raise ValueError(f"--training_images is for --to=workdir and --to=moco only, got --to={to}")
+    if to not in _WITH_IMAGES and _IMAGES.value is not None:
+        allowed = ", ".join(f"--to={name}" for name in _WITH_IMAGES)
+        raise ValueError(f"--training_images is for {allowed} only, got --to={to}")
     source = sources.read(path, config, _PREFIX.value, _HEADS.value)
     found = source.pretrained
     if _HEADS.value and (source.path is not None or found.config.model.name not in NETWORKS):

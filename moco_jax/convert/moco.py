@@ -18,6 +18,7 @@ in that row.
 import pathlib
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,14 +53,23 @@ def write_workdir(
     Raises:
       ValueError: if the checkpoint lacks something or does not match the config.
     """
-    if config.dictionary != "queue":
-        raise ValueError(
-            f"--to=workdir needs dictionary='queue' in --config, got {config.dictionary!r}"
-        )
+    check_keys(config, checkpoint, {"pretext": ("contrastive",), "dictionary": ("queue",)})
     check(config)
     step = _step(checkpoint, config, images)
     save(_state(checkpoint, config, step), config, out, images)
     return [*epochs_of(checkpoint, step), *_recipe_differences(checkpoint, config)]
+
+
+def check_keys(
+    config: ConfigDict, checkpoint: Checkpoint, needed: dict[str, tuple[Any, ...]]
+) -> None:
+    """Raises a ValueError for a key of the config with another value than a checkpoint allows."""
+    for key, allowed in needed.items():
+        if config[key] not in allowed:
+            raise ValueError(
+                f"--to=workdir needs {key}={' or '.join(map(repr, allowed))} in --config for a "
+                f"checkpoint of {checkpoint.version.title}, got {config[key]!r}"
+            )
 
 
 def check(config: ConfigDict) -> None:
@@ -89,6 +99,12 @@ def abstract_state(config: ConfigDict) -> TrainState:
 def zeros(tree: Any) -> Any:
     """Returns host arrays for the shapes of `abstract_state`."""
     return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+
+
+def moments_like(tree: Any, values: dict[str, Any]) -> Any:
+    """Returns nested dicts with the structure of an optimizer's, which marks frozen parameters."""
+    flat: Any = flax.traverse_util.flatten_dict(values)
+    return jax.tree.map_with_path(lambda path, _: flat[tuple(entry.key for entry in path)], tree)
 
 
 def epochs_of(checkpoint: Checkpoint, step: int) -> list[str]:
@@ -200,16 +216,16 @@ def _momentum_buffers(checkpoint: Checkpoint) -> dict[str, Any]:
     The optimizer identifies parameters by numbers (by memory addresses in files of old torch). It
     lists them in the order of the model's parameters, including the key encoder's.
     """
-    return encoder(optimizer_arrays(checkpoint, "momentum_buffer", (QUERY, KEY)), QUERY)
+    names = [name for name in checkpoint.arrays if name.startswith((QUERY, KEY))]
+    return encoder(optimizer_arrays(checkpoint, "momentum_buffer", names), QUERY)
 
 
-def optimizer_arrays(
-    checkpoint: Checkpoint, kind: str, prefixes: tuple[str, ...]
-) -> dict[str, Any]:
+def optimizer_arrays(checkpoint: Checkpoint, kind: str, names: list[str]) -> dict[str, Any]:
     """Returns the optimizer's arrays of a kind, by the parameter's name in the checkpoint.
 
     Args:
-      prefixes: of the parameters that the optimizer has.
+      names: of the parameters that the optimizer has, in its order, and of buffers, which it has
+        not.
 
     Raises:
       ValueError: if there is no optimizer, or it has another number of parameters.
@@ -218,10 +234,9 @@ def optimizer_arrays(
     if not numbers:
         raise ValueError(
             f"{checkpoint.source} lacks the optimizer, which --to=workdir needs; --to=moco_jax "
-            "converts the query encoder alone"
+            "converts the encoder alone"
         )
-    encoders = (name for name in checkpoint.arrays if name.startswith(prefixes))
-    names = [name for name in encoders if not name.endswith(BUFFERS)]
+    names = [name for name in names if not name.endswith(BUFFERS)]
     if len(names) != len(numbers):
         raise ValueError(
             f"the optimizer of {checkpoint.source} has {len(numbers)} parameters, but its encoders "
@@ -248,7 +263,7 @@ def differences(checkpoint: Checkpoint, values: dict[str, Any], keys: dict[str, 
       values: of the config, by key.
       keys: the optimizer's settings, to the config's keys.
     """
-    group = checkpoint.optimizer["param_groups"][0]
+    group = checkpoint.optimizer["param_groups"][-1]  # MAE's first one has no weight decay
     return [
         f"note: the checkpoint was trained with {setting}={group[setting]}, but --config has "
         f"{key}={values[key]}"

@@ -8,8 +8,6 @@ float32 and bfloat16 do not need. Steps that the scaler skipped count as steps.
 import pathlib
 from typing import Any
 
-import flax.traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -40,20 +38,11 @@ def write_workdir(
 ) -> list[str]:
     """Writes a workdir that resumes pretraining; returns lines to print.
 
-    Args:
-      images: number of training images. None takes the step from the checkpoint's batch counter,
-        which is right for the same images and batch size.
-
-    Raises:
-      ValueError: if the checkpoint lacks something or does not match the config.
+    Args and errors are those of `moco.write_workdir`.
     """
-    needed = {"dictionary": ("in_batch",), "key_encoder": ("momentum",), "optimizer": (*MOMENTS,)}
-    for key, allowed in needed.items():
-        if config[key] not in allowed:
-            raise ValueError(
-                f"--to=workdir needs {key}={' or '.join(map(repr, allowed))} in --config for a "
-                f"checkpoint of MoCo v3, got {config[key]!r}"
-            )
+    needed = {"pretext": ("contrastive",), "dictionary": ("in_batch",)}
+    needed |= {"key_encoder": ("momentum",), "optimizer": (*MOMENTS,)}
+    moco.check_keys(config, checkpoint, needed)
     moco.check(config)
     naming = NAMINGS[naming_of(config.model)]
     step = _step(checkpoint, config, naming, images)
@@ -83,7 +72,8 @@ def _state(checkpoint: Checkpoint, config: ConfigDict, naming: Naming, step: int
     """Returns the training state, host arrays."""
     shapes, source = variables.template(config, head=True), checkpoint.source
     keys = {path: shape for path, shape in shapes.items() if path[1] != "predictor"}
-    table = naming.layers.get("positions") if config.model.get("positions") == "sincos" else None
+    learned = config.model.get("positions") == "learned"
+    table = None if learned else naming.layers.get("positions")
 
     def tree(prefix: str, wanted: Any) -> dict[str, Any]:
         arrays = encoder(checkpoint.arrays, prefix)
@@ -124,14 +114,16 @@ def _opt_state(
         for path, shape in variables.template(config, head=True).items()
         if path[0] == "params" and path[2] not in frozen
     }
+    parts = V3.query, V3.key, _PREDICTOR
+    names = [name for name in checkpoint.arrays if name.startswith(parts)]
     found = {}
     for ours, theirs in MOMENTS[config.optimizer].items():
-        whole = moco.optimizer_arrays(checkpoint, theirs, (V3.query, V3.key, _PREDICTOR))
+        whole = moco.optimizer_arrays(checkpoint, theirs, names)
         arrays = encoder(whole, V3.query) | _of_predictor(whole)
         _check_moments(arrays, theirs, checkpoint, config, naming)
         source = f"{checkpoint.source}: {theirs} of the optimizer"
         moments = variables.to_flax(arrays, naming, config, trained, source)["params"]
-        found[ours] = _like(optax.tree.get(fresh, ours), moments)
+        found[ours] = moco.moments_like(optax.tree.get(fresh, ours), moments)
     return optax.tree.set(fresh, **found, count=np.asarray(step, np.int32))
 
 
@@ -151,9 +143,3 @@ def _check_moments(
             f"the map of the patches of {checkpoint.source} {was}; set "
             f"--config.model.freeze_patch={not has}"
         )
-
-
-def _like(tree: Any, values: dict[str, Any]) -> Any:
-    """Returns nested dicts with the structure of an optimizer's, which marks frozen parameters."""
-    flat: Any = flax.traverse_util.flatten_dict(values)
-    return jax.tree.map_with_path(lambda path, _: flat[tuple(entry.key for entry in path)], tree)

@@ -29,13 +29,23 @@ from moco_jax.weights.names import COUNTER, NAMINGS, naming_of
 BUFFERS = (".running_mean", ".running_var", f".{COUNTER}")
 # The parts of the references' names, in the order of torch's modules and arrays.
 _ORDER = (
-    *("cls_token", "pos_embed", "patch_embed"),
+    *("cls_token", "pos_embed", "mask_token", "decoder_pos_embed", "patch_embed"),
     *("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"),
     *("layer1", "layer2", "layer3", "layer4"),
     *("blocks", "norm1", "attn", "qkv", "proj", "norm2", "mlp", "fc1", "fc2", "norm"),
+    *("decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"),
     *("fc", "head", "predictor"),
     *("weight", "bias", "running_mean", "running_var", COUNTER),
 )
+
+# A new loss scaler of torch, of float16.
+SCALER = {
+    "scale": 65536.0,
+    "growth_factor": 2.0,
+    "backoff_factor": 0.5,
+    "growth_interval": 2000,
+    "_growth_tracker": 0,
+}
 
 
 class Saved(NamedTuple):
@@ -77,7 +87,7 @@ def read_state(path: pathlib.Path) -> Saved:
 
 def problem(config: ConfigDict) -> str:
     """Returns why the reference can't continue a run of this config; "" if it can."""
-    needed = {"dictionary": "queue", "key_encoder": "momentum"}
+    needed = {"pretext": "contrastive", "dictionary": "queue", "key_encoder": "momentum"}
     wrong = [f"{key}={config[key]!r}" for key, value in needed.items() if config[key] != value]
     if layers := config.model.predictor_layers:
         wrong.append(f"model.predictor_layers={layers}")
@@ -153,7 +163,11 @@ def torch_parameters(params: Any, config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def _arrays(trees: dict[str, Any], config: ConfigDict) -> dict[str, np.ndarray]:
-    arrays = variables.to_torch(trees, NAMINGS[naming_of(config.model)], config)
+    return ordered(variables.to_torch(trees, NAMINGS[naming_of(config.model)], config))
+
+
+def ordered(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays under the references' names in the order of torch's modules."""
     return {name: arrays[name] for name in sorted(arrays, key=_order)}
 
 
@@ -192,6 +206,21 @@ def _optimizer(
     }
     states = {i: {"momentum_buffer": buffer} for i, buffer in enumerate(buffers.values())}
     return {"state": states, "param_groups": [group]}
+
+
+def adamw(config: ConfigDict) -> dict[str, Any]:
+    """Returns the settings of torch's AdamW besides the learning rate and the decay."""
+    return {
+        "betas": (config.adam_b1, config.adam_b2),
+        "eps": config.adam_eps,
+        "amsgrad": False,
+        "maximize": False,
+        "foreach": None,
+        "capturable": False,
+        "differentiable": False,
+        "fused": None,
+        "decoupled_weight_decay": True,
+    }
 
 
 def last_rate(config: ConfigDict, steps: int, step: int) -> float:

@@ -26,18 +26,12 @@ _HEADS = {
     True: {"head_layers": 3, "predictor_layers": 2, "predictor_last_norm": True},
     False: {"head_layers": 2, "predictor_layers": 2, "predictor_last_norm": False},
 }
-_SCALER = {
-    "scale": 65536.0,
-    "growth_factor": 2.0,
-    "backoff_factor": 0.5,
-    "growth_interval": 2000,
-    "_growth_tracker": 0,
-}
 
 
 def problem(config: ConfigDict) -> str:
     """Returns why the reference can't continue a run of this config; "" if it can."""
-    needed = {"dictionary": "in_batch", "key_encoder": "momentum", "symmetric": True}
+    needed = {"pretext": "contrastive", "dictionary": "in_batch", "key_encoder": "momentum"}
+    needed |= {"symmetric": True}
     wrong = [f"{key}={config[key]!r}" for key, value in needed.items() if config[key] != value]
     if config.model.head != BATCH_NORM_MLP:
         wrong.append(f"model.head={config.model.head!r}")
@@ -80,7 +74,7 @@ def checkpoint(
         "arch": architecture(config),
         "state_dict": {f"module.{name}": array for name, array in arrays.items()},
         "optimizer": _optimizer(state["opt_state"], list(arrays), config, steps, step, source),
-        "scaler": dict(_SCALER),
+        "scaler": dict(reference.SCALER),
     }
     return content, [*reference.epochs_of(step, steps), *_notes(config)]
 
@@ -115,17 +109,7 @@ def _optimizer(
     if config.optimizer == "lars":
         group |= {"momentum": config.sgd_momentum, "trust_coefficient": config.lars_trust}
     else:
-        group |= {
-            "betas": (config.adam_b1, config.adam_b2),
-            "eps": config.adam_eps,
-            "amsgrad": False,
-            "maximize": False,
-            "foreach": None,
-            "capturable": False,
-            "differentiable": False,
-            "fused": None,
-            "decoupled_weight_decay": True,
-        }
+        group |= reference.adamw(config)
     return {"state": states, "param_groups": [group | {"params": list(range(len(names)))}]}
 
 

@@ -4,18 +4,27 @@ import json
 import pathlib
 import pickle
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.traverse_util
 from ml_collections import ConfigDict
 
-from moco_jax.convert import detectron2, files, moco, moco_v3, reference, reference_v3
+from moco_jax.convert import (
+    detectron2,
+    files,
+    mae,
+    moco,
+    moco_v3,
+    reference,
+    reference_mae,
+    reference_v3,
+)
 from moco_jax.encoders import pretrained
 from moco_jax.models.backbones import make_backbone
 from moco_jax.models.vit import NETWORKS
 from moco_jax.weights import huggingface, torch_files, variables, vit
-from moco_jax.weights.moco_files import V2, V3, version_of
+from moco_jax.weights.moco_files import MAE, V2, V3, version_of
 from moco_jax.weights.names import NAMINGS, head_problem
 from moco_jax.weights.sources import Source
 
@@ -27,9 +36,9 @@ class Target(NamedTuple):
     # writes to the temporary path.
     write: Callable[[Source, pathlib.Path, pathlib.Path, int | None], list[str]]
     suffixes: tuple[str, ...] = ()  # allowed endings of the file's name; () for a folder
-    keeps_head: bool = False  # whether the format contains the head
-    # (config, whether there is a head) -> what the format can't express, "" if it can
-    problem: Callable[[ConfigDict, bool], str] = lambda config, head: ""
+    keeps: tuple[str, ...] = ()  # the parts of the encoder that it contains besides the backbone
+    # (config, names of the encoder's parts) -> what the format can't express, "" if it can
+    problem: Callable[[ConfigDict, Collection[str]], str] = lambda config, parts: ""
 
 
 def write(source: Source, to: str, out: pathlib.Path, images: int | None = None) -> list[str]:
@@ -64,26 +73,25 @@ def check(to: str, out: pathlib.Path) -> None:
 
 def check_network(to: str, source: Source) -> None:
     """Raises a ValueError if a target can't express the network; it names those that can."""
-    config, head = source.pretrained.config, source.pretrained.has_head
-    problem = TARGETS[to].problem(config, head)
+    config, parts = source.pretrained.config, source.pretrained.variables["params"].keys()
+    problem = TARGETS[to].problem(config, parts)
     if problem:
-        able = expressible(config, head)
+        able = expressible(config, parts)
         if source.checkpoint is None:
             able.remove("workdir")
         raise ValueError(f"--to={to}: {problem}; allowed for this network: {', '.join(able)}")
 
 
-def expressible(config: ConfigDict, head: bool) -> list[str]:
-    """Returns the targets that can express the network of a config."""
-    return [name for name, target in TARGETS.items() if not target.problem(config, head)]
+def expressible(config: ConfigDict, parts: Collection[str]) -> list[str]:
+    """Returns the targets that can express an encoder with these parts."""
+    return [name for name, target in TARGETS.items() if not target.problem(config, parts)]
 
 
 def left_out(source: Source, to: str) -> list[str]:
     """Returns the parts of a source that a target does not contain."""
     if to == "workdir":
         return []
-    kept = {"backbone"} | ({"head", "predictor"} if TARGETS[to].keeps_head else set())
-    parts = source.pretrained.variables["params"]
+    kept, parts = ("backbone", *TARGETS[to].keeps), source.pretrained.variables["params"]
     return [*source.left_out, *(f"the {part}" for part in parts if part not in kept)]
 
 
@@ -99,7 +107,7 @@ def _moco_jax(source: Source, file: pathlib.Path, out: pathlib.Path, images: int
 def _workdir(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
     if source.checkpoint is None:
         raise ValueError(
-            "--to=workdir needs a pretraining checkpoint of MoCo v1, v2 or v3; "
+            "--to=workdir needs a pretraining checkpoint of MoCo v1, v2, v3 or MAE; "
             f"{source.pretrained.source} is {source.title}"
         )
     write_workdir = _WORKDIRS[source.checkpoint.version]
@@ -187,6 +195,22 @@ def _huggingface(source: Source, folder: pathlib.Path, out: pathlib.Path, images
     ]
 
 
+def _vitmae(source: Source, folder: pathlib.Path, out: pathlib.Path, images: int | None):
+    arrays = huggingface.split(_arrays(source, "vit_huggingface", "decoder"))
+    folder.mkdir()
+    content = json.dumps(huggingface.make_mae_config(source.pretrained.config), indent=2)
+    (folder / "config.json").write_text(content + "\n")
+    named = {k if k.startswith("decoder.") else f"vit.{k}": x for k, x in arrays.items()}
+    files.write_safetensors(folder / "model.safetensors", named)
+    return [
+        "load it with",
+        "  import transformers",
+        f"  model = transformers.ViTMAEForPreTraining.from_pretrained({_text(out)})",
+        "features of whole images are encoder(images).last_hidden_state[:, 0] of",
+        f"  encoder = transformers.ViTMAEModel.from_pretrained({_text(out)}, mask_ratio=0.0)",
+    ]
+
+
 def _detectron2(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     settings = detectron2.settings(source.pretrained.config)
     content = {
@@ -220,10 +244,31 @@ def _moco(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | N
     return [f"only the encoder is written: {reason}", *_moco_encoder(source, file, out, images)]
 
 
+def _mae(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
+    found, folder = source.pretrained, source.path
+    if folder is None or folder.is_file():
+        reason = f"{found.source} has no whole train state"
+    elif problem := reference_mae.problem(found.config):
+        reason = f"MAE's code can't continue a run with {problem}"
+    else:
+        saved = reference.read_state(folder)  # see `_moco`
+        images, encoder = images or saved.about.get("images"), saved.encoder
+        content, lines = reference_mae.checkpoint(
+            saved.state, encoder.config, images, encoder.source
+        )
+        torch_files.write(file, content)
+        return [line.replace("OUT", shlex.quote(str(out))) for line in lines]
+    arrays = reference.ordered(_arrays(source, "vit", "decoder"))
+    torch_files.write(file, {"model": arrays})
+    lines = [line.replace("OUT", _text(out)) for line in reference_mae.loading(found)]
+    return [f"only the network is written: {reason}", *lines]
+
+
 def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images: int | None):
     config, trees = source.pretrained.config, source.pretrained.variables
     query = version_of(config.model).query
-    arrays = reference.torch_arrays(trees["params"], trees.get("batch_stats", {}), config, 0)
+    params = {part: tree for part, tree in trees["params"].items() if part != "decoder"}
+    arrays = reference.torch_arrays(params, trees.get("batch_stats", {}), config, 0)
     state = {
         f"module.{'' if name.startswith('predictor.') else query}{name}": array
         for name, array in arrays.items()
@@ -236,19 +281,19 @@ def _moco_encoder(source: Source, file: pathlib.Path, out: pathlib.Path, images:
     ]
 
 
-# The code of MoCo's authors: checkpoints from its format and to it.
-_WORKDIRS = {V2: moco.write_workdir, V3: moco_v3.write_workdir}
+# The code of MoCo's and MAE's authors: checkpoints from its format and to it.
+_WORKDIRS = {V2: moco.write_workdir, V3: moco_v3.write_workdir, MAE: mae.write_workdir}
 _REFERENCES = {V2: reference, V3: reference_v3}
 
 
-def _width(project: str, *, vits: bool = True) -> Callable[[ConfigDict, bool], str]:
+def _width(project: str, *, vits: bool = True) -> Callable[[ConfigDict, Collection[str]], str]:
     """Returns the problem of a project whose ResNets have one width.
 
     Args:
       vits: whether it has our ViTs, of any width.
     """
 
-    def problem(config: ConfigDict, head: bool) -> str:
+    def problem(config: ConfigDict, parts: Collection[str]) -> str:
         width = config.model.width
         if config.model.name in NETWORKS:
             return "" if vits else f"{project} has no ViT with these names"
@@ -257,43 +302,63 @@ def _width(project: str, *, vits: bool = True) -> Callable[[ConfigDict, bool], s
     return problem
 
 
-def _timm_problem(config: ConfigDict, head: bool) -> str:
+def _timm_problem(config: ConfigDict, parts: Collection[str]) -> str:
     if config.model.name in NETWORKS and config.model.stem != "patch":
         return f"timm's ViT can't express stem {config.model.stem!r}"
-    return _width("timm")(config, head)
+    return _width("timm")(config, parts)
 
 
-def _reference_problem(config: ConfigDict, head: bool) -> str:
-    problem = _width("the reference")(config, head)
-    if problem or not head:
+def _mae_problem(config: ConfigDict, parts: Collection[str]) -> str:
+    if config.model.name not in NETWORKS:
+        return "MAE's code has ViTs only"
+    stem = config.model.stem
+    return "" if stem == "patch" else f"MAE's ViT can't express stem {stem!r}"
+
+
+def _vitmae_problem(config: ConfigDict, parts: Collection[str]) -> str:
+    if "decoder" not in parts:
+        return "a masked autoencoder has a decoder, which this encoder lacks"
+    return huggingface.problem(config)
+
+
+def _reference_problem(config: ConfigDict, parts: Collection[str]) -> str:
+    problem = _width("the reference")(config, parts)
+    if problem or "head" not in parts:
         return problem
     return head_problem(config.model.head)
 
 
+_HEADS = ("head", "predictor")
 TARGETS = {
-    "moco_jax": Target(_moco_jax, (".safetensors",), keeps_head=True),
-    "workdir": Target(_workdir, keeps_head=True),
+    "moco_jax": Target(_moco_jax, (".safetensors",), keeps=(*_HEADS, "decoder")),
+    "workdir": Target(_workdir),
     "torchvision": Target(_torchvision, (".pth", ".pt"), problem=_width("torchvision", vits=False)),
     "timm": Target(_timm, (".safetensors",), problem=_timm_problem),
     "huggingface": Target(_huggingface, problem=lambda config, _: huggingface.problem(config)),
+    "vitmae": Target(_vitmae, keeps=("decoder",), problem=_vitmae_problem),
     "detectron2": Target(
         _detectron2, (".pkl",), problem=lambda config, _: detectron2.problem(config)
     ),
-    "moco": Target(_moco, (".pth.tar", ".pth"), keeps_head=True, problem=_reference_problem),
+    "moco": Target(_moco, (".pth.tar", ".pth"), keeps=_HEADS, problem=_reference_problem),
     "moco_encoder": Target(
-        _moco_encoder, (".pth.tar", ".pth"), keeps_head=True, problem=_reference_problem
+        _moco_encoder, (".pth.tar", ".pth"), keeps=_HEADS, problem=_reference_problem
     ),
+    "mae": Target(_mae, (".pth",), keeps=("decoder",), problem=_mae_problem),
 }
 
 
-def _arrays(source: Source, naming: str):
-    """Returns the backbone's arrays under the names of a key in `NAMINGS`."""
+def _arrays(source: Source, naming: str, *others: str):
+    """Returns the arrays of the backbone and of other parts under the names of a key in `NAMINGS`.
+
+    Parts that the encoder does not have are left out.
+    """
     found = source.pretrained
     trees = vit.with_positions(found.variables, found.config)
-    backbone = {
-        kind: {"backbone": tree["backbone"]} for kind, tree in trees.items() if "backbone" in tree
+    kept = {
+        kind: {part: tree[part] for part in ("backbone", *others) if part in tree}
+        for kind, tree in trees.items()
     }
-    return variables.to_torch(backbone, NAMINGS[naming], found.config)
+    return variables.to_torch(kept, NAMINGS[naming], found.config)
 
 
 def _text(path: pathlib.Path) -> str:

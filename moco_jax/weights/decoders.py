@@ -44,17 +44,18 @@ def find(found: Found, arrays: Arrays) -> dict[str, Any]:
       arrays: all of the file.
     """
     naming, base = NAMINGS[found.naming], found.prefix
-    own = {}
-    if naming.decoder:
-        if found.naming == "vit_huggingface":  # the decoder is beside the encoder's `vit.`
-            base = base.removesuffix("vit.")
-        own = {k.removeprefix(base): x for k, x in arrays.items() if k.startswith(base)}
+    if not naming.decoder:
+        return {}
+    theirs = found.naming == "vit_huggingface"
+    if theirs:  # the decoder is beside the encoder's `vit.`
+        base = base.removesuffix("vit.")
+    own = {k.removeprefix(base): x for k, x in arrays.items() if k.startswith(base)}
+    if theirs:
+        own = huggingface.fused(own)
     block = naming.decoder_block.partition("{")[0]
     starts = (*(f"{layer}." for layer in naming.decoder.values()), block)
     own = {k: x for k, x in own.items() if k.startswith(starts) or k in naming.decoder.values()}
-    if not all(_shape(own, naming, layer) for layer in ("embed", "pixels")):
-        return {}
-    return huggingface.fused(own) if found.naming == "vit_huggingface" else own
+    return own if all(_shape(own, naming, layer) for layer in ("embed", "pixels")) else {}
 
 
 def recognise(

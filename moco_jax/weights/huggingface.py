@@ -125,6 +125,8 @@ def _alike(arrays: list[Any]) -> bool:
 
 def _old_name(name: str) -> str:
     name = re.sub(r"^layers\.(?=\d+\.)", "encoder.layer.", name)
+    # transformers 5 also renames this part of ViTMAE when it writes.
+    name = re.sub(r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers.", name)
     for new, old in _RENAMED.items():
         name = re.sub(rf"^({_BLOCKS}\.\d+)\.{new}\.", rf"\1.{old}.", name)
     return name

@@ -1,4 +1,4 @@
-"""The parts of the references' pretraining checkpoints (MoCo v1, v2 and v3)."""
+"""The parts of the references' pretraining checkpoints (MoCo v1, v2 and v3, MAE)."""
 
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ class Version(NamedTuple):
 V2 = Version("MoCo v1 or v2", QUERY, KEY, ("queue", "queue_ptr"))
 V3 = Version("MoCo v3", "base_encoder.", "momentum_encoder.", ("predictor",))
 VERSIONS = (V2, V3)
+MAE = Version("MAE", "", "", ())  # encoder and decoder have no prefix
 
 
 def version_of(model: Any) -> Version:

@@ -26,8 +26,8 @@ from moco_jax.weights.names import NAMINGS, VITS
 from moco_jax.weights.search import Found
 
 ALLOWED = (
-    "a checkpoint of MoCo v1, v2 or v3, a ResNet of torchvision, timm or Hugging Face, a ViT of "
-    "timm or Hugging Face, a workdir or an encoder file of moco_jax"
+    "a checkpoint of MoCo v1, v2, v3 or MAE, a ResNet of torchvision, timm or Hugging Face, a ViT "
+    "of timm or Hugging Face, a workdir or an encoder file of moco_jax"
 )
 
 # Known but unsupported, each with a pattern that only its names match.
@@ -108,6 +108,21 @@ def read(
     )
     if version and head and _ends(found, version.query):
         return _read_moco(content, found, arrays, path, version, read_encoder, notes)
+    return _read_other(content, found, arrays, path, config, read_encoder, about, head, notes)
+
+
+def _read_other(
+    content: Any,
+    found: Found,
+    arrays: dict[str, Any],
+    path: pathlib.Path,
+    config: ConfigDict | None,
+    read_encoder: Callable[..., tuple[Pretrained, tuple[str, ...]]],
+    about: dict[str, Any],
+    head: dict[str, Any],
+    notes: tuple[str, ...],
+) -> Source:
+    """Returns an encoder that is not the query encoder of a whole checkpoint of MoCo."""
     naming, title = NAMINGS[found.naming], NAMINGS[found.naming].title
     decoder = decoders.find(found, arrays) if config is None or masks(config) else {}
     if decoder:
@@ -123,7 +138,23 @@ def read(
         left_out = [name for name in left_out if not search.decodes(name)]
     if found.naming in VITS and "layer_norm_eps" in about:
         more += vit.epsilon_notes(about["layer_norm_eps"])
-    return Source(encoder, title, [*classes, *left_out], notes=(*notes, *more))
+    checkpoint = None
+    if encoder.has_decoder and found.naming == "vit":
+        checkpoint = _mae_checkpoint(content, found, arrays, path)
+        title += f", epoch {checkpoint.epoch}" if checkpoint.epoch else ""
+    return Source(encoder, title, [*classes, *left_out], checkpoint, (*notes, *more))
+
+
+def _mae_checkpoint(
+    content: Any, found: Found, arrays: dict[str, Any], path: pathlib.Path
+) -> moco_files.Checkpoint:
+    """Returns the whole checkpoint of MAE's code, which counts its epochs from 0."""
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    done = epoch + 1 if type(epoch) is int and epoch >= 0 else 0
+    base = found.prefix
+    own = {k.removeprefix(base): x for k, x in arrays.items() if k.startswith(base)}
+    optimizer = moco_files.part(content, "optimizer")
+    return moco_files.Checkpoint(str(path), done, own, optimizer, moco_files.MAE)
 
 
 def _with_head(

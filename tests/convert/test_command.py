@@ -50,7 +50,7 @@ ERRORS = [
     ),
     (
         ["--source=IN", "--to=huggingface", "--out=OUT", "--training_images=9"],
-        "--training_images is for --to=workdir and --to=moco only, got --to=huggingface",
+        "--training_images is for --to=workdir, --to=moco, --to=mae only, got --to=huggingface",
     ),
 ]
 

@@ -139,7 +139,7 @@ def test_error_says_what_a_target_can_not_express(tmp_path, to, out, model, mess
             dict(name="wide_resnet50_2", width=1.0, stem="imagenet"),
             "moco_jax, torchvision, timm, detectron2, moco, moco_encoder",
         ),
-        (VIT, "moco_jax, timm, huggingface, moco, moco_encoder"),
+        (VIT, "moco_jax, timm, huggingface, moco, moco_encoder, mae"),
         (VIT | dict(stem="conv", patch=16), "moco_jax, moco, moco_encoder"),
     ],
 )

@@ -27,7 +27,7 @@ def library(name: str):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            built_on = name.split(".")[0] in ("torchvision", "timm")
+            built_on = name.split(".")[0] in ("torchvision", "timm", "transformers")
             if built_on and not _OPERATORS and not _torchvision_fits():
                 _define_operators(importlib.import_module("torch"))
             return importlib.import_module(name)

@@ -36,13 +36,17 @@ def autoencoder(features: int = 64, **options) -> dict[str, np.ndarray]:
 
 
 def of_hugging_face(arrays: dict, version: int) -> dict[str, np.ndarray]:
-    """Returns the arrays of `autoencoder` under the names of a version of transformers."""
+    """Returns the arrays of `autoencoder` under the names of a version of transformers.
+
+    Version 0 stands for what transformers 5 writes: the names of 4, but for the decoder's blocks.
+    """
+    blocks_of, version = "decoder_layers" if version else "decoder_encoder.layer", version or 4
     encoder = {k: x for k, x in arrays.items() if not k.startswith(("decoder_", "mask_token"))}
     found = {f"vit.{k}": x for k, x in huggingface(encoder, version).items()}
     blocks = {k.removeprefix("decoder_"): x for k, x in arrays.items() if "decoder_blocks" in k}
     start = {4: "encoder.layer.", 5: "layers."}[version]
     for name, array in huggingface(blocks, version).items():
-        found[f"decoder.decoder_layers.{name.removeprefix(start)}"] = array
+        found[f"decoder.{blocks_of}.{name.removeprefix(start)}"] = array
     others = ("mask_token", "decoder_pos_embed", "decoder_embed", "decoder_norm", "decoder_pred")
     return found | {f"decoder.{k}": x for k, x in arrays.items() if k.startswith(others)}
 
@@ -87,7 +91,7 @@ def test_a_masked_autoencoder_is_read(read, prefix):
     assert_same(params["backbone"], encoder["backbone"])
 
 
-@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("version", [4, 5, 0])
 def test_the_names_of_hugging_face_are_read(read, tmp_path, version):
     values: dict[str, Any] = {"model_type": "vit_mae", "num_attention_heads": 4}
     values |= {"decoder_num_attention_heads": 8, "norm_pix_loss": True, "mask_ratio": 0.5}

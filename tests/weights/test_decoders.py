@@ -70,7 +70,8 @@ def test_a_masked_autoencoder_is_read(read, prefix):
     args = {"norm_pix_loss": False, "mask_ratio": 0.6, "input_size": 8}
     found = read({"model": arrays, "optimizer": {"param_groups": []}, "epoch": 3, "args": args})
     config, params = found.pretrained.config, found.pretrained.variables["params"]
-    assert found.title == "a ViT of timm with the decoder of a masked autoencoder"
+    # MAE counts from 0.
+    assert found.title == "a ViT of timm with the decoder of a masked autoencoder, epoch 4"
     assert found.left_out == []
     assert (config.pretext, config.model.positions) == ("masked", "sincos_mae")
     assert config.decoder.to_dict() == {"dim": DIM, "depth": 1, "heads": 16}

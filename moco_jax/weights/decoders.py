@@ -18,6 +18,7 @@ from moco_jax.weights.search import Found
 from moco_jax.weights.torch_files import ARRAYS
 from moco_jax.weights.variables import Arrays
 
+FLAGS = ("mask_ratio", "norm_pix_loss")  # of MAE's code that Hugging Face's config.json has too
 _HEADS = 16  # of each decoder in MAE's code
 
 
@@ -92,7 +93,9 @@ def recognise(
     table = naming.decoder["positions"]
     kept = {name: x for name, x in arrays.items() if name != table}
     network = Decoder(dim=dim, depth=depth, heads=heads, values=3 * model["patch"] ** 2)
-    if dim % 4 or dim % heads:
+    if not depth:
+        problem = f"it has no {naming.decoder_block.format(0)}*"
+    elif dim % 4 or dim % heads:
         problem = f"its tokens of {dim} values can't have {heads} attention heads"
     else:
         features = round(NETWORKS[model["name"]]["dim"] * model["width"])
@@ -105,8 +108,11 @@ def recognise(
     values = {"decoder.dim": dim, "decoder.depth": depth, "decoder.heads": heads}
     if given is None:
         values |= {"pretext": "masked"} | _mask(about)
-        if "norm_pix_loss" not in about:
-            notes.append("the file does not contain whether the loss normalised the pixels")
+        if "mask.normalize_pixels" not in values:
+            notes.append(
+                "normalised pixels: MAE's best runs have them; the file does not say, --config=... "
+                "--config.mask.normalize_pixels=False changes it"
+            )
     return Recognised(values, kept, tuple(notes))
 
 

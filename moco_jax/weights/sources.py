@@ -126,7 +126,8 @@ def _read_other(
     naming, title = NAMINGS[found.naming], NAMINGS[found.naming].title
     decoder = decoders.find(found, arrays) if config is None or masks(config) else {}
     if decoder:
-        about = about or moco_files.part(content, "args")
+        flags = moco_files.part(content, "args")
+        about = about or {key: flags[key] for key in decoders.FLAGS if key in flags}
         title += " with the decoder of a masked autoencoder"
     found, left_out = search.without_heads(found, keep=naming.classifier if head else "")
     classes = _classes(found, arrays)

@@ -129,6 +129,10 @@ def test_config_json_must_fit(read, tmp_path, values, message):
         ({"decoder_blocks.0.cross.weight": np.ones(3)}, "unexpected decoder_blocks.0.cross.weight"),
         ({"decoder_norm.bias": None}, "missing decoder_norm.bias"),
         ({"decoder_blocks.0.attn.qkv.bias": None}, "missing decoder_blocks.0.attn.qkv.bias"),
+        (
+            {f"decoder_blocks.0.{n}.{x}": None for n in LAYERS for x in ("weight", "bias")},
+            "it has no decoder_blocks.0.*",
+        ),
         ({"mask_token": None}, "missing mask_token"),
         ({"mask_token": np.ones((1, DIM), np.float32)}, "mask_token has shape"),
         ({"decoder_pos_embed": table(DIM)}, "decoder_pos_embed has other positions than"),
@@ -146,7 +150,15 @@ def test_a_decoder_of_another_kind_is_left_out_with_its_reason(read, extra, reas
     assert not found.pretrained.has_decoder and found.pretrained.config.pretext == "contrastive"
     [note] = [n for n in found.notes if n.startswith("the decoder is left out: ")]
     assert reason in note
-    assert {"decoder_embed", "decoder_pred", "decoder_blocks"} <= set(found.left_out)
+    assert {"decoder_embed", "decoder_pred", "decoder_norm"} <= set(found.left_out)
+
+
+@pytest.mark.parametrize("value", ["x", None, [1], {}, -1, 2.0, float("nan"), True])
+def test_odd_flags_of_the_program_are_not_used(read, value):
+    keys = "mask_ratio", "norm_pix_loss", "decoder_num_attention_heads", "layer_norm_eps"
+    found = read({"model": autoencoder(), "args": dict.fromkeys(keys, value)}).pretrained
+    assert found.config.mask.fraction == 0.75 and found.config.mask.normalize_pixels
+    assert found.config.decoder.heads == 16
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax.contrastive.state import TrainState
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.models.encoder import make_encoder
+from moco_jax.models.pretexts import effective
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import place
 from moco_jax.pretraining import fit, validation
@@ -205,8 +206,10 @@ def _notes(source: Source, config: ConfigDict) -> Iterator[str]:
     yield f"  random: {', '.join(own)}; new: {fresh}"
     left = [*source.left_out, *(f"the {part}" for part in parts if part != "backbone")]
     if source.path is not None and source.path.is_dir():
-        entries = "".join(f"{name} and the " for name in _entries(source.pretrained.config))
-        left += ["the key encoder", f"the {entries}optimizer state of its run"]
+        theirs = source.pretrained.config
+        entries = "".join(f"{name} and the " for name in _entries(theirs))
+        left += ["the key encoder"] * (effective(theirs).key_encoder in ("momentum", "trained"))
+        left.append(f"the {entries}optimizer state of its run")
     if left:
         yield f"  not used: {', '.join(left)}"
     yield from _other_statistics(source, config)
@@ -214,7 +217,8 @@ def _notes(source: Source, config: ConfigDict) -> Iterator[str]:
 
 def _entries(config: ConfigDict) -> list[str]:
     """Returns the name of a config's dictionary, if it keeps entries between the steps."""
-    return [_DICTIONARIES[config.dictionary]] if config.dictionary in _DICTIONARIES else []
+    dictionary = effective(config).dictionary
+    return [_DICTIONARIES[dictionary]] if dictionary in _DICTIONARIES else []
 
 
 def _other_statistics(source: Source, config: ConfigDict) -> Iterator[str]:

@@ -355,3 +355,24 @@ def test_a_vit_whose_batch_norm_is_only_in_the_heads_is_a_start(tmp_path):
     assert "not used: the head, the key encoder, the optimizer state of its run" in [
         line.strip() for line in start.notes
     ]
+
+
+def test_a_masked_run_starts_and_is_a_start(tmp_path):
+    """It has no dictionary, no key encoder and no head."""
+    vit = {"name": "vit_tiny", "stem": "patch", "patch": 4, "depth": 1, "width": 0.25}
+    model = {f"model__{key}": value for key, value in vit.items()}
+    mae = {"pretext": "masked", "decoder__dim": 16, "decoder__depth": 1, "decoder__heads": 2}
+    config = tiny_config(**model, **mae, steps=1, knn__every_epochs=0.0)
+    pretrain.pretrain(config, tmp_path / "mae", sources=images())
+    init = str(tmp_path / "mae")
+    for changes, fresh, folder in (
+        (mae, "decoder; new: optimizer state", "masked"),
+        ({}, "head; new: queue, optimizer state", "contrastive"),
+    ):
+        config = tiny_config(**model, **changes, init=init, seed=1)
+        _, start = initial.read(config, tmp_path / folder, 1)
+        assert start is not None
+        equal(start.backbone["params"], pretrained.read(init).variables["params"]["backbone"])
+        notes = [line.strip() for line in start.notes]
+        assert f"random: {fresh}" in notes
+        assert "not used: the decoder, the optimizer state of its run" in notes

@@ -84,7 +84,7 @@ def run_all(
     for number, (seed, job) in enumerate(planned, start=1):
         path = grid.workdir(folder, job.label, seed)
         more = ""
-        if done:  # finished runs take no time
+        if done and left:  # finished runs take no time
             seconds = (time.monotonic() - begun) / done * left
             more = f"; about {progress.duration(seconds)} left"
         print(f"run {number} of {len(planned)}: {job.label}, seed {seed}{more}", flush=True)

@@ -50,7 +50,7 @@ VIT = {
     "model.name": "vit_tiny",
     "model.stem": "patch",
     "model.width": 0.5,  # 96 values
-    "model.patch": 2,
+    "model.patch": 4,
     "model.heads": 0,  # 3
     "model.depth": 4,
     "model.pool": "mean",

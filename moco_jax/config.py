@@ -255,7 +255,7 @@ RULES = checks.COMMON_RULES | {
     "mask.fraction": fraction,
     "mask.block": whole,
     "decoder.dim": whole,
-    "decoder.depth": whole,
+    "decoder.depth": checks.blocks,
     "decoder.heads": whole,
     "dictionary": one_of(DICTIONARIES),
     "key_encoder": one_of(KEY_ENCODERS),

@@ -17,9 +17,10 @@ def loss_weights(config: Any) -> dict[str, float]:
     """Returns the parts of the loss with their weights; a weight of 0 leaves its part out.
 
     Args:
-      config: its pretext is contrastive if it has no such key, as in older checkpoints.
+      config: its pretext is contrastive if it has no such key, as in older checkpoints, or an
+        unknown value, which validation refuses.
     """
-    names = PRETEXTS[config.get("pretext", "contrastive")]
+    names = PRETEXTS.get(config.get("pretext"), ("contrastive",))
     if len(names) == 1:
         return {names[0]: 1.0}
     return {name: weight for name in names if (weight := config[f"{name}_weight"])}

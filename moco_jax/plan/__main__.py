@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from moco_jax.models.encoder import described_groups, norm_groups
+from moco_jax.models.pretexts import contrasts
 from moco_jax.parallel.mesh import Layout
 from moco_jax.plan import compilers, forecast, planner
 from moco_jax.pretraining import fit
@@ -89,10 +90,10 @@ def _title(config: ConfigDict, layout: Layout) -> str:
     """Returns two lines: the planned run and the assumptions."""
     method = make_method(config, layout, _TRAINING_IMAGES.value)
     parameters = sum(x.size for x in jax.tree.leaves(method.abstract_state().params))
+    negatives = f"{method.dictionary.num_negatives} negatives, " if contrasts(config) else ""
     return (
         f"{config.name}: {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.dtype}, "
-        f"{described_groups(norm_groups(config))}, {method.dictionary.num_negatives} negatives, "
-        f"fsdp {config.mesh.fsdp}\n"
+        f"{described_groups(norm_groups(config))}, {negatives}fsdp {config.mesh.fsdp}\n"
         f"{_TRAINING_IMAGES.value} images; {_MFU.value:.0%} of the bfloat16 peak is assumed"
     )
 

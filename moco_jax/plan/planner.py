@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
+from moco_jax.models.pretexts import effective
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import compilers, nvidia, topology
 from moco_jax.plan.collectives import excess_image_moves
@@ -129,7 +130,7 @@ def prepare(
 
 def largest_valid_batch(case: Case, limit: float) -> int | None:
     """Returns the largest batch size up to `limit` that the config allows, None without one."""
-    smaller, devices = case.config.copy_and_resolve_references(), case.layout.devices
+    smaller, devices = copy.deepcopy(effective(case.config)), case.layout.devices
     for batch in range(int(limit) // devices * devices, 0, -devices):
         smaller.batch_size = batch
         # The full validation takes longer than this.

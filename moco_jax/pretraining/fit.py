@@ -23,6 +23,7 @@ from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
 from moco_jax.models.backbones import BACKBONES, STEMS
 from moco_jax.models.encoder import has_batch_norm
+from moco_jax.models.pretexts import effective
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import validation
 from moco_jax.training import checks
@@ -74,7 +75,7 @@ def fit(
     open_now, known = set(open_keys(config)), _Known(images, list(sides), devices)
     for key, choose in _CHOICES.items():
         if key in open_now:
-            value, why = choose(config, known)
+            value, why = choose(effective(config), known)
             config.update_from_flattened_dict({key: value})
             if why:
                 lines.append(f"  {key} {_shown(value)}: {why}")

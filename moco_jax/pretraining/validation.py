@@ -1,5 +1,6 @@
 """Validation of a pretraining config: all problems in one error, before anything compiles."""
 
+import math
 from collections.abc import Iterator
 
 import jax
@@ -120,9 +121,10 @@ def _problems(config: ConfigDict) -> Iterator[str]:
 
 
 def _relations(config: ConfigDict, devices: int) -> Iterator[str]:
-    data, bank = config.data, config.bank
+    data, bank, decoder = config.data, config.bank, config.decoder
     sizes = (config.queue_size, config.microbatches, bank.negatives)
-    sizes += (data.image_size, data.eval_resize)
+    sizes += (data.image_size, data.eval_resize, config.model.patch)
+    sizes += (config.mask.block, decoder.dim, decoder.heads)
     if not all(checks.is_whole(x) for x in sizes):
         return
     yield from _pretext(config)
@@ -164,7 +166,7 @@ def _pretext(config: ConfigDict) -> Iterator[str]:
         yield "contrastive_weight and masked_weight are 0; pretext='both' needs one above 0"
         return
     if not contrasts(config) and config.knn.features == "head":
-        yield "pretext='masked' trains no head: knn.features must be 'backbone', not 'head'"
+        yield "a run without contrast trains no head: knn.features must be 'backbone', not 'head'"
     if not masks(config) or config.model.name not in BACKBONES:
         return
     pretext, model, mask, decoder = config.pretext, config.model, config.mask, config.decoder
@@ -195,8 +197,9 @@ def _pretext(config: ConfigDict) -> Iterator[str]:
         )
     elif not 0 < kept(mask.fraction, side**2, mask.block) < side**2:
         blocks = (side // mask.block) ** 2
+        most = math.floor(1000 * (1 - 1 / blocks)) / 1000  # rounded up, it would mask all
         advice = (
-            f"allowed: {1 / blocks:.3g} to {1 - 1 / blocks:.3g}"
+            f"allowed: {1 / blocks:.3g} to {most}"
             if blocks > 1
             else "a smaller --config.model.patch or --config.mask.block gives more"
         )

@@ -69,7 +69,12 @@ def seed(value: Any) -> str:
 
 
 def blocks(value: Any) -> str:
-    good = value == 0 or (is_whole(value) and value <= _MOST_BLOCKS)
+    good = is_whole(value) and value <= _MOST_BLOCKS
+    return "" if good else f"must be a whole number from 1 to {_MOST_BLOCKS}"
+
+
+def blocks_or_default(value: Any) -> str:
+    good = value == 0 or not blocks(value)
     return "" if good else f"must be a whole number from 0 to {_MOST_BLOCKS}"
 
 
@@ -119,7 +124,7 @@ COMMON_RULES: dict[str, Rule] = {
     "model.width": width,
     "model.patch": whole,
     "model.heads": whole_or_zero,
-    "model.depth": blocks,
+    "model.depth": blocks_or_default,
     "model.pool": one_of(vit.POOLS),
     "lr_batch": whole,
     "lr_schedule": one_of(SCHEDULES),

@@ -120,6 +120,7 @@ def recipe(**changes):
         (recipe(model__width=-1.0), "must be above 0"),
         (recipe(model__width=1e308, model__name="vit_tiny"), "must be above 0, and at most 100"),
         (recipe(model__depth=2**31 - 1), "model.depth=2147483647 must be a whole number from 0"),
+        (recipe(decoder__depth=2**31 - 1), "decoder.depth=2147483647 must be a whole number"),
         (recipe(model__dim=-3), "its recipe"),
         (recipe(model__dim=2**70), "its recipe"),
         (recipe(adam_b2=10**400), "its recipe is not a config of moco_jax: int too large"),

@@ -148,6 +148,8 @@ def test_keys_without_effect_have_no_line(repository):
     assert named("queue_size", v3) == []
     assert named("momentum", v3) == ["momentum 0.99: MoCo v3's, which has no queue"]
     assert named("momentum", lines(dictionary="in_batch", key_encoder="shared")) == []
+    masked = lines(pretext="masked")
+    assert named("queue_size", masked) == named("momentum", masked) == []
     assert named("bn_groups", lines(model__name="vit_tiny")) == []
 
 

@@ -8,6 +8,15 @@ from moco_jax.pretraining import validation
 from moco_jax.training.flat_config import flatten
 from tests.tiny import tiny_config
 
+MASKED = {
+    "pretext": "masked",
+    "model__name": "vit_tiny",
+    "model__stem": "patch",
+    "model__width": 1.0,
+    "data__image_size": 224,
+    "data__eval_resize": 256,
+}
+
 
 def problems(devices=8, **changes) -> str:
     with pytest.raises(ValueError) as error:
@@ -67,10 +76,23 @@ def test_the_tiny_and_the_base_config_are_fine():
         ({"batch_size": 10**400}, "must be a whole number from 1 to 2147483647"),
         ({"data__mean": (10**400, 0, 0)}, "must be three numbers"),
         ({"data__eval_resize": 4}, "must be at least data.image_size=8"),
+        ({"pretext": "mask"}, "pretext='mask' is unknown; did you mean 'masked'?"),
+        (MASKED | {"mask__block": 0}, "mask.block=0 must be a whole number"),
+        (MASKED | {"decoder__heads": 0}, "decoder.heads=0 must be a whole number"),
+        (MASKED | {"decoder__depth": 10**6}, "decoder.depth=1000000 must be a whole number"),
+        (MASKED | {"model__patch": 0}, "model.patch=0 must be a whole number"),
+        (MASKED | {"mask__fraction": 0.995}, "allowed: 0.0051 to 0.994"),
+        (MASKED | {"mask__fraction": 0.0}, "allowed: 0.0051 to 0.994"),
+        (MASKED | {"knn__features": "head"}, "a run without contrast trains no head"),
     ],
 )
 def test_each_problem_says_what_was_got_and_what_is_allowed(changes, message):
     assert message in problems(**changes)
+
+
+@pytest.mark.parametrize("fraction", [0.0051, 0.994])
+def test_the_fractions_of_the_message_are_allowed(fraction):
+    validation.check(tiny_config(**MASKED | {"mask__fraction": fraction}), 8)
 
 
 def test_all_problems_come_at_once():

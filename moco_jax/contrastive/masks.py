@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from moco_jax.contrastive.dictionaries import StepIndices
-from moco_jax.models.patches import kept
+from moco_jax.models.patches import kept, noise
 from moco_jax.parallel.mesh import Layout
 
 # (the step, the number of its view) -> i32[B, L], patches in random order, the visible ones first
@@ -19,8 +19,8 @@ def make_draw_order(config: ConfigDict, layout: Layout) -> DrawOrder:
     side = config.data.image_size // config.model.patch
 
     def draw_order(batch: StepIndices, view: int) -> jax.Array:
-        noise = draw(config, side, side, batch, view)
-        return layout.shard(jnp.argsort(noise.reshape(len(noise), -1), axis=1))
+        found = draw(config, side, side, batch, view)
+        return layout.shard(jnp.argsort(found.reshape(len(found), -1), axis=1))
 
     return draw_order
 
@@ -28,19 +28,13 @@ def make_draw_order(config: ConfigDict, layout: Layout) -> DrawOrder:
 def draw(
     config: ConfigDict, rows: int, columns: int, batch: StepIndices, view: int = 0
 ) -> jax.Array:
-    """Returns noise f32[B, rows, columns] in 0..1, equal within a masked block.
-
-    The patches of an image with the smallest noise stay visible.
-    """
+    """Returns the noise f32[B, rows, columns] of the images of a step, see `patches.noise`."""
     # Key 0 of the root draws the weights, key 1 the views, key 2 the negatives of a bank.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 3), batch.step)
-    key, block = jax.random.fold_in(key, view), config.mask.block
-
-    def of_image(index: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, index), (rows // block, columns // block))
-
-    noise = jax.vmap(of_image)(batch.indices)
-    return noise.repeat(block, axis=1).repeat(block, axis=2)
+    key = jax.random.fold_in(key, view)
+    return jax.vmap(lambda image: noise(key, image, rows, columns, config.mask.block))(
+        batch.indices
+    )
 
 
 def visible(config: ConfigDict) -> int:

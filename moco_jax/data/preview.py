@@ -3,7 +3,8 @@
     python -m moco_jax.data.preview --config=configs/digits.py --out=views.png
     python -m moco_jax.data.preview --config=configs/folder.py:/path/to/images --images=12
 
-Each row has the original image, then draws of the query view and of the key view.
+Each row has the original image, then draws of the query view and of the key view. If queries are
+masked (pretext=masked or both), the visible patches of each are beside it.
 """
 
 import itertools
@@ -11,6 +12,7 @@ import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -24,6 +26,8 @@ from moco_jax.data.loading.reader import Reader, shallow
 from moco_jax.data.sources.file_types import counted
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source
+from moco_jax.models import patches
+from moco_jax.models.pretexts import contrasts, masks
 from moco_jax.terminal import command_line, logs, progress, signals
 
 _OUT = flags.DEFINE_string("out", "views.png", "File to write: .png or .jpg.")
@@ -37,7 +41,7 @@ _MIN_SIZE = 64  # pixels; smaller views are enlarged
 def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.ndarray:
     """Returns uint8[H, W, 3]: per image a row with the original and `draws` of each view.
 
-    Unreadable images are skipped.
+    Masked views follow the whole ones. Unreadable images are skipped.
 
     Raises:
       ValueError: if none of the selected images can be read.
@@ -62,10 +66,46 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
     with progress.bar(draws, "drawing", unit="draws", first="compiling") as bar:
         for draw in range(draws):
             key = jax.random.fold_in(jax.random.key(config.seed), draw)
-            drawn.append([np.asarray(pixels(v, mean, std)) for v in views(key, canvases, sizes)])
+            shown = [np.asarray(pixels(v, mean, std)) for v in views(key, canvases, sizes)]
+            drawn.append(_with_masked(config, shown, jax.random.fold_in(key, len(shown))))
             bar.update()
     columns += itertools.chain.from_iterable(zip(*drawn, strict=True))
     return _grid(columns)
+
+
+def _with_masked(config: ConfigDict, views: list[np.ndarray], key: jax.Array) -> list[np.ndarray]:
+    """Returns views uint8[N, S, S, 3] of a draw; masked ones follow those of queries."""
+    masked = [[_masked(config, view, key)] for view in views[: _masked_views(config)]]
+    pairs = itertools.zip_longest(views, masked, fillvalue=[])
+    return [image for view, hidden in pairs for image in (view, *hidden)]
+
+
+def _masked_views(config: ConfigDict) -> int:
+    """Returns how many of the views become queries that are masked."""
+    if not masks(config):
+        return 0
+    return len(config.views) if config.symmetric and contrasts(config) else 1
+
+
+def _columns(config: ConfigDict) -> list[str]:
+    """Returns the names of the images of a draw."""
+    masked = _masked_views(config)
+    names = [
+        [name] + ["masked view"] * (i < masked)
+        for i, name in enumerate(("query view", "key view")[: len(config.views)])
+    ]
+    return list(itertools.chain.from_iterable(names))
+
+
+def _masked(config: ConfigDict, images: np.ndarray, key: jax.Array) -> np.ndarray:
+    """Returns images uint8[N, S, S, 3] with a random part of the patches hidden."""
+    patch, mask = config.model.patch, config.mask
+    side = config.data.image_size // patch
+    numbers = jnp.arange(len(images))
+    noise = jax.vmap(lambda i: patches.noise(key, i, side, side, mask.block))(numbers)
+    ranks = jnp.argsort(jnp.argsort(noise.reshape(len(images), -1), axis=1), axis=1)
+    hidden = ranks.reshape(noise.shape) >= patches.kept(mask.fraction, side**2, mask.block)
+    return np.asarray(patches.hide(jnp.asarray(images), hidden, patch))
 
 
 def _on_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -108,8 +148,8 @@ def main() -> None:
     with signals.unfinished(unfinished):
         Image.fromarray(image).save(unfinished, _FORMATS[out.suffix.lower()])
         os.replace(unfinished, out)
-    views = f"{counted(_DRAWS.value, 'query view')}, {counted(_DRAWS.value, 'key view')}"
-    print(f"{out}{replaced}: a row is the original, {views}")
+    shown = ", ".join(counted(_DRAWS.value, name) for name in _columns(config))
+    print(f"{out}{replaced}: a row is the original, {shown}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+_GREY = 127  # level of a hidden patch
+
 
 def split(images: jax.Array, patch: int) -> jax.Array:
     """Returns the patches [B, H/p, W/p, p * p * C] of images [B, H, W, C].
@@ -22,6 +24,11 @@ def join(patches: jax.Array, patch: int) -> jax.Array:
     return parts.swapaxes(2, 3).reshape(batch, rows * patch, columns * patch, -1)
 
 
+def hide(images: jax.Array, hidden: jax.Array, patch: int) -> jax.Array:
+    """Returns images uint8[B, H, W, C] that are grey in the hidden patches [B, H/p, W/p]."""
+    return join(jnp.where(hidden[..., None], jnp.uint8(_GREY), split(images, patch)), patch)
+
+
 def kept(fraction: float, patches: int, block: int = 1) -> int:
     """Returns how many of the patches of an image stay visible.
 
@@ -32,6 +39,15 @@ def kept(fraction: float, patches: int, block: int = 1) -> int:
     """
     # The product is rounded first: 1 - .9 is a little less than .1 in binary.
     return int(round(patches // block**2 * (1 - fraction), 6)) * block**2
+
+
+def noise(key: jax.Array, image: jax.Array, rows: int, columns: int, block: int = 1) -> jax.Array:
+    """Returns f32[rows, columns] in 0..1 of an image i32[], equal within a masked block.
+
+    The patches with the smallest noise stay visible.
+    """
+    drawn = jax.random.uniform(jax.random.fold_in(key, image), (rows // block, columns // block))
+    return drawn.repeat(block, axis=0).repeat(block, axis=1)
 
 
 def select(x: jax.Array, chosen: jax.Array) -> jax.Array:

@@ -28,8 +28,7 @@ class Init(NamedTuple):
     """The random weights of a ViT; those of other layers are xavier's.
 
     Attributes:
-      qkv: a bound of the weights that make q, k and v from tokens of length 1, to be divided by the
-        root of their length.
+      qkv: the bound of the uniform weights of q, k and v, times the root of a token's length.
       token_std: standard deviation of the class token.
       patch_bias: whether the map of the patches has torch's bias of a convolution; otherwise 0.
     """

@@ -130,11 +130,12 @@ def prepare(
 
 def largest_valid_batch(case: Case, limit: float) -> int | None:
     """Returns the largest batch size up to `limit` that the config allows, None without one."""
-    smaller, devices = copy.deepcopy(effective(case.config)), case.layout.devices
+    smaller, devices = case.config.copy_and_resolve_references(), case.layout.devices
     for batch in range(int(limit) // devices * devices, 0, -devices):
         smaller.batch_size = batch
         # The full validation takes longer than this.
-        if smaller.dictionary == "queue" and smaller.queue_size % keys_per_step(smaller):
+        looks_up = effective(smaller).dictionary == "queue"
+        if looks_up and smaller.queue_size % keys_per_step(smaller):
             continue
         with contextlib.suppress(ValueError):
             validation.check(smaller, devices)

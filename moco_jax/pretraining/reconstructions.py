@@ -16,7 +16,7 @@ from moco_jax.contrastive.masks import make_draw_order, visible
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.augment.views import make_views, pixels
 from moco_jax.models.decoder import denormalized
-from moco_jax.models.patches import join, split
+from moco_jax.models.patches import hide, join, split
 from moco_jax.pretraining.grid import grid
 from moco_jax.pretraining.run import PretrainRun
 from moco_jax.terminal import logs
@@ -24,7 +24,6 @@ from moco_jax.training.outputs.metrics_log import MetricsLog
 
 FILE = "reconstructions.png"  # in the workdir
 _IMAGES = 8  # that are shown
-_GREY = 127  # level of masked patches
 
 
 def make_reconstruction_log(
@@ -89,11 +88,11 @@ def _make_reconstruct(run: PretrainRun) -> Callable[..., jax.Array]:
         predicted = found[1].reshape(patches.shape)
         if config.mask.normalize_pixels:  # the mean and deviation of a patch are not predicted
             predicted = denormalized(predicted, patches)
-        hidden = (jnp.argsort(order, axis=1) >= keep).reshape(*patches.shape[:3], 1)
-        mixed = join(jnp.where(hidden, predicted, patches), patch)
+        hidden = (jnp.argsort(order, axis=1) >= keep).reshape(patches.shape[:3])
+        mixed = join(jnp.where(hidden[..., None], predicted, patches), patch)
         levels = pixels(jnp.stack([images, mixed], axis=1), config.data.mean, config.data.std)
-        masked = join(jnp.where(hidden, _GREY, split(levels[:, 0], patch)), patch)
-        cells = jnp.stack([levels[:, 0], masked.astype(jnp.uint8), levels[:, 1]], axis=1)
+        masked = hide(levels[:, 0], hidden, patch)
+        cells = jnp.stack([levels[:, 0], masked, levels[:, 1]], axis=1)
         return run.layout.replicate(cells)
 
     return reconstruct

@@ -104,3 +104,15 @@ def test_command(repository, tmp_path):
     assert wrong.returncode == 2 and "folder.png is a folder; give a file" in wrong.stderr
     missing = run("--config.data.path=/no/such/place")
     assert missing.returncode == 2 and "no file or folder /no/such/place" in missing.stderr
+
+
+def test_visible_patches_of_queries_follow_their_views():
+    config = tiny_config(pretext="both", model__patch=8, data__image_size=64, data__canvas=16)
+    config.update_from_flattened_dict({"mask.fraction": 0.75, "mask.block": 2})
+    grid = preview.preview(config, tiny_sources().train, images=2, draws=1)
+    _, query, masked, key = (grid[:64, left : left + 64] for left in range(0, 4 * 68, 68))
+    hidden = (masked == 127).all(axis=-1)
+    np.testing.assert_array_equal(masked[~hidden], query[~hidden])
+    assert hidden.mean() == 0.75
+    assert set(hidden.reshape(4, 16, 4, 16).mean(axis=(1, 3)).ravel()) == {0, 1}  # whole blocks
+    assert not (key == 127).all(axis=-1).any()

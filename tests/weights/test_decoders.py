@@ -112,7 +112,7 @@ def test_the_names_of_hugging_face_are_read(read, tmp_path, version):
     ("values", "message"),
     [
         ({"decoder_num_attention_heads": 0}, "decoder_num_attention_heads=0 .allowed: whole"),
-        ({"mask_ratio": 1.5}, "mask_ratio=1.5 .allowed: between 0 and 1"),
+        ({"mask_ratio": 1.5}, "mask_ratio=1.5 .allowed: 0 or more, and below 1"),
         ({"norm_pix_loss": "yes"}, "norm_pix_loss='yes' .allowed: true or false"),
         ({"model_type": "vit_msn"}, "model_type='vit_msn' .allowed: 'vit' or 'vit_mae'"),
     ],
@@ -121,6 +121,14 @@ def test_config_json_must_fit(read, tmp_path, values, message):
     config_json(tmp_path, **{"model_type": "vit_mae", "num_attention_heads": 4} | values)
     with pytest.raises(ValueError, match=message):
         read(of_hugging_face(autoencoder(), 4))
+
+
+@pytest.mark.parametrize("ratio", [0, 0.0])
+def test_a_file_without_masks_has_the_default_fraction(read, tmp_path, ratio):
+    config_json(tmp_path, model_type="vit_mae", num_attention_heads=4, mask_ratio=ratio)
+    found = read(of_hugging_face(autoencoder(), 4)).pretrained
+    assert found.has_decoder
+    assert found.config.mask.fraction == 0.75
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,10 @@ def preview(config: ConfigDict, source: Source, images: int, draws: int) -> np.n
 
 def _with_masked(config: ConfigDict, views: list[np.ndarray], key: jax.Array) -> list[np.ndarray]:
     """Returns views uint8[N, S, S, 3] of a draw; masked ones follow those of queries."""
-    masked = [[_masked(config, view, key)] for view in views[: _masked_views(config)]]
-    pairs = itertools.zip_longest(views, masked, fillvalue=[])
-    return [image for view, hidden in pairs for image in (view, *hidden)]
+    found = []
+    for i, view in enumerate(views):
+        found += [view, _masked(config, view, key)] if i < _masked_views(config) else [view]
+    return found
 
 
 def _masked_views(config: ConfigDict) -> int:

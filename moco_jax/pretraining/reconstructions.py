@@ -15,6 +15,7 @@ from moco_jax.contrastive.dictionaries import StepIndices
 from moco_jax.contrastive.masks import make_draw_order, visible
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.augment.views import make_views, pixels
+from moco_jax.data.loading.order import in_order
 from moco_jax.models.decoder import denormalized
 from moco_jax.models.patches import hide, join, split
 from moco_jax.pretraining.grid import grid
@@ -52,7 +53,10 @@ def make_reconstruction_log(
 
 
 def _make_draw(run: PretrainRun) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
-    """Returns a function that draws views [N, S, S, 3] and the orders of patches of step 0."""
+    """Returns a function that draws views [N, S, S, 3] and the orders of patches.
+
+    Only a few images are decoded, so a row is another draw of a view than that of the first step.
+    """
     config = run.config.copy_and_resolve_references()
     config.dtype = "float32"
     views, order, data = (
@@ -69,7 +73,8 @@ def _make_draw(run: PretrainRun) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         return run.layout.replicate((first[:_IMAGES], orders[:_IMAGES]))
 
     def drawn():
-        with contextlib.closing(data.batches(run.order)) as batches:
+        few = -(-_IMAGES // run.layout.devices) * run.layout.devices
+        with contextlib.closing(data.batches(in_order(run.order[0][:few], few))) as batches:
             return jax.device_get(draw(run.arrays, next(batches)))
 
     return drawn

@@ -108,7 +108,7 @@ def _without_effect(flat: dict) -> Iterator[str]:
 
 def _problems(config: ConfigDict) -> Iterator[str]:
     yield from checks.channels(config.data)
-    if config.pretext == "masked":
+    if config.pretext == "masked" or config.pretext == "both" and not config.contrastive_weight:
         if not config.views:
             yield "views must have a recipe, of the images that are masked"
     elif config.key_encoder == "none" and len(config.views) != 1:

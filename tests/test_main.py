@@ -30,7 +30,7 @@ def run(repository, monkeypatch, capsys):
         ),
         (
             ["--config=configs/digits.py", "--config.dim=64"],
-            "there is no config key 'dim'; did you mean 'model.dim'?",
+            "there is no config key 'dim'; did you mean 'decoder.dim' or 'model.dim'?",
         ),
         (["--config=configs/digits.py", "--config.modle.name=x"], "did you mean 'model.name'?"),
         (

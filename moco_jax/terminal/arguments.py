@@ -273,6 +273,6 @@ def _hint(config: ConfigDict, key: str) -> str:
     if key in renamed.KEYS:
         return f"; it is now {renamed.KEYS[key]!r}"
     if near := keys.nearest(key, keys.of(config)):
-        return f"; did you mean {near!r}?"
+        return f"; did you mean {near}?"
     task = "" if config.get("task") == "pretrain" else f" --task={config.get('task')}"
     return f"; `python -m moco_jax.keys{task}` lists all keys"

@@ -1,5 +1,6 @@
 """Which config key a wrong one may mean."""
 
+import collections
 import difflib
 from collections.abc import Iterable, Iterator
 
@@ -9,20 +10,20 @@ _SAME_WORD = 0.75  # of difflib: at least this alike is a misspelling
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Returns the known key that a wrong one may mean, "" if none is like it.
+    """Returns the known keys that a wrong one may mean, in words, "" if none is like it.
 
     Keys of groups have dots: 'image_size' may mean 'data.image_size'.
     """
-    known = list(known)
+    known, by_last = list(known), collections.defaultdict(list)
+    for full in known:
+        by_last[full.rpartition(".")[2]].append(full)
     last = key.rpartition(".")[2]
-    by_last = {full.rpartition(".")[2]: full for full in reversed(known)}
-    if last in by_last:  # in another group
-        return by_last[last]
-    if near := difflib.get_close_matches(key, known, n=1, cutoff=_SAME_WORD):
-        return near[0]
-    near = difflib.get_close_matches(last, by_last, n=1, cutoff=_SAME_WORD)
-    near = [by_last[name] for name in near] or difflib.get_close_matches(key, known, n=1)
-    return near[0] if near else ""
+    in_groups = by_last.get(last, [])
+    near = difflib.get_close_matches(key, in_groups or known, n=1, cutoff=_SAME_WORD) or in_groups
+    if not near:
+        names = difflib.get_close_matches(last, by_last, n=1, cutoff=_SAME_WORD)
+        near = by_last[names[0]] if names else difflib.get_close_matches(key, known, n=1)
+    return " or ".join(map(repr, near))
 
 
 def of(config: ConfigDict, prefix: str = "") -> Iterator[str]:

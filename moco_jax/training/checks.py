@@ -197,7 +197,7 @@ def _unknown_keys(config: ConfigDict, base: ConfigDict, where: str) -> Iterator[
     known, given = flatten(base), flatten(config)
     for key in given.keys() - known.keys():
         close = keys.nearest(key, known)
-        yield f"unknown key {key!r}" + (f"; did you mean {close!r}?" if close else "")
+        yield f"unknown key {key!r}" + (f"; did you mean {close}?" if close else "")
     for key in known.keys() - given.keys():
         yield f"the key {key!r} is missing; start from {where}"
 

@@ -32,12 +32,12 @@ counts = pytest.mark.parametrize(
 @pytest.fixture
 def read(tmp_path, monkeypatch):
     """Reads the bytes of a file; returns its arrays, or None after an error that names the file."""
-    template = functools.cache(lambda text, head: variables_template(configs[text], head=head))
+    template = functools.cache(lambda text, **parts: variables_template(configs[text], **parts))
     variables_template, configs = variables.template, {}
 
-    def cached(config, *, head):
+    def cached(config, **parts):
         configs[config.to_json_best_effort()] = config
-        return template(config.to_json_best_effort(), head)
+        return template(config.to_json_best_effort(), **parts)
 
     monkeypatch.setattr(variables, "template", cached)
 

@@ -68,10 +68,12 @@ def test_nothing_with_nan_is_written(tmp_path):
     """An own encoder file or a workdir may have them: a run that diverged."""
     bad = ours(name="resnet18", stem="imagenet", width=1.0)
     bad.pretrained.variables["params"]["backbone"]["stem_conv"]["kernel"][0] = np.nan
-    for to, target in targets.TARGETS.items():
+    parts = bad.pretrained.variables["params"].keys()
+    for to in targets.expressible(bad.pretrained.config, parts):
         if to != "workdir":
+            suffix = (*targets.TARGETS[to].suffixes, "")[0]
             with pytest.raises(ValueError, match="made for a test: 1 of .* arrays contain NaN"):
-                targets.write(bad, to, tmp_path / f"out{(*target.suffixes, '')[0]}")
+                targets.write(bad, to, tmp_path / f"out{suffix}")
     assert not any(tmp_path.iterdir())
 
 

@@ -37,7 +37,11 @@ def draw(
     )
 
 
+def patches(config: ConfigDict) -> int:
+    """Returns L, the patches of an image."""
+    return (config.data.image_size // config.model.patch) ** 2
+
+
 def visible(config: ConfigDict) -> int:
     """Returns how many patches of an image a masked encoder sees."""
-    patches = (config.data.image_size // config.model.patch) ** 2
-    return kept(config.mask.fraction, patches, config.mask.block)
+    return kept(config.mask.fraction, patches(config), config.mask.block)

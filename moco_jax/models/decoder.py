@@ -42,9 +42,9 @@ class Decoder(nn.Module):
           tokens: [B, 1 + n, d], the class token and the first n patches of `order`.
           order: i32[B, L], a permutation of the patches of each image.
         """
-        init = INITS["mae"]
+        init, xavier = INITS["mae"], nn.initializers.xavier_uniform()
         wide = jnp.promote_types(self.dtype, jnp.float32)
-        x = nn.Dense(self.dim, dtype=self.dtype, kernel_init=_xavier(), name="embed")(tokens)
+        x = nn.Dense(self.dim, dtype=self.dtype, kernel_init=xavier, name="embed")(tokens)
         x = x.astype(wide)
         masked = self.param(
             "mask_token", nn.initializers.normal(init.token_std), (1, 1, self.dim), jnp.float32
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         for i in range(1, self.depth + 1):
             x = block(self.heads, dtype=self.dtype, init=init, name=f"block{i}")(x, train)
         x = layer_norm(dtype=self.dtype, name="norm")(x)[:, 1:]
-        x = nn.Dense(self.values, dtype=self.dtype, kernel_init=_xavier(), name="pixels")(x)
+        x = nn.Dense(self.values, dtype=self.dtype, kernel_init=xavier, name="pixels")(x)
         return x.astype(wide)
 
 
@@ -96,10 +96,6 @@ def denormalized(predicted: jax.Array, patches: jax.Array) -> jax.Array:
 
 def _deviation(patches: jax.Array) -> jax.Array:
     return jnp.sqrt(patches.var(axis=-1, ddof=1, keepdims=True) + _EPSILON)
-
-
-def _xavier() -> nn.initializers.Initializer:
-    return nn.initializers.xavier_uniform()
 
 
 def make_decoder(config, backbone) -> Decoder:

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from moco_jax import config as config_lib
-from moco_jax.contrastive.masks import visible
+from moco_jax.contrastive.masks import patches, visible
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
@@ -241,6 +241,5 @@ def _pretext(run: PretrainRun) -> str:
     if contrasts(config):
         line += f"; {run.method.dictionary.num_negatives} negatives"
     if masks(config):
-        patches = (config.data.image_size // config.model.patch) ** 2
-        line += f"; {visible(config)} of {patches} patches visible"
+        line += f"; {visible(config)} of {patches(config)} patches visible"
     return line

@@ -16,8 +16,8 @@ _SMALL = 2**14  # elements; to gather a smaller parameter costs more than to rep
 
 
 @functools.cache
-def _cpu_options() -> dict[str, str] | None:
-    """Returns the options for a CPU; None if XLA does not know them.
+def _cpu_options() -> dict[str, str]:
+    """Returns the options for a CPU, those that this version of XLA knows.
 
     XLA computes convolutions with Eigen; with YNN, the default of jaxlib 0.10, a step takes 2.5
     times as long. It keeps optimization barriers, which it removes before the fusion otherwise.
@@ -26,11 +26,18 @@ def _cpu_options() -> dict[str, str] | None:
         "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
         "xla_disable_hlo_passes": "cse_barrier_expander",
     }
+    return {name: value for name, value in options.items() if _is_known({name: value})}
+
+
+def _is_known(options: dict[str, str]) -> bool:
+    def barrier(x):
+        return jnp.negative(jax.lax.optimization_barrier(jnp.sin(x)))
+
     try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+        jax.jit(barrier, compiler_options=options).lower(0.0).compile()
     except Exception:  # its type depends on the version of jaxlib
-        return None
-    return options
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

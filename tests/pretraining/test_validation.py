@@ -90,6 +90,16 @@ def test_each_problem_says_what_was_got_and_what_is_allowed(changes, message):
     assert message in problems(**changes)
 
 
+@pytest.mark.parametrize("pretext", [{"pretext": "masked"}, {"contrastive_weight": 0.0}])
+def test_a_run_without_contrast_needs_one_recipe(pretext):
+    config = tiny_config(**MASKED | {"pretext": "both"} | pretext)
+    config.views = config.views[:1]
+    validation.check(config, 8)
+    config.views = ()
+    with pytest.raises(ValueError, match="views must have a recipe, of the images"):
+        validation.check(config, 8)
+
+
 @pytest.mark.parametrize("fraction", [0.0051, 0.994])
 def test_the_fractions_of_the_message_are_allowed(fraction):
     validation.check(tiny_config(**MASKED | {"mask__fraction": fraction}), 8)

@@ -25,9 +25,11 @@ def _known_flags() -> str:
     site = pathlib.Path(spec.origin).parents[1]
     if (site / "libtpu").is_dir() or any(site.glob("jax_plugins/*")):
         return f"--{_BACKEND_LEVEL}"
-    libraries = [file.read_bytes() for file in (site / "jaxlib").glob("*.so")]
-    known = any(_OLD_EMITTERS.partition("=")[0].encode() in library for library in libraries)
-    return f"--{_BACKEND_LEVEL} --{_OLD_EMITTERS}" if known else f"--{_BACKEND_LEVEL}"
+    flags = f"--{_BACKEND_LEVEL} --{_OLD_EMITTERS}"
+    start = [sys.executable, "-c", "import jax; jax.devices('cpu')"]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    known = subprocess.run(start, env=environment, capture_output=True).returncode == 0
+    return flags if known else f"--{_BACKEND_LEVEL}"
 
 
 # A shell without job control starts background commands, and their children, without Ctrl-C.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from moco_jax.models.layers.attention import attention
 from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.models.layers.gelu import gelu
+from moco_jax.models.layers.product import product
 from moco_jax.models.patches import select, split
 from moco_jax.models.positions import sincos
 from moco_jax.models.resnet import STEM_INITS, padded_conv
@@ -88,12 +89,14 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         batch, tokens, dim = x.shape
-        dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=_xavier())
+        dense = functools.partial(
+            nn.Dense, dtype=self.dtype, kernel_init=_xavier(), dot_general=_product
+        )
         norm = functools.partial(layer_norm, dtype=self.dtype)
         bound = self.init.qkv / math.sqrt(dim)
         y = dense(3 * dim, kernel_init=_uniform(bound), name="qkv")(norm(name="norm1")(x))
-        q, k, v = jnp.moveaxis(y.reshape(batch, tokens, 3, self.heads, -1), 2, 0)
-        y = dense(dim, name="proj")(attention(q, k, v).reshape(batch, tokens, dim))
+        y = attention(y.reshape(batch, tokens, 3, self.heads, -1))
+        y = dense(dim, name="proj")(y)
         x = _stored(x + self._dropped(y, train))
         y = dense(_MLP * dim, name="fc1")(norm(name="norm2")(x))
         y = dense(dim, name="fc2")(gelu(y))
@@ -269,6 +272,11 @@ class ViT(nn.Module):
             )(x)
         init = _uniform(1 / math.sqrt(self.dim))  # the default of torch's Conv2d
         return embed(1, kernel_init=init, bias_init=init)(x, visible)
+
+
+def _product(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
+    """`product` with the arguments of `jax.lax.dot_general`."""
+    return product(x, kernel)
 
 
 @jax.custom_vjp

@@ -14,41 +14,43 @@ from moco_jax.parallel.platforms import by_platform
 
 
 @jax.custom_vjp
-def attention(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-    """Returns softmax(q k / sqrt(d)) v of queries, keys and values [B, T, H, d]: [B, T, H, d].
+def attention(qkv: jax.Array) -> jax.Array:
+    """Returns softmax(q k / sqrt(d)) v of queries, keys and values [B, T, 3, H, d]: [B, T, H * d].
 
-    The softmax is computed in float32 or wider. Only the arguments and the result are kept for the
+    The softmax is computed in float32 or wider. Only the argument and the result are kept for the
     gradient. XLA computes the weights again, or keeps them where it finds that they are computed
     twice.
     """
-    cpu = _by_head if _fits_cpu(queries) else None
-    cuda = _cudnn if _fits_cudnn(queries) else None
-    return by_platform(queries, keys, values, default=_plain, cpu=cpu, cuda=cuda)
+    cpu = _by_head if _fits_cpu(qkv) else None
+    cuda = _cudnn if _fits_cudnn(qkv) else None
+    return by_platform(qkv, default=_plain, cpu=cpu, cuda=cuda)
 
 
-def _forward(q, k, v):
-    y = attention(q, k, v)
-    return y, (q, k, v, y)
+def _forward(qkv):
+    y = attention(qkv)
+    return y, (qkv, y)
 
 
 def _backward(saved, gradient):
-    def derived(implementation, q, k, v, y, g):
-        return jax.vjp(implementation, q, k, v)[1](g)
+    def derived(implementation, qkv, y, g):
+        return jax.vjp(implementation, qkv)[1](g)[0]
 
     default = functools.partial(derived, _plain)
     cpu = _by_head_gradient if _fits_cpu(gradient) else None
-    cuda = functools.partial(derived, _cudnn) if _fits_cudnn(gradient) else None
-    return by_platform(*saved, gradient, default=default, cpu=cpu, cuda=cuda)
+    cuda = functools.partial(derived, _cudnn) if _fits_cudnn(saved[0]) else None
+    return (by_platform(*saved, gradient, default=default, cpu=cpu, cuda=cuda),)
 
 
 attention.defvjp(_forward, _backward)
 
 
-def _plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _plain(qkv: jax.Array) -> jax.Array:
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) * q.shape[-1] ** -0.5
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    y = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return y.reshape(*y.shape[:2], -1)
 
 
 def _fits_cudnn(x: jax.Array) -> bool:
@@ -62,15 +64,16 @@ def _has_cudnn() -> bool:
     capability = str(getattr(jax.devices()[0], "compute_capability", "8.0"))
     if capability.startswith("gfx") or float(capability) < 8.0:  # a GPU of AMD, or an old one
         return False
-    x = jax.ShapeDtypeStruct((1, 2, 1, 8), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((1, 2, 3, 1, 8), jnp.bfloat16)
     try:
-        jax.eval_shape(_cudnn, x, x, x)
+        jax.eval_shape(_cudnn, x)
     except (RuntimeError, NotImplementedError):  # cuDNN is absent or too old
         return False
     return True
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+def _cudnn(qkv: jax.Array) -> jax.Array:
+    q, k, v = jnp.moveaxis(qkv, 2, 0)
     # JAX 0.10 refuses the gradient for odd numbers of tokens, and a class token makes T odd.
     tokens, odd = q.shape[1], q.shape[1] % 2
     lengths = jnp.full(len(q), tokens, jnp.int32) if odd else None
@@ -83,7 +86,7 @@ def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         key_value_seq_lengths=lengths,
         implementation="cudnn",
     )
-    return y[:, :tokens]
+    return y[:, :tokens].reshape(len(q), tokens, -1)
 
 
 def _fits_cpu(x: jax.Array) -> bool:
@@ -91,31 +94,40 @@ def _fits_cpu(x: jax.Array) -> bool:
     return x.dtype in (jnp.float32, jnp.float64) and not uses_lax_only()
 
 
-def _by_head(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    def one(head):
-        q, k, v = head
+def _by_head(qkv: jax.Array) -> jax.Array:
+    batch, tokens, _, heads, size = qkv.shape
+    columns = qkv.reshape(batch, tokens, -1)
+
+    def one(head, y):
+        q, k, v = (_columns(columns, part * heads + head, size) for part in range(3))
         weights, sums = _weights(q, k)
-        return jnp.einsum("bqk,bkd->bqd", weights, v) / sums
+        return _with_columns(y, head, jnp.einsum("bqk,bkd->bqd", weights, v) / sums)
 
-    return _heads_third(jax.lax.map(one, tuple(map(_heads_first, (q, k, v)))))
+    y = jnp.zeros((batch, tokens, heads * size), qkv.dtype)
+    return jax.lax.fori_loop(0, heads, one, y)
 
 
-def _by_head_gradient(q, k, v, y, gradient):
-    scale = q.shape[-1] ** -0.5
+def _by_head_gradient(qkv: jax.Array, y: jax.Array, gradient: jax.Array) -> jax.Array:
+    batch, tokens, _, heads, size = qkv.shape
+    columns = qkv.reshape(batch, tokens, -1)
+    scale = size**-0.5
 
-    def one(head):
-        q, k, v, y, g = head
+    def one(head, found):
+        q, k, v = (_columns(columns, part * heads + head, size) for part in range(3))
+        of_y, g = (_columns(x, head, size) for x in (y, gradient))
         weights, sums = _weights(q, k)
         g = g / sums  # instead of the weights, which are T times as many
         by_v = jnp.einsum("bqk,bqd->bkd", weights, g)
         by_weights = jnp.einsum("bqd,bkd->bqk", g, v)
-        by_scores = weights * (by_weights - (g * y).sum(axis=-1, keepdims=True))
+        by_scores = weights * (by_weights - (g * of_y).sum(axis=-1, keepdims=True))
         by_q = jnp.einsum("bqk,bkd->bqd", by_scores, k) * scale
         by_k = jnp.einsum("bqk,bqd->bkd", by_scores, q) * scale
-        return by_q, by_k, by_v
+        for part, derivative in enumerate((by_q, by_k, by_v)):
+            found = _with_columns(found, part * heads + head, derivative)
+        return found
 
-    found = jax.lax.map(one, tuple(map(_heads_first, (q, k, v, y, gradient))))
-    return tuple(map(_heads_third, found))
+    found = jax.lax.fori_loop(0, heads, one, jnp.zeros_like(columns))
+    return found.reshape(qkv.shape)
 
 
 def _weights(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,9 +137,11 @@ def _weights(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights, weights.sum(axis=-1, keepdims=True)
 
 
-def _heads_first(x: jax.Array) -> jax.Array:
-    return x.transpose(2, 0, 1, 3)
+def _columns(x: jax.Array, index: jax.Array | int, size: int) -> jax.Array:
+    """Returns the block of `size` columns with this index of x [B, T, columns]."""
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis=2)
 
 
-def _heads_third(x: jax.Array) -> jax.Array:
-    return x.transpose(1, 2, 0, 3)
+def _with_columns(x: jax.Array, index: jax.Array | int, block: jax.Array) -> jax.Array:
+    """Returns x [B, T, columns] with another block of columns [B, T, size] at this index."""
+    return jax.lax.dynamic_update_slice_in_dim(x, block, index * block.shape[2], axis=2)

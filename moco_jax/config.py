@@ -58,8 +58,7 @@ def base() -> ConfigDict:
     c.keep_checkpoints = 2  # the latest checkpoints that are kept
     c.wandb = ""  # PROJECT or ENTITY/PROJECT: log to Weights & Biases too
     c.mlflow = ""  # URI or folder: log to MLflow too
-    # Log views of the first images at the start, and reconstructions of masked ones at evaluations.
-    c.log_views = True
+    c.log_views = True  # log views at the start, and reconstructions of masked ones
 
     c.mesh = _mesh()
     c.model = _model()
@@ -105,6 +104,7 @@ def base() -> ConfigDict:
     c.data = _data()
     c.views = (recipes.v2(), recipes.v2())  # recipes of the query's view and of the key's view
     c.knn = _knn()
+    c.health = _health()
     c.drift = True  # with the kNN monitor: compare the dictionary's keys with today's keys
     return c.lock()
 
@@ -197,12 +197,21 @@ def _data() -> ConfigDict:
 
 def _knn() -> ConfigDict:
     c = ConfigDict()  # the monitor on held-out labelled images
-    c.every_epochs = 5.0  # epochs between evaluations; 0: never
+    c.every_epochs = 5.0  # epochs between evaluations, of health and drift too; 0: never
     c.k = 200  # neighbours
     c.temperature = 0.1  # of the votes: a smaller one gives near neighbours more weight
     c.features = "backbone"  # backbone: pooled features; head: keys
     c.bank = 100_000  # most training images that are neighbours; 0: all
     c.queries = 10_000  # most images that are classified; 0: all
+    return c
+
+
+def _health() -> ConfigDict:
+    c = ConfigDict()  # measures at each evaluation, see docs/health.md
+    # Images whose rank, spread and similarities are measured: held-out ones, or training images if
+    # no labelled ones are held out; 0: none.
+    c.images = 1024
+    c.probe = True  # with the kNN monitor: fit a linear classifier on its features too
     return c
 
 
@@ -287,4 +296,5 @@ RULES = checks.COMMON_RULES | {
     "knn.features": one_of(FEATURES),
     "knn.bank": whole_or_zero,
     "knn.queries": whole_or_zero,
+    "health.images": whole_or_zero,
 }

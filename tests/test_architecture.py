@@ -14,6 +14,7 @@ ORDER = (
     ("ablate",),
     ("convert", "plan", "segmentation"),
     ("pretraining", "supervised"),
+    ("health",),
     ("weights",),
     ("encoders",),
     ("config", "variants"),

@@ -12,7 +12,7 @@ from moco_jax.data.sources.source import Source, Sources
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.knn_accuracy import COLUMNS, measure, trained_on
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining.knn_monitor import KnnMonitor
+from moco_jax.pretraining.monitors.knn import KnnMonitor
 from tests.conftest import run_command
 from tests.encoder_files import write_encoder
 from tests.in_process import run_all
@@ -39,7 +39,8 @@ def test_accuracy_equals_that_of_the_monitor(encoder):
     assert [row[1:3] for row in rows] == [(1, 0.07), (1, 1.0), (5, 0.07), (5, 1.0)] * 2
     data = [loader.load(source, CONFIG.data, layout) for source in (sources.train, sources.test)]
     monitor = KnnMonitor(CONFIG, read.encoder, *data, layout)
-    online = monitor.top1(read.variables["params"], read.variables["batch_stats"])
+    variables = read.variables["params"], read.variables["batch_stats"]
+    online = monitor.top1(monitor.encoded(*variables))
     assert rows[2][3] == online and 40 < online
     options = dict(ks=(200,), temperatures=(1.0,), layout=layout, leave_one_out=True)
     small = Sources(sources.test, sources.train)

@@ -32,6 +32,8 @@ def tiny_config(**changes) -> ConfigDict:
             "data.eval_resize": 8,
             "knn.k": 5,
             "drift": False,
+            "health.images": 0,
+            "health.probe": False,
         }
     )
     c.views = (recipes.cifar(), recipes.cifar())

@@ -15,11 +15,12 @@ from moco_jax.contrastive.masks import patches, visible
 from moco_jax.contrastive.state import TrainState
 from moco_jax.data.sources.source import Sources
 from moco_jax.encoders.pretrained import PRETRAIN_KIND
+from moco_jax.health.verdict import verdict
 from moco_jax.models.encoder import described_groups, norm_groups
 from moco_jax.models.pretexts import contrasts, effective, masks
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import fit, initial
+from moco_jax.pretraining import evaluation, fit, initial
 from moco_jax.pretraining.reconstructions import make_reconstruction_log
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
@@ -55,7 +56,7 @@ def checkpoint_kind(config: ConfigDict) -> Kind:
     return Kind(
         PRETRAIN_KIND,
         structure=_STRUCTURE + (_SLOTS if bank else ()),
-        results=("knn_top1", "key_cosine/age_0"),
+        results=("knn_top1", "key_cosine/age_0", "health/rank"),
         base=config_lib.base,
         places=IMAGE_PLACES,
         fixed_images=bank,
@@ -110,11 +111,11 @@ def _task(run: PretrainRun, log: MetricsLog, folder: pathlib.Path) -> Task:
     chance = run.method.chance_loss
     shows = config.log_views and masks(config)
     reconstruct = make_reconstruction_log(run, log, folder) if shows else lambda state, step: None
-    evaluates = run.monitor is not None or run.drift is not None or shows
+    measures = run.monitor is not None or run.drift is not None or run.health is not None
 
     def evaluate(state: TrainState, step: int) -> tuple[Scalars, str]:
         reconstruct(state, step)
-        return _evaluate(run, state, step)
+        return evaluation.evaluate(run, log, state, step)
 
     return Task(
         run=run,
@@ -127,14 +128,15 @@ def _task(run: PretrainRun, log: MetricsLog, folder: pathlib.Path) -> Task:
                 "momentum": run.method.momentum(step - 1),
             }
         ),
-        evaluate=evaluate if evaluates else None,
+        evaluate=evaluate if measures or shows else None,
         every_epochs=config.knn.every_epochs,
-        at_first=run.monitor is not None,
+        at_first=run.monitor is not None or run.health is not None,
         begin=run.drift.begin if run.drift else lambda since: None,
         show=make_view_log(run, log) if config.log_views else lambda batch: None,
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
-        reached=lambda results: _reached(results, config),
+        reached=lambda results: evaluation.reached(results, config),
+        verdict=lambda lines: evaluation.said(verdict(lines)),
         advice=lambda folder: _advice(run, folder),
     )
 
@@ -145,78 +147,12 @@ def _progress(metrics: Mapping[str, float], chance: float) -> str:
     return line + (f"  pretext {metrics['accuracy']:.1f}%" if "accuracy" in metrics else "")
 
 
-def _reached(results: Sequence[Scalars], config: ConfigDict) -> str:
-    """Returns the newest kNN top-1 beside that of the network at step 0 and of raw pixels."""
-    lines = [line for line in results if "knn_top1" in line]
-    if not lines:
-        return ""
-    first, last = lines[0], lines[-1]
-    named, others = "", []
-    if last["step"] == 0:
-        named = f" {_at_first(config)}"
-    elif first["step"] == 0:
-        others.append(f"{_at_first(config)} {first['knn_top1']:.2f}%")
-    if "knn_top1_pixels" in first:
-        others.append(f"raw pixels {first['knn_top1_pixels']:.2f}%")
-    beside = f" ({', '.join(others)})" if others else ""
-    base = _base(last, config.knn.k)
-    on = f" on {base}" if base else ""
-    return f"kNN top-1 {last['knn_top1']:.2f}%{named}{beside} at step {last['step']}{on}"
-
-
-def _at_first(config: ConfigDict) -> str:
-    return "as loaded" if config.init else "untrained"
-
-
-def _base(line: Mapping[str, float], asked: int) -> str:
-    """Returns on how many images and with how many neighbours kNN was measured."""
-    if not {"knn_images", "knn_k"} <= line.keys():  # a log of an earlier version
-        return ""
-    images = int(line["knn_images"])
-    k = f"k = {line['knn_k']:.0f}" + (f" (asked {asked})" if line["knn_k"] < asked else "")
-    return f"{images} held-out image{'s' * (images != 1)}, {k}"
-
-
 def _advice(run: PretrainRun, folder: pathlib.Path) -> Iterator[str]:
     labelled = run.data.labels is not None
     tested = run.monitor is not None or not run.config.knn.every_epochs
     yield f"the encoder is in {ending.shown(folder)}; use it from Python or with a command:"
     for line in ending.encoder_commands(run.config, folder, classes=labelled and tested):
         yield f"  {line}"
-
-
-def _evaluate(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
-    """Runs the monitors: kNN and the drift of keys."""
-    scalars, lines = {}, [f"epoch {step / run.order.steps_per_epoch:.2f}"]
-    for measured, line in (_knn(run, state, step), _drift(run, state)):
-        scalars |= measured
-        lines += [line] if line else []
-    return scalars, "; ".join(lines)
-
-
-def _knn(run: PretrainRun, state: TrainState, step: int) -> tuple[Scalars, str]:
-    """Returns kNN top-1; at step 0 that of raw pixels too."""
-    if run.monitor is None:
-        return {}, ""
-    monitor = run.monitor
-    first = not monitor.classified  # in this start
-    scalars = {"knn_top1": monitor.top1(state.params, state.batch_stats)}
-    scalars |= {"knn_images": float(monitor.classified), "knn_k": float(monitor.k)}
-    line = f"kNN top-1 {scalars['knn_top1']:.2f}%"
-    if step == 0:
-        scalars["knn_top1_pixels"] = monitor.pixels_top1()
-        line += f" {_at_first(run.config)}, {scalars['knn_top1_pixels']:.2f}% on raw pixels"
-    return scalars, f"{line} ({_base(scalars, run.config.knn.k)})" if first else line
-
-
-def _drift(run: PretrainRun, state: TrainState) -> tuple[Scalars, str]:
-    """Returns the mean cosine of stored keys and today's keys, by age."""
-    cosines = run.drift.measure(state) if run.drift else {}
-    if not cosines:
-        return {}, ""
-    ages = ", ".join(f"{value:.3f} at {age}" for age, value in cosines.items())
-    scalars = {f"key_cosine/age_{age}": value for age, value in cosines.items()}
-    return scalars, f"cosine of stored and current keys, by age in steps: {ages}"
 
 
 def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -13,13 +14,14 @@ from moco_jax.data.loading.agreement import check_same_images
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Sources
+from moco_jax.health.monitor import FEWEST, Measured, make_monitor
 from moco_jax.models.pretexts import effective
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
 from moco_jax.pretraining import cpu_time, few_images, validation
-from moco_jax.pretraining.drift import DriftMonitor
-from moco_jax.pretraining.knn_monitor import KnnMonitor
 from moco_jax.pretraining.method import Method, make_method
+from moco_jax.pretraining.monitors.drift import DriftMonitor
+from moco_jax.pretraining.monitors.knn import KnnMonitor
 from moco_jax.training import task
 from moco_jax.training.compilation import jit_step
 from moco_jax.training.optimizers import total_steps
@@ -34,6 +36,7 @@ class PretrainRun(task.Run):
       lr: step -> learning rate.
       monitor: kNN, or None without held-out labels.
       drift: of the dictionary's keys, or None if it is not measured.
+      health: variables of the encoder -> measures without labels, or None if there are none.
       notes: lines about the images, and warnings.
     """
 
@@ -41,6 +44,7 @@ class PretrainRun(task.Run):
     lr: Callable[[int], jax.Array]
     monitor: KnnMonitor | None
     drift: DriftMonitor | None
+    health: Callable[[Any], Measured | None] | None
     notes: tuple[str, ...] = ()
 
 
@@ -72,13 +76,16 @@ def build(
     method = make_method(config, layout, len(data))
     steps = total_steps(config, len(data) // config.batch_size)
     order = ShuffledOrder(config.seed, len(data), config.batch_size, steps)
-    monitor = drift = None
+    monitor = drift = health = None
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, method.encoder, data, test, layout)
     old_keys = method.config.dictionary != "in_batch"
     if config.drift and config.knn.every_epochs and old_keys:
         drift = DriftMonitor(method, data, order)
+    measured = monitor.test if monitor else data
+    if config.knn.every_epochs and min(config.health.images, len(measured)) >= FEWEST:
+        health = make_monitor(method.config, method.encoder, measured, layout)
     check_same_images(sources.train, data, monitor)
     return PretrainRun(
         config=config,
@@ -94,6 +101,7 @@ def build(
         lr=jax.jit(method.schedule),
         monitor=monitor,
         drift=drift,
+        health=health,
         notes=(
             *few_images.warnings(effective(config), len(data), layout.devices),
             *(monitor.limits() if monitor else ()),

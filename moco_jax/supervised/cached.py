@@ -14,10 +14,11 @@ import numpy as np
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.source import Source, Sources
+from moco_jax.encoders import logistic
 from moco_jax.encoders.features import labelled_features
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
-from moco_jax.supervised import logistic, results
+from moco_jax.supervised import results
 from moco_jax.supervised.accuracy import counts
 from moco_jax.supervised.kinds import KINDS
 from moco_jax.supervised.start import Start

@@ -118,7 +118,7 @@ def _in_workdir(
             # A second Ctrl-C does not wait for loggers.
             stack.push(lambda kind, *_: None if kind is KeyboardInterrupt else log.close())
             task = build(log)
-            run, reached = task.run, lambda: task.reached(log.results)
+            run, reached = task.run, lambda: _reached(task, log)
             may_change = config.data.get("may_change", False)
             checkpoints.identify(len(run.data), run.contents, may_change=may_change)
             resumed = checkpoints.latest is not None
@@ -222,7 +222,7 @@ def _loop(
                     watch.restart()
                 if stop:
                     checkpoints.finish(step, state)
-                    so_far = task.reached(log.results)
+                    so_far = _reached(task, log)
                     raise _interrupted(signal.Signals(stop), checkpoints, so_far)
     step = int(state.step)
     with asked.waiting(), progress.phase("saving"):
@@ -250,13 +250,17 @@ def _compiled(
 def _end(task: Task, console: Console, log: MetricsLog, folder: pathlib.Path) -> None:
     """Prints what the finished run reached, and what to do with it."""
     data = task.run.data
-    reached = task.reached(log.results)
     for line in (
         *ending.skipped(data.bad, data.skipped),
-        *([reached] if reached else []),
+        *_reached(task, log).splitlines(),
         *task.advice(folder),
     ):
         console.say(line)
+
+
+def _reached(task: Task, log: MetricsLog) -> str:
+    """Returns lines about the result so far and whether the run works, "" without any."""
+    return "\n".join(filter(None, (task.reached(log.results), task.verdict(log.lines))))
 
 
 def _save(task: Task, state: Any, step: int, checkpoints: Checkpoints) -> None:
@@ -334,7 +338,8 @@ def _evaluate(task: Task, state: Any, step: int, console, log) -> None:
     log.write(step, scalars)
     line, *more = line.split("\n")
     seconds = f"took {time.perf_counter() - begun:.0f} s"
-    console.say("\n".join([f"step {step}  {line}; {seconds}", *more]))
+    judged = [f"  {found}"] if (found := task.verdict(log.lines)) else []
+    console.say("\n".join([f"step {step}  {line}; {seconds}", *more, *judged]))
 
 
 def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoints) -> None:

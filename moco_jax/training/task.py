@@ -86,6 +86,7 @@ class Task:
         this config.
       show: called with the first batch of a run that starts at step 0.
       reached: log lines of all evaluations -> a line about the result so far, or "".
+      verdict: log lines, in order -> a line on whether the run works, or "".
       advice: the workdir -> lines about what to do with the finished run.
     """
 
@@ -100,6 +101,7 @@ class Task:
     begin: Callable[[int], None] = lambda since: None
     show: Callable[[Any], None] = lambda batch: None
     reached: Callable[[list[Scalars]], str] = lambda results: ""
+    verdict: Callable[[list[Scalars]], str] = lambda lines: ""
     advice: Callable[[pathlib.Path], Iterable[str]] = lambda workdir: ()
 
 

@@ -26,7 +26,8 @@ PATIENCE = 900  # seconds: many times what a slow machine takes, since only a ha
 # a compilation.
 CONFIG = """
     import os, time
-    from moco_jax.pretraining import knn_monitor, method
+    from moco_jax.pretraining import method
+    from moco_jax.pretraining.monitors import knn as knn_monitor
     from moco_jax.training.outputs import metrics_log
     from tests.tiny import tiny_config
 

@@ -13,7 +13,7 @@ from moco_jax.data.sources.source import Sources
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.pretraining import pretrain
-from moco_jax.pretraining.drift import DriftMonitor
+from moco_jax.pretraining.monitors.drift import DriftMonitor
 from moco_jax.pretraining.run import build
 from moco_jax.training import loop
 from tests.tiny import tiny_config, tiny_sources

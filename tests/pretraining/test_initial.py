@@ -325,7 +325,7 @@ def test_knn_of_a_file_of_torch_is_that_of_torch(tmp_path, name):
     bank, queries = ((features(x), x.labels) for x in (sources.train, sources.test))
     want = independent_knn(*queries, *bank, config.knn.k, config.knn.temperature)
     assert run.monitor is not None
-    got = run.monitor.top1(state.params, state.batch_stats)
+    got = run.monitor.top1(run.monitor.encoded(state.params, state.batch_stats))
     assert got == pytest.approx(want, abs=100 / 64 + 1e-9)  # rounding may move one image
     want_stem = model.conv1.weight.detach().numpy().transpose(2, 3, 1, 0)
     flat = flax.traverse_util.flatten_dict(jax.device_get(state.params["backbone"]))

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 import pytest
 
-from moco_jax.pretraining import knn_monitor, method, pretrain
+from moco_jax.pretraining import method, pretrain
+from moco_jax.pretraining.monitors import knn as knn_monitor
 from moco_jax.training import loop
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.tiny import tiny_config, tiny_sources

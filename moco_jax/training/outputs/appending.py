@@ -97,11 +97,16 @@ class Lines(NamedTuple):
     broken: list[bytes]
 
 
-def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
+def resume(path: pathlib.Path, last_step: int, *, lists: bool = False) -> list[dict[str, Any]]:
     """Returns the entries up to this step; moves all other lines to `<name>.dropped.jsonl`.
 
     Lines stay as they are, byte for byte. Prints which steps moved; warns of lines that can't be
     read.
+
+    Args:
+      path: of the log.
+      last_step: that is kept.
+      lists: whether the values are lists of numbers, not numbers.
 
     Raises:
       OSError: if the file can't be read or changed.
@@ -109,7 +114,7 @@ def resume(path: pathlib.Path, last_step: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     data = path.read_bytes()
-    lines = _sorted(data, last_step)
+    lines = _sorted(data, last_step, lists)
     dropped = path.with_suffix(".dropped.jsonl")
     if lines.later or lines.broken:
         with open(dropped, "ab") as file:
@@ -136,13 +141,13 @@ def _repeated(steps: list[int], dropped: pathlib.Path) -> str:
     return f"the log has {which}, which this start repeats: {count} moved to {dropped.name}"
 
 
-def _sorted(data: bytes, last_step: int) -> Lines:
+def _sorted(data: bytes, last_step: int, lists: bool) -> Lines:
     lines = Lines([], [], [])
     for line in data.split(b"\n"):
-        entry = _entry(line)
-        if entry is None and _entry(line.strip(_MARKS)) is not None:
+        entry = _entry(line, lists)
+        if entry is None and _entry(line.strip(_MARKS), lists) is not None:
             line = line.strip(_MARKS)
-            entry = _entry(line)
+            entry = _entry(line, lists)
         if entry is None:
             lines.broken.extend([line] if line.strip() else [])
         elif entry["step"] <= last_step:
@@ -152,16 +157,19 @@ def _sorted(data: bytes, last_step: int) -> Lines:
     return lines
 
 
-def _entry(line: bytes) -> dict[str, float] | None:
+def _entry(line: bytes, lists: bool) -> dict[str, Any] | None:
     """Returns the entry of a line, None if it is not an object of finite numbers with a step."""
     try:
         entry: Any = json.loads(line.decode())
         if not isinstance(entry, dict) or not isinstance(entry["step"], int):
             return None
-        finite = [math.isfinite(x) for x in entry.values() if isinstance(x, int | float)]
+        values = [value for name, value in entry.items() if name != "step"]
+        if lists:
+            values = [x for value in values for x in (value if isinstance(value, list) else [None])]
+        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in values)
     except (ValueError, KeyError, OverflowError, RecursionError):
         return None
-    return entry if all(finite) and len(finite) == len(entry) else None
+    return entry if finite else None
 
 
 def _replace(path: pathlib.Path, old: bytes, new: bytes) -> None:

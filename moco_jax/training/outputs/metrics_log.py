@@ -1,5 +1,6 @@
 """What a run logs: metrics, images and histograms, on process 0."""
 
+import collections
 import pathlib
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from moco_jax.parallel import cluster
 from moco_jax.training.outputs import appending
 from moco_jax.training.outputs.sinks import jsonl, loggers
 from moco_jax.training.outputs.sinks.tensorboard import TensorBoard
+
+_RECENT = 1000  # lines of training
 
 
 class MetricsLog:
@@ -42,11 +45,17 @@ class MetricsLog:
         self._sinks = loggers.Guarded({})  # of process 0 alone
         self._names = set(results)
         self.results: list[dict[str, float]] = []
+        self._recent = collections.deque(maxlen=_RECENT)  # lines of training, on process 0
 
     @property
     def evaluated(self) -> bool:
         """Whether the log has the evaluation of the step at which it resumes."""
         return any(line["step"] == self._last for line in self.results)
+
+    @property
+    def lines(self) -> list[dict[str, float]]:
+        """The lines of all evaluations and the latest ones of training, in order, on process 0."""
+        return sorted([*self._recent, *self.results], key=lambda line: line["step"])
 
     def open(self) -> None:
         """Opens the files; drops lines after the resumed step, which a killed run wrote."""
@@ -61,12 +70,15 @@ class MetricsLog:
         start = max(self._last, 0)
         remotes = loggers.remotes(self._config, self._folder, start) if self._config else {}
         self._sinks = loggers.Guarded(files | remotes)
-        return [line for line in kept if self._names & line.keys()]
+        appending.resume(self._folder / jsonl.HISTOGRAMS, self._last, lists=True)
+        results = [line for line in kept if self._names & line.keys()]
+        self._recent.extend(line for line in kept if not self._names & line.keys())
+        return results
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
         """Writes one line, and one point for each scalar."""
-        if self._names & scalars.keys():
-            self.results.append({"step": step, **scalars})
+        lines = self.results if self._names & scalars.keys() else self._recent
+        lines.append({"step": step, **scalars})
         self._sinks.scalars(step, scalars)
 
     def images(self, step: int, name: str, images: np.ndarray) -> None:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from moco_jax.encoders.logistic import fit
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.supervised.logistic import fit
 
 CLASSES = 5
 

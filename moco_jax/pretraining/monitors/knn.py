@@ -1,10 +1,11 @@
 """The kNN monitor of a pretraining run: whether the features separate the classes."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.data.augment.views import evaluation_view
@@ -15,6 +16,22 @@ from moco_jax.encoders.votes import knn_top1
 from moco_jax.parallel.mesh import Layout
 
 _LARGEST_SIDE = 32  # pixels; larger images are reduced to this before pixels are compared
+
+
+class Rows(NamedTuple):
+    """Features of readable images, and their labels.
+
+    Attributes:
+      queries: f32[M, F], of held-out images.
+      query_labels: i32[M].
+      bank: f32[N, F], of training images.
+      bank_labels: i32[N].
+    """
+
+    queries: np.ndarray
+    query_labels: np.ndarray
+    bank: np.ndarray
+    bank_labels: np.ndarray
 
 
 class KnnMonitor:
@@ -34,7 +51,7 @@ class KnnMonitor:
         self.train, self.test = train, test
         self.classified = self.k = 0
         encode = make_encode(config, encoder, config.knn.features, layout)
-        self._measure = self._make_measure(encode)
+        self._encoded = self._make_rows(encode)
 
     def limits(self) -> Iterator[str]:
         """Yields a line for each number that is smaller than asked or than the data set."""
@@ -48,12 +65,18 @@ class KnnMonitor:
         if queries < len(self.test):
             yield f"kNN: {queries} of the {len(self.test)} test images are classified (knn.queries)"
 
-    def top1(self, params, batch_stats) -> float:
-        """Returns top-1 in percent of the encoder with these parameters."""
-        return self._measure({"params": params, "batch_stats": batch_stats})
+    def encoded(self, params, batch_stats) -> Rows:
+        """Returns the features of the encoder with these parameters."""
+        return self._encoded({"params": params, "batch_stats": batch_stats})
 
-    def pixels_top1(self) -> float:
-        """Returns top-1 in percent of raw pixels; larger images are reduced to 32x32."""
+    def top1(self, rows: Rows) -> float:
+        """Returns top-1 in percent."""
+        knn = self._config.knn
+        self.classified, self.k = len(rows.queries), min(knn.k, len(rows.bank))
+        return knn_top1(*rows, k=knn.k, temperature=knn.temperature, layout=self._layout)
+
+    def pixels(self) -> Rows:
+        """Returns raw pixels; larger images are reduced to 32x32."""
         data = self._config.data
         side = min(_LARGEST_SIDE, data.image_size)
         resize = round(side * data.eval_resize / data.image_size)
@@ -64,10 +87,10 @@ class KnnMonitor:
             x = view(images, sizes)
             return self._layout.shard(x.reshape(len(x), -1))
 
-        return self._make_measure(pixels)({})
+        return self._make_rows(pixels)({})
 
-    def _make_measure(self, encode: Encode) -> Callable[[Any], float]:
-        """Returns a function: the variables of `encode` -> top-1 in percent."""
+    def _make_rows(self, encode: Encode) -> Callable[[Any], Rows]:
+        """Returns a function: the variables of `encode` -> what it makes of the images."""
         knn, size, seed = self._config.knn, self._config.batch_size, self._config.seed
         parts = [
             (
@@ -81,16 +104,13 @@ class KnnMonitor:
             )
         ]
 
-        def measure(variables: Any) -> float:
+        def encoded(variables: Any) -> Rows:
             found = []
             for data, indices, extract in parts:
                 assert data.labels is not None
                 features, readable = extract(variables, indices)
                 found.append((features[readable], data.labels[indices[readable]]))
             bank, queries = found
-            self.classified, self.k = len(queries[0]), min(knn.k, len(bank[0]))
-            return knn_top1(
-                *queries, *bank, k=knn.k, temperature=knn.temperature, layout=self._layout
-            )
+            return Rows(*queries, *bank)
 
-        return measure
+        return encoded

@@ -1,0 +1,1 @@
+"""Is a run working? Measures of its representation without labels, and a verdict in words."""

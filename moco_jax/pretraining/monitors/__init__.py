@@ -1,0 +1,1 @@
+"""What a run measures at its evaluations."""

@@ -29,7 +29,7 @@ _CASES = flags.DEFINE_list("cases", None, "Names of cases; default all.")
 _OUT = flags.DEFINE_string("out", "runs/health", "Folder of the workdirs.")
 _EPOCHS = flags.DEFINE_float("epochs", 6, "Length of the short cases.")
 
-_SECONDS = 0.004  # that a throttled source takes for an image
+_SECONDS = 0.02  # that a throttled source takes for an image
 _COLUMNS = {
     "kNN": "knn_top1",
     "linear": "linear_top1",
@@ -104,7 +104,9 @@ CASES = {
         {"variant": "v3", "bn_groups": 32, "shuffle_bn": False, "temperature": 0.05}, whole=True
     ),
     "one_group": Case({"bn_groups": 1, "shuffle_bn": False, "temperature": 0.05}, whole=True),
-    "throttled": Case({"data.resident_megabytes": 0, "data.threads": 1}, throttled),
+    "throttled": Case(
+        {"data.resident_megabytes": 0, "data.canvas": 32, "data.threads": 1}, throttled
+    ),
     "short": Case({"epochs": 0.2, "warmup_epochs": 0.1, "log_every": 5}),
 }
 

@@ -203,15 +203,15 @@ def ask_and_wait() -> None:
 
 
 def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path, monkeypatch):
-    top1, calls = knn_monitor.KnnMonitor.top1, []
+    encoded, calls = knn_monitor.KnnMonitor.encoded, []
 
     def asked(self, *args):
         calls.append(1)
         if len(calls) == 2:  # after step 5; the first is of the untrained network
             ask_and_wait()
-        return top1(self, *args)
+        return encoded(self, *args)
 
-    monkeypatch.setattr(knn_monitor.KnnMonitor, "top1", asked)
+    monkeypatch.setattr(knn_monitor.KnnMonitor, "encoded", asked)
     config = calm_config(knn__every_epochs=5 / 3)
     with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 5; saved in"):
         pretrain.pretrain(config, tmp_path, sources=tiny_sources())

@@ -163,11 +163,11 @@ def _entry(line: bytes, lists: bool) -> dict[str, Any] | None:
         entry: Any = json.loads(line.decode())
         if not isinstance(entry, dict) or not isinstance(entry["step"], int):
             return None
-        values = [value for name, value in entry.items() if name != "step"]
-        if lists:
-            values = [x for value in values for x in (value if isinstance(value, list) else [None])]
-        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in values)
-    except (ValueError, KeyError, OverflowError, RecursionError):
+        numbers = [entry["step"]]
+        for name, value in entry.items():
+            numbers += value if lists and name != "step" else [value]
+        finite = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return entry if finite else None
 

@@ -139,3 +139,16 @@ def test_a_line_that_does_not_fit_is_an_error_and_leaves_nothing(tmp_path, monke
     with pytest.raises(ValueError, match=r"starts.jsonl can't be written: "):
         append_line(tmp_path / "starts.jsonl", "a long line")
     assert (tmp_path / "starts.jsonl").read_text() == "old\n"
+
+
+def test_lines_may_hold_lists_of_numbers(tmp_path):
+    path = tmp_path / "log.jsonl"
+    good = ['{"step": 1, "a": [1, 2.5], "b": []}', '{"step": 2, "a": [3]}']
+    bad = ['{"step": 1, "a": 1}', '{"step": 1, "a": ["1"]}', '{"step": 1, "a": [NaN]}']
+    later = '{"step": 3, "a": [1]}'
+    path.write_text("\n".join([good[0], *bad, good[1], later, ""]))
+    kept = appending.resume(path, 2, lists=True)
+    assert kept == [{"step": 1, "a": [1, 2.5], "b": []}, {"step": 2, "a": [3]}]
+    assert path.read_text().splitlines() == good
+    dropped = (tmp_path / "log.dropped.jsonl").read_text().splitlines()
+    assert sorted(dropped) == sorted([*bad, later])

@@ -22,7 +22,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["moco_jax", "moco_jax.*"]), *EXPERIMENTS],
     package_dir={"": "."} | EXPERIMENTS,
-    package_data={"moco_jax": ["py.typed"]},  # type checkers read the annotations
+    # Type checkers read the annotations; the report has a template.
+    package_data={"moco_jax": ["py.typed"], "moco_jax.pages": ["assets/*"]},
     entry_points={"console_scripts": ["moco-jax = moco_jax.__main__:run"]},
     install_requires=[
         "jax>=0.10",
@@ -53,6 +54,8 @@ setup(
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
         # Plots of `moco_jax.ablate` and the figures in benchmarks/.
         "plot": ["matplotlib"],
+        # The report of `moco_jax.report`; Bokeh contains its JavaScript, and Jinja2.
+        "report": ["bokeh>=3.7"],
         # Features of `moco_jax.embed` as .parquet files.
         "parquet": ["pyarrow>=18"],
         # Loggers besides files and TensorBoard. mlflow-skinny is MLflow without its web pages.
@@ -75,6 +78,7 @@ setup(
             "filelock>=3.13",  # JAX locks the compilation cache that test processes share
             "scipy",
             "matplotlib",
+            "bokeh>=3.7",
             "pyarrow>=18",
             "nbclient>=0.10",  # executes docs/quickstart.ipynb
             "ipykernel>=6.29",

@@ -104,6 +104,10 @@ CASES = {
         {"variant": "v3", "bn_groups": 32, "shuffle_bn": False, "temperature": 0.05}, whole=True
     ),
     "one_group": Case({"bn_groups": 1, "shuffle_bn": False, "temperature": 0.05}, whole=True),
+    "one_group_of_8": Case(
+        {"batch_size": 8, "lr_batch": 16, "bn_groups": 1, "shuffle_bn": False, "epochs": 12}
+        | {"temperature": 0.07, "log_every": 200},
+    ),
     "throttled": Case(
         {"data.resident_megabytes": 0, "data.canvas": 32, "data.threads": 1}, throttled
     ),

@@ -6,6 +6,8 @@ keys: lists the keys of a config: meaning, unit, default
     python -m moco_jax.keys --match=knn
 knn: measures the kNN accuracy of an encoder
     python -m moco_jax.knn --encoder=runs/digits
+report: writes the report of a run as a page: verdict, curves, configuration
+    python -m moco_jax.report --workdir=runs/digits
 embed: writes features of images; finds neighbours and near-duplicates
     python -m moco_jax.embed --encoder=runs/digits --out=features.npz
 convert: exchanges weights with torchvision, timm, Hugging Face, Detectron2

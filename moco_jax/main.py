@@ -19,17 +19,20 @@ Exit codes:
 """
 
 import os
+import pathlib
 import signal
 import sys
 
 from absl import flags
 
+from moco_jax.pages import writing
 from moco_jax.parallel import cluster
 from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
 from moco_jax.terminal import command_line, style
 from moco_jax.training import checkpoints, loop
+from moco_jax.training.outputs import ending
 
 TASKS = {  # by the config's `task`
     "pretrain": pretrain.pretrain,
@@ -53,6 +56,10 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1
 )
 
+_REPORT = flags.DEFINE_bool(
+    "report", True, "At the end, write report.html to the workdir if Bokeh is installed."
+)
+
 _EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 
 
@@ -61,15 +68,25 @@ def main() -> int:
     config = command_line.config()
     if config.get("task") not in TASKS:
         raise ValueError(f"task={config.get('task')!r} is unknown; allowed: {', '.join(TASKS)}")
+    folder = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
     try:
-        TASKS[config.task](config, _WORKDIR.value or f"runs/{config.name}")
+        TASKS[config.task](config, folder)
     except loop.Interrupted as stop:
         style.print_line(f"\n{stop}", sys.stderr)
+        if stop.signal == signal.SIGINT:  # after SIGTERM there may be little time
+            _write_report(folder, views=False)
         return _EXIT_CODES[stop.signal]
     except checkpoints.NotSaved as error:
         style.print_line(f"\nerror: {error}", sys.stderr)
         sys.exit(1)  # at once: other processes may wait for this one in a step
+    _write_report(folder, views=True)
     return 0
+
+
+def _write_report(folder: pathlib.Path, *, views: bool) -> None:
+    if _REPORT.value and cluster.is_first() and (folder / "metrics.jsonl").is_file():
+        if file := writing.write_at_end(folder, views=views):
+            style.print_line(f"the report is in {ending.shown(file)}", sys.stderr)
 
 
 def _joined():

@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom. A name may import names of lower rows only.
 ORDER = (
     ("__main__",),
-    ("main", "embed", "knn", "keys", "input_benchmark", "api"),
+    ("main", "embed", "knn", "keys", "input_benchmark", "api", "report"),
+    ("pages",),
     ("ablate",),
     ("convert", "plan", "segmentation"),
     ("pretraining", "supervised"),
@@ -20,6 +21,7 @@ ORDER = (
     ("config", "variants"),
     ("training", "contrastive"),
     ("data.preview", "data.prepare", "data.benchmark"),
+    ("data.view_table",),
     ("data.loading", "data.augment"),
     ("data.sources",),
     ("models",),

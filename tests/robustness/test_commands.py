@@ -63,7 +63,7 @@ name = sys.argv.pop(1)
 command_line.run_main(globals()[name], config="none", saves=name in ("saves", "collects"))
 """
 MODULES = (
-    *("embed", "knn", "plan", "convert", "ablate", "data.preview", "data.benchmark"),
+    *("embed", "knn", "plan", "convert", "ablate", "report", "data.preview", "data.benchmark"),
     *("data.prepare", "main"),
 )
 

@@ -1,0 +1,48 @@
+"""Writes the report file."""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Sequence
+
+from moco_jax.pages.record import read
+from moco_jax.terminal import logs, progress, signals
+
+FILE = "report.html"
+
+
+def can_write() -> bool:
+    """Returns whether the library of the plots is installed."""
+    return importlib.util.find_spec("bokeh") is not None
+
+
+def write(folders: Sequence[pathlib.Path], out: pathlib.Path, *, views: bool = True) -> None:
+    """Writes the report of workdirs; it replaces a file as a whole.
+
+    Args:
+      folders: workdirs.
+      out: the file.
+      views: whether images are read and their views drawn, which takes seconds.
+
+    Raises:
+      ValueError: for a folder without a run.
+      OSError: if the file can't be written.
+    """
+    from moco_jax.pages import document  # imports Bokeh
+
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    with signals.unfinished(unfinished), progress.phase("writing the report"):
+        unfinished.write_text(document.page(read(folders), views=views))
+        os.replace(unfinished, out)
+
+
+def write_at_end(folder: pathlib.Path, *, views: bool) -> pathlib.Path | None:
+    """Writes the report of a run that ends, if it can; returns the file. A failure is a warning."""
+    if not can_write():
+        return None
+    try:
+        write([folder], folder / FILE, views=views)
+    except Exception as error:  # nothing that is only shown fails a run
+        logs.warning("the report is not written: %s: %s", type(error).__name__, error)
+        return None
+    return folder / FILE

@@ -17,6 +17,13 @@ from moco_jax.terminal import command_line
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of runs, separated by commas.")
 _OUT = flags.DEFINE_string("out", None, "File to write; default report.html in the first workdir.")
+_IMAGES = flags.DEFINE_integer(
+    "images",
+    writing.IMAGES,
+    "Most images of the first run on the map of its features; 0: no map.",
+    lower_bound=0,
+    upper_bound=10_000,
+)
 
 
 def main() -> None:
@@ -30,7 +37,7 @@ def main() -> None:
     if out.suffix != ".html":
         command_line.fail(f"--out={out} must end in .html")
     command_line.check_out(out)
-    writing.write(folders, out)
+    writing.write(folders, out, images=_IMAGES.value)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 

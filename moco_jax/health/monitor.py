@@ -54,8 +54,8 @@ def make_monitor(
     @layout.jit
     def encode(variables, images, sizes):
         # A single recipe draws another view at another step.
-        views = (*draw(0, images, sizes), *draw(1, images, sizes))[:2]
-        codes = [encoder.apply(variables, view, method=code) for view in views]
+        views = (*draw(jnp.int32(0), images, sizes), *draw(jnp.int32(1), images, sizes))[:2]
+        codes: list[Any] = [encoder.apply(variables, view, method=code) for view in views]
         return layout.shard(jnp.concatenate(codes, axis=1))
 
     indices = subset(len(data), config.health.images, config.seed)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jinja2
 from bokeh.resources import Resources
 from markupsafe import Markup
@@ -16,6 +17,9 @@ from moco_jax.health.verdict import verdict
 from moco_jax.pages import charts, plots
 from moco_jax.pages.record import Record
 from moco_jax.pages.seen import pictures
+from moco_jax.pages.space import FEWEST, encode, explore
+from moco_jax.pages.space_section import section, stylesheet
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.training.flat_config import flatten
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
@@ -35,25 +39,29 @@ _SHOWN = {  # of the newest numbers, by metric
     "images_per_second": "images/s",
     "data_wait_percent": "waiting for images, %",
 }
-_SEEN = "What the network sees"
+_SEEN, _SPACE = "What the network sees", "The space of features"
 _PAIRS = {"positives": "two views of an image", "negatives": "different images"}
 
 
-def page(records: Sequence[Record], *, views: bool = True) -> str:
+def page(records: Sequence[Record], *, views: bool = True, images: int = 0) -> str:
     """Returns the HTML of a report; it loads nothing from elsewhere.
 
     Args:
       records: of the runs.
       views: whether images are read and their views drawn.
+      images: most images of the first run whose features are shown; 0: none.
     """
     drawn: dict[str, Any] = {}
-    sections = [{"id": "verdict", "title": "Is it working?"}]
+    sections: list[dict[str, Any]] = [{"id": "verdict", "title": "Is it working?"}]
     shown, problems = pictures(records, views)
     if shown or problems:
         text = "\n".join(problems)
         sections.append({"id": "seen", "title": _SEEN, "images": shown, "text": text})
-    for section in charts.chosen(records):
-        sections.append(_section(section, records, drawn))
+    space, problem = _space(records[0], images, drawn) if images else ({}, "")
+    if space or problem:
+        sections.append(space or {"id": "space-problem", "title": _SPACE, "text": problem})
+    for chosen in charts.chosen(records):
+        sections.append(_section(chosen, records, drawn))
     if similarities := _similarities(records, drawn):
         sections.append(similarities)
     sections.append(_configuration(records))
@@ -68,9 +76,35 @@ def page(records: Sequence[Record], *, views: bool = True) -> str:
         newest=_newest(records),
         css=Markup((_ASSETS / "page.css").read_text()),
         js=Markup((_ASSETS / "page.js").read_text()),
+        space=space,
+        space_js=Markup((_ASSETS / "space.js").read_text()),
+        space_data=_json(space.get("data", {})),
+        sheets=stylesheet(space) if space else "",
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots=Markup(json.dumps(drawn).replace("</", "<\\/")),
+        plots=_json(drawn),
     )
+
+
+def _json(content: Any) -> Markup:
+    """Returns JSON that can stand in a script element."""
+    return Markup(json.dumps(content, separators=(",", ":")).replace("</", "<\\/"))
+
+
+def _space(record: Record, images: int, drawn: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Returns the section about the features of a run's images, or what is in its way."""
+    if record.task != "pretrain":
+        return {}, ""
+    try:
+        encoded = encode(record.folder, images)
+    except (OSError, ValueError) as error:
+        return {}, f"The features can't be shown: {error}"
+    if len(encoded.names) < FEWEST:
+        return {}, f"The features can't be shown: {len(encoded.names)} images are too few"
+    found = explore(encoded, make_layout(jax.local_devices()[:1]))
+    shown = section(encoded, found, drawn)
+    sheet = shown["small"]
+    shown["data"] |= {"side": sheet.side, "columns": sheet.columns}
+    return shown, ""
 
 
 def _run(record: Record) -> dict[str, Any]:

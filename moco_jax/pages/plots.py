@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.embed import json_item
-from bokeh.models import HoverTool
+from bokeh.models import ColumnDataSource, HoverTool
 from bokeh.plotting import figure
 
 from moco_jax.pages.charts import LEVELS, Chart
@@ -30,7 +30,7 @@ def lines(chart: Chart, records: Sequence[Record]) -> tuple[Any, list[tuple[str,
             if key in LEVELS:
                 steps, values = [steps[0], record.lines[-1]["step"]], [values[0]] * 2
             color, dash = (i, j) if len(records) > 1 else (j, 0)
-            style = {
+            style: dict[str, Any] = {
                 "line_color": COLORS[color % len(COLORS)],
                 "line_dash": _DASHES[dash % len(_DASHES)],
             }
@@ -58,6 +58,33 @@ def bars(histograms: Mapping[str, tuple[Sequence[float], Sequence[float]]], labe
         )
         legend.append((name, color, "solid"))
     return json_item(plot), legend
+
+
+def scatter(places: np.ndarray) -> Any:
+    """Returns places f32[N, 2] as JSON; the page gives the points their colours and the images."""
+    plot = figure(
+        sizing_mode="stretch_both",
+        tools="box_zoom",
+        toolbar_location=None,
+        output_backend="canvas",
+    )
+    x, y = (np.round(places[:, axis].astype(float), 4).tolist() for axis in (0, 1))
+    source = ColumnDataSource({"x": x, "y": y, "color": ["#888888"] * len(x)}, name="points")
+    plot.scatter(
+        "x",
+        "y",
+        source=source,
+        size=6,
+        fill_color="color",
+        fill_alpha=0.8,
+        line_color=None,
+        nonselection_fill_alpha=0.1,
+        selection_line_color="color",
+    )
+    plot.add_tools(HoverTool(tooltips=None, limit=1))
+    plot.background_fill_color = plot.border_fill_color = None
+    plot.axis.visible = False
+    return json_item(plot)
 
 
 def thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:

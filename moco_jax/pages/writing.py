@@ -9,6 +9,7 @@ from moco_jax.pages.record import read
 from moco_jax.terminal import logs, progress, signals
 
 FILE = "report.html"
+IMAGES = 2000  # on the map
 
 
 def can_write() -> bool:
@@ -16,13 +17,16 @@ def can_write() -> bool:
     return importlib.util.find_spec("bokeh") is not None
 
 
-def write(folders: Sequence[pathlib.Path], out: pathlib.Path, *, views: bool = True) -> None:
+def write(
+    folders: Sequence[pathlib.Path], out: pathlib.Path, *, views: bool = True, images: int = 0
+) -> None:
     """Writes the report of workdirs; it replaces a file as a whole.
 
     Args:
       folders: workdirs.
       out: the file.
       views: whether images are read and their views drawn, which takes seconds.
+      images: most images of the first run whose features are shown; 0: none.
 
     Raises:
       ValueError: for a folder without a run.
@@ -32,7 +36,7 @@ def write(folders: Sequence[pathlib.Path], out: pathlib.Path, *, views: bool = T
 
     unfinished = out.with_name(f"{out.name}.unfinished")
     with signals.unfinished(unfinished), progress.phase("writing the report"):
-        unfinished.write_text(document.page(read(folders), views=views))
+        unfinished.write_text(document.page(read(folders), views=views, images=images))
         os.replace(unfinished, out)
 
 
@@ -41,7 +45,7 @@ def write_at_end(folder: pathlib.Path, *, views: bool) -> pathlib.Path | None:
     if not can_write():
         return None
     try:
-        write([folder], folder / FILE, views=views)
+        write([folder], folder / FILE, views=views, images=IMAGES if views else 0)
     except Exception as error:  # nothing that is only shown fails a run
         logs.warning("the report is not written: %s: %s", type(error).__name__, error)
         return None

@@ -17,8 +17,10 @@ def test_it_is_within_a_point_of_scikit_learn():
     features = np.tanh(images @ np.random.default_rng(0).normal(size=(64, 24)) / 60)
     bank, queries = slice(0, 1200), slice(1200, None)
     found = probe.linear_top1(
-        *(np.float32(features[queries]), labels[queries]),
-        *(np.float32(features[bank]), labels[bank]),
+        features[queries].astype(np.float32),
+        labels[queries],
+        features[bank].astype(np.float32),
+        labels[bank],
         layout=make_layout(),
     )
     reference = make_pipeline(

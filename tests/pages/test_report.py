@@ -74,7 +74,7 @@ class Outline(html.parser.HTMLParser):
 
 
 def plotted(page) -> dict:
-    return json.loads(re.search(r'id="plots">(.*?)</script>', page, re.DOTALL)[1])
+    return json.loads(page.split('id="plots">')[1].split("</script>")[0])
 
 
 def test_it_begins_with_the_verdict_and_has_a_section_for_each_question(page):

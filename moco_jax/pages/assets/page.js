@@ -25,6 +25,7 @@ async function draw() {
     const figure = [...views][0].model;
     figures.push(figure);
     paint(figure);
+    if (id === "plot-space") openMap([...views][0]);
   }
   window.drawn = figures.length;
 }

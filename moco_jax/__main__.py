@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     try:
-        print((__doc__ or "").strip(), flush=True)
+        print((__doc__ or "").strip().replace("\n\n", "\n"), flush=True)  # on one screen
     except BrokenPipeError:  # `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

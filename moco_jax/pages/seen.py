@@ -42,7 +42,7 @@ def pictures(records: Sequence[Record], views: bool) -> tuple[list[Picture], lis
                 problems.append(f"{record.name}: its images can't be opened: {error}")
         file = record.folder / "reconstructions.png"
         if file.is_file():
-            with Image.open(file) as image:
+            with Image.open(file, formats=["PNG"]) as image:
                 uri = _uri(np.asarray(image.convert("RGB")))
             alt = "Rows of images, their visible patches and their reconstructions"
             found.append(Picture(uri, alt, f"{record.name}: {alt[0].lower()}{alt[1:]}."))

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from moco_jax.data.sources.source import Source, Sources
-from moco_jax.pretraining import pretrain
+from moco_jax.pretraining import evaluation, pretrain
 from moco_jax.training import loop
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import run_command
@@ -59,7 +59,7 @@ def test_the_end_of_a_run_says_what_it_reached_and_what_next(tmp_path, capsys, m
 
 def test_the_result_of_step_0_says_which_number_is_whose():
     results = [{"step": 0, "knn_top1": 25.0, "knn_top1_pixels": 40.0, "knn_images": 6, "knn_k": 54}]
-    line = pretrain._reached(results, tiny_config(knn__k=200))
+    line = evaluation.reached(results, tiny_config(knn__k=200))
     base = "on 6 held-out images, k = 54 (asked 200)"
     assert line == f"kNN top-1 25.00% untrained (raw pixels 40.00%) at step 0 {base}"
 

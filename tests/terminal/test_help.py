@@ -12,7 +12,7 @@ from tests.conftest import run_command
 COMMANDS = re.findall(r"^    python -m (\S+)", listing.__doc__ or "", re.MULTILINE)
 # Modules that another command runs.
 INNER = {"moco_jax", "moco_jax.input_benchmark", "moco_jax.training.outputs.sinks.child"}
-NO_CONFIG = {"moco_jax.data.prepare"}
+NO_CONFIG = {"moco_jax.data.prepare", "moco_jax.report"}
 
 
 def test_the_commands_fit_one_screen(repository):

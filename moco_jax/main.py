@@ -23,6 +23,7 @@ import pathlib
 import signal
 import sys
 
+import jax
 from absl import flags
 
 from moco_jax.pages import writing
@@ -85,6 +86,7 @@ def main() -> int:
 
 def _write_report(folder: pathlib.Path, *, views: bool) -> None:
     if _REPORT.value and cluster.is_first() and (folder / "metrics.jsonl").is_file():
+        views = views and jax.process_count() == 1  # the others do not take part
         if file := writing.write_at_end(folder, views=views):
             style.print_line(f"the report is in {ending.shown(file)}", sys.stderr)
 

@@ -35,14 +35,15 @@ class Measured(NamedTuple):
 
 
 def make_monitor(
-    config: ConfigDict, encoder: Encoder, data: DataSet, layout: Layout
+    config: ConfigDict, encoder: Encoder, data: DataSet, layout: Layout, what: str
 ) -> Callable[[Any], Measured | None]:
     """Returns a function: variables of the encoder -> measures, None without readable images.
 
     Two views of `config.health.images` images are drawn as for training. Rank, spread and dead
     units are those of the backbone's features of the first view. Pairs are compared where the loss
     compares them: as keys, or as features if the pretext has no keys. The encoder is in evaluation
-    mode; masks are not applied. The images and the views are the same each time.
+    mode; masks are not applied. The images and the views are the same each time. `what` names the
+    images in the progress bar.
     """
     draw, keys = make_views(config, layout), contrasts(config)
 
@@ -60,7 +61,7 @@ def make_monitor(
 
     indices = subset(len(data), config.health.images, config.seed)
     size = min(config.batch_size, len(indices))
-    extract = make_extract(data, encode, size, layout, "health: views of held-out images")
+    extract = make_extract(data, encode, size, layout, f"health: views of {what} images")
     measure = layout.jit(lambda *parts: layout.replicate(_measures(*parts)))
     width = encoder.backbone.features
 

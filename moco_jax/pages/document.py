@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jinja2
 from bokeh.resources import Resources
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from moco_jax import config as config_lib
@@ -78,16 +79,11 @@ def page(records: Sequence[Record], *, views: bool = True, images: int = 0) -> s
         js=Markup((_ASSETS / "page.js").read_text()),
         space=space,
         space_js=Markup((_ASSETS / "space.js").read_text()),
-        space_data=_json(space.get("data", {})),
+        space_data=htmlsafe_json_dumps(space.get("data", {})),
         sheets=stylesheet(space) if space else "",
         bokeh=Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
-        plots=_json(drawn),
+        plots=htmlsafe_json_dumps(drawn),
     )
-
-
-def _json(content: Any) -> Markup:
-    """Returns JSON that can stand in a script element."""
-    return Markup(json.dumps(content, separators=(",", ":")).replace("</", "<\\/"))
 
 
 def _space(record: Record, images: int, drawn: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -80,7 +80,8 @@ def encode(folder, images: int) -> Encoded:
     """
     read = pretrained.read(folder)
     sources = open_named(read.config)
-    source = _some(sources.test or sources.train, images, read.config.seed)
+    whole = sources.test or sources.train
+    source = _some(whole, images, read.config.seed)
     layout = make_layout(jax.local_devices()[:1])
     parts = list(embed(read, source, layout, output="backbone", batch_size=_BATCH))
     indices = np.concatenate([part.indices for part in parts])
@@ -91,7 +92,8 @@ def encode(folder, images: int) -> Encoded:
         names=[printable(source.names[int(i)]) for i in indices],
         labels=labels,
         class_names=tuple(map(printable, source.class_names)),
-        about=f"{len(indices):,} images of {source.name}, features of {read.source}",
+        about=f"{len(indices):,} of the {len(whole):,} images of {source.name} (--images changes "
+        f"how many), features of {read.source}",
     )
 
 

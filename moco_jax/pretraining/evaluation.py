@@ -98,7 +98,7 @@ def _base(line: Mapping[str, float], asked: int) -> str:
     return f"{images} held-out image{'s' * (images != 1)}, {k}"
 
 
-def said(verdicts: Sequence[Verdict]) -> str:
+def verdict_line(verdicts: Sequence[Verdict]) -> str:
     """Returns a line with the verdicts, "" without any."""
     found = "; ".join(f"{name} ({reason})" for name, reason in verdicts)
     return f"verdict: {found}" if found else ""

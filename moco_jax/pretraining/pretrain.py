@@ -136,7 +136,7 @@ def _task(run: PretrainRun, log: MetricsLog, folder: pathlib.Path) -> Task:
         hint=f"A lower --config.lr (peak now {peak_lr(config):.4g}) or --config.warmup_epochs "
         "often helps.",
         reached=lambda results: evaluation.reached(results, config),
-        verdict=lambda lines: evaluation.said(verdict(lines)),
+        verdict=lambda lines: evaluation.verdict_line(verdict(lines)),
         advice=lambda folder: _advice(run, folder),
     )
 

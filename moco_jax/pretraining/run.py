@@ -77,6 +77,7 @@ def build(
     steps = total_steps(config, len(data) // config.batch_size)
     order = ShuffledOrder(config.seed, len(data), config.batch_size, steps)
     monitor = drift = health = None
+    measures: list[str] = []  # lines about the images that are measured
     if config.knn.every_epochs and sources.test is not None and data.labels is not None:
         test = loader.load(sources.test, config.data, layout)
         monitor = KnnMonitor(config, method.encoder, data, test, layout)
@@ -85,7 +86,12 @@ def build(
         drift = DriftMonitor(method, data, order)
     measured = monitor.test if monitor else data
     if config.knn.every_epochs and min(config.health.images, len(measured)) >= FEWEST:
-        health = make_monitor(method.config, method.encoder, measured, layout)
+        what = "test" if monitor else "training"
+        health = make_monitor(method.config, method.encoder, measured, layout, what)
+        if not monitor or config.health.images < len(measured):
+            count = min(config.health.images, len(measured))
+            limit = f"health: {count} of the {len(measured)} {what} images are measured"
+            measures.append(f"{limit} (health.images)")
     check_same_images(sources.train, data, monitor)
     return PretrainRun(
         config=config,
@@ -105,6 +111,7 @@ def build(
         notes=(
             *few_images.warnings(effective(config), len(data), layout.devices),
             *(monitor.limits() if monitor else ()),
+            *measures,
         ),
     )
 

@@ -135,7 +135,7 @@ def test_equal_folder_names_have_their_parents(tmp_path):
 
 
 def test_names_and_values_are_escaped(tmp_path):
-    folder = workdir(tmp_path / "<img src=x onerror=alert(1)>", name="</script><b>&")
+    folder = workdir(tmp_path / "<img src=x onerror=alert(1)>", name="</script><b>&<!--<script>")
     page = document.page(read([folder]))
     assert "<img src=x" not in page and "</script><b>" not in page
     assert "</script><b>&" in Outline(page).text

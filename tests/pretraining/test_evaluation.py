@@ -77,6 +77,7 @@ def test_images_without_labels_have_health_and_a_verdict(tmp_path, capsys):
     assert [line["step"] for line in found] == [0, 10] and "knn_top1" not in found[-1]
     printed = capsys.readouterr().out
     assert printed.count("verdict: ") == 2  # at the last evaluation and at the end
+    assert "health: 32 of the 96 training images are measured (health.images)" in printed
 
 
 @pytest.mark.parametrize("images", [0, 8])

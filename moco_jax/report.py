@@ -30,7 +30,7 @@ def main() -> None:
     if not _WORKDIR.value:
         command_line.fail("--workdir must be given, such as --workdir=runs/digits")
     if not writing.can_write():
-        command_line.fail("the report needs Bokeh: pip install 'moco-jax[report]'")
+        command_line.fail("the report needs Bokeh: pip install bokeh")
     folders = [pathlib.Path(folder) for folder in _WORKDIR.value]
     first = read(folders)[0].folder
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else first / writing.FILE

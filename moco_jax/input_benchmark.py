@@ -31,6 +31,7 @@ from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import pipelined
 from moco_jax.plan import hardware
+from moco_jax.plan.program import counted_flops, counting_layout
 from moco_jax.pretraining import fit
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.terminal import command_line, progress
@@ -154,10 +155,15 @@ def _train(run: PretrainRun, step, state, batches, notes) -> tuple[float, float,
 
 
 def flops_per_image(run: PretrainRun) -> float:
-    """Returns the FLOPs of a step per image of the batch, including the augmentation."""
-    notes = Notices(run.layout).put(stop=0, bad_images=0)
-    lowered = run.step.lower(run.target, run.data.arrays, _first_batch(run), notes)
-    return lowered.cost_analysis()["flops"] / run.config.batch_size
+    """Returns the FLOPs of a step per image of the batch, including the augmentation.
+
+    Raises:
+      ValueError: if JAX may not use the CPU.
+    """
+    config = run.config.copy_and_resolve_references()
+    if "images" in run.data.arrays:  # they are in device memory, at their own size
+        config.data.canvas = max(run.data.arrays["images"].shape[1:3])
+    return counted_flops(config, counting_layout(), len(run.data)) / config.batch_size
 
 
 def hosts_table(decoding_per_core: float, flops: float, mfu: float) -> str:

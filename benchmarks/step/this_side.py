@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from benchmarks.step import worker
 from moco_jax.contrastive.state import TrainState
-from moco_jax.models.encoder import Encoder
+from moco_jax.models.layers import convolution
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan.hardware import CHIPS
+from moco_jax.plan.program import counting_layout
 from moco_jax.pretraining.method import make_method
 
 # File in configs/, variant, number of training images.
@@ -35,13 +36,11 @@ class Step(NamedTuple):
       compiled: (state, *inputs) -> (state, metrics); it donates the state.
       state: at step 0.
       inputs: the views, and the indices of the images.
-      encoder: of the queries.
     """
 
     compiled: jax.stages.Compiled
     state: TrainState
     inputs: tuple
-    encoder: Encoder
 
 
 def make_step(problem: worker.Problem) -> Step:
@@ -55,14 +54,13 @@ def make_step(problem: worker.Problem) -> Step:
     views = tuple(jax.random.normal(key, shape).astype(problem.dtype) for key in keys)
     inputs = (views, jnp.arange(problem.batch, dtype=jnp.int32))
     compiled = layout.jit(method.train_step(), donate_argnums=0).lower(state, *inputs).compile()
-    return Step(compiled, state, inputs, method.encoder)
+    return Step(compiled, state, inputs)
 
 
 def main() -> None:
     problem = worker.problem_of(worker.problem_parser(__doc__).parse_args())
     begun = time.perf_counter()
-    compiled, state, inputs, encoder = make_step(problem)
-    directions = 1 + _config(problem).symmetric
+    compiled, state, inputs = make_step(problem)
     compile_seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
 
@@ -79,7 +77,7 @@ def main() -> None:
         "compile_seconds": compile_seconds,
         # A direction of the look-up has four forward passes: of the keys, of the queries, and two
         # for the gradient of the queries.
-        "flops": 4 * directions * _forward_flops(encoder, state, inputs[0][0]),
+        "flops": 4 * (1 + _config(problem).symmetric) * _forward_flops(problem),
         "peak_flops": _peak_flops(),
         "temporaries_megabytes": memory.temp_size_in_bytes / 2**20 if memory else 0.0,
     }
@@ -101,11 +99,16 @@ def _config(problem: worker.Problem):
     return config
 
 
-def _forward_flops(encoder, state, images) -> float:
+def _forward_flops(problem: worker.Problem) -> float:
     """Returns the multiplications and additions of a forward pass of the encoder over a batch."""
+    config = _config(problem)
+    method = make_method(config, counting_layout(), _CONFIGS[problem.name][2])
+    state, size = method.abstract_state(), config.data.image_size
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    forward = functools.partial(encoder.apply, variables, train=False)
-    return jax.jit(forward).lower(images).cost_analysis()["flops"]
+    images = jax.ShapeDtypeStruct((problem.batch, size, size, 3), problem.dtype)
+    forward = functools.partial(method.encoder.apply, train=False)
+    with convolution.lax_only():
+        return jax.jit(forward).lower(variables, images).cost_analysis()["flops"]
 
 
 def _peak_flops() -> float:

@@ -5,13 +5,11 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax
 from ml_collections import ConfigDict
 
 from moco_jax.ablate import grid
 from moco_jax.ablate.arms import THEN, UNTRAINED
-from moco_jax.parallel.mesh import make_layout
-from moco_jax.plan.program import abstract_step
+from moco_jax.plan.program import abstract_step, counting_layout
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import total_steps
 
@@ -136,14 +134,11 @@ def count_flops(config: ConfigDict, images: int) -> float:
     Raises:
       ValueError: if JAX may not use the CPU.
     """
-    try:
-        device = jax.devices("cpu")[0]
-    except RuntimeError as error:
-        raise ValueError(f"FLOPs are counted on a CPU; add cpu to JAX_PLATFORMS: {error}") from None
+    layout = counting_layout()
     config = config.copy_and_resolve_references()
     config.microbatches, config.remat = 1, False
     config.data.canvas = config.data.image_size  # the views of larger images cost more
-    step, *arguments = abstract_step(config, make_layout([device]), images)
+    step, *arguments = abstract_step(config, layout, images)
     return step.lower(*arguments).cost_analysis()["flops"]
 
 

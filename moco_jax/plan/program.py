@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from moco_jax.data.loading.streamed import StreamedBatches
 from moco_jax.models.layers import convolution
 from moco_jax.parallel import notices
-from moco_jax.parallel.mesh import Layout
+from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import nvidia
 from moco_jax.plan.collectives import Collective, collectives
 from moco_jax.pretraining.method import make_method
@@ -93,6 +93,18 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
 def compiled(lowered: Any, platform: str) -> Any:
     """Returns a lowered step compiled for a platform: 'tpu', 'gpu' or 'cpu'."""
     return lowered.compile(nvidia.COMPILER_OPTIONS if platform == "gpu" else None)
+
+
+def counting_layout() -> Layout:
+    """Returns one CPU device: JAX counts the operations of lowered programs for CPUs only.
+
+    Raises:
+      ValueError: if JAX may not use the CPU.
+    """
+    try:
+        return make_layout(jax.devices("cpu")[:1])
+    except RuntimeError as error:
+        raise ValueError(f"FLOPs are counted on a CPU; add cpu to JAX_PLATFORMS: {error}") from None
 
 
 def counted_flops(config: ConfigDict, layout: Layout, images: int) -> float:

@@ -10,6 +10,7 @@ count each operand and each result once.
 
 import collections
 import math
+import os
 import pathlib
 import re
 import tempfile
@@ -29,6 +30,9 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+))\[([\d,]*)\]")
 
 def main() -> None:
     options = worker.problem_parser(__doc__).parse_args()
+    # The profiler does not see the operations of a CUDA graph.
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     step = this_side.make_step(worker.problem_of(options))
     durations, seconds = trace(step)
     program = read_program(step.compiled.as_text())

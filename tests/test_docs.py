@@ -170,9 +170,12 @@ def _command(words: list[str]) -> Iterator[str]:
 
 def _script(words: list[str]) -> Iterator[str]:
     """Yields the problems of `bash launch/x.sh` and of `sbatch ... launch/x.sbatch`."""
-    at = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
+    folders = ("launch/", "benchmarks/")
+    at = next((i for i, word in enumerate(words) if word.startswith(folders)), None)
     if at is None or not (REPOSITORY / words[at]).is_file():
         yield "there is no such script"
+        return
+    if words[at].startswith("benchmarks/"):  # it takes folders, and no options
         return
     arguments = words[at + 1 :]
     if words[at] == "launch/test.sh":

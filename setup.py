@@ -41,6 +41,7 @@ setup(
         "scikit-learn>=1.5",  # contains the handwritten digits of configs/digits.py
         "tqdm>=4.66",  # progress bars
         "tensorboardX>=2.6.2",  # writes TensorBoard files without TensorFlow
+        "bokeh>=3.7",  # plots of the report; contains its JavaScript, and needs Jinja2
     ],
     extras_require={
         # JAX for the accelerator of this machine; launch/setup.sh installs the right one.
@@ -54,8 +55,6 @@ setup(
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
         # Plots of `moco_jax.ablate` and the figures in benchmarks/.
         "plot": ["matplotlib"],
-        # The report of `moco_jax.report`; Bokeh contains its JavaScript, and Jinja2.
-        "report": ["bokeh>=3.7"],
         # Features of `moco_jax.embed` as .parquet files.
         "parquet": ["pyarrow>=18"],
         # Loggers besides files and TensorBoard. mlflow-skinny is MLflow without its web pages.
@@ -78,7 +77,6 @@ setup(
             "filelock>=3.13",  # JAX locks the compilation cache that test processes share
             "scipy",
             "matplotlib",
-            "bokeh>=3.7",
             "pyarrow>=18",
             "nbclient>=0.10",  # executes docs/quickstart.ipynb
             "ipykernel>=6.29",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moco_jax.api import embed as embed
     from moco_jax.api import evaluate as evaluate
     from moco_jax.api import pretrain as pretrain
+    from moco_jax.api import report as report
     from moco_jax.encoders.image_encoder import load as load
 
 __version__ = "0.2.0"
@@ -28,13 +29,14 @@ if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "moco-jax"):
     end_while_importing()
 
 # Importing JAX takes a second, and its first use takes the devices: only these functions need it.
-# `moco_jax.embed` is a function. The module of the command has the same name, and nothing but
-# `python -m moco_jax.embed` loads it.
+# `moco_jax.embed` and `moco_jax.report` are functions. The modules of the commands have the same
+# names, and nothing but `python -m moco_jax.embed` loads them.
 _FUNCTIONS = {
     "load": "moco_jax.encoders.image_encoder",
     "pretrain": "moco_jax.api",
     "evaluate": "moco_jax.api",
     "embed": "moco_jax.api",
+    "report": "moco_jax.api",
 }
 
 

@@ -4,6 +4,8 @@ They print what the commands print. None of them ends the process. Ctrl-C, or th
 notebook, saves the state and raises `moco_jax.training.loop.Interrupted`. The same call continues.
 """
 
+import dataclasses
+import html
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,7 @@ from moco_jax.encoders import embedding, feature_file, pretrained
 from moco_jax.encoders.feature_file import Features
 from moco_jax.encoders.image_encoder import ImageEncoder, ImageLike, load
 from moco_jax.encoders.images import open_split, where
+from moco_jax.pages import writing
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain as pretraining
@@ -149,6 +152,51 @@ def embed(
         exif_orientation=exif_orientation,
     )
     return feature_file.collect(parts, source, about)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A page; a notebook shows it.
+
+    Attributes:
+      path: its file, which opens without a network.
+    """
+
+    path: pathlib.Path
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.path.read_text(), quote=True)
+        style = "width: 100%; height: 800px; border: 0"
+        return f'<iframe title="{self.path}" srcdoc="{page}" style="{style}"></iframe>'
+
+
+def report(
+    workdirs: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike | None = None,
+    *,
+    most_images: int = writing.IMAGES,
+) -> Report:
+    """Writes the report of a run, or of several runs to compare them, as one HTML file.
+
+    Args:
+      workdirs: a workdir, or several.
+      out: the file; default report.html in the first workdir.
+      most_images: most images on the map of the features of the first run; 0: no map.
+
+    Returns:
+      the page, which a notebook shows.
+
+    Raises:
+      ValueError: for a folder without a run.
+      OSError: if the file can't be written.
+    """
+    several = [workdirs] if isinstance(workdirs, (str, os.PathLike)) else list(workdirs)
+    folders = [pathlib.Path(folder).expanduser() for folder in several]
+    if not folders:
+        raise ValueError("workdirs is empty; give the workdir of a run")
+    path = pathlib.Path(out).expanduser() if out else folders[0] / writing.FILE
+    writing.write(folders, path, images=most_images)
+    return Report(path)
 
 
 def _listed(images: Any) -> Any:

@@ -82,7 +82,7 @@ def _run() -> None:
         assert read is not None
         config = command_line.images_config(read.config, _IMAGES.value, _UNUSED)
         source = _open(read.config, config)
-        about = {"encoder": read.source, "output": _OUTPUT.value}
+        about = {"encoder": read.source, "output": _OUTPUT.value} | _where(config)
         parts = embed(
             read,
             source,
@@ -160,6 +160,15 @@ def _open(recorded: ConfigDict, config: ConfigDict) -> Source:
         source, notes = open_split(config, changes, split)
         tell(notes)
     return source
+
+
+def _where(config: ConfigDict) -> dict[str, str]:
+    """Returns what a later command needs to find the images: values for --images and --split."""
+    images = config.data.source
+    if images == "images":
+        images = os.path.abspath(os.path.expanduser(config.data.path))
+    given = flags.FLAGS["split"].present or _IMAGES.value
+    return {"images": images, "split": _SPLIT.value if given else config.data.train_split}
 
 
 def _write(out, parts, source: Source, about: dict[str, str]) -> None:

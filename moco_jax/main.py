@@ -57,9 +57,7 @@ _JOIN_TIMEOUT = flags.DEFINE_integer(
     "join_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1
 )
 
-_REPORT = flags.DEFINE_bool(
-    "report", True, "At the end, write report.html to the workdir if Bokeh is installed."
-)
+_REPORT = flags.DEFINE_bool("report", True, "At the end, write report.html to the workdir.")
 
 _EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 

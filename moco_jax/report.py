@@ -1,44 +1,92 @@
-"""Writes the report of a run: one HTML file that opens without a network.
+"""Writes a report as a page: one HTML file that opens without a network.
 
     python -m moco_jax.report --workdir=runs/digits
     python -m moco_jax.report --workdir=runs/a,runs/b --out=compare.html
+    python -m moco_jax.report --features=features.npz --images=FOLDER
 
-The page has the verdict, the curves of training and health with what good and bad look like, and
-the configuration. Several workdirs are compared: their curves lie over each other.
+The page of a run has the verdict, the curves of training and health with what good and bad look
+like, its images, and the configuration. Several workdirs are compared: their curves lie over each
+other. The page of a file of features has their map, neighbours, classes and near-duplicates.
 """
 
 import pathlib
 
 from absl import flags
 
-from moco_jax.pages import writing
+from moco_jax import config as config_lib
+from moco_jax.encoders import feature_file
+from moco_jax.encoders.images import open_split
+from moco_jax.pages import space, writing
 from moco_jax.pages.record import read
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, progress
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of runs, separated by commas.")
-_OUT = flags.DEFINE_string("out", None, "File to write; default report.html in the first workdir.")
-_IMAGES = flags.DEFINE_integer(
+_FEATURES = flags.DEFINE_string(
+    "features", None, "File that `moco_jax.embed --out` wrote, in place of --workdir."
+)
+_IMAGES = flags.DEFINE_string(
     "images",
+    None,
+    "The images of --features: a folder, a tar, an .npz, digits or tfds:<name>; default: where "
+    "they were.",
+)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of --images, if they have splits.")
+_OUT = flags.DEFINE_string(
+    "out", None, "File to write; default report.html in the first workdir, or beside --features."
+)
+_MOST_IMAGES = flags.DEFINE_integer(
+    "most_images",
     writing.IMAGES,
-    "Most images of the first run on the map of its features; 0: no map.",
+    "Most images on the map of the features, of the first run; 0: no map.",
     lower_bound=0,
     upper_bound=10_000,
 )
 
 
 def main() -> None:
-    if not _WORKDIR.value:
-        command_line.fail("--workdir must be given, such as --workdir=runs/digits")
-    if not writing.can_write():
-        command_line.fail("the report needs Bokeh: pip install bokeh")
-    folders = [pathlib.Path(folder) for folder in _WORKDIR.value]
-    first = read(folders)[0].folder
+    if bool(_WORKDIR.value) == bool(_FEATURES.value):
+        command_line.fail("give one of --workdir, such as --workdir=runs/digits, and --features")
+    for flag in ("images", "split"):
+        if _WORKDIR.value and flags.FLAGS[flag].present:
+            command_line.fail(f"--{flag} has no effect without --features")
+    if flags.FLAGS["split"].present and not _IMAGES.value:
+        command_line.fail("--split has no effect without --images")
+    folders = [pathlib.Path(folder) for folder in _WORKDIR.value or ()]
+    file = pathlib.Path(_FEATURES.value or "").expanduser()
+    first = read(folders)[0].folder if folders else file.parent
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else first / writing.FILE
     if out.suffix != ".html":
         command_line.fail(f"--out={out} must end in .html")
     command_line.check_out(out)
-    writing.write(folders, out, images=_IMAGES.value)
+    if folders:
+        writing.write(folders, out, images=_MOST_IMAGES.value)
+    else:
+        _write_features(file, out)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def _write_features(file: pathlib.Path, out: pathlib.Path) -> None:
+    from moco_jax.pages import document  # imports Bokeh
+
+    with command_line.naming(f"--features={file}"), progress.phase(f"reading {file}"):
+        features = feature_file.read(file)
+    if min(len(features.names), _MOST_IMAGES.value) < space.FEWEST:
+        command_line.fail(
+            f"the map needs {space.FEWEST} images; --features={file} has {len(features.names)}, "
+            f"--most_images={_MOST_IMAGES.value}"
+        )
+    images, split = _IMAGES.value, _SPLIT.value
+    if not images:
+        images, split = features.about.get("images"), features.about.get("split")
+    if not isinstance(images, str) or not images:
+        command_line.fail(f"--images must be given: --features={file} does not name its images")
+    config = config_lib.base()
+    changes = command_line.image_changes(images)
+    with command_line.opening(images):
+        source, _ = open_split(config, changes, split)
+        config.data.update(changes)
+        encoded = space.encoded_before(features, source, config.data, _MOST_IMAGES.value)
+    writing.replace(out, lambda: document.features_page(encoded, file.name))
 
 
 if __name__ == "__main__":

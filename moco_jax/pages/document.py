@@ -18,7 +18,7 @@ from moco_jax.health.verdict import verdict
 from moco_jax.pages import charts, plots
 from moco_jax.pages.record import Record
 from moco_jax.pages.seen import pictures
-from moco_jax.pages.space import FEWEST, encode, explore
+from moco_jax.pages.space import FEWEST, Encoded, encode, explore
 from moco_jax.pages.space_section import section, stylesheet
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.training.flat_config import flatten
@@ -67,14 +67,30 @@ def page(records: Sequence[Record], *, views: bool = True, images: int = 0) -> s
         sections.append(similarities)
     sections.append(_configuration(records))
     names = ", ".join(record.name for record in records)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
-    template = environment.from_string((_ASSETS / "page.html").read_text())
-    return template.render(
+    return _rendered(
+        drawn,
+        space,
         title=f"Report: {names}",
         subtitle=_subtitle(records),
         sections=sections,
         runs=[_run(record) for record in records],
         newest=_newest(records),
+    )
+
+
+def features_page(encoded: Encoded, name: str) -> str:
+    """Returns the HTML of a report on features of `FEWEST` images or more, from the file `name`."""
+    drawn: dict[str, Any] = {}
+    space = _explored(encoded, drawn)
+    return _rendered(drawn, space, title=f"Report: {name}", sections=[space])
+
+
+def _rendered(drawn: dict[str, Any], space: dict[str, Any], **content: Any) -> str:
+    """Returns the page with these plots, the section `space` and what else the template shows."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined)
+    template = environment.from_string((_ASSETS / "page.html").read_text())
+    return template.render(
+        **content,
         css=Markup((_ASSETS / "page.css").read_text()),
         js=Markup((_ASSETS / "page.js").read_text()),
         space=space,
@@ -96,11 +112,16 @@ def _space(record: Record, images: int, drawn: dict[str, Any]) -> tuple[dict[str
         return {}, f"The features can't be shown: {error}"
     if len(encoded.names) < FEWEST:
         return {}, f"The features can't be shown: {len(encoded.names)} images are too few"
+    return _explored(encoded, drawn), ""
+
+
+def _explored(encoded: Encoded, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section about the features; adds its map to `drawn`."""
     found = explore(encoded, make_layout(jax.local_devices()[:1]))
     shown = section(encoded, found, drawn)
     sheet = shown["small"]
     shown["data"] |= {"side": sheet.side, "columns": sheet.columns}
-    return shown, ""
+    return shown
 
 
 def _run(record: Record) -> dict[str, Any]:
@@ -221,8 +242,8 @@ def _value(value: Any) -> str:
 
 
 def number(value: float) -> str:
-    """Returns a number with four significant digits, whole ones as they are."""
-    if float(value).is_integer() and abs(value) < 1e15:
+    """Returns a number with four significant digits; whole and large ones have no decimals."""
+    if (float(value).is_integer() or abs(value) >= 1000) and abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 

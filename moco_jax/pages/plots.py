@@ -10,9 +10,11 @@ from bokeh.plotting import figure
 
 from moco_jax.pages.charts import LEVELS, Chart
 from moco_jax.pages.record import Record
+from moco_jax.pages.references import known
 
 # Distinguishable on white and on black, by people with deficient colour vision too (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#777777")
+_REFERENCE = "#888888"
 _DASHES = ("solid", "dashed", "dotted", "dotdash")
 _MOST_POINTS = 1000  # of a curve
 _HEIGHT = 260  # pixels
@@ -39,6 +41,9 @@ def lines(chart: Chart, records: Sequence[Record]) -> tuple[Any, list[tuple[str,
                 plot.scatter(steps, values, size=5, color=style["line_color"])
             shown = name if len(records) == 1 else f"{record.name}: {name}"
             legend.append((shown, style["line_color"], style["line_dash"]))
+    for name, (steps, values) in known(records[0], list(chart.curves)).items():
+        plot.line(steps, values, line_width=2, line_color=_REFERENCE, line_dash="dashed")
+        legend.append((name, _REFERENCE, "dashed"))
     return json_item(plot), legend
 
 

@@ -1,6 +1,7 @@
 """The space of a run's features: images, a map, clusters, neighbours, classes, near-duplicates."""
 
 import importlib.util
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from moco_jax.data.sources.opening import open_named
 from moco_jax.data.sources.source import Source
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.embedding import embed
+from moco_jax.encoders.feature_file import Features
 from moco_jax.encoders.neighbours import nearest
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.text import printable
@@ -88,13 +90,60 @@ def encode(folder, images: int) -> Encoded:
     labels = None if source.labels is None else np.asarray(source.labels)[indices]
     return Encoded(
         features=np.concatenate([part.features for part in parts]),
-        thumbnails=_thumbnails(source, indices, read.config),
+        thumbnails=_thumbnails(source, indices, read.config.data),
         names=[printable(source.names[int(i)]) for i in indices],
         labels=labels,
         class_names=tuple(map(printable, source.class_names)),
-        about=f"{len(indices):,} of the {len(whole):,} images of {source.name} (--images changes "
-        f"how many), features of {read.source}",
+        about=f"{len(indices):,} of the {len(whole):,} images of {source.name} (--most_images "
+        f"changes how many), features of {read.source}",
     )
+
+
+def encoded_before(
+    features: Features, source: Source, data: ConfigDict, most: int, seed: int = 0
+) -> Encoded:
+    """Returns features that were computed before, with the images of the same names.
+
+    The folder of the images may have moved: the longest end of a name that is a path in the folder
+    counts.
+
+    Args:
+      features: of at least one image.
+      source: the images.
+      data: where they are, and how they are decoded.
+      most: most images.
+      seed: of the choice of the images.
+
+    Raises:
+      ValueError: if images of the features are absent from the source.
+    """
+    root = f"{printable(data.path)}/"
+    indices_of = {printable(name).removeprefix(root): i for i, name in enumerate(source.names)}
+    chosen = subset(len(features.names), most, seed)
+    names = [str(name) for name in features.names[chosen]]
+    found = [next((indices_of[end] for end in _ends(n) if end in indices_of), None) for n in names]
+    absent = [name for name, index in zip(names, found, strict=True) if index is None]
+    if absent:
+        raise ValueError(
+            f"{source.name} has {len(names) - len(absent):,} of the {len(names):,} images that "
+            f"are shown; {absent[0]} is not there"
+        )
+    return Encoded(
+        features=features.features[chosen],
+        thumbnails=_thumbnails(source, np.array(found), data),
+        names=names,
+        labels=None if features.labels is None else features.labels[chosen],
+        class_names=features.class_names,
+        about=f"{len(names):,} of the {len(features.names):,} images (--most_images changes how "
+        f"many), features of {features.about['encoder']}",
+    )
+
+
+def _ends(name: str) -> Iterator[str]:
+    """Yields a path, then the path without its first folder, and so on."""
+    parts = name.split("/")
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])
 
 
 def explore(encoded: Encoded, layout: Layout) -> Space:
@@ -133,8 +182,8 @@ def _some(source: Source, images: int, seed: int) -> Source:
     return Source(source.name, read, names, labels, source.class_names)
 
 
-def _thumbnails(source: Source, indices: np.ndarray, config: ConfigDict) -> np.ndarray:
-    reader = Reader(source, decoding_of(config.data), max_bad_fraction=1.0)
+def _thumbnails(source: Source, indices: np.ndarray, data: ConfigDict) -> np.ndarray:
+    reader = Reader(source, decoding_of(data), max_bad_fraction=1.0)
     found = np.zeros((len(indices), SIDE, SIDE, 3), np.uint8)
     for row, index in enumerate(indices):
         image = reader.read(int(index))

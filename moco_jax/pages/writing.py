@@ -1,20 +1,14 @@
 """Writes the report file."""
 
-import importlib.util
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moco_jax.pages.record import read
 from moco_jax.terminal import logs, progress, signals
 
 FILE = "report.html"
 IMAGES = 2000  # on the map
-
-
-def can_write() -> bool:
-    """Returns whether the library of the plots is installed."""
-    return importlib.util.find_spec("bokeh") is not None
 
 
 def write(
@@ -34,16 +28,23 @@ def write(
     """
     from moco_jax.pages import document  # imports Bokeh
 
+    replace(out, lambda: document.page(read(folders), views=views, images=images))
+
+
+def replace(out: pathlib.Path, page: Callable[[], str]) -> None:
+    """Writes a page to a file as a whole.
+
+    Raises:
+      OSError: if the file can't be written.
+    """
     unfinished = out.with_name(f"{out.name}.unfinished")
     with signals.unfinished(unfinished), progress.phase("writing the report"):
-        unfinished.write_text(document.page(read(folders), views=views, images=images))
+        unfinished.write_text(page())
         os.replace(unfinished, out)
 
 
 def write_at_end(folder: pathlib.Path, *, views: bool) -> pathlib.Path | None:
-    """Writes the report of a run that ends, if it can; returns the file. A failure is a warning."""
-    if not can_write():
-        return None
+    """Writes the report of a run that ends; returns the file. A failure is a warning."""
     try:
         write([folder], folder / FILE, views=views, images=IMAGES if views else 0)
     except Exception as error:  # nothing that is only shown fails a run

@@ -1,5 +1,6 @@
 """What a Python program calls: pretrain, evaluate, embed, load and configs."""
 
+import html
 import inspect
 import io
 import os
@@ -18,6 +19,7 @@ from moco_jax.segmentation import config as segmentation_config
 from moco_jax.supervised import config as supervised_config
 from tests.conftest import run_command
 from tests.encoder_files import write_encoder
+from tests.pages.test_report import workdir
 from tests.tiny import tiny_config
 
 
@@ -229,3 +231,17 @@ def test_lines_fit_the_terminal_of_a_program(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     cluster.say("3 classes: " + "cat, " * 40)
     assert max(map(len, stream.getvalue().splitlines())) <= 80
+
+
+def test_the_report_of_runs_is_a_file_that_a_notebook_shows(tmp_path):
+    folders = [workdir(tmp_path / name) for name in ("first", "second")]
+    report = moco_jax.report(folders[0], most_images=0)
+    assert report.path == folders[0] / "report.html"
+    shown = report._repr_html_()
+    assert html.unescape(shown.split('srcdoc="')[1].split('" style=')[0]) == report.path.read_text()
+    report = moco_jax.report(folders, tmp_path / "both.html", most_images=0)
+    assert "2 runs, curves overlaid" in (tmp_path / "both.html").read_text()
+    with pytest.raises(ValueError, match="is no workdir of a run"):
+        moco_jax.report(tmp_path)
+    with pytest.raises(ValueError, match="workdirs is empty"):
+        moco_jax.report([])

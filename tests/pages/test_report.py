@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_jax.pages import charts, document, plots
+from moco_jax.pages import charts, document, plots, references
 from moco_jax.pages.record import read
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.tiny import tiny_config
@@ -134,6 +134,19 @@ def test_equal_folder_names_have_their_parents(tmp_path):
     assert [record.name for record in read(folders)] == ["a/run", "b/run"]
 
 
+def test_a_known_curve_lies_behind_that_of_the_same_recipe(tmp_path):
+    recipe = {"name": "digits", "epochs": 36.0, "batch_size": 64, "lr": 0.03}
+    lines = [json.dumps({"step": 186, "epoch": 2.0, "loss": 3.0})]
+    for changes, known in ((recipe, 1), (recipe | {"lr": 0.1}, 0)):
+        (record,) = read([workdir(tmp_path / f"{known}", lines=lines, **changes)])
+        page = document.page([record], views=False)
+        assert page.count("measured for this recipe") == known
+        assert references.known(record, ["loss"]) == {}
+    (record,) = read([tmp_path / "1"])
+    steps, values = references.known(record, ["knn_top1"])["measured for this recipe"]
+    assert steps[-1] == 36 * 93 and values[-1] == 72.42
+
+
 def test_names_and_values_are_escaped(tmp_path):
     folder = workdir(tmp_path / "<img src=x onerror=alert(1)>", name="</script><b>&<!--<script>")
     page = document.page(read([folder]))
@@ -190,7 +203,8 @@ def test_what_is_no_run_is_named(tmp_path, make, message):
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(1234567, "1,234,567"), (0.123456, "0.1235"), (5.0, "5"), (-2.5, "-2.5")]
+    ("number", "text"),
+    [(1234567, "1,234,567"), (48402.3, "48,402"), (0.123456, "0.1235"), (5.0, "5"), (-2.5, "-2.5")],
 )
 def test_numbers_are_short(number, text):
     assert document.number(number) == text
@@ -212,7 +226,12 @@ def test_the_command_writes_the_page(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--workdir must be given, such as --workdir=runs/digits"),
+        ([], "give one of --workdir, such as --workdir=runs/digits, and --features"),
+        (["--workdir={}", "--features=a.npz"], "give one of --workdir"),
+        (["--workdir={}", "--images=digits"], "--images has no effect without --features"),
+        (["--features=a.npz", "--split=test"], "--split has no effect without --images"),
+        (["--features=/nowhere/a.npz"], "there is no folder /nowhere"),
+        (["--features=a.npz", "--out={}/b.html"], "--features=a.npz: there are no features at"),
         (["--workdir=/nowhere"], "--workdir=/nowhere is no folder"),
         (["--workdir={}", "--out=page.txt"], "--out=page.txt must end in .html"),
         (["--workdir={}", "--out=/nowhere/page.html"], "there is no folder /nowhere"),

@@ -2,13 +2,19 @@
 
 import base64
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moco_jax import config
+from moco_jax.encoders import feature_file
+from moco_jax.encoders.feature_file import FeatureRows
+from moco_jax.encoders.images import open_split, where
 from moco_jax.pages import space as space_file
-from moco_jax.pages.space import SIDE, Encoded, closest_pairs, explore
+from moco_jax.pages.space import SIDE, Encoded, closest_pairs, encoded_before, explore
 from moco_jax.pages.space_section import section
 from moco_jax.parallel.mesh import make_layout
 
@@ -115,3 +121,65 @@ def test_a_few_images_have_a_map_too():
     images = encoded(classes=1, each=8)
     shown = section(images, explore(images, make_layout()), {})
     assert len(shown["neighbours"]) == 1 and len(shown["neighbours"][0]) == 7
+
+
+def saved(folder, count=20, **about):
+    """Writes features of images in a folder, by their names; returns the file and the folder."""
+    images = folder / "images"
+    (images / "a").mkdir(parents=True)
+    (images / "b").mkdir()
+    for i in range(count):
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(
+            images / "ab"[i % 2] / f"{i}.png"
+        )
+    (source, _) = open_split(config.base(), where(images), None)
+    rows = [FeatureRows(np.eye(count, 30, dtype=np.float32), np.arange(count)[::-1].copy())]
+    about = {"encoder": "an encoder", "output": "backbone"} | about
+    feature_file.write(folder / "features.npz", rows, source, about)
+    return folder / "features.npz", images, source
+
+
+def data_of(images):
+    found = config.base().data
+    found.update(where(images))
+    return found
+
+
+def test_features_meet_the_images_of_their_names(tmp_path):
+    file, images, source = saved(tmp_path)
+    found = encoded_before(feature_file.read(file), source, data_of(images), 12)
+    assert len(found.names) == 12 and found.class_names == ("a", "b")
+    for name, thumbnail, label in zip(found.names, found.thumbnails, found.labels, strict=True):
+        number = int(name.split("/")[-1].removesuffix(".png"))
+        assert (thumbnail == 10 * number).all() and label == number % 2
+
+
+def run_report(*arguments):
+    start = [sys.executable, "-m", "moco_jax.report", *arguments]
+    return subprocess.run(start, capture_output=True, text=True)
+
+
+def test_the_command_shows_features(tmp_path):
+    file, images, _ = saved(tmp_path, images=str(tmp_path / "images"), split="train")
+    done = run_report(f"--features={file}")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "Report: features.npz" in page and 'id="plot-space"' in page and "an encoder" in page
+    assert 'id="verdict"' not in page
+    images.rename(tmp_path / "moved")
+    done = run_report(f"--features={file}")
+    assert done.returncode == 2 and f"--images={images}: there is no file" in done.stderr
+    done = run_report(f"--features={file}", f"--images={tmp_path / 'moved'}")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "moved" / "a" / "0.png").unlink()
+    done = run_report(f"--features={file}", f"--images={tmp_path / 'moved'}")
+    assert done.returncode == 2, done.stderr
+    assert "has 19 of the 20 images" in done.stderr and "a/0.png is not there" in done.stderr
+
+
+def test_features_without_their_place_need_it(tmp_path):
+    file, images, _ = saved(tmp_path)
+    done = run_report(f"--features={file}")
+    assert done.returncode == 2 and "--images must be given" in done.stderr
+    done = run_report(f"--features={file}", f"--images={images}", "--most_images=5")
+    assert done.returncode == 2 and "the map needs 8 images" in done.stderr

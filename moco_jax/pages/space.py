@@ -1,8 +1,7 @@
 """The space of a run's features: images, a map, clusters, neighbours, classes, near-duplicates."""
 
-import importlib.util
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -199,14 +198,21 @@ def _thumbnails(source: Source, indices: np.ndarray, data: ConfigDict) -> np.nda
 
 def _map(unit: np.ndarray) -> tuple[np.ndarray, str]:
     """Returns places f32[N, 2] of unit vectors, and the method: UMAP if it is installed, or PCA."""
-    if importlib.util.find_spec("umap") and len(unit) > 15:
-        import umap  # pyright: ignore[reportMissingImports]
-
-        found = umap.UMAP(metric="cosine", random_state=0).fit_transform(unit)
+    if (umap := _umap()) and len(unit) > 15:
+        found = umap(metric="cosine", random_state=0, n_jobs=1).fit_transform(unit)
         return np.asarray(found, np.float32), "UMAP"
     centred = unit - unit.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
     return (centred @ axes[:2].T).astype(np.float32), "PCA"
+
+
+def _umap() -> Any:
+    """Returns the class UMAP, or None; a folder named umap may be where Python looks."""
+    try:
+        from umap import UMAP  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return UMAP
 
 
 def _votes(cosines: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -3,9 +3,11 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 
-from moco_jax.pages import writing
+from moco_jax.pages import document, writing
+from moco_jax.pages.space import SIDE, Encoded
 from moco_jax.pretraining import pretrain
 from tests.tiny import tiny_config
 
@@ -125,3 +127,24 @@ def test_neighbours_and_plots_have_a_text(opened):
     names = [tile.get_attribute("aria-label") for tile in page.locator(".large").all()]
     assert len(names) >= 8 * 7 and all(re.match(r"digits/test/\d+, \d", name) for name in names)
     assert all(plot.get_attribute("aria-label") for plot in page.locator(".plot").all())
+
+
+def test_many_images_are_shown(browser, tmp_path):
+    random = np.random.default_rng(0)
+    count = 9000  # noise: the sheet of the thumbnails has more than 2 MB
+    encoded = Encoded(
+        random.normal(size=(count, 16)).astype(np.float32),
+        random.integers(0, 256, (count, SIDE, SIDE, 3), np.uint8),
+        [str(i) for i in range(count)],
+        None,
+        (),
+        "noise",
+    )
+    (tmp_path / "many.html").write_text(document.features_page(encoded, "many"))
+    assert 4e6 < (tmp_path / "many.html").stat().st_size < 1e7
+    page = browser.new_page()
+    page.goto((tmp_path / "many.html").as_uri())
+    for kind in ("small", "large"):
+        image = f"getComputedStyle(document.querySelector('.{kind}')).backgroundImage.slice(0, 15)"
+        assert page.evaluate(image) == 'url("data:image'
+    page.close()

@@ -52,13 +52,20 @@ def test_neighbours_classes_and_clusters_are_those_of_the_features():
 
 
 def test_pca_keeps_the_distances_of_a_plane(monkeypatch):
-    monkeypatch.setattr(space_file.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(space_file, "_umap", lambda: None)
     angles = np.linspace(0, 3, 20)
     plane = np.stack([np.cos(angles), np.sin(angles), 0 * angles], axis=1).astype(np.float32)
     places, method = space_file._map(plane)
     assert method == "PCA"
     distances = lambda x: np.linalg.norm(x[:, None] - x[None], axis=2)  # noqa: E731
     np.testing.assert_allclose(distances(places), distances(plane), atol=1e-5)
+
+
+def test_a_folder_named_umap_is_not_the_library(tmp_path, monkeypatch):
+    (tmp_path / "umap").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    assert space_file._umap() is None or hasattr(space_file._umap(), "fit_transform")
 
 
 def test_the_most_similar_images_come_first_and_once():

@@ -1,13 +1,9 @@
 """Counts the kernels, bytes and cycles of a compiled step for each part of the step."""
 
 import collections
-import re
 
 from moco_jax.plan import hlo
-
-_NO_KERNELS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
-_NO_KERNELS |= {"conditional", "after-all"}
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+from moco_jax.plan.kernels import cycles, moved
 
 
 def part(instruction: hlo.Instruction) -> str:
@@ -19,28 +15,6 @@ def part(instruction: hlo.Instruction) -> str:
     if "/gradient/" in source:
         return "backward" if "transpose(" in source else "queries and loss"
     return "other"
-
-
-def kernels(text: str) -> list[hlo.Instruction]:
-    """Returns the kernels of a compiled program in the order of its text."""
-    loops = ("while", "call", "conditional", "async-start")
-    found = hlo.instructions(text, enter=lambda i: i.opcode in loops)
-    return [
-        i
-        for i in found
-        if i.opcode not in _NO_KERNELS and not i.opcode.endswith(("-start", "-done"))
-    ]
-
-
-def moved(kernel: hlo.Instruction) -> int:
-    """Returns the bytes that a kernel reads and writes in a step, as if there were no cache."""
-    return sum(a.bytes for a in kernel.operands + kernel.results) * (kernel.times or 1)
-
-
-def cycles(kernel: hlo.Instruction) -> int:
-    """Returns the TPU compiler's estimate for a kernel in a step; 0 if there is none."""
-    found = _CYCLES.search(kernel.rest)
-    return int(found[1]) * (kernel.times or 1) if found else 0
 
 
 def table(run: list[hlo.Instruction]) -> str:

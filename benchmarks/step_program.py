@@ -19,6 +19,7 @@ from benchmarks import program_parts
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import compilers, nvidia, program, topology
 from moco_jax.plan.hardware import CHIPS
+from moco_jax.plan.kernels import kernels
 from moco_jax.pretraining import fit, validation
 from moco_jax.terminal import command_line
 
@@ -65,7 +66,7 @@ def main() -> None:
     if _TEXT.value:
         with open(_TEXT.value, "w") as file:
             file.write(text)
-    run = program_parts.kernels(text)
+    run = kernels(text)
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
     print(
         f"{config.name}: {config.model.name}, batch {config.batch_size}, {config.dtype}, for one "

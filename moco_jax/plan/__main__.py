@@ -3,8 +3,10 @@
     python -m moco_jax.plan --config=configs/imagenet.py --topology=v5e:4x4,v5e:16x16
     python -m moco_jax.plan --config=configs/imagenet.py --topology=h100:8
 
-The command compiles the train step of the run, augmentation included, and reads memory, FLOPs and
-collectives from the compiled program:
+The command compiles the train step of the run, augmentation included, and reads memory, FLOPs,
+bytes and collectives from the compiled program. From them it computes the time of a step: the
+largest of what matrix units, memory, links and decoding take, over the fraction of it that runs
+have reached. Compiled programs:
 
 - TPUs: by the TPU compiler, which needs no TPU (`pip install 'moco-jax[plan]'`).
 - GPUs, such as `--topology=h100:8`: by XLA's GPU compiler if JAX for CUDA is installed, which needs
@@ -35,8 +37,18 @@ from moco_jax.terminal import command_line
 _TOPOLOGY = flags.DEFINE_list(
     "topology", None, "Topologies to plan for, such as v5e:4x4,v4:8x8x8,h100:8."
 )
-_MFU = flags.DEFINE_float(
-    "mfu", 0.4, "Assumed fraction of the bfloat16 peak FLOP/s.", 1e-3, 1.0, allow_override=True
+_EFFICIENCY = flags.DEFINE_float(
+    "efficiency",
+    None,
+    "Fraction of its bound that a step reaches; default: as measured, see docs/planning.md.",
+    1e-3,
+    1.0,
+)
+_DECODES = flags.DEFINE_float(
+    "decodes_per_vcpu", forecast.DECODES, "Images/s that a vCPU reads and decodes.", 1e-3
+)
+_PRICE = flags.DEFINE_float(
+    "price", 0.0, "Price of a chip in USD an hour; prints the price of the run.", 0.0
 )
 _TRAINING_IMAGES = flags.DEFINE_integer(
     "training_images", 1281167, "Number of images in the training set.", lower_bound=1
@@ -63,21 +75,25 @@ def main() -> int:
     chosen = fit.fit(config, _TRAINING_IMAGES.value, (), cases[0].layout.devices)[1]
     if chosen and _IMAGES_PER_CHIP.value is None:
         _print_progress("\n".join(chosen))
-    plan = planner.Planner(_TRAINING_IMAGES.value, _MFU.value, _print_progress)
+    plan = planner.Planner(
+        _TRAINING_IMAGES.value, _print_progress, _EFFICIENCY.value, _DECODES.value
+    )
     forecasts, lines, all_fit = [], [], True
     for case in cases:
         found = plan.forecast(case)
         forecasts.append(found)
         notes = planner.notes(case.config, found, _LARGEST.value)
         # The next topology may take minutes, so show this one now.
-        _print_progress("\n".join(["", forecast.table([found]), "", *notes, ""]))
+        _print_progress("\n".join(["", forecast.table([found], _PRICE.value), "", *notes, ""]))
         lines += notes
         if not found.fits:
             advice, tried = plan.suggest_batch(case, found)
             forecasts += [tried] if tried else []
             lines.append(f"{case.topology}: {advice}")
             all_fit = False
-    print(f"{_title(cases[0].config, cases[0].layout)}\n\n{forecast.table(forecasts)}\n")
+    print(
+        f"{_title(cases[0].config, cases[0].layout)}\n\n{forecast.table(forecasts, _PRICE.value)}\n"
+    )
     print("\n".join(lines))
     return 0 if all_fit else 1
 
@@ -94,7 +110,8 @@ def _title(config: ConfigDict, layout: Layout) -> str:
     return (
         f"{config.name}: {config.model.name}, {parameters / 1e6:.1f} M parameters, {config.dtype}, "
         f"{described_groups(norm_groups(config))}, {negatives}fsdp {config.mesh.fsdp}\n"
-        f"{_TRAINING_IMAGES.value} images; {_MFU.value:.0%} of the bfloat16 peak is assumed"
+        f"{_TRAINING_IMAGES.value} images; times are expected within {forecast.ERROR:.0%}, from "
+        "and to are these limits"
     )
 
 

@@ -27,7 +27,6 @@ class Target(NamedTuple):
 
     compute_capability: tuple[int, int]  # major and minor
     multiprocessors: int
-    memory_gb_per_s: int
     l2_cache_mib: int
     shared_memory_kib: int  # largest of a multiprocessor
     threads: int  # largest number on a multiprocessor
@@ -35,16 +34,16 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "a100-40": Target((8, 0), 108, 1555, 40, 164, 2048, 1.41),
-    "a100-80": Target((8, 0), 108, 2039, 40, 164, 2048, 1.41),
-    "h100": Target((9, 0), 132, 3352, 50, 228, 2048, 1.98),
-    "h200": Target((9, 0), 132, 4800, 50, 228, 2048, 1.98),
-    "b200": Target((10, 0), 148, 7672, 126, 228, 2048, 1.965),
-    "l4": Target((8, 9), 58, 300, 48, 100, 1536, 2.04),
-    "l40s": Target((8, 9), 142, 864, 96, 100, 1536, 2.52),
-    "rtx3090": Target((8, 6), 82, 936, 6, 100, 1536, 1.7),
-    "rtx4090": Target((8, 9), 128, 1008, 72, 100, 1536, 2.52),
-    "rtx5090": Target((12, 0), 170, 1792, 96, 100, 1536, 2.41),
+    "a100-40": Target((8, 0), 108, 40, 164, 2048, 1.41),
+    "a100-80": Target((8, 0), 108, 40, 164, 2048, 1.41),
+    "h100": Target((9, 0), 132, 50, 228, 2048, 1.98),
+    "h200": Target((9, 0), 132, 50, 228, 2048, 1.98),
+    "b200": Target((10, 0), 148, 126, 228, 2048, 1.965),
+    "l4": Target((8, 9), 58, 48, 100, 1536, 2.04),
+    "l40s": Target((8, 9), 142, 96, 100, 1536, 2.52),
+    "rtx3090": Target((8, 6), 82, 6, 100, 1536, 1.7),
+    "rtx4090": Target((8, 9), 128, 72, 100, 1536, 2.52),
+    "rtx5090": Target((12, 0), 170, 96, 100, 1536, 2.41),
 }
 
 
@@ -97,7 +96,7 @@ gpu_device_info {{
   core_count: {gpu.multiprocessors}
   fpus_per_core: {64 if major == 8 and minor == 0 else 128}
   clock_rate_ghz: {gpu.clock_ghz}
-  memory_bandwidth: {gpu.memory_gb_per_s * 10**9}
+  memory_bandwidth: {chip.memory_gb_per_s * 10**9}
   device_memory_size: {int(chip.memory_gib * GIB)}
   l2_cache_size: {gpu.l2_cache_mib * 2**20}
   shared_memory_per_core: {gpu.shared_memory_kib * 2**10}

@@ -14,7 +14,7 @@ from moco_jax.models.pretexts import effective
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import compilers, nvidia, topology
 from moco_jax.plan.collectives import excess_image_moves
-from moco_jax.plan.forecast import Forecast
+from moco_jax.plan.forecast import DECODES, Forecast, run_of
 from moco_jax.plan.program import Program, abstract_step, compile_program, counted_flops
 from moco_jax.plan.topology import Topology
 from moco_jax.pretraining import fit, validation
@@ -36,8 +36,9 @@ class Planner:
     """Compiles the train step of a run for topologies."""
 
     training_images: int
-    mfu: float  # assumed fraction of the chips' peak FLOP/s
     report: Callable[[str], None]  # called with a line of text before each compilation
+    efficiency: float | None = None  # see `Forecast`
+    decodes: float = DECODES  # images/s that a vCPU decodes
 
     def forecast(self, case: Case) -> Forecast:
         """Returns the forecast of a case; compiles its step, which takes minutes."""
@@ -48,7 +49,8 @@ class Planner:
         )
         with progress.phase(f"{place}: compiling", "usually 1 to 5 min", announced=True):
             program = self._compiled(config, place, layout)
-        return Forecast(place, program, config.batch_size, self.mfu, self.training_images)
+        run = run_of(config, self.training_images)
+        return Forecast(place, program, run, self.efficiency, self.decodes)
 
     def _compiled(self, config: ConfigDict, place: Topology, layout: Layout) -> Program:
         program = compile_program(*abstract_step(config, layout, self.training_images))
@@ -152,15 +154,16 @@ def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
         lines.append(f"does NOT fit: {reason}")
     if program.platform == "cpu":
         lines.append(
-            "memory is an estimate by the CPU compiler, often far too high; to use the GPU "
-            f"compiler (no GPU is needed): {nvidia.INSTALL}"
+            "memory is an estimate by the CPU compiler, often far too high, and the time is that "
+            "of the matrix units, often far too short; to use the GPU compiler (no GPU is "
+            f"needed): {nvidia.INSTALL}"
         )
     if program.platform == "gpu":
         lines.append("cuDNN's workspaces are not included in the temporaries")
     if not chip.is_tpu:
         lines.append("the usable memory is what JAX allocates on a GPU by default")
-        if config.dtype == "float32":
-            lines.append("float32 products (TF32) reach at most half of the bfloat16 peak")
+        if place.hosts > 1:
+            lines.append("the network between hosts is not part of the time: it may be slower")
     images = config.batch_size / place.devices
     sides = {"view": config.data.image_size, "canvas": config.data.canvas}
     for move in excess_image_moves(moves, images=images, **sides):

@@ -16,6 +16,7 @@ from moco_jax.parallel import notices
 from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.plan import nvidia
 from moco_jax.plan.collectives import Collective, collectives
+from moco_jax.plan.kernels import cycles, kernels, moved
 from moco_jax.pretraining.method import make_method
 from moco_jax.pretraining.run import make_run_step
 
@@ -37,6 +38,8 @@ class Program:
     temporary_bytes: float  # of all arrays that exist during the step only; NaN if unknown
     code_bytes: int
     flops: float  # floating-point operations, with augmentation; NaN if unknown
+    bytes_moved: float  # operands and results of all kernels, without a cache; NaN if unknown
+    cycles: int  # the TPU compiler's estimate for all kernels; 0 if there is none
     collectives: list[Collective]  # in the order of the program
     compile_seconds: float
     platform: str  # 'tpu', 'gpu', or 'cpu' if the GPU compiler is not installed
@@ -78,13 +81,18 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
         return _refused_program(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
     seconds = time.perf_counter() - begun
     memory, cost = program.memory_analysis(), program.cost_analysis() or {}
+    text = program.as_text()
+    run = kernels(text)
     return Program(
         state_bytes=memory.argument_size_in_bytes - batch_bytes,
         batch_bytes=batch_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         flops=cost.get("flops", math.nan),
-        collectives=collectives(program.as_text()),
+        # A program for CPUs stands for one of another platform, with other kernels.
+        bytes_moved=math.nan if platform == "cpu" else sum(map(moved, run)),
+        cycles=sum(map(cycles, run)),
+        collectives=collectives(text),
         compile_seconds=seconds,
         platform=platform,
     )
@@ -134,7 +142,8 @@ def _refused_program(
     if used := _OUT_OF_MEMORY.search(message):
         temporaries = max(0, int(float(used[1]) * _UNITS[used[2]]) - state - batch)
         reason = f"needs {used[1]}{used[2]} of {used[3]}"
-    return Program(state, batch, temporaries, 0, math.nan, [], seconds, platform, reason)
+    unknown = math.nan
+    return Program(state, batch, temporaries, 0, unknown, unknown, 0, [], seconds, platform, reason)
 
 
 def _bytes_on_device(arrays: Any) -> int:

@@ -2,16 +2,17 @@
 
 from moco_jax.data.augment import recipes
 from moco_jax.plan.collectives import Array, Collective
-from moco_jax.plan.forecast import Forecast
+from moco_jax.plan.forecast import Forecast, Run
 from moco_jax.plan.program import Program
 from moco_jax.plan.topology import Topology
 from tests.tiny import tiny_config
 
 GIB = 2**30
+RUN = Run(1024, 1_281_167, 125_100, "float32", streamed=True)  # 100 epochs
 
 
 def example(**changes) -> Forecast:
-    """Needs 1 + 5 x .5 + 8 + .5 GiB; at an MFU of .4 its 78.8 TFLOP take a second."""
+    """Needs 1 + 5 x .5 + 8 + .5 GiB; at an efficiency of .5 its 750 M cycles take a second."""
     collectives = [
         Collective("all-reduce", (Array("f32", (25_000_000,)),), 1, ""),
         Collective("all-reduce", (Array("f32", (250,)),), 4, ""),
@@ -23,11 +24,13 @@ def example(**changes) -> Forecast:
         "temporary_bytes": 8 * GIB,
         "code_bytes": GIB // 2,
         "flops": 78.8e12,
+        "bytes_moved": 300e9,
+        "cycles": 750_000_000,
         "collectives": collectives,
         "compile_seconds": 83.4,
         "platform": "tpu",
     }
-    return Forecast(Topology("v5e", (4, 4)), Program(**facts | changes), 1024, 0.4, 1_281_167)
+    return Forecast(Topology("v5e", (4, 4)), Program(**facts | changes), RUN, 0.5)
 
 
 def light_config(**changes):

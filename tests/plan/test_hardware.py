@@ -10,6 +10,7 @@ def test_the_values_of_each_chip_are_plausible(kind):
     chip = CHIPS[kind]
     assert 8 <= chip.memory_gib <= 300
     assert 50e12 <= chip.peak_flops <= 3000e12  # dense bfloat16, not sparse
+    assert 300 <= chip.memory_gb_per_s <= 10_000 and 60 <= chip.link_gb_per_s <= 2000
     assert 1 <= chip.chips_per_host <= 8
     assert 4 <= chip.vcpus_per_host / chip.chips_per_host <= 64
     assert chip.host and chip.sources

@@ -5,7 +5,7 @@ import pytest
 
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import nvidia, planner, program
-from moco_jax.plan.forecast import Forecast
+from moco_jax.plan.forecast import Forecast, run_of
 from moco_jax.plan.planner import Case, Planner
 from moco_jax.plan.topology import Topology
 from tests.plan.examples import GIB, example, light_config
@@ -42,10 +42,10 @@ def test_a_smaller_batch_is_suggested_and_compiled(monkeypatch):
     case = case_of_16_chips(batch_size=1024, queue_size=65536)
     small, reported = example().program, []
     monkeypatch.setattr(planner, "compile_program", lambda *_: small)
-    plan = Planner(1000, 0.4, reported.append)
+    plan = Planner(1000, reported.append)
     advice, tried = plan.suggest_batch(case, example(temporary_bytes=24 * GIB))
     assert advice == "batch_size=512 fits (compiled)"
-    assert tried and tried.batch_size == 512
+    assert tried and tried.run.batch_size == 512
     assert reported == ["v5e:4x4: compiling the step for 8 devices, 512 images ..."]
     slow = example(temporary_bytes=24 * GIB, compile_seconds=1000.0)
     assert plan.suggest_batch(case, slow) == (
@@ -73,7 +73,7 @@ def test_the_gpu_compiler_is_used_if_it_is_installed(monkeypatch):
         planner, "compile_program", lambda *_: example(flops=math.nan, platform="gpu").program
     )
     monkeypatch.setattr(planner, "counted_flops", lambda *_: 7e12)
-    found = Planner(1000, 0.4, print).forecast(case)
+    found = Planner(1000, print).forecast(case)
     assert found.flops == 7e12
     assert "cuDNN's workspaces" in planner.notes(case.config, found)[0]
 
@@ -81,7 +81,7 @@ def test_the_gpu_compiler_is_used_if_it_is_installed(monkeypatch):
 def test_operations_of_micro_batches_are_counted_before_compilation(monkeypatch):
     monkeypatch.setattr(planner, "compile_program", lambda *_: example().program)
     monkeypatch.setattr(planner, "counted_flops", lambda config, layout, _: 8e12 / layout.devices)
-    assert Planner(1000, 0.4, print).forecast(case_of_16_chips(microbatches=2)).flops == 1e12
+    assert Planner(1000, print).forecast(case_of_16_chips(microbatches=2)).flops == 1e12
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_the_tpu_compiler_compiles_for_a_slice():
     config = light_config()
     [case] = planner.prepare(config, planner.parse_topologies(["v5e:2x2"]))
     compiled = program.compile_program(*program.abstract_step(case.config, case.layout, 1000))
-    found = Forecast(case.topology, compiled, config.batch_size, 0.4, 1000)
-    assert found.fits and found.flops > 0
+    found = Forecast(case.topology, compiled, run_of(config, 1000))
+    assert found.fits and found.flops > 0 and compiled.cycles > 0 and found.bound == "cycles"
     assert {"all-reduce", "all-gather", "all-to-all"} <= set(found.collective_bytes)
     with pytest.raises(ValueError, match="refuses --topology=v5e:3x5.*the first two even"):
         planner.prepare(config, planner.parse_topologies(["v5e:3x5"]))

@@ -1,6 +1,7 @@
 """The parts of a compiled step, from a hand-written program."""
 
 from benchmarks import program_parts
+from moco_jax.plan.kernels import kernels, moved
 
 TEXT = """HloModule jit_step
 
@@ -30,7 +31,7 @@ ENTRY %main (a: f32[8], b: bf16[4]) -> f32[8] {
 
 
 def test_each_part_has_its_kernels_bytes_and_cycles():
-    run = program_parts.kernels(TEXT)
+    run = kernels(TEXT)
     assert [k.name for k in run] == ["jitter", "key", "query", "back", "new", "out"]
     rows = {line[:18].strip(): line[18:].split() for line in program_parts.table(run).splitlines()}
     # kernels, fusions, M cycles and their fraction; GB round to 0
@@ -43,16 +44,16 @@ def test_each_part_has_its_kernels_bytes_and_cycles():
         "other": ["1", "0", "0.00", "0"],
         "all": ["7", "5", "3.00", "100"],
     }
-    for name, (kernels, fusions, cycles, fraction) in expected.items():
+    for name, (count, fusions, cycles, fraction) in expected.items():
         row = rows[name]
-        assert row[:2] == [kernels, fusions] and row[4:] == [cycles, f"{fraction}.0%"]
+        assert row[:2] == [count, fusions] and row[4:] == [cycles, f"{fraction}.0%"]
 
 
 def test_a_kernel_moves_its_operands_and_results_each_time():
-    moved = {kernel.name: program_parts.moved(kernel) for kernel in program_parts.kernels(TEXT)}
-    assert moved == {"jitter": 128, "key": 64, "query": 40, "back": 96, "new": 64, "out": 64}
+    found = {kernel.name: moved(kernel) for kernel in kernels(TEXT)}
+    assert found == {"jitter": 128, "key": 64, "query": 40, "back": 96, "new": 64, "out": 64}
 
 
 def test_the_largest_come_first():
-    first, second = program_parts.largest(program_parts.kernels(TEXT), 2)
+    first, second = program_parts.largest(kernels(TEXT), 2)
     assert "3.000 M  key  jit(step)/keys/Encoder/mul" in first and "jitter" in second

@@ -19,6 +19,7 @@ from moco_jax.encoders.feature_file import Features
 from moco_jax.encoders.image_encoder import ImageEncoder, ImageLike, load
 from moco_jax.encoders.images import open_split, where
 from moco_jax.pages import writing
+from moco_jax.pages.record import read
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining import pretrain as pretraining
@@ -187,14 +188,21 @@ def report(
       the page, which a notebook shows.
 
     Raises:
-      ValueError: for a folder without a run.
+      ValueError: for a folder without a run, or a file that can't be a page.
       OSError: if the file can't be written.
     """
-    several = [workdirs] if isinstance(workdirs, (str, os.PathLike)) else list(workdirs)
+    several = [workdirs] if isinstance(workdirs, (str, os.PathLike)) else workdirs
+    if not isinstance(several, Sequence) or not several or not all(several):
+        raise ValueError(f"workdirs={workdirs!r}; allowed: the workdir of a run, or several")
+    if most_images < 0:
+        raise ValueError(f"most_images={most_images} must be 0 or more")
     folders = [pathlib.Path(folder).expanduser() for folder in several]
-    if not folders:
-        raise ValueError("workdirs is empty; give the workdir of a run")
+    read(folders)
     path = pathlib.Path(out).expanduser() if out else folders[0] / writing.FILE
+    try:
+        writing.check(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace("--out=", "out=")) from None
     writing.write(folders, path, images=most_images)
     return Report(path)
 

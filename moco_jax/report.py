@@ -15,7 +15,7 @@ from absl import flags
 
 from moco_jax import config as config_lib
 from moco_jax.encoders import feature_file
-from moco_jax.encoders.images import open_split
+from moco_jax.encoders.images import open_split, where
 from moco_jax.pages import space, writing
 from moco_jax.pages.record import read
 from moco_jax.terminal import command_line, progress
@@ -30,9 +30,13 @@ _IMAGES = flags.DEFINE_string(
     "The images of --features: a folder, a tar, an .npz, digits or tfds:<name>; default: where "
     "they were.",
 )
-_SPLIT = flags.DEFINE_string("split", "train", "Split of --images, if they have splits.")
+_SPLIT = flags.DEFINE_string(
+    "split", "train", "Split of the images of --features; default: the one that was encoded."
+)
 _OUT = flags.DEFINE_string(
-    "out", None, "File to write; default report.html in the first workdir, or beside --features."
+    "out",
+    None,
+    "File to write; default report.html in the first workdir, or .html beside --features.",
 )
 _MOST_IMAGES = flags.DEFINE_integer(
     "most_images",
@@ -49,16 +53,17 @@ def main() -> None:
     for flag in ("images", "split"):
         if _WORKDIR.value and flags.FLAGS[flag].present:
             command_line.fail(f"--{flag} has no effect without --features")
-    if flags.FLAGS["split"].present and not _IMAGES.value:
-        command_line.fail("--split has no effect without --images")
-    folders = [pathlib.Path(folder) for folder in _WORKDIR.value or ()]
+    names = _WORKDIR.value or []
+    if not all(names):
+        command_line.fail("--workdir has an empty name between its commas")
+    folders = [pathlib.Path(name) for name in names]
     file = pathlib.Path(_FEATURES.value or "").expanduser()
-    first = read(folders)[0].folder if folders else file.parent
-    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else first / writing.FILE
-    if out.suffix != ".html":
-        command_line.fail(f"--out={out} must end in .html")
-    command_line.check_out(out)
+    default = folders[0].expanduser() / writing.FILE if folders else file.with_suffix(".html")
+    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else default
     if folders:
+        with command_line.naming(f"--workdir={','.join(names)}"):
+            read(folders)
+        writing.check(out)
         writing.write(folders, out, images=_MOST_IMAGES.value)
     else:
         _write_features(file, out)
@@ -70,19 +75,22 @@ def _write_features(file: pathlib.Path, out: pathlib.Path) -> None:
 
     with command_line.naming(f"--features={file}"), progress.phase(f"reading {file}"):
         features = feature_file.read(file)
+    writing.check(out)
     if min(len(features.names), _MOST_IMAGES.value) < space.FEWEST:
         command_line.fail(
             f"the map needs {space.FEWEST} images; --features={file} has {len(features.names)}, "
             f"--most_images={_MOST_IMAGES.value}"
         )
-    images, split = _IMAGES.value, _SPLIT.value
+    recorded = {key: str(features.about.get(key) or "") for key in ("images", "split")}
+    images = _IMAGES.value or recorded["images"]
     if not images:
-        images, split = features.about.get("images"), features.about.get("split")
-    if not isinstance(images, str) or not images:
         command_line.fail(f"--images must be given: --features={file} does not name its images")
+    given = flags.FLAGS["split"].present
+    split = _SPLIT.value if given else recorded["split"] or _SPLIT.value
+    source_of = f"--images={images}" if _IMAGES.value else f"--features={file} has images={images}"
     config = config_lib.base()
-    changes = command_line.image_changes(images)
-    with command_line.opening(images):
+    with command_line.naming(f"{source_of}, {'--' if given else ''}split={split}"):
+        changes = where(images)
         source, _ = open_split(config, changes, split)
         config.data.update(changes)
         encoded = space.encoded_before(features, source, config.data, _MOST_IMAGES.value)

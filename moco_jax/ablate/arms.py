@@ -37,6 +37,11 @@ def parse(values: Sequence[str], file: str) -> tuple[tuple[str, ...], dict[str, 
       ValueError: for an unknown arm, or one that is named twice or takes no experiment.
     """
     path, _, variant = file.partition(":")
+    if pathlib.Path(path).stem == "folder":  # its variants are images
+        raise ValueError(
+            f"--config={file} has no experiment of each arm; give a config with the variants "
+            f"{', '.join(VARIANTS.values())}, or --arms=contrastive=FILE:VARIANT,..."
+        )
     files = {arm: f"{path}:{default}" for arm, default in VARIANTS.items()}
     if variant:
         files["contrastive"] = file
@@ -118,7 +123,10 @@ def check(found: Mapping[str, ConfigDict]) -> None:
     problems = []
     for arm, config in found.items():
         if config.pretext != arm:
-            problems.append(f"the arm {arm} needs pretext={arm!r}, got {config.pretext!r}")
+            problems.append(
+                f"the arm {arm} needs pretext={arm!r}, got {config.pretext!r}; give --config "
+                f"without a variant, or --arms={arm}=FILE:VARIANT"
+            )
     flat = {arm: flatten(config) for arm, config in found.items()}
     for key in _SAME:
         values = {arm: keys[key] for arm, keys in flat.items()}

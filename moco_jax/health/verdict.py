@@ -51,11 +51,13 @@ def verdict(lines: Sequence[Line]) -> list[Verdict]:
       lines: of the log: evaluations and training, in order.
     """
     evaluations = [line for line in lines if "health/rank" in line]
-    training = [line for line in lines if "loss" in line]
-    if not evaluations or not training:
+    if not evaluations:
         return []
     *before, now = evaluations
-    evidence = _Evidence(now, before, [line for line in training if line["step"] <= now["step"]])
+    training = [line for line in lines if "loss" in line and line["step"] <= now["step"]]
+    if not training:  # as at step 0
+        return []
+    evidence = _Evidence(now, before, training)
     found = [Verdict(name, reason) for name, find in _RULES.items() if (reason := find(evidence))]
     starved = [Verdict("starved of data", reason)] if (reason := _starved(evidence)) else []
     return [*found[:1], *starved] if found else [*starved, Verdict("healthy", _healthy(evidence))]

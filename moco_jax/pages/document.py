@@ -108,7 +108,7 @@ def _space(record: Record, images: int, drawn: dict[str, Any]) -> tuple[dict[str
         return {}, ""
     try:
         encoded = encode(record.folder, images)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # the config may be of any kind
         return {}, f"The features can't be shown: {error}"
     if len(encoded.names) < FEWEST:
         return {}, f"The features can't be shown: {len(encoded.names)} images are too few"

@@ -57,19 +57,25 @@ def read(folders: Sequence[pathlib.Path]) -> list[Record]:
 
 def _read(folder: pathlib.Path, name: str) -> Record:
     if not folder.is_dir():
-        raise ValueError(f"--workdir={folder} is no folder")
+        raise ValueError(f"the workdir {folder} is no folder")
     config, metrics = folder / "config.json", folder / "metrics.jsonl"
     if not config.is_file():
-        raise ValueError(f"--workdir={folder} is no workdir of a run: it has no config.json")
-    lines = sorted(_lines(metrics), key=lambda line: line["step"])
+        raise ValueError(f"{folder} is no workdir of a run: it has no config.json")
+    lines = [{k: v for k, v in x.items() if _is_number(v)} for x in _lines(metrics)]
     if not lines:
-        raise ValueError(f"--workdir={folder} has no metrics yet: metrics.jsonl has no lines")
+        raise ValueError(f"the workdir {folder} has no metrics yet: metrics.jsonl has no lines")
     try:
         content = flatten(ConfigDict(json.loads(config.read_text())))
-    except ValueError as error:
-        raise ValueError(f"{config} can't be read: {error}") from None
-    histograms, starts = folder / "histograms.jsonl", folder / "starts.jsonl"
-    return Record(name, folder, content, lines, list(_lines(histograms)), list(_lines(starts)))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"the workdir {folder}: config.json can't be read: {error}") from None
+    return Record(
+        name=name,
+        folder=folder,
+        config=content,
+        lines=sorted(lines, key=lambda line: line["step"]),
+        histograms=[x for x in _lines(folder / "histograms.jsonl") if _are_histograms(x)],
+        starts=[x for x in _lines(folder / "starts.jsonl") if _is_start(x)],
+    )
 
 
 def _lines(path: pathlib.Path) -> Iterator[Line]:
@@ -87,3 +93,22 @@ def _lines(path: pathlib.Path) -> Iterator[Line]:
 
 def _is_finite(line: Line) -> bool:
     return all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_histograms(line: Line) -> bool:
+    """Returns whether all counts are numbers, and have the edges of their bins."""
+    lists = {name: x for name, x in line.items() if name.endswith(("/counts", "/edges"))}
+    if not all(isinstance(x, list) and x and all(map(_is_number, x)) for x in lists.values()):
+        return False
+    names = {name.rpartition("/")[0] for name in lists}
+    sizes = [(len(lists.get(f"{n}/counts", ())), len(lists.get(f"{n}/edges", ()))) for n in names]
+    return all(edges == counts + 1 for counts, edges in sizes)
+
+
+def _is_start(line: Line) -> bool:
+    kinds = {"devices": list, "command": list, "versions": dict}
+    return all(isinstance(line.get(name, kind()), kind) for name, kind in kinds.items())

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,15 +39,22 @@ def pictures(records: Sequence[Record], views: bool) -> tuple[list[Picture], lis
         if views and record.task == "pretrain":
             try:
                 found.append(_views(record))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, TypeError) as error:  # the config may be of any kind
                 problems.append(f"{record.name}: its images can't be opened: {error}")
         file = record.folder / "reconstructions.png"
         if file.is_file():
-            with Image.open(file, formats=["PNG"]) as image:
-                uri = _uri(np.asarray(image.convert("RGB")))
-            alt = "Rows of images, their visible patches and their reconstructions"
-            found.append(Picture(uri, alt, f"{record.name}: {alt[0].lower()}{alt[1:]}."))
+            try:
+                found.append(_reconstructions(record, file))
+            except (OSError, ValueError, SyntaxError) as error:  # Pillow's errors
+                problems.append(f"{record.name}: {file.name} can't be read: {error}")
     return found, problems
+
+
+def _reconstructions(record: Record, file: pathlib.Path) -> Picture:
+    with Image.open(file, formats=["PNG"]) as image:
+        uri = _uri(np.asarray(image.convert("RGB")))
+    alt = "Rows of images, their visible patches and their reconstructions"
+    return Picture(uri, alt, f"{record.name}: {alt[0].lower()}{alt[1:]}.")
 
 
 def _views(record: Record) -> Picture:

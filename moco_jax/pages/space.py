@@ -203,7 +203,8 @@ def _map(unit: np.ndarray) -> tuple[np.ndarray, str]:
         return np.asarray(found, np.float32), "UMAP"
     centred = unit - unit.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    return (centred @ axes[:2].T).astype(np.float32), "PCA"
+    places = (centred @ axes[:2].T).astype(np.float32)
+    return np.pad(places, ((0, 0), (0, 2 - places.shape[1]))), "PCA"
 
 
 def _umap() -> Any:

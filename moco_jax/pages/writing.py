@@ -5,10 +5,17 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from moco_jax.pages.record import read
-from moco_jax.terminal import logs, progress, signals
+from moco_jax.terminal import command_line, logs, progress, signals
 
 FILE = "report.html"
 IMAGES = 2000  # on the map
+
+
+def check(out: pathlib.Path) -> None:
+    """Raises a ValueError unless a page can be written there, before any work for it."""
+    if out.suffix != ".html":
+        raise ValueError(f"--out={out} must end in .html")
+    command_line.check_out(out)
 
 
 def write(

@@ -195,11 +195,13 @@ def _pretext(config: ConfigDict) -> Iterator[str]:
             f"mask.block={mask.block} must divide the {side} patches of a side of an image; "
             f"allowed: {allowed}"
         )
+    elif checks.fraction(mask.fraction):
+        return  # it is named with the other values
     elif not 0 < kept(mask.fraction, side**2, mask.block) < side**2:
         blocks = (side // mask.block) ** 2
         most = math.floor(1000 * (1 - 1 / blocks)) / 1000  # rounded up, it would mask all
         advice = (
-            f"allowed: {1 / blocks:.3g} to {most}"
+            f"allowed: above 0, to {most}"
             if blocks > 1
             else "a smaller --config.model.patch or --config.mask.block gives more"
         )

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
 from moco_jax.terminal import logs
+from moco_jax.training import compiled
 from moco_jax.training.outputs import appending
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
@@ -48,7 +49,8 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         mark = cluster.on_first(open_first)
         cluster.check_all(f"the workdir {folder}", lambda: _seen(folder, mark))
-        yield folder
+        with compiled.kept(folder):
+            yield folder
     finally:
         for lock in locks:
             lock.close()

@@ -40,7 +40,7 @@ def test_without_labels_it_is_healthy_by_rank_and_spread():
     assert verdict(lines) == [("healthy", "rank 60.0, spread 0.60")]
 
 
-@pytest.mark.parametrize("lines", [[], START, [training(50)], [*START, training(50)][1:]])
+@pytest.mark.parametrize("lines", [[], START, [training(50)], [*START, training(50)]])
 def test_without_training_or_evaluation_there_is_none(lines):
     assert verdict(lines) == []
 

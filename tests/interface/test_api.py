@@ -243,5 +243,13 @@ def test_the_report_of_runs_is_a_file_that_a_notebook_shows(tmp_path):
     assert "2 runs, curves overlaid" in (tmp_path / "both.html").read_text()
     with pytest.raises(ValueError, match="is no workdir of a run"):
         moco_jax.report(tmp_path)
-    with pytest.raises(ValueError, match="workdirs is empty"):
-        moco_jax.report([])
+    metrics = (folders[0] / "metrics.jsonl").read_text()
+    for out, problem in (("metrics.jsonl", "must end in .html"), ("none/a.html", "no folder")):
+        with pytest.raises(ValueError, match=f"^out=.*{problem}"):
+            moco_jax.report(folders[0], folders[0] / out)
+    assert (folders[0] / "metrics.jsonl").read_text() == metrics
+    for nothing in ([], "", None, 5, [""]):
+        with pytest.raises(ValueError, match="workdirs=.*allowed: the workdir of a run"):
+            moco_jax.report(nothing)
+    with pytest.raises(ValueError, match="most_images=-3 must be 0 or more"):
+        moco_jax.report(folders[0], most_images=-3)

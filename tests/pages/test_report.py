@@ -170,6 +170,32 @@ def test_a_log_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path):
     assert record.lines[-1]["step"] == 10
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.jsonl", '{"step": 11, "loss": "abc", "health/rank": [1]}'),
+        ("histograms.jsonl", '{"step": 11, "health/positives/counts": 5}'),
+        ("histograms.jsonl", '{"step": 11, "health/positives/counts": [5]}'),
+        ("starts.jsonl", '{"step": 11, "devices": 5}'),
+        ("config.json", '{"batch_size": "sixty", "model": 5, "data": {"source": "digits"}}'),
+        ("reconstructions.png", "no image"),
+    ],
+)
+def test_what_is_damaged_is_left_out(tmp_path, file, text):
+    folder = workdir(tmp_path / "run")
+    old = (folder / file).read_text() if file.endswith("jsonl") else ""
+    (folder / file).write_text(f"{old}{text}\n")
+    page = document.page(read([folder]))
+    assert "healthy" in page
+
+
+def test_a_run_before_its_second_evaluation_has_no_verdict(tmp_path):
+    folder = workdir(tmp_path / "run")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:3]))
+    assert "There is no verdict" in document.page(read([folder]), views=False)
+
+
 def test_other_tasks_and_unknown_metrics_have_their_charts(tmp_path):
     lines = [
         json.dumps({"step": s, "top1": 10.0 * s, "top1/lr=0.1": 1.0 * s, "new": s, "constant": 1})
@@ -191,6 +217,7 @@ def test_long_curves_are_thinned_and_keep_their_end():
     ("make", "message"),
     [
         (lambda path: None, "is no folder"),
+        (lambda path: (workdir(path) / "config.json").write_text("[1, 2]"), "can't be read"),
         (lambda path: path.mkdir(), "is no workdir of a run: it has no config.json"),
         (lambda path: (path.mkdir(), (path / "config.json").write_text("{}")), "no metrics yet"),
         (lambda path: (workdir(path) / "config.json").write_text("{"), "can't be read"),
@@ -229,10 +256,9 @@ def test_the_command_writes_the_page(folder):
         ([], "give one of --workdir, such as --workdir=runs/digits, and --features"),
         (["--workdir={}", "--features=a.npz"], "give one of --workdir"),
         (["--workdir={}", "--images=digits"], "--images has no effect without --features"),
-        (["--features=a.npz", "--split=test"], "--split has no effect without --images"),
-        (["--features=/nowhere/a.npz"], "there is no folder /nowhere"),
-        (["--features=a.npz", "--out={}/b.html"], "--features=a.npz: there are no features at"),
-        (["--workdir=/nowhere"], "--workdir=/nowhere is no folder"),
+        (["--features=/nowhere/a.npz"], "--features=/nowhere/a.npz: there are no features at"),
+        (["--workdir=/nowhere"], "--workdir=/nowhere: the workdir /nowhere is no folder"),
+        (["--workdir={0},,{0}"], "--workdir has an empty name between its commas"),
         (["--workdir={}", "--out=page.txt"], "--out=page.txt must end in .html"),
         (["--workdir={}", "--out=/nowhere/page.html"], "there is no folder /nowhere"),
     ],

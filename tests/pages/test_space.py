@@ -68,6 +68,11 @@ def test_a_folder_named_umap_is_not_the_library(tmp_path, monkeypatch):
     assert space_file._umap() is None or hasattr(space_file._umap(), "fit_transform")
 
 
+def test_features_of_one_value_have_a_map():
+    places, _ = space_file._map(np.ones((9, 1), np.float32))
+    assert places.shape == (9, 2)
+
+
 def test_the_most_similar_images_come_first_and_once():
     images = encoded()
     images.features[5] = images.features[2] * 2  # the same direction
@@ -170,17 +175,17 @@ def test_the_command_shows_features(tmp_path):
     file, images, _ = saved(tmp_path, images=str(tmp_path / "images"), split="train")
     done = run_report(f"--features={file}")
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "report.html").read_text()
+    page = (tmp_path / "features.html").read_text()
     assert "Report: features.npz" in page and 'id="plot-space"' in page and "an encoder" in page
     assert 'id="verdict"' not in page
     images.rename(tmp_path / "moved")
     done = run_report(f"--features={file}")
-    assert done.returncode == 2 and f"--images={images}: there is no file" in done.stderr
+    assert done.returncode == 2 and f"--features={file} has images={images}" in done.stderr
     done = run_report(f"--features={file}", f"--images={tmp_path / 'moved'}")
     assert done.returncode == 0, done.stderr
     (tmp_path / "moved" / "a" / "0.png").unlink()
     done = run_report(f"--features={file}", f"--images={tmp_path / 'moved'}")
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 2 and "/moved, split=train: " in done.stderr, done.stderr
     assert "has 19 of the 20 images" in done.stderr and "a/0.png is not there" in done.stderr
 
 

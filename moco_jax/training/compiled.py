@@ -1,0 +1,93 @@
+"""Compiled programs in the workdir: a run that continues does not compile them again."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import platform
+import stat
+from collections.abc import Iterator
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from moco_jax.parallel import cluster
+from moco_jax.terminal import logs
+
+FOLDER = "compiled"
+_MOST_BYTES = 2 << 30
+_SHORTEST = 0.1  # seconds of compilation that are worth a file
+_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+_CHOSEN = "jax_compilation_cache_dir"
+_SECONDS = "jax_persistent_cache_min_compile_time_secs"
+
+
+@contextlib.contextmanager
+def kept(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes JAX keep the programs that it compiles in the block, and use those that are there.
+
+    A folder that the user has chosen, by JAX_COMPILATION_CACHE_DIR or by JAX's config, is used
+    instead. JAX executes what the folder holds, so one that another user can write is not used.
+    """
+    if getattr(jax.config, _CHOSEN) or _VARIABLE in os.environ:
+        yield
+        return
+    folder = workdir / FOLDER / _machine()
+    problem = cluster.on_first(lambda: _problem(folder))
+    if problem:
+        if cluster.is_first():
+            logs.warning("compiled programs are not kept: %s; set %s", problem, _VARIABLE)
+        yield
+        return
+    before = getattr(jax.config, _SECONDS)
+    jax.config.update(_CHOSEN, str(folder))
+    jax.config.update(_SECONDS, _SHORTEST)
+    compilation_cache.reset_cache()  # it may have been opened for an earlier run
+    try:
+        yield
+    finally:
+        jax.config.update(_CHOSEN, None)
+        jax.config.update(_SECONDS, before)
+        compilation_cache.reset_cache()
+
+
+def _machine() -> str:
+    """Returns a name for what a program is compiled for. JAX's own keys have no CPU features."""
+    kind = jax.devices()[0].device_kind
+    features = platform.machine()
+    if jax.default_backend() == "cpu":
+        with contextlib.suppress(OSError):
+            lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            features += "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
+    digest = hashlib.sha256(f"{kind} {features} {jax.__version__}".encode()).hexdigest()
+    return f"{jax.default_backend()}-{digest[:12]}"
+
+
+def _problem(folder: pathlib.Path) -> str:
+    """Makes the folder, or removes its oldest files; returns why it can't be trusted, or ""."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (folder, folder.parent):
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                return f"{path} is no folder"
+            if found.st_uid != os.geteuid():
+                return f"{path} belongs to another user"
+            if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return f"other users can write {path}"
+        _shrink(folder)
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _shrink(folder: pathlib.Path) -> None:
+    """Removes the oldest files until the others take at most `_MOST_BYTES`."""
+    files = [(path.stat(), path) for path in folder.rglob("*") if path.is_file()]
+    files.sort(key=lambda file: file[0].st_mtime)
+    size = sum(found.st_size for found, _ in files)
+    for found, path in files:
+        if size <= _MOST_BYTES:
+            return
+        path.unlink()
+        size -= found.st_size

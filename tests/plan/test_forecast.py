@@ -71,6 +71,9 @@ def test_images_that_fit_in_device_memory_are_not_decoded_again():
 RUNS = [
     ("h100", 256, 4570, {"flops": 8.38e12, "bytes_moved": 121.5e9}),
     ("h100", 512, 51_377, {"flops": 2.04e12, "bytes_moved": 15.0e9}),
+    ("v3", 32, 232, {"flops": 1.2e12, "cycles": 94_650_000}),  # ViT-S, two cores
+    ("v3", 32, 132, {"flops": 4.5e12, "cycles": 188_380_000}),
+    ("v3", 32, 45.6, {"flops": 12e12, "cycles": 595_760_000}),
 ]
 
 

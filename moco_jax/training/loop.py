@@ -117,7 +117,9 @@ def _in_workdir(
             log = MetricsLog(folder, checkpoints.latest or 0, kind.results, config)
             # A second Ctrl-C does not wait for loggers.
             stack.push(lambda kind, *_: None if kind is KeyboardInterrupt else log.close())
+            clock.passed("workdir")
             task = build(log)
+            clock.passed("building the run")
             run, reached = task.run, lambda: _reached(task, log)
             may_change = config.data.get("may_change", False)
             checkpoints.identify(len(run.data), run.contents, may_change=may_change)
@@ -125,6 +127,7 @@ def _in_workdir(
             with progress.phase("restoring the checkpoint" if resumed else "initialising"):
                 state = checkpoints.restore(run.target) if resumed else run.create()
             first = int(state.step)
+            clock.passed("restoring" if resumed else "initialising")
             cluster.on_first(lambda: workdir.record(folder, config, first))
             log.open()
             state = _loop(task, state, checkpoints, log, folder, asked, clock)
@@ -189,7 +192,7 @@ def _loop(
         return state
     notices, pending = Notices(run.layout), collections.deque()
     with contextlib.closing(run.data.batches(run.order, first)) as batches:
-        train_step, batches = _compiled(task, state, batches, notices)
+        train_step, batches = _compiled(task, state, batches, notices, clock)
         memory, watch = step_memory(train_step), Stopwatch()
         with asked.waiting(), console.counting():
             for step in range(first + 1, total + 1):
@@ -199,6 +202,8 @@ def _loop(
                 notes = notices.put(stop=asked.by or 0, bad_images=run.data.bad)
                 state, metrics = train_step(state, run.arrays, batch, notes)
                 pending.append((step, metrics))
+                if step == first + 1:
+                    _say_first_step(metrics, console, clock)
                 log_now = step % config.log_every == 0 or step == total
                 evaluate_now = task.evaluate is not None and (_due(task, step) or step == total)
                 # Save before an evaluation too: it takes minutes, and the run may be killed.
@@ -208,9 +213,8 @@ def _loop(
                 console.passed(step - len(pending))
                 stop = int(scalars.pop("stop", 0))
                 if log_now:
-                    epoch = step / run.order.steps_per_epoch
-                    speed = watch.lap(config.batch_size)
-                    scalars |= {"epoch": epoch, **task.extra(step), **speed, **memory}
+                    scalars |= {"epoch": step / run.order.steps_per_epoch, **task.extra(step)}
+                    scalars |= watch.lap(config.batch_size) | memory
                     console.progress(step, scalars, task.progress(scalars))
                     log.write(step, scalars)
                 if save_now or stop:
@@ -224,27 +228,34 @@ def _loop(
                     checkpoints.finish(step, state)
                     so_far = _reached(task, log)
                     raise _interrupted(signal.Signals(stop), checkpoints, so_far)
-    step = int(state.step)
     with asked.waiting(), progress.phase("saving"):
-        checkpoints.finish(step, state)
-    saved = ending.shown(checkpoints.path(step))
-    console.say(f"done: step {step} of {total} {clock.summary()}; saved in {saved}")
+        checkpoints.finish(total, state)
+    saved = ending.shown(checkpoints.path(total))
+    console.say(f"done: step {total} of {total} {clock.summary()}; saved in {saved}")
     _end(task, console, log, folder)
     return state
 
 
 def _compiled(
-    task: Task, state: Any, batches: Iterator[Any], notices: Notices
+    task: Task, state: Any, batches: Iterator[Any], notices: Notices, clock: ending.Clock
 ) -> tuple[Any, Iterator[Any]]:
     """Returns the compiled step, and all batches: the first one is needed to compile."""
     run = task.run
+    clock.passed("first evaluation")
     with progress.phase("reading the first images"):
         batch = next(batches)
     if int(state.step) == 0:
         task.show(batch)
     notes = notices.put(stop=0, bad_images=run.data.bad)
     step = compile_step(run.step, state, run.arrays, batch, notes)
+    clock.passed("compiling")
     return step, itertools.chain([batch], batches)
+
+
+def _say_first_step(metrics: Any, console: Console, clock: ending.Clock) -> None:
+    jax.block_until_ready(metrics)
+    clock.passed("step")
+    console.say(clock.way_to_first_step())
 
 
 def _end(task: Task, console: Console, log: MetricsLog, folder: pathlib.Path) -> None:

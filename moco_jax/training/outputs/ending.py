@@ -28,11 +28,29 @@ class Clock:
       begun: the time of the start.
       stepping: spent on steps, without compilation and evaluations.
       steps: done in this start.
+      parts: seconds of the parts of the way to the first step, by name.
     """
 
     begun: float = dataclasses.field(default_factory=time.perf_counter)
     stepping: float = 0.0
     steps: int = 0
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        self._last = self.begun
+        if same_command():  # another program may have done anything before
+            self.parts["imports and images"] = _process_seconds()
+
+    def passed(self, part: str) -> None:
+        """Counts the time since the last call as a part of the way to the first step."""
+        now = time.perf_counter()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def way_to_first_step(self) -> str:
+        """Returns 'first step after 4.7 s: imports and images 2.1, compiling 1.3, ...'."""
+        parts = ", ".join(f"{name} {x:.1f}" for name, x in self.parts.items() if x >= 0.05)
+        return f"first step after {sum(self.parts.values()):.1f} s: {parts}"
 
     def stepped(self, begun: float) -> None:
         """Adds a step that began at a time of `time.perf_counter`."""
@@ -45,6 +63,15 @@ class Clock:
         if not self.steps:
             return f"in {total}"
         return f"in {total} ({self.steps / max(self.stepping, 1e-9):.3g} steps/s while training)"
+
+
+def _process_seconds() -> float:
+    """Returns the age of this process; 0 where it is unknown."""
+    try:
+        started = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        return 0.0
 
 
 def shown(path: str | os.PathLike) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -131,3 +132,20 @@ def test_the_time_of_a_start():
     assert clock.summary() == "in 0:00"
     clock.steps, clock.stepping = 30, 6.0
     assert clock.summary() == "in 0:00 (5 steps/s while training)"
+
+
+def test_the_way_to_the_first_step_has_its_parts(monkeypatch):
+    times = iter([1.5, 1.51, 4.5])
+    monkeypatch.setattr(ending, "time", types.SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(ending, "same_command", lambda: "python -m moco_jax.main")
+    monkeypatch.setattr(ending, "_process_seconds", lambda: 2.0)
+    clock = ending.Clock(begun=0.0)
+    for part in ("building the run", "initialising", "compiling"):
+        clock.passed(part)
+    assert clock.way_to_first_step() == (
+        "first step after 6.5 s: imports and images 2.0, building the run 1.5, compiling 3.0"
+    )
+
+
+def test_the_age_of_this_process_is_plausible():
+    assert 0.1 < ending._process_seconds() < 3600

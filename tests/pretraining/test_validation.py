@@ -1,4 +1,5 @@
 import logging
+import math
 
 import pytest
 
@@ -81,8 +82,10 @@ def test_the_tiny_and_the_base_config_are_fine():
         (MASKED | {"decoder__heads": 0}, "decoder.heads=0 must be a whole number"),
         (MASKED | {"decoder__depth": 10**6}, "decoder.depth=1000000 must be a whole number"),
         (MASKED | {"model__patch": 0}, "model.patch=0 must be a whole number"),
-        (MASKED | {"mask__fraction": 0.995}, "allowed: 0.0051 to 0.994"),
-        (MASKED | {"mask__fraction": 0.0}, "allowed: 0.0051 to 0.994"),
+        (MASKED | {"mask__fraction": 0.995}, "allowed: above 0, to 0.994"),
+        (MASKED | {"mask__fraction": 0.0}, "allowed: above 0, to 0.994"),
+        (MASKED | {"mask__fraction": math.nan}, "1 problem:\n  - mask.fraction=nan must lie"),
+        (MASKED | {"mask__fraction": 2.0}, "1 problem:\n  - mask.fraction=2.0 must lie"),
         (MASKED | {"knn__features": "head"}, "a run without contrast trains no head"),
     ],
 )

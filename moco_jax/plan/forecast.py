@@ -102,52 +102,51 @@ class Forecast:
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a step takes at least on the chips, by what limits it; unknown ones absent.
-
-        What moves between chips is added to the others: it is assumed not to overlap with them.
-        """
+        """Seconds that each part of the chips takes for a step at least; unknown ones absent."""
         chip, program = self.topology.chip, self.program
         # A GPU multiplies float32 as TensorFloat-32, a TPU as bfloat16.
         slower = 2 if self.run.dtype == "float32" and not chip.is_tpu else 1
-        found = {
-            "matrix units": self.flops * slower / chip.peak_flops,
-            "memory": program.bytes_moved * chip.devices_per_chip / (chip.memory_gb_per_s * 1e9),
-        }
+        found = {"matrix units": self.flops * slower / chip.peak_flops}
         if program.cycles and chip.clock_ghz:
             # They include the memory, of which a TPU keeps much on the chip.
             found["cycles"] = program.cycles / (chip.clock_ghz * 1e9)
-            del found["memory"]
-        moved = self._transfer_seconds
-        return {name: x + moved for name, x in found.items() if not math.isnan(x)} | (
-            {"interconnect": moved} if moved else {}
-        )
+        else:
+            moved = program.bytes_moved * chip.devices_per_chip
+            found["memory"] = moved / (chip.memory_gb_per_s * 1e9)
+        # An all-reduce sends and receives about twice its bytes.
+        each = self.collective_bytes.items()
+        sent = sum(size * (2 if kind == "all-reduce" else 1) for kind, size in each)
+        found["interconnect"] = sent / (chip.link_gb_per_s * 1e9 / 2)
+        return {name: seconds for name, seconds in found.items() if not math.isnan(seconds)}
 
     @property
-    def _transfer_seconds(self) -> float:
-        """Seconds of the collectives: an all-reduce sends and receives about twice its bytes."""
-        rate = self.topology.chip.link_gb_per_s * 1e9 / 2
-        each = self.collective_bytes.items()
-        return sum(size * (2 if kind == "all-reduce" else 1) for kind, size in each) / rate
+    def _device_seconds(self) -> float:
+        """The expected time of a step without decoding: links are assumed not to overlap."""
+        bounds = self.bounds
+        links = bounds.pop("interconnect", 0.0)
+        usual = _EFFICIENCY_TPU if self.topology.chip.is_tpu else _EFFICIENCY_GPU
+        return (max(bounds.values(), default=math.nan) + links) / (self.efficiency or usual)
+
+    @property
+    def _decoding_seconds(self) -> float:
+        """The time in which the hosts decode a batch; 0 if they decode it only once."""
+        return self.run.batch_size / (self.decodes * self._vcpus) if self.run.streamed else 0.0
 
     @property
     def step_seconds(self) -> float:
         """The expected time of a step; NaN if nothing is known."""
-        return max([*self._step_times.values()], default=math.nan)
+        seconds = self._device_seconds
+        return seconds if math.isnan(seconds) else max(seconds, self._decoding_seconds)
 
     @property
     def bound(self) -> str:
-        """What limits the step."""
-        times = self._step_times
-        return max(times, key=lambda name: times[name]) if times else "?"
-
-    @property
-    def _step_times(self) -> dict[str, float]:
-        is_tpu = self.topology.chip.is_tpu
-        usual = _EFFICIENCY_TPU if is_tpu else _EFFICIENCY_GPU
-        times = {k: x / (self.efficiency or usual) for k, x in self.bounds.items()}
-        if times and self.run.streamed:
-            times["decoding"] = self.run.batch_size / (self.decodes * self._vcpus)
-        return times
+        """What limits the step; '?' if nothing is known."""
+        if math.isnan(self._device_seconds):
+            return "?"
+        if self._decoding_seconds > self._device_seconds:
+            return "decoding"
+        bounds = self.bounds
+        return max(bounds, key=lambda name: bounds[name])
 
     @property
     def images_per_second(self) -> float:

@@ -17,6 +17,7 @@ from moco_jax.terminal import logs
 FOLDER = "compiled"
 _MOST_BYTES = 2 << 30
 _SHORTEST = 0.1  # seconds of compilation that are worth a file
+_OPEN = ".open"  # a file that is there while a run uses the folder
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _CHOSEN = "jax_compilation_cache_dir"
 _SECONDS = "jax_persistent_cache_min_compile_time_secs"
@@ -46,6 +47,8 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if cluster.is_first():
+            (folder / _OPEN).unlink(missing_ok=True)
         jax.config.update(_CHOSEN, None)
         jax.config.update(_SECONDS, before)
         compilation_cache.reset_cache()
@@ -75,10 +78,20 @@ def _problem(folder: pathlib.Path) -> str:
                 return f"{path} belongs to another user"
             if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 return f"other users can write {path}"
+        if (folder / _OPEN).exists():
+            _remove_newest(folder)
+        (folder / _OPEN).touch()
         _shrink(folder)
     except OSError as error:
         return str(error)
     return ""
+
+
+def _remove_newest(folder: pathlib.Path) -> None:
+    """Removes the program that a killed start may have been writing: JAX would keep half of it."""
+    programs = [path for path in folder.iterdir() if path.is_file() and path.name != _OPEN]
+    if programs:
+        max(programs, key=lambda path: path.stat().st_mtime_ns).unlink()
 
 
 def _shrink(folder: pathlib.Path) -> None:

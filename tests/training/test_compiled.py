@@ -86,6 +86,20 @@ def test_the_oldest_files_are_removed(tmp_path, monkeypatch):
     assert files(tmp_path) == ["a", "c"]
 
 
+def test_what_a_killed_start_was_writing_is_removed(tmp_path, no_cache):
+    with compiled.kept(tmp_path):
+        (folder,) = (tmp_path / compiled.FOLDER).iterdir()
+        for age, name in enumerate(("newest", "older")):
+            (folder / name).write_bytes(b"x")
+            os.utime(folder / name, (1000 - age, 1000 - age))
+        (folder / compiled._OPEN).rename(folder / "mark")
+    assert {"newest", "older"} <= set(files(tmp_path))
+    (folder / "mark").rename(folder / compiled._OPEN)
+    with compiled.kept(tmp_path):
+        assert "newest" not in files(tmp_path) and "older" in files(tmp_path)
+    assert compiled._OPEN not in files(tmp_path)
+
+
 def test_damaged_programs_are_compiled_again(tmp_path, no_cache):
     script = (
         "import jax, pathlib, sys\n"

@@ -120,12 +120,17 @@ class Forecast:
         return {name: seconds for name, seconds in found.items() if not math.isnan(seconds)}
 
     @property
+    def reached(self) -> float:
+        """The fraction of its bound that a step is expected to reach."""
+        usual = _EFFICIENCY_TPU if self.topology.chip.is_tpu else _EFFICIENCY_GPU
+        return self.efficiency or usual
+
+    @property
     def _device_seconds(self) -> float:
         """The expected time of a step without decoding: links are assumed not to overlap."""
         bounds = self.bounds
         links = bounds.pop("interconnect", 0.0)
-        usual = _EFFICIENCY_TPU if self.topology.chip.is_tpu else _EFFICIENCY_GPU
-        return (max(bounds.values(), default=math.nan) + links) / (self.efficiency or usual)
+        return (max(bounds.values(), default=math.nan) + links) / self.reached
 
     @property
     def _decoding_seconds(self) -> float:

@@ -164,6 +164,12 @@ def notes(config: ConfigDict, found: Forecast, largest: int = 0) -> list[str]:
         lines.append("the usable memory is what JAX allocates on a GPU by default")
         if place.hosts > 1:
             lines.append("the network between hosts is not part of the time: it may be slower")
+    lines.append(f"a step is expected to reach {found.reached:.0%} of its bound (--efficiency)")
+    if found.run.streamed:
+        rate = f"{found.decodes:g} images/s (--decodes_per_vcpu)"
+        lines.append(f"a vCPU is expected to read and decode {rate}")
+    else:
+        lines.append("the images are decoded once, into device memory (data.resident_megabytes)")
     images = config.batch_size / place.devices
     sides = {"view": config.data.image_size, "canvas": config.data.canvas}
     for move in excess_image_moves(moves, images=images, **sides):

@@ -69,8 +69,9 @@ def _machine() -> str:
 def _problem(folder: pathlib.Path) -> str:
     """Makes the folder, or removes its oldest files; returns why it can't be trusted, or ""."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (folder, folder.parent):
+        for path in (folder.parent, folder):  # `parents` would leave the first to the umask
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
             found = path.lstat()
             if not stat.S_ISDIR(found.st_mode):
                 return f"{path} is no folder"

@@ -61,6 +61,13 @@ def test_notes_say_what_does_not_fit():
     assert "v5e:4x4: does NOT fit: the compiler's words" in planner.notes(tiny_config(), refused)
 
 
+def test_notes_name_what_is_assumed_and_the_flag():
+    lines = planner.notes(tiny_config(), example())
+    assert "v5e:4x4: a step is expected to reach 50% of its bound (--efficiency)" in lines
+    decoded = "v5e:4x4: a vCPU is expected to read and decode 400 images/s (--decodes_per_vcpu)"
+    assert decoded in lines
+
+
 def test_the_gpu_compiler_is_used_if_it_is_installed(monkeypatch):
     asked = []
     monkeypatch.setattr(nvidia, "has_compiler", lambda: True)

@@ -50,6 +50,16 @@ def test_programs_are_kept_in_the_block_only(tmp_path, no_cache):
     ]
 
 
+def test_folders_are_private_whatever_the_umask(tmp_path, no_cache, caplog):
+    before = os.umask(0o002)
+    try:
+        with compiled.kept(tmp_path):
+            assert getattr(jax.config, compiled._CHOSEN)
+    finally:
+        os.umask(before)
+    assert (tmp_path / compiled.FOLDER).stat().st_mode & 0o777 == 0o700 and not caplog.text
+
+
 def test_the_folder_that_the_user_chose_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv(compiled._VARIABLE, str(tmp_path / "own"))
     with compiled.kept(tmp_path):
@@ -61,7 +71,7 @@ def test_the_folder_that_the_user_chose_is_used(tmp_path, monkeypatch):
     ("spoil", "problem"),
     [
         (lambda folder: folder.chmod(0o777), "other users can write"),
-        (lambda folder: (folder.rmdir(), folder.write_text("")), "Not a directory"),
+        (lambda folder: (folder.rmdir(), folder.write_text("")), "/compiled is no folder"),
         (lambda folder: (folder.rmdir(), folder.symlink_to("/tmp")), "is no folder"),
         (lambda folder: os.chown(folder, 1234, 1234), "belongs to another user"),
     ],

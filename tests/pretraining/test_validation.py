@@ -103,7 +103,7 @@ def test_a_run_without_contrast_needs_one_recipe(pretext):
         validation.check(config, 8)
 
 
-@pytest.mark.parametrize("fraction", [0.0051, 0.994])
+@pytest.mark.parametrize("fraction", [0.0001, 0.0051, 0.994])
 def test_the_fractions_of_the_message_are_allowed(fraction):
     validation.check(tiny_config(**MASKED | {"mask__fraction": fraction}), 8)
 

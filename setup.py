@@ -22,8 +22,12 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["moco_jax", "moco_jax.*"]), *EXPERIMENTS],
     package_dir={"": "."} | EXPERIMENTS,
-    # Type checkers read the annotations; the report has a template.
-    package_data={"moco_jax": ["py.typed"], "moco_jax.pages": ["assets/*"]},
+    # Type checkers read the annotations; the check has results, the report has a template.
+    package_data={
+        "moco_jax": ["py.typed"],
+        "moco_jax.check": ["references.json"],
+        "moco_jax.pages": ["assets/*"],
+    },
     entry_points={"console_scripts": ["moco-jax = moco_jax.__main__:run"]},
     install_requires=[
         "jax>=0.10",

@@ -2,8 +2,8 @@
 
 main: pretrains; runs the linear protocol, fine-tuning and segmentation
     python -m moco_jax.main --config=configs/folder.py:/path/to/images
-keys: lists the keys of a config: meaning, unit, default
-    python -m moco_jax.keys --match=knn
+check: checks this machine     python -m moco_jax.check
+keys: lists keys of configs    python -m moco_jax.keys --match=knn
 knn: measures the kNN accuracy of an encoder
     python -m moco_jax.knn --encoder=runs/digits
 report: writes the report of a run as a page: verdict, curves, configuration

@@ -31,7 +31,7 @@ from moco_jax.parallel import cluster
 from moco_jax.pretraining import pretrain
 from moco_jax.segmentation import segment
 from moco_jax.supervised import evaluate
-from moco_jax.terminal import command_line, style
+from moco_jax.terminal import command_line, processes, style
 from moco_jax.training import checkpoints, loop
 from moco_jax.training.outputs import ending
 
@@ -43,20 +43,7 @@ TASKS = {  # by the config's `task`
 }
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, if the cluster is not detected."
-)
-_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
-_PROCESS = flags.DEFINE_integer("process", None, "Number of this process from 0, likewise.")
-_BIND = flags.DEFINE_string(
-    "coordinator_bind_address",
-    None,
-    "host:port at which process 0 listens; default the address of --coordinator.",
-)
-_JOIN_TIMEOUT = flags.DEFINE_integer(
-    "join_timeout", 300, "Seconds to wait until all processes have joined.", lower_bound=1
-)
-
+flags.adopt_module_key_flags(processes)
 _REPORT = flags.DEFINE_bool("report", True, "At the end, write report.html to the workdir.")
 
 _EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
@@ -92,13 +79,7 @@ def _write_report(folder: pathlib.Path, *, views: bool) -> None:
 def _joined():
     # Until there is something to save. The first process of a container ignores SIGTERM otherwise.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_EXIT_CODES[signal.SIGTERM]))
-    return cluster.joined(
-        coordinator=_COORDINATOR.value,
-        processes=_PROCESSES.value,
-        process=_PROCESS.value,
-        timeout=_JOIN_TIMEOUT.value,
-        bind=_BIND.value,
-    )
+    return processes.joined()
 
 
 def run() -> None:

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From top to bottom. A name may import names of lower rows only.
 ORDER = (
     ("__main__",),
-    ("main", "embed", "knn", "keys", "input_benchmark", "api", "report"),
+    ("main", "embed", "knn", "keys", "check", "input_benchmark", "api", "report"),
     ("pages",),
     ("ablate",),
     ("convert", "plan", "segmentation"),

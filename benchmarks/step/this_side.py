@@ -16,7 +16,7 @@ from benchmarks.step import worker
 from moco_jax.contrastive.state import TrainState
 from moco_jax.models.layers import convolution
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.plan.hardware import CHIPS
+from moco_jax.plan.hardware import CHIPS, kind_of
 from moco_jax.plan.program import counting_layout
 from moco_jax.pretraining.method import make_method
 
@@ -113,11 +113,8 @@ def _forward_flops(problem: worker.Problem) -> float:
 
 def _peak_flops() -> float:
     """Returns the peak of the chip in FLOP/s; 0 if it is unknown, as for a CPU."""
-    kind = jax.devices()[0].device_kind.lower()
-    for name, chip in CHIPS.items():
-        if name in kind:
-            return chip.peak_flops
-    return 0.0
+    kind = kind_of(jax.devices()[0].device_kind)
+    return CHIPS[kind].peak_flops if kind else 0.0
 
 
 def _closing() -> dict:

@@ -46,7 +46,8 @@ def noise(key: jax.Array, image: jax.Array, rows: int, columns: int, block: int 
 
     The patches with the smallest noise stay visible.
     """
-    drawn = jax.random.uniform(jax.random.fold_in(key, image), (rows // block, columns // block))
+    shape = rows // block, columns // block
+    drawn = jax.random.uniform(jax.random.fold_in(key, image), shape, jnp.float32)
     return drawn.repeat(block, axis=0).repeat(block, axis=1)
 
 

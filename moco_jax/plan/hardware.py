@@ -17,6 +17,7 @@ Values that none of these sources has are named in `unsourced` and written from 
 """
 
 import dataclasses
+import re
 
 GIB = 2**30
 
@@ -97,3 +98,30 @@ CHIPS: dict[str, Chip] = {
         *("RTX 5090", 32, 1792, 210e12, 128, 1, 16, "a desktop", "nvidia", ("peak_flops", *_DESK))
     ),
 }
+
+# What `jax.Device.device_kind` is called, in lower case; other forms of a chip, such as the H100
+# for PCIe, have other rates.
+_DEVICE_KINDS = {
+    "v3": "tpu v3",
+    "v4": "tpu v4",
+    "v5e": "tpu (v5 lite|v5e)",
+    "v5p": "tpu v5p?",
+    "v6e": "tpu (v6 lite|v6e)",
+    "tpu7x": "tpu ?(v7x?|7x)",
+    "a100-40": "nvidia a100-(sxm4|pcie)-40gb",
+    "a100-80": "nvidia a100-sxm4-80gb",
+    "h100": "nvidia h100 80gb hbm3",
+    "h200": "nvidia h200",
+    "b200": "nvidia b200",
+    "l4": "nvidia l4",
+    "l40s": "nvidia l40s",
+    "rtx3090": "nvidia geforce rtx 3090",
+    "rtx4090": "nvidia geforce rtx 4090",
+    "rtx5090": "nvidia geforce rtx 5090",
+}
+
+
+def kind_of(device_kind: str) -> str | None:
+    """Returns the key in CHIPS of a `jax.Device.device_kind`, None for one that is not there."""
+    name = device_kind.lower()
+    return next((kind for kind, form in _DEVICE_KINDS.items() if re.fullmatch(form, name)), None)

@@ -79,9 +79,20 @@ def compile_program(step: Any, state: Any, *others: Any) -> Program:
             raise
         seconds = time.perf_counter() - begun
         return _refused_program(str(error), _bytes_on_device(state), batch_bytes, seconds, platform)
-    seconds = time.perf_counter() - begun
-    memory, cost = program.memory_analysis(), program.cost_analysis() or {}
-    text = program.as_text()
+    return described(program, batch_bytes, time.perf_counter() - begun, platform)
+
+
+def described(compiled: Any, batch_bytes: int, seconds: float, platform: str) -> Program:
+    """Returns the facts about a compiled step.
+
+    Args:
+      compiled: the step; its arguments are the state and a batch.
+      batch_bytes: of the batch on a device.
+      seconds: that it took to compile it.
+      platform: that it is compiled for: 'tpu', 'gpu' or 'cpu'.
+    """
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    text = compiled.as_text()
     run = kernels(text)
     return Program(
         state_bytes=memory.argument_size_in_bytes - batch_bytes,

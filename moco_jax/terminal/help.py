@@ -27,7 +27,7 @@ def describe(work: Callable, config: str) -> None:
 
     `config` is whether it needs --config, see `command_line.run_main`.
     """
-    own, main = flags.FLAGS.flags_by_module_dict().get(work.__module__, []), sys.argv[0]
+    own, main = flags.FLAGS.get_key_flags_for_module(work.__module__), sys.argv[0]
     flags.FLAGS["config"].help = _CONFIG.get(config, _CONFIG["required"])
     for flag in [*own, *([flags.FLAGS["config"]] if config != "none" else [])]:
         flags.FLAGS.register_key_flag_for_module(main, flag)

@@ -61,6 +61,11 @@ def bold(line: str, stream: TextIO | None = None) -> str:
     return _styled(line, "bold", stream)
 
 
+def coloured(line: str, colour: str, stream: TextIO | None = None) -> str:
+    """Returns a text in 'red', 'green' or 'yellow', or as it is for '', where there is colour."""
+    return _styled(line, colour, stream) if colour else line
+
+
 def _styled(line: str, code: str, stream: TextIO | None) -> str:
     return f"\x1b[{_CODES[code]}m{line}\x1b[0m" if has_colour(stream) else line
 

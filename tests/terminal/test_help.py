@@ -9,10 +9,10 @@ from moco_jax import __main__ as listing
 from moco_jax.terminal import help
 from tests.conftest import run_command
 
-COMMANDS = re.findall(r"^    python -m (\S+)", listing.__doc__ or "", re.MULTILINE)
+COMMANDS = re.findall(r"    python -m (\S+)", listing.__doc__ or "")
 # Modules that another command runs.
 INNER = {"moco_jax", "moco_jax.input_benchmark", "moco_jax.training.outputs.sinks.child"}
-NO_CONFIG = {"moco_jax.data.prepare", "moco_jax.report"}
+NO_CONFIG = {"moco_jax.check", "moco_jax.data.prepare", "moco_jax.report"}
 
 
 def test_the_commands_fit_one_screen(repository):

@@ -165,14 +165,14 @@ def draw_others(config: ConfigDict, images: int, batch: StepIndices) -> jax.Arra
     """
     excluded = jnp.sort(batch.indices)
     left = images - len(excluded)
-    drawn = jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, left)
+    drawn = jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, left, jnp.int32)
     skipped = jnp.searchsorted(excluded - jnp.arange(len(excluded)), drawn, side="right")
     return drawn + skipped
 
 
 def draw_noise(config: ConfigDict, images: int, batch: StepIndices) -> jax.Array:
     """Returns K indices, uniform over all images, with replacement: the noise of NCE."""
-    return jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, images)
+    return jax.random.randint(_key(config, batch), (config.bank.negatives,), 0, images, jnp.int32)
 
 
 def _key(config: ConfigDict, batch: StepIndices) -> jax.Array:

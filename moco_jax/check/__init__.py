@@ -1,0 +1,1 @@
+"""The command that checks this machine: right results, and how fast."""

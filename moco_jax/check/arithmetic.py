@@ -1,0 +1,110 @@
+"""Are the results right? Five steps of each mechanism, one and all devices, and NaN."""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from moco_jax.check import mechanisms
+from moco_jax.check.findings import Finding, Verdict
+from moco_jax.check.mechanisms import Deviation, Results, Steps
+from moco_jax.data.loading.loader import cores
+from moco_jax.parallel.mesh import make_layout
+from moco_jax.training.integrity import checksums
+
+# Largest deviations from float64, by dtype. Float32 differs by less than 4e-3 in an update whose
+# EMA is of the size of its rounding errors, and by less than 2e-6 elsewhere. The steps of bfloat16
+# soon part in these tiny networks, so only the first one counts.
+LIMITS = {
+    "float32": Deviation(loss=1e-4, gradient=1e-3, update=0.03),
+    "bfloat16": Deviation(loss=0.03, gradient=0.1, update=math.inf),
+}
+IN_BFLOAT16 = ("queue", "v3 with ViT")
+_ADVICE = (
+    "do not train here: the step computes something else than the paper. Another version of JAX or "
+    "of the driver may help; report this line and the JSON file"
+)
+_LARGEST_MESH = 512  # devices: the batch of the comparison grows with them
+
+
+def check(dtype: str) -> Iterator[Finding]:
+    """Yields a finding for each mechanism; the programs are compiled at the same time."""
+    layout, references = make_layout(jax.local_devices()[:1]), mechanisms.references()
+    with ThreadPoolExecutor(min(8, cores())) as pool:
+        waiting: dict[str, Future[Steps]] = {}
+        for name, make in mechanisms.MECHANISMS.items():
+            if dtype == "float32" or name in IN_BFLOAT16:
+                waiting[name] = pool.submit(mechanisms.prepare, _in(make(), dtype), layout)
+        for name, steps in waiting.items():
+            found = mechanisms.run(steps.result())
+            yield compared(name, dtype, found, references[name])
+            if name == "queue" and dtype == "float32":
+                yield guarded(steps.result())
+
+
+def _in(config: ConfigDict, dtype: str) -> ConfigDict:
+    config.dtype = dtype
+    return config
+
+
+def compared(name: str, dtype: str, found: Results, reference: Results) -> Finding:
+    """Returns the verdict on the results of a mechanism."""
+    limit, count = LIMITS[dtype], mechanisms.STEPS if dtype == "float32" else 1
+    away = mechanisms.deviation(_first(found, count), _first(reference, count))
+    right = all(a <= b for a, b in zip(away, limit, strict=True))  # not if NaN
+    steps = "1 step" if count == 1 else f"{count} steps"
+    shown = away._asdict() if count > 1 else {"loss": away.loss, "gradient": away.gradient}
+    parts = (f"{part} {x:.0e}" for part, x in shown.items())
+    text = f"{steps} in {dtype} differ from float64 by: {', '.join(parts)}"
+    if not right:
+        text += f"; allowed: {', '.join(f'{getattr(limit, part):.0e}' for part in shown)}"
+    verdict = Verdict.OK if right else Verdict.WRONG
+    values = {**away._asdict(), "dtype": dtype, "losses": found.losses}
+    return Finding(name, verdict, text, "" if right else _ADVICE, values)
+
+
+def _first(results: Results, count: int) -> Results:
+    return results._replace(losses=results.losses[:count], gradients=results.gradients[:count])
+
+
+def guarded(steps: Steps) -> Finding:
+    """Returns whether a NaN in an image reaches the loss, and the check of the saved state."""
+    (first, *views), indices = steps.inputs(0)
+    spoiled = jax.device_put(np.asarray(first) * np.nan, first.sharding)
+    state, metrics = steps.step(steps.start(), (spoiled, *views), indices)
+    healthy = not checksums.summarize(steps.start()).not_finite
+    named = checksums.summarize(state).not_finite
+    if not math.isfinite(float(metrics["loss"])) and named and healthy:
+        text = f"a NaN stops a run: {len(named)} arrays of the state are named"
+        return Finding("NaN guard", Verdict.OK, text)
+    text = f"loss={float(metrics['loss'])} after a NaN in the images, {len(named)} arrays named"
+    advice = "a run would not stop at NaN; remove fast-math options from XLA_FLAGS"
+    return Finding("NaN guard", Verdict.WRONG, text, advice)
+
+
+def check_devices(make: Callable[[], ConfigDict] = mechanisms.queue) -> Finding:
+    """Returns whether all devices together compute what one of them computes."""
+    name, devices = "all devices", jax.device_count()
+    if devices == 1:
+        return Finding(name, Verdict.OK, "there is one device")
+    if devices > _LARGEST_MESH:
+        text = f"{devices} devices; the comparison with one is for at most {_LARGEST_MESH}"
+        return Finding(name, Verdict.SKIPPED, text)
+    config = make()
+    config.bn_groups = math.lcm(8, devices)
+    config.batch_size = config.lr_batch = 4 * config.bn_groups
+    config.queue_size = 4 * config.batch_size
+    one, every = (
+        mechanisms.run(mechanisms.prepare(config, layout))
+        for layout in (make_layout(jax.local_devices()[:1]), make_layout())
+    )
+    updates = {k: x for k, x in one.updates.items() if k in every.updates}
+    away, limit = mechanisms.deviation(every, one._replace(updates=updates)), LIMITS["float32"]
+    text = f"{devices} devices and one: loss within {away.loss:.0e}, weights {away.update:.0e}"
+    if all(a <= b for a, b in zip(away, limit, strict=True)):
+        return Finding(name, Verdict.OK, text, values=away._asdict())
+    advice = "a collective returns wrong values; test the links (nccl-tests, the TPU's diagnostics)"
+    return Finding(name, Verdict.WRONG, text, advice, away._asdict())

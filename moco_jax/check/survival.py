@@ -1,0 +1,116 @@
+"""Does a run survive a kill? A real run is killed, started again and compared with a whole one."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from moco_jax import configs
+from moco_jax.check.findings import Finding, Verdict
+from moco_jax.training.integrity import checkpoint_files, checksums
+
+_NAME = "kill and resume"
+_STEPS, _EVERY = 200, 20
+_RUN = (
+    f"--config.steps={_STEPS}", f"--config.checkpoint_every={_EVERY}", "--config.model.width=0.125",
+    "--config.knn.every_epochs=0", "--config.health.images=0", "--config.health.probe=False",
+    "--config.drift=False", "--config.log_views=False", "--noreport",
+)  # fmt: skip
+_MOST_SECONDS = 240  # of a run
+_ADVICE = "a run that is interrupted here is lost in part"
+
+
+class Failed(Exception):
+    """A run did not end as it should."""
+
+
+def check(folder: pathlib.Path) -> Finding:
+    """Returns whether a killed run ends as a whole one, bit for bit; writes to an empty folder.
+
+    The runs use the devices, so this process must not use them yet.
+    """
+    try:
+        _finish(folder, "whole")
+        killed_at = _kill(folder, "killed")
+        _finish(folder, "killed")
+        whole, killed = (_arrays(folder / name) for name in ("whole", "killed"))
+    except (Failed, checkpoint_files.Damaged) as error:
+        return Finding(_NAME, Verdict.WRONG, str(error), _ADVICE)
+    different = checksums.unequal(whole, killed)
+    values = {"killed_at": killed_at, "arrays": len(whole), "different": different}
+    if different:
+        text = (
+            f"killed after step {killed_at} of {_STEPS}: {len(different)} of {len(whole)} arrays "
+            f"differ from a whole run: {checksums.listed(different)}"
+        )
+        advice = (
+            "two equal runs differ too if the kernels are not deterministic: try again with "
+            "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
+        )
+        return Finding(_NAME, Verdict.WRONG, text, advice, values)
+    text = f"killed after step {killed_at} of {_STEPS}; all {len(whole)} arrays equal, bit for bit"
+    return Finding(_NAME, Verdict.OK, text, values=values)
+
+
+def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
+    """Starts the run in the workdir `folder/name`; its output goes to `folder/name.log`."""
+    command = [sys.executable, "-m", "moco_jax.main", f"--config={configs.FOLDER / 'digits.py'}"]
+    # One program for both runs: a GPU's compiler tries kernels, and may choose others next time.
+    programs = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    programs["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    with open(folder / f"{name}.log", "ab") as log:
+        return subprocess.Popen(
+            [*command, *_RUN, f"--workdir={folder / name}"],
+            env=os.environ | programs, stdout=log, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+def _finish(folder: pathlib.Path, name: str) -> None:
+    """Runs until the end.
+
+    Raises:
+      Failed: if the run fails or takes too long.
+    """
+    process = _start(folder, name)
+    try:
+        code = process.wait(_MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"a small run took more than {_MOST_SECONDS} s") from None
+    finally:
+        process.kill()
+    if code:
+        raise Failed(f"a small run ended with the exit code {code}: {_last_line(folder, name)}")
+
+
+def _kill(folder: pathlib.Path, name: str) -> int:
+    """Kills a run as soon as it has a checkpoint; returns the step of that checkpoint.
+
+    Raises:
+      Failed: if the run ends before.
+    """
+    process = _start(folder, name)
+    deadline = time.monotonic() + _MOST_SECONDS
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if saved := checkpoint_files.steps(folder / name / "checkpoints"):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return saved[0]
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    raise Failed(f"a small run saved nothing: {_last_line(folder, name)}")
+
+
+def _last_line(folder: pathlib.Path, name: str) -> str:
+    lines = (folder / f"{name}.log").read_text(errors="replace").split("\n")
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+
+
+def _arrays(workdir: pathlib.Path) -> dict[str, list]:
+    """Returns the checksums of the last checkpoint."""
+    return checkpoint_files.read_about(workdir / "checkpoints" / str(_STEPS))["arrays"]

@@ -1,0 +1,120 @@
+"""The results that a machine is checked against, and faults that must be seen."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from moco_jax.check import arithmetic, mechanisms
+from moco_jax.check.findings import Verdict
+from moco_jax.contrastive.dictionaries import queue
+from moco_jax.parallel.mesh import make_layout
+from tests.check.make_references import computed
+
+Steps = mechanisms.Steps
+
+
+@functools.cache
+def prepared(dtype: str) -> Steps:
+    return mechanisms.prepare(arithmetic._in(mechanisms.queue(), dtype), one_device())
+
+
+def one_device():
+    return make_layout(jax.devices()[:1])
+
+
+def judged(found: mechanisms.Results, dtype: str = "float32"):
+    return arithmetic.compared("queue", dtype, found, mechanisms.references()["queue"])
+
+
+@pytest.mark.parametrize("name", ["queue", *(n for n in mechanisms.MECHANISMS if n != "queue")])
+def test_the_references_are_those_of_the_step(name):
+    found, reference = computed(name), mechanisms.references()[name]
+    assert found.updates.keys() == reference.updates.keys()
+    assert mechanisms.deviation(found, reference).largest < 1e-9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_right_step(dtype):
+    finding = judged(mechanisms.run(prepared(dtype)), dtype)
+    assert finding.verdict is Verdict.OK and not finding.advice, finding.text
+
+
+@pytest.mark.parametrize("factor", [1.01, 0.5])
+def test_a_wrong_temperature_is_seen(factor, monkeypatch):
+    right = queue.info_nce
+
+    def wrong(*arguments, temperature, **options):
+        return right(*arguments, temperature=temperature * factor, **options)
+
+    monkeypatch.setattr(queue, "info_nce", wrong)
+    finding = judged(mechanisms.run(mechanisms.prepare(mechanisms.queue(), one_device())))
+    assert finding.verdict is Verdict.WRONG
+    assert "allowed: 1e-04" in finding.text and "do not train here" in finding.advice
+
+
+def perturbed(steps: Steps, change) -> Steps:
+    """Returns steps on a device that returns other parameters."""
+
+    def step(state, *inputs):
+        state, metrics = steps.step(state, *inputs)
+        return state.replace(params=jax.tree.map(change, state.params)), metrics
+
+    return steps._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x * 1.001, lambda x: x + 1e-3, lambda x: x.at[(0,) * x.ndim].set(np.nan)]
+)
+def test_a_perturbed_device_is_seen(change):
+    finding = judged(mechanisms.run(perturbed(prepared("float32"), change)))
+    assert finding.verdict is Verdict.WRONG
+
+
+@pytest.mark.parametrize("part", ["key_params", "batch_stats", "dictionary"])
+def test_every_part_of_the_state_counts(part):
+    steps = prepared("float32")
+
+    def step(state, *inputs):
+        changed, metrics = steps.step(state, *inputs)
+        return changed.replace(
+            **{part: jax.tree.map(lambda x: -x, getattr(changed, part))}
+        ), metrics
+
+    one = lambda step: mechanisms.run(steps._replace(step=step))  # noqa: E731
+    away = mechanisms.deviation(one(step), one(steps.step))
+    assert away.update > arithmetic.LIMITS["float32"].update
+
+
+def test_nan_is_seen():
+    steps = prepared("float32")
+    assert arithmetic.guarded(steps).verdict is Verdict.OK
+
+
+def test_a_hidden_nan_is_wrong():
+    steps = prepared("float32")
+
+    def hiding(state, *inputs):
+        state, metrics = steps.step(state, *inputs)
+        return steps.start(), metrics | {"loss": 1.0}
+
+    finding = arithmetic.guarded(steps._replace(step=hiding))
+    assert finding.verdict is Verdict.WRONG and "XLA_FLAGS" in finding.advice
+
+
+def test_all_devices_compute_what_one_computes():
+    finding = arithmetic.check_devices()
+    assert finding.verdict is Verdict.OK and finding.text.startswith("8 devices and one")
+
+
+def test_wrong_collectives_are_seen(monkeypatch):
+    right = mechanisms.run
+    several = lambda steps: steps.layout.devices > 1  # noqa: E731
+    monkeypatch.setattr(
+        mechanisms,
+        "run",
+        lambda s: right(perturbed(s, lambda x: x * 1.01) if several(s) else s),
+    )
+    finding = arithmetic.check_devices()
+    assert finding.verdict is Verdict.WRONG and "collective" in finding.advice

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks this project on an NVIDIA GPU in less than 10 minutes: tests, the digits run, and the step
-# against PyTorch. It installs nothing; JAX with CUDA, torch and pytest must be there.
+# Checks this project on an NVIDIA GPU in less than 10 minutes: the self-check, tests in float64, the
+# step against PyTorch, and other tests. It installs nothing; JAX with CUDA, torch and pytest must be
+# there. benchmarks/train_gpu.sh trains on it.
 # usage: bash benchmarks/accept_gpu.sh OUT [WHEELS]
 #   OUT      folder for the logs, and for steps.jsonl with the speeds
 #   WHEELS   folder with wheels of packages that the machine lacks, such as clu and ml_collections
@@ -34,17 +35,17 @@ stage() {
 }
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/machine.log"
-# Float64 against torch first: it is the proof. MOCO_JAX_TESTS_FAST_COMPILE= keeps the compiler's own
-# options; highest: float32 products are TensorFloat-32 otherwise, and the bounds are float32's.
+stage check 170 "$python" -m moco_jax.check --json="$out/check.json"
+# MOCO_JAX_TESTS_FAST_COMPILE= keeps the compiler's own options; highest: float32 products are
+# TensorFloat-32 otherwise, and the bounds are float32's.
 tests=(env MOCO_JAX_TESTS_FAST_COMPILE= XLA_PYTHON_CLIENT_PREALLOCATE=false JAX_PLATFORMS=cuda,cpu
   JAX_DEFAULT_MATMUL_PRECISION=highest "JAX_COMPILATION_CACHE_DIR=$out/cache"
   "$python" -m pytest -p no:cacheprovider -W default --tb=short -q -n 12)
 stage golden 150 "${tests[@]}" tests/golden/test_steps.py
 stage imagenet 130 "$python" -m benchmarks.step --size=imagenet --batch 256 --turns=5 --steps=10 --json="$out/steps.jsonl"
-stage small 60 "$python" -m benchmarks.step --size=small --batch 512 --turns=5 --sides moco_jax torch --json="$out/steps.jsonl"
+stage small 90 "$python" -m benchmarks.step --size=small --batch 512 4096 --turns=5 --sides moco_jax torch --json="$out/steps.jsonl"
 stage vit 150 "$python" -m benchmarks.step --size=vit --batch 256 --turns=3 --steps=5 --sides moco_jax torch --json="$out/steps.jsonl"
-stage digits 180 "$python" -m moco_jax.main --config=configs/digits.py --workdir="$out/digits" --noreport
 # Tests that need eight devices, or read the program for a CPU, fail on one GPU.
 stage tests 300 "${tests[@]}" tests/models tests/data/augment tests/health tests/encoders tests/contrastive
-rm -rf "$out/site" "$out/cache" "$out/digits/checkpoints"
+rm -rf "$out/site" "$out/cache"
 exit $failed

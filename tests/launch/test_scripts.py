@@ -13,7 +13,7 @@ import pytest
 
 from tests.launch.conftest import write_program
 
-SCRIPTS = ["gke.sh", "local.sh", "slurm.sbatch", "test.sh", "tpu_pod.sh"]
+SCRIPTS = ["check.sh", "gke.sh", "local.sh", "slurm.sbatch", "test.sh", "tpu_pod.sh"]
 WORDS = ["--config=a b.py", '--config.name=it\'s "x" $HOME', "*", "", "a\\b;c|d&e>f #g"]
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import math
 import pathlib
@@ -20,7 +21,7 @@ from moco_jax.terminal import progress
 from moco_jax.training import interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
 from moco_jax.training.comparison import Kind
-from moco_jax.training.compilation import compile_step, step_memory
+from moco_jax.training.compilation import begin_compiling, step_memory
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.interruption import Interruption
@@ -179,20 +180,17 @@ def _loop(
     console = Console(total, run.order.steps_per_epoch)
     _introduce(task, state, console, checkpoints)
     task.begin(checkpoints.since)
-    if first > total:
-        console.say(f"the run is at step {first}, and the config asks for {total}: nothing is left")
-    elif first == total:
-        console.say(f"already at step {first} of {total}; nothing is left to do")
     # A run that ended between saving and evaluating catches up.
     made_up = not log.evaluated and (_due(task, first) or first == total)
-    if task.at_first if first == 0 else made_up:
-        _evaluate(task, state, first, console, log)
+    evaluate = functools.partial(_evaluate, task, state, first, console, log)
+    at_first = evaluate if (task.at_first if first == 0 else made_up) else lambda: None
     if first >= total:
+        at_first()
         _end(task, console, log, folder)
         return state
     notices, pending = Notices(run.layout), collections.deque()
     with contextlib.closing(run.data.batches(run.order, first)) as batches:
-        train_step, batches = _compiled(task, state, batches, notices, clock)
+        train_step, batches = _compiled(task, state, batches, notices, clock, at_first)
         memory, watch = step_memory(train_step), Stopwatch()
         with asked.waiting(), console.counting():
             for step in range(first + 1, total + 1):
@@ -237,17 +235,28 @@ def _loop(
 
 
 def _compiled(
-    task: Task, state: Any, batches: Iterator[Any], notices: Notices, clock: ending.Clock
+    task: Task,
+    state: Any,
+    batches: Iterator[Any],
+    notices: Notices,
+    clock: ending.Clock,
+    meanwhile: Callable[[], None],
 ) -> tuple[Any, Iterator[Any]]:
-    """Returns the compiled step, and all batches: the first one is needed to compile."""
+    """Returns the compiled step, and all batches: the first one is needed to compile.
+
+    `meanwhile`, the first evaluation, also compiles programs.
+    """
     run = task.run
-    clock.passed("first evaluation")
     with progress.phase("reading the first images"):
         batch = next(batches)
+    clock.passed("first images")
     if int(state.step) == 0:
         task.show(batch)
     notes = notices.put(stop=0, bad_images=run.data.bad)
-    step = compile_step(run.step, state, run.arrays, batch, notes)
+    compiled = begin_compiling(run.step, state, run.arrays, batch, notes)
+    meanwhile()
+    clock.passed("first evaluation")
+    step = compiled()
     clock.passed("compiling")
     return step, itertools.chain([batch], batches)
 
@@ -371,3 +380,7 @@ def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoint
         console.say(
             f"resumed at step {step} of {total} from {ending.shown(checkpoints.path(step))}"
         )
+    elif step > total:
+        console.say(f"the run is at step {step}, and the config asks for {total}: nothing is left")
+    elif step == total:
+        console.say(f"already at step {step} of {total}; nothing is left to do")

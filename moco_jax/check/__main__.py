@@ -71,9 +71,7 @@ def _findings() -> _Checks:
     """Yields the findings; a kill comes first, because its runs need the devices."""
     yield from _guarded("kill and resume", "running, killing and resuming", _survival)
     yield from _guarded("machine", "looking at the devices", lambda: iter([machine.check()]))
-    for dtype in arithmetic.LIMITS:
-        text = f"compiling and running steps in {dtype}"
-        yield from _guarded("steps", text, lambda dtype=dtype: arithmetic.check(dtype))
+    yield from _guarded("steps", "compiling and running steps", arithmetic.check)
     one = lambda work: lambda: iter([work()])  # noqa: E731
     yield from _guarded(
         "all devices", "comparing with one device", one(lambda: arithmetic.check_devices())
@@ -117,14 +115,10 @@ def _survival() -> _Checks:
 
 
 def _speed() -> _Checks:
-    rates = {}
-    for name in speed.names():
-        finding = speed.check(speed.prepare(name))
-        rates[name] = finding.values["images_per_second"]
-        yield finding
-    # On a CPU, a host that can't feed a small network is slow.
-    config = configs.imagenet.get_config("v2").data
-    yield decoding.check(config, next(iter(rates.values())))
+    timed = [speed.check(step) for step in speed.prepare_all()]
+    yield from timed
+    rate = timed[0].values["images_per_second"]
+    yield decoding.check(configs.imagenet.get_config("v2").data, rate)
 
 
 def _agreed(finding: Finding) -> Finding:

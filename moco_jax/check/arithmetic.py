@@ -30,19 +30,18 @@ _ADVICE = (
 _LARGEST_MESH = 512  # devices: the batch of the comparison grows with them
 
 
-def check(dtype: str) -> Iterator[Finding]:
-    """Yields a finding for each mechanism; the programs are compiled at the same time."""
+def check() -> Iterator[Finding]:
+    """Yields a finding for each mechanism and dtype; the programs are compiled side by side."""
     layout, references = make_layout(jax.local_devices()[:1]), mechanisms.references()
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        waiting: dict[str, Future[Steps]] = {}
-        for name, make in mechanisms.MECHANISMS.items():
-            if dtype == "float32" or name in IN_BFLOAT16:
-                waiting[name] = pool.submit(mechanisms.prepare, _in(make(), dtype), layout)
-        for name, steps in waiting.items():
-            found = mechanisms.run(steps.result())
-            yield compared(name, dtype, found, references[name])
-            if name == "queue" and dtype == "float32":
-                yield guarded(steps.result())
+        waiting: dict[tuple[str, str], Future[Steps]] = {}
+        for dtype in LIMITS:
+            for name in mechanisms.MECHANISMS if dtype == "float32" else IN_BFLOAT16:
+                config = _in(mechanisms.MECHANISMS[name](), dtype)
+                waiting[name, dtype] = pool.submit(mechanisms.prepare, config, layout)
+        for (name, dtype), steps in waiting.items():
+            yield compared(name, dtype, mechanisms.run(steps.result()), references[name])
+        yield guarded(waiting["queue", "float32"].result())
 
 
 def _in(config: ConfigDict, dtype: str) -> ConfigDict:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +48,14 @@ class Timed(NamedTuple):
 def names() -> list[str]:
     """Returns the names of the steps that are timed."""
     return list(_EXPERIMENTS)
+
+
+def prepare_all() -> list[Timed]:
+    """Returns all steps, compiled side by side where processes need not agree on an order."""
+    if jax.process_count() > 1:
+        return [prepare(name) for name in _EXPERIMENTS]
+    with ThreadPoolExecutor(len(_EXPERIMENTS)) as pool:
+        return list(pool.map(prepare, _EXPERIMENTS))
 
 
 def prepare(name: str) -> Timed:

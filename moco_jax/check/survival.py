@@ -18,8 +18,12 @@ _RUN = (
     "--config.knn.every_epochs=0", "--config.health.images=0", "--config.health.probe=False",
     "--config.drift=False", "--config.log_views=False", "--noreport",
 )  # fmt: skip
+# Sums of a GPU may have another order in each run otherwise, so that whole runs differ too.
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 _MOST_SECONDS = 240  # of a run
-_ADVICE = "a run that is interrupted here is lost in part"
+_ADVICE = (
+    "a run that is interrupted here is not continued exactly; report this line and the JSON file"
+)
 
 
 class Failed(Exception):
@@ -45,11 +49,7 @@ def check(folder: pathlib.Path) -> Finding:
             f"killed after step {killed_at} of {_STEPS}: {len(different)} of {len(whole)} arrays "
             f"differ from a whole run: {checksums.listed(different)}"
         )
-        advice = (
-            "two equal runs differ too if the kernels are not deterministic: try again with "
-            "XLA_FLAGS=--xla_gpu_deterministic_ops=true"
-        )
-        return Finding(_NAME, Verdict.WRONG, text, advice, values)
+        return Finding(_NAME, Verdict.WRONG, text, _ADVICE, values)
     text = f"killed after step {killed_at} of {_STEPS}; all {len(whole)} arrays equal, bit for bit"
     return Finding(_NAME, Verdict.OK, text, values=values)
 
@@ -58,12 +58,15 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
     """Starts the run in the workdir `folder/name`; its output goes to `folder/name.log`."""
     command = [sys.executable, "-m", "moco_jax.main", f"--config={configs.FOLDER / 'digits.py'}"]
     # One program for both runs: a GPU's compiler tries kernels, and may choose others next time.
-    programs = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    programs["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}",
+    }
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(
             [*command, *_RUN, f"--workdir={folder / name}"],
-            env=os.environ | programs, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
 

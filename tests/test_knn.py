@@ -152,8 +152,8 @@ def test_images_that_the_encoder_was_trained_on_are_told(pets, tmp_path):
 
 @pytest.fixture(scope="module")
 def errors(repository, encoder, pets):
-    place = {"encoder": f"--encoder={encoder}", "folder": pets, "archive": f"{pets}.zip"}
-    pathlib.Path(f"{pets}.zip").write_bytes(b"PK\x03\x04")
+    place = {"encoder": f"--encoder={encoder}", "folder": pets, "archive": f"{pets}.7z"}
+    pathlib.Path(f"{pets}.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
     cases = [[text.format(**place) for text in arguments] for arguments, _ in ERRORS]
     return run_all(repository, "moco_jax.knn", cases, repository)
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-import zipfile
 
 import pytest
 
@@ -245,15 +244,6 @@ def test_large_member_is_not_read(tmp_path):
 
 
 def test_other_containers_say_how_to_unpack(tmp_path):
-    with zipfile.ZipFile(tmp_path / "my data.zip", "w") as archive:
-        archive.writestr("a/1.jpg", b"x")
-    with pytest.raises(ValueError, match="zip archive.*unpack it") as error:
-        open_images(tmp_path / "my data.zip")
-    command = str(error.value).splitlines()[-1].strip()
-    assert command == f"unzip -q '{tmp_path}/my data.zip' -d '{tmp_path}/my data'"
-    (tmp_path / "my data.zip").rename(tmp_path / "x.tar")
-    with pytest.raises(ValueError, match="zip archive"):  # by its content
-        open_images(tmp_path / "x.tar")
     for name, start in (
         ("x.7z", b"7z\xbc\xaf\x27\x1c"),
         ("x.rar", b"Rar!\x1a\x07"),
@@ -262,6 +252,11 @@ def test_other_containers_say_how_to_unpack(tmp_path):
         (tmp_path / name).write_bytes(start)
         with pytest.raises(ValueError, match=f"is a {name[2:]} archive.*\n.* {tmp_path}/{name}"):
             open_images(tmp_path / name)
+    (tmp_path / "my data.7z").write_bytes(b"7z\xbc\xaf\x27\x1c")
+    with pytest.raises(ValueError, match="7z archive.*unpack it") as error:
+        open_images(tmp_path / "my data.7z")
+    command = str(error.value).splitlines()[-1].strip()
+    assert command == f"7z x '{tmp_path}/my data.7z' -o'{tmp_path}/my data'"
 
 
 @pytest.mark.skipif(not shutil.which("tar"), reason="needs tar")

@@ -4,8 +4,8 @@
     source='images'         the images at `path`
     source='tfds:<name>'    a data set prepared by TensorFlow Datasets (TFDS)
 
-`path` is a folder of image files, a tar archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz),
-an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
+`path` is a folder of image files, an archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz,
+.zip), an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from moco_jax.data.sources import digits, image_files, tfds_source
-from moco_jax.data.sources.archives import npz_file, tar_archive
+from moco_jax.data.sources.archives import npz_file, tar_archive, zip_archive
 from moco_jax.data.sources.file_types import counted, cut, is_image
 from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import kind
@@ -34,13 +34,12 @@ _KNOWN = "digits, images (with a path), tfds:<name>"
 _KEYS = ("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude")
 # Archives that are not read: what unpacks them into a folder.
 _UNPACK = {
-    ".zip": "unzip -q {file} -d {folder}",
     ".7z": "7z x {file} -o{folder}",
     ".rar": "mkdir {folder} && unrar x {file} {folder}/",
     ".tar.zst": "mkdir {folder} && tar --zstd -xf {file} -C {folder}",
     ".tar.lz4": "mkdir {folder} && lz4 -dc {file} | tar -x -C {folder}",
 }
-_MAGIC = {b"PK\x03\x04": ".zip", b"7z\xbc\xaf\x27\x1c": ".7z", b"Rar!\x1a\x07": ".rar"}
+_MAGIC = {zip_archive.MAGIC: ".zip", b"7z\xbc\xaf\x27\x1c": ".7z", b"Rar!\x1a\x07": ".rar"}
 
 
 def open_named(config: ConfigDict, **changes: Any) -> Sources:
@@ -153,7 +152,7 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
             return _open_digits()
         if name:
             return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
-        raise ValueError("data.source='images' needs data.path: a folder, a tar archive or an .npz")
+        raise ValueError("data.source='images' needs data.path: a folder, an archive or an .npz")
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {path}: correct --config.data.path, or the path after the "
@@ -177,12 +176,15 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
 def _open_file(path: str, keys: Keys) -> Opened:
     """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
-    allowed = f"allowed: a folder, or {', '.join((*tar_archive.EXTENSIONS, '.npz'))}"
+    allowed = f"allowed: a folder, or {', '.join((*tar_archive.EXTENSIONS, '.zip', '.npz'))}"
     if what := kind(os.stat(path).st_mode):
         raise ValueError(f"can't open {path}: it is {what}; {allowed}")
     if lower.endswith(".npz"):
         return npz_file.open_npz(path)
-    if ending := _foreign_archive(path):
+    ending = _archive(path)
+    if ending == zip_archive.EXTENSION:
+        return zip_archive.open_zip(path, keys)
+    if ending:
         folder = shlex.quote(path[: -len(ending)] if lower.endswith(ending) else f"{path}_unpacked")
         command = _UNPACK[ending].format(file=shlex.quote(path), folder=folder)
         raise ValueError(
@@ -195,12 +197,12 @@ def _open_file(path: str, keys: Keys) -> Opened:
     raise ValueError(f"can't open the file {path}{what}; {allowed}")
 
 
-def _foreign_archive(path: str) -> str:
-    """Returns the ending of an archive that must be unpacked, by its first bytes or its name."""
+def _archive(path: str) -> str:
+    """Returns the ending of an archive that is no tar, by its first bytes or its name; or ''."""
     with open(path, "rb") as file:
         start = file.read(8)
     by_content = (ending for magic, ending in _MAGIC.items() if start.startswith(magic))
-    by_name = (ending for ending in _UNPACK if path.lower().endswith(ending))
+    by_name = (ending for ending in (*_UNPACK, ".zip") if path.lower().endswith(ending))
     return next(by_content, next(by_name, ""))
 
 

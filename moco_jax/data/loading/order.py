@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import threading
 from typing import Protocol
 
 import numpy as np
@@ -38,7 +39,13 @@ class ShuffledOrder:
         """Returns the image indices i32[B] of a step."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        return _permutation(self.seed, epoch, self.size)[start : start + self.batch_size]
+        # Of the threads that reach a new epoch at once, one computes its permutation.
+        with _LOCK:
+            permutation = _permutation(self.seed, epoch, self.size)
+        return permutation[start : start + self.batch_size]
+
+
+_LOCK = threading.Lock()
 
 
 @functools.lru_cache(maxsize=4)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from moco_jax.data.sources.packed_names import PackedNames
+
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
 _MOST_CLASSES = 100_000  # of arrays, or twice the images: each number up to the largest is a class
@@ -88,6 +90,8 @@ def _names_in_folder(names: Sequence[str]) -> bytes:
     """Returns names without the folder that holds all of them."""
     if isinstance(names, NumberedNames) or not len(names):
         return b""
+    if isinstance(names, PackedNames):
+        return names.without_folder()
     names = list(names)
     start = os.path.commonprefix([min(names), max(names)]).rfind("/") + 1
     return _text([name[start:] for name in names])
@@ -189,7 +193,8 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
 
 def take(source: Source, indices: np.ndarray, name: str) -> Source:
     """Returns the images of a source at indices int [M], in that order, with another name."""
-    names = [source.names[int(i)] for i in indices]
+    packed = isinstance(source.names, PackedNames)
+    names = source.names.take(indices) if packed else [source.names[int(i)] for i in indices]
     labels = None if source.labels is None else source.labels[indices]
     return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
 

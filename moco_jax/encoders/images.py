@@ -5,6 +5,7 @@ import os
 from ml_collections import ConfigDict
 
 from moco_jax.data.sources.opening import open_named
+from moco_jax.data.sources.shards.patterns import is_pattern
 from moco_jax.data.sources.source import Source
 
 
@@ -18,10 +19,10 @@ def where(images: str | os.PathLike) -> dict[str, str]:
     if named == "digits" or named.startswith("tfds:"):
         return {"source": named, "path": ""}
     path = os.path.expanduser(named)
-    if not os.path.exists(path):
+    if not os.path.exists(path) and not is_pattern(path):
         raise FileNotFoundError(
-            f"images={named!r}: there is no file or folder {path}; allowed: a folder, a tar, an "
-            ".npz, digits, tfds:<name>"
+            f"images={named!r}: there is no file or folder {path}; allowed: a folder, an "
+            "archive, shards, an .npz, digits, tfds:<name>"
         )
     return {"source": "images", "path": path}
 

@@ -5,7 +5,8 @@
     source='tfds:<name>'    a data set prepared by TensorFlow Datasets (TFDS)
 
 `path` is a folder of image files, an archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz,
-.zip), an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
+.zip), shards (a folder of tars, or a pattern such as 'a-{000..255}.tar'), an .npz of arrays, or,
+with 'tfds:<name>', a TFDS data directory that has <name>.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from moco_jax.data.sources.archives import npz_file, tar_archive, zip_archive
 from moco_jax.data.sources.file_types import counted, cut, is_image
 from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import kind
+from moco_jax.data.sources.shards import patterns, shard_set
 from moco_jax.data.sources.source import (
     Opened,
     Source,
@@ -153,6 +155,8 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
         if name:
             return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
         raise ValueError("data.source='images' needs data.path: a folder, an archive or an .npz")
+    if patterns.is_pattern(path):
+        return shard_set.open_pattern(path, keys)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {path}: correct --config.data.path, or the path after the "
@@ -162,6 +166,8 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
         return _open_file(path, keys)
     if name and tfds_source.holds_dataset(path, name):
         return tfds_source.open_tfds(name, path, keys.train_split, keys.test_split)
+    if shards := patterns.in_folder(path):
+        return shard_set.open_folder(path, shards, keys)
     try:
         return image_files.open_folder(path, keys)
     except ValueError as error:

@@ -55,7 +55,8 @@ class PackedNames(Sequence):
         """Returns the folder of all names with its slash, or b''."""
         if not len(self):
             return b""
-        folder = _folder_of(self[0].encode(*_CODING))
+        start = int(self._starts[0])
+        folder = _folder_of(self._text[start : start + int(self._lengths[0])].tobytes())
         for chunk in self._chunks():
             count = chunk.count(_END) + 1
             while folder and (_END + chunk).count(_END + folder) < count:

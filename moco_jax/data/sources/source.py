@@ -193,8 +193,9 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
 
 def take(source: Source, indices: np.ndarray, name: str) -> Source:
     """Returns the images of a source at indices int [M], in that order, with another name."""
-    packed = isinstance(source.names, PackedNames)
-    names = source.names.take(indices) if packed else [source.names[int(i)] for i in indices]
+    names = source.names
+    packed = isinstance(names, PackedNames)
+    names = names.take(indices) if packed else [names[int(i)] for i in indices]
     labels = None if source.labels is None else source.labels[indices]
     return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
 

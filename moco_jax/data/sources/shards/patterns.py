@@ -1,0 +1,128 @@
+"""Finds the shards that a path names: 'a-{000..255}.tar', 'a-{train,val}-*.tar', or a folder.
+
+Shards are sorted as people count: 'a-10.tar' comes after 'a-9.tar'.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+from moco_jax.data.sources.file_types import counted, is_hidden, is_image, listed
+
+ENDING = ".tar"
+_MOST = 1_000_000  # shards of one path
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
+_NUMBERS = re.compile(r"(\d+)")
+_SHOWN = 5
+
+
+def is_pattern(path: str) -> bool:
+    """Returns whether a path has braces or '*', and is no file or folder itself."""
+    return ("{" in path or "*" in path) and not os.path.exists(path)
+
+
+def expanded(path: str) -> list[str]:
+    """Returns the shards that a pattern names.
+
+    Raises:
+      FileNotFoundError: if a shard is missing; the message names the first ones.
+      ValueError: if the pattern names too many shards.
+    """
+    paths = list(dict.fromkeys(_alternatives(path)))
+    found = [found for each in paths for found in (_matches(each) if "*" in each else [each])]
+    missing = [each for each in found if not os.path.isfile(each)]
+    if not found or len(missing) == len(found):
+        raise FileNotFoundError(
+            f"no file is named {path}: --config.data.path must name shards, such as "
+            "'shards/a-{0000..0255}.tar' or 'shards/*.tar'"
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"{counted(len(missing), 'shard')} of the {len(found)} of {path} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: {listed(missing)}; copy them, or "
+            "name the others in --config.data.path"
+        )
+    return sorted(dict.fromkeys(found), key=natural)
+
+
+def in_folder(root: str) -> list[str]:
+    """Returns the tars of a folder and its subfolders; [] if the folder has a file of an image."""
+    found = []
+    for folder, inner, files in os.walk(root):
+        inner[:] = [name for name in inner if not is_hidden(name)]
+        names = [name for name in files if not is_hidden(name)]
+        if any(map(is_image, names)):
+            return []
+        found += [os.path.join(folder, n) for n in names if n.lower().endswith(ENDING)]
+    return sorted(found, key=natural)
+
+
+def holes(shards: Iterable[str]) -> list[str]:
+    """Returns the names that are missing in the numbering of shards, such as 'a-0003.tar'."""
+    series: dict[tuple[str, str], dict[int, int]] = {}
+    for shard in shards:
+        parts = _NUMBERS.split(os.path.basename(shard))
+        if len(parts) == 3:  # one number
+            numbers = series.setdefault((parts[0], parts[2]), {})
+            numbers[int(parts[1])] = len(parts[1])
+    return [
+        f"{start}{number:0{width}}{end}"
+        for (start, end), numbers in series.items()
+        for width in [min(numbers.values())]
+        for number in _absent(numbers)
+    ]
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """Returns a key that sorts numbers in names by their value."""
+    parts = _NUMBERS.split(path)
+    return [(int(part), part) if i % 2 else (0, part) for i, part in enumerate(parts)]
+
+
+def _absent(numbers: Iterable[int]) -> Iterator[int]:
+    """Yields the first numbers between the smallest and the largest that are not there."""
+    known = sorted(numbers)
+    count = 0
+    for before, after in zip(known, known[1:], strict=False):
+        for number in range(before + 1, after):
+            yield number
+            if (count := count + 1) == _SHOWN:
+                return
+
+
+def _alternatives(pattern: str) -> Iterator[str]:
+    """Yields the texts that a pattern with braces stands for."""
+    pending, count = [pattern], 0
+    while pending:
+        text = pending.pop()
+        braces = next((b for b in _BRACES.finditer(text) if "," in b[1] or ".." in b[1]), None)
+        if braces is None:
+            yield text
+            if (count := count + 1) > _MOST:
+                raise ValueError(f"--config.data.path={pattern} names more than {_MOST:,} files")
+            continue
+        before, after = text[: braces.start()], text[braces.end() :]
+        pending += [before + choice + after for choice in reversed(_choices(braces[1], pattern))]
+
+
+def _choices(inner: str, pattern: str) -> list[str]:
+    """Returns what the inner part of braces stands for."""
+    found = _RANGE.fullmatch(inner)
+    if not found:
+        return inner.split(",")
+    first, last = int(found[1]), int(found[2])
+    if first > last or last - first >= _MOST:
+        raise ValueError(
+            f"--config.data.path={pattern}: {{{inner}}} must be a range of at most {_MOST:,} "
+            "numbers, the smaller one first"
+        )
+    width = len(found[1])
+    return [f"{number:0{width}}" for number in range(first, last + 1)]
+
+
+def _matches(pattern: str) -> list[str]:
+    """Returns the files of a pattern with '*'; brackets in it are plain characters."""
+    plain = re.sub(r"([\[?])", r"[\1]", pattern)
+    return [path for path in glob.glob(plain) if os.path.isfile(path)]

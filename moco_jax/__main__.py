@@ -18,7 +18,7 @@ plan: forecasts memory and speed on GPUs and TPUs, without them
     python -m moco_jax.plan --config=configs/imagenet.py --topology=h100:8
 data.preview: draws images beside their augmented views
     python -m moco_jax.data.preview --config=configs/digits.py --out=views.png
-data.prepare: downloads and converts a TFDS data set
+data.prepare: prepares a TFDS data set; converts any images to shards
     python -m moco_jax.data.prepare --name=cifar10
 data.benchmark: measures how fast images are read
     python -m moco_jax.data.benchmark --config=configs/digits.py

@@ -8,8 +8,9 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 
-from moco_jax.data import prepare as prepare_lib
-from moco_jax.data.prepare import prepare
+from moco_jax.data.prepare import __main__ as command_module
+from moco_jax.data.prepare import tfds as prepare_lib
+from moco_jax.data.prepare.tfds import prepare
 from moco_jax.data.sources.opening import open_sources
 from moco_jax.terminal import command_line
 from tests.data.sources.tiny_tfds import (
@@ -294,12 +295,12 @@ def test_builder_that_imports_tensorflow_late(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "--name must be given, such as --name=cifar10"),
+        ("", "--name or --from must be given, such as --name=cifar10"),
         ("--name=no_such_set --data_dir=absent", "TFDS knows no data set 'no_such_set'"),
     ],
 )
 def test_command_prints_errors_without_a_traceback(capsys, arguments, message):
-    command = lambda: command_line.run_main(prepare_lib.main, config="none")  # noqa: E731
+    command = lambda: command_line.run_main(command_module.main, config="none")  # noqa: E731
     assert exit_code(command, *arguments.split()) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err

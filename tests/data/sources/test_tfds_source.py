@@ -11,7 +11,7 @@ from PIL import Image
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
-from moco_jax.data.prepare import prepare
+from moco_jax.data.prepare.tfds import prepare
 from moco_jax.data.sources.opening import open_sources
 from moco_jax.data.sources.tfds_source import open_builder
 from tests.data.sources.tiny_tfds import TinyColours, TinyTexts, run_command, tfrecord_copy

@@ -108,9 +108,11 @@ def _with_label_files(
     train = _source(shards, where, name, about, classes)
     test, test_in, why = None, "", []
     for position, (candidate, part) in enumerate(candidates):
-        if classes is None:
-            break
-        found, problem = labels.of_test([s.samples for s in part], classes, f"{where}, {candidate}")
+        tested = [shard.samples for shard in part]
+        if classes is None:  # its own classes are those of the test
+            found, problem = labels.classes(tested, given)[0], "has no labels"
+        else:
+            found, problem = labels.of_test(tested, classes, f"{where}, {candidate}")
         if found is not None:
             test, test_in = _source(part, where, candidate, about, found), candidate
             rest = [printable(other) for other, _ in candidates[position + 1 :]]

@@ -1,8 +1,5 @@
 """Makes a TFDS data set readable by index.
 
-    python -m moco_jax.data.prepare --name=cifar10
-    python -m moco_jax.data.prepare --name=imagenet2012 --data_dir=/data --manual_dir=/downloads
-
 A data set in TFRecords is converted in place, without TensorFlow: array_record shards are added
 beside them, and dataset_info.json lists both formats. TFDS's own convert_format does the same with
 TensorFlow and Apache Beam. TFDS downloads and prepares a data set that is absent.
@@ -18,18 +15,11 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from absl import flags
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from grain.experimental import TFRecordIterDataset
 
 from moco_jax.data.sources import tfds_source
-from moco_jax.terminal import command_line, progress
-
-_NAME = flags.DEFINE_string("name", None, "TFDS name, such as cifar10 or voc/2012:5.0.0.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default that of TFDS.")
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", "", "Folder of files downloaded by hand; default <data_dir>/downloads/manual."
-)
+from moco_jax.terminal import progress
 
 _FORMAT = "array_record"
 _INCOMPLETE = ".incomplete-"
@@ -248,15 +238,3 @@ def _list_format(path: pathlib.Path) -> None:
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """Returns the name of a file while this process writes it."""
     return path.with_name(f"{_INCOMPLETE}{os.getpid()}-{path.name}")
-
-
-def main() -> None:
-    if not _NAME.value:
-        command_line.fail("--name must be given, such as --name=cifar10")
-    prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
-
-
-if __name__ == "__main__":
-    command_line.run_main(
-        main, config="none", interrupted="interrupted; run the same command again to continue"
-    )

@@ -1,0 +1,1 @@
+"""The command that prepares data: TFDS data sets, and shards of any images."""

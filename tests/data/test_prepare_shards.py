@@ -1,0 +1,276 @@
+"""`prepare --to=shards` copies a data set into shards: the same images, labels, names and order."""
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import Decoding
+from moco_jax.data.prepare import __main__ as command_module
+from moco_jax.data.prepare import shards as shards_lib
+from moco_jax.data.prepare.encoding import Encoding, common_folder
+from moco_jax.data.sources.opening import open_sources
+from moco_jax.data.sources.source import fingerprint
+from moco_jax.terminal import command_line
+from tests.data.sources.stores import SPLIT_PATHS, contents, open_images, write_folder, write_tar
+from tests.in_process import exit_code
+
+
+def prepare(*arguments):
+    """Runs the command; returns its exit code."""
+    return exit_code(
+        lambda: command_line.run_main(command_module.main, config="none"), *map(str, arguments)
+    )
+
+
+def to_shards(source, out, *arguments):
+    return prepare(f"--from={source}", "--to=shards", f"--out={out}", *arguments)
+
+
+def digests(folder):
+    return {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in folder.glob("*.tar")}
+
+
+def write_images(root, names, side=(40, 30), **options):
+    for seed, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), np.uint8)
+        image = Image.fromarray(pixels).resize(side[::-1], Image.Resampling.BICUBIC)
+        image.save(root / name, **options)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "shards"])
+def test_shards_have_the_same_images(tmp_path, kind):
+    write_folder(tmp_path / "folder", SPLIT_PATHS)
+    write_tar(tmp_path / "x.tar", SPLIT_PATHS)
+    assert to_shards(tmp_path / "folder", tmp_path / "shards", "--images_per_shard=3") == 0
+    source = tmp_path / ("x.tar" if kind == "tar" else kind)
+    assert to_shards(source, tmp_path / "out", "--images_per_shard=2") == 0
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.tar"))] == [
+        "test-000000.tar", "train-000000.tar", "train-000001.tar",
+    ]  # fmt: skip
+    expected, found = open_images(tmp_path / "folder"), open_images(tmp_path / "out")
+    for a, b in ((expected.train, found.train), (expected.test, found.test)):
+        assert contents(a) == contents(b) and a.labels.tolist() == b.labels.tolist()
+        assert a.class_names == b.class_names and fingerprint(a) == fingerprint(b)
+
+
+def test_digits_and_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 3, test_images=images[:2],
+             test_labels=[2, 0])  # fmt: skip
+    assert to_shards(tmp_path / "x.npz", tmp_path / "out") == 0
+    sources = open_images(tmp_path / "out")
+    assert sources.train.labels.tolist() == [0, 1, 2] * 4 and sources.test.labels.tolist() == [2, 0]
+    read = [decode(sources.train.read(i), Decoding(512)) for i in range(12)]
+    np.testing.assert_array_equal(read, images)
+
+
+def odd_name(rng):
+    parts = ("a", "a.b", "é", "e\u0301", " ", "%2E", "x_y", "\udcff", "日本", "n" * 120, "..a", "-")
+    return "".join(rng.choice(parts) for _ in range(rng.randrange(1, 3)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_odd_names_keep_images_and_labels(tmp_path, seed):
+    rng = random.Random(seed)
+    names = {
+        f"{odd_name(rng).lstrip('.') or 'c'}/{odd_name(rng).lstrip('.') or 'x'}.{ending}"
+        for _ in range(12)
+        for ending in rng.sample(("jpg", "JPG", "png"), 2)
+    }
+    write_folder(tmp_path / "folder", sorted(names))
+    assert to_shards(tmp_path / "folder", tmp_path / "out", "--images_per_shard=7") == 0
+    expected, found = open_images(tmp_path / "folder").train, open_images(tmp_path / "out").train
+    read = lambda source: [source.read(i) for i in range(len(source))]  # noqa: E731
+    assert read(expected) == read(found) and expected.class_names == found.class_names
+    assert np.array_equal(expected.labels, found.labels)
+    assert len(set(found.names)) == len(found)
+
+
+def test_data_without_classes_stay_without(tmp_path):
+    write_folder(tmp_path / "folder", ["1.jpg", "a/2.jpg", "b/3.jpg"])  # an image beside folders
+    assert to_shards(tmp_path / "folder", tmp_path / "out") == 0
+    assert open_images(tmp_path / "out").train.labels is None
+
+
+def test_images_are_encoded_smaller(tmp_path):
+    write_images(tmp_path / "in", ["a/1.png", "b/2.png"], (60, 40))
+    write_images(tmp_path / "in", ["b/3.png"], (20, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_images(tmp_path / "in", ["b/4.jpg"], (60, 40), exif=exif.tobytes())
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--side=32", "--quality=80") == 0
+    train = open_images(tmp_path / "out").train
+    assert [name.rpartition(".")[2] for name in train.names] == ["jpg", "jpg", "png", "jpg"]
+    shapes = [decode(train.read(i), Decoding(512, exif_orientation=False)).shape for i in range(4)]
+    assert shapes == [(48, 32, 3), (48, 32, 3), (20, 16, 3), (48, 32, 3)]
+    assert decode(train.read(3), Decoding(512)).shape == (32, 48, 3)  # turned upright
+    assert train.read(2) == (tmp_path / "in/b/3.png").read_bytes()
+    before = Image.open(tmp_path / "in/a/1.png").resize((32, 48), Image.Resampling.LANCZOS)
+    after = decode(train.read(0), Decoding(512))
+    assert np.abs(np.asarray(before, float) - after).mean() < 3  # of JPEG
+
+
+def test_unreadable_images_are_left_out(tmp_path, capsys):
+    write_images(tmp_path / "in", [f"{c}/{i}.jpg" for c in "ab" for i in range(5)])
+    (tmp_path / "in/b/2.jpg").write_bytes(b"damaged")
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--side=8") == 0
+    printed = capsys.readouterr()
+    assert "9 images in 1 shard" in printed.out and "1 unreadable image left out" in printed.out
+    assert "left out" in printed.err and "b/2.jpg" in printed.err
+    assert len(open_images(tmp_path / "out").train) == 9
+    (tmp_path / "in/b/3.jpg").write_bytes(b"damaged")
+    assert to_shards(tmp_path / "in", tmp_path / "other", "--side=8") == 2
+    assert "can't be read, more than --max_bad_fraction=0.01" in (capsys.readouterr().err)
+
+
+def test_conversion_continues(tmp_path, monkeypatch):
+    write_images(tmp_path / "in", [f"{c}/{i}.jpg" for c in "ab" for i in range(10)])
+    assert to_shards(tmp_path / "in", tmp_path / "whole", "--images_per_shard=4") == 0
+    plain, written = shards_lib._written, []
+
+    def stop(target, *rest):
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(target.name)
+        return plain(target, *rest)
+
+    monkeypatch.setattr(shards_lib, "_written", stop)
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--images_per_shard=4") == 2
+    with pytest.raises(ValueError, match="was interrupted; run python -m moco_jax.data.prepare"):
+        open_images(tmp_path / "out")
+    (tmp_path / "out/.incomplete-train-000003.tar").write_bytes(b"x")
+    os.truncate(tmp_path / "out/train-000001.tar", 100)
+    monkeypatch.setattr(shards_lib, "_written", plain)
+    done = (tmp_path / "out/train-000000.tar").stat().st_mtime_ns
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--images_per_shard=4") == 0
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert (tmp_path / "out/train-000000.tar").stat().st_mtime_ns == done
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(tmp_path / "whole"))
+    (tmp_path / "out/train-000002.tar").unlink()
+    with pytest.raises(FileNotFoundError, match="1 shard of the 5 .* is missing: train-000002.tar"):
+        open_images(tmp_path / "out")
+
+
+def test_killed_conversion_continues(repository, tmp_path):
+    write_images(tmp_path / "in", [f"{c}/{i}.png" for c in "ab" for i in range(40)], (300, 300))
+    arguments = [f"--from={tmp_path / 'in'}", "--to=shards", f"--out={tmp_path / 'out'}",
+                 "--images_per_shard=4", "--side=128"]  # fmt: skip
+    command = [sys.executable, "-m", "moco_jax.data.prepare", *arguments]
+    process = subprocess.Popen(command, cwd=repository)
+    while process.poll() is None and len(list(tmp_path.glob("out/train-*.tar"))) < 3:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert prepare(*arguments) == 0
+    assert to_shards(tmp_path / "in", tmp_path / "whole", "--images_per_shard=4", "--side=128") == 0
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+def test_full_disk_is_one_message(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "in", ["a/1.jpg", "b/2.jpg"])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+    message = "train-000000.tar: No space left on device; free some space, and run the same command"
+    assert message in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["shards.json"]
+
+
+def test_bytes_that_change_on_the_disk_are_found(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "in", ["a/1.jpg", "b/2.jpg"])
+    monkeypatch.setattr(shards_lib, "_digest", lambda path: "0")
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+    assert "on the disk are not those that were written" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_other_contents_of_out_are_kept(tmp_path, capsys):
+    write_folder(tmp_path / "in", ["a/1.jpg", "b/2.jpg"])
+    write_folder(tmp_path / "mine", ["notes.txt"])
+    assert to_shards(tmp_path / "in", tmp_path / "mine") == 2
+    assert "holds other files (notes.txt); allowed: a new or an empty folder" in (
+        capsys.readouterr().err
+    )
+    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
+    (tmp_path / "mine/shards.json").write_text(json.dumps({"class_names": ["a"]}))
+    assert to_shards(tmp_path / "in", tmp_path / "mine") == 2
+    assert "holds shards that this command did not write" in capsys.readouterr().err
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 0
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 0
+    assert "already converted" in capsys.readouterr().out
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--images_per_shard=1") == 2
+    assert "holds a conversion of other flags" in capsys.readouterr().err
+    write_folder(tmp_path / "in", ["a/3.jpg"])
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+    assert "holds a conversion of other images" in capsys.readouterr().err
+
+
+def test_two_conversions_at_once(tmp_path, capsys):
+    write_folder(tmp_path / "in", ["a/1.jpg", "b/2.jpg"])
+    (tmp_path / "out").mkdir()
+    with shards_lib._locked(tmp_path / "out"):
+        assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+    assert "another process writes to --out=" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--from=x", "--name=y"], "--name and --from can't be given together"),
+        (["--from=x"], "--from needs --to and --out"),
+        (["--name=x", "--side=3"], "--side has no effect without --from"),
+        (["--from=x", "--manual_dir=y"], "--manual_dir has no effect without --name"),
+        (["--from=absent", "--to=shards", "--out=o"], "there is no file or folder absent: corr"),
+        (["--from=x", "--to=zip", "--out=o"], "--to=zip: value should be one of <shards>"),
+        (["--from=x", "--quality=101"], "--quality=101"),
+        (["--from=x", "--sides=3"], "--sides: there is no such flag; did you mean --side?"),
+    ],
+)
+def test_wrong_arguments(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(*arguments) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and "config" not in printed and not os.listdir(tmp_path)
+
+
+def test_ambiguous_splits_name_a_flag(tmp_path, capsys):
+    write_folder(tmp_path / "in", ["bus/1.jpg", "test/2.jpg"])
+    assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+    assert "Set --train_split to the folder" in capsys.readouterr().err
+    assert to_shards(tmp_path / "in", tmp_path / "out", "--train_split=bus") == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "folder"),
+    [(["a/b/1", "a/b/2"], "a/b/"), (["/x/1", "/y/1"], "/"), (["1", "2"], ""), (["a/1"], "a/")],
+)
+def test_common_folder(names, folder):
+    assert common_folder(names) == folder
+
+
+def test_same_bytes_whatever_the_threads(tmp_path):
+    write_images(tmp_path / "in", [f"{c}/{i}.jpg" for c in "ab" for i in range(20)])
+    sources = open_sources(source="images", path=str(tmp_path / "in"), held_out=0.0, seed=0)
+    for threads in (1, 8):
+        shards_lib.convert(
+            sources, pathlib.Path(tmp_path / str(threads)), Encoding(side=8),
+            images_per_shard=15, max_bad_fraction=0.0, threads=threads,
+        )  # fmt: skip
+    assert digests(tmp_path / "1") == digests(tmp_path / "8")

@@ -38,10 +38,11 @@ class PackedNames(Sequence):
         """Returns the names at indices int [M], in that order; their text is shared."""
         return PackedNames(self._text, self._starts[indices], self._lengths[indices])
 
-    def without_folder(self) -> bytes:
-        """Returns the names without the folder that holds all of them, with NUL between them.
+    def without_folder(self) -> list[bytes]:
+        """Returns the names without the folder that holds all of them, in parts.
 
-        They are in NFC, and bytes that are not UTF-8 are encoded as surrogates.
+        The joined parts have NUL between names. Names are in NFC, and bytes that are not UTF-8 are
+        encoded as surrogates.
         """
         folder = self._common_folder()
         cut = _END + folder
@@ -49,7 +50,7 @@ class PackedNames(Sequence):
         for chunk in self._chunks():
             data = (_END + chunk).replace(cut, _END) if folder else _END + chunk
             parts.append(data if data.isascii() else _normalized(data))
-        return b"".join(parts)[1:]
+        return [parts[0][1:], *parts[1:]] if parts else []
 
     def _common_folder(self) -> bytes:
         """Returns the folder of all names with its slash, or b''."""

@@ -72,29 +72,31 @@ def fingerprint(source: Source) -> str:
     numbers do not count. An unreadable image counts as unreadable.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in _described(source):
-        digest.update(b"%d:" % len(part))
-        digest.update(part)
+    for parts in _described(source):
+        digest.update(b"%d:" % sum(map(len, parts)))
+        for part in parts:
+            digest.update(part)
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(int)):
         digest.update(_sample(source, int(index)))
     return digest.hexdigest()
 
 
-def _described(source: Source) -> list[bytes]:
-    """Returns all that a fingerprint covers besides the images."""
+def _described(source: Source) -> list[list[bytes]]:
+    """Returns all that a fingerprint covers besides the images, each in parts."""
     labels = b"" if source.labels is None else np.asarray(source.labels, "<i4").tobytes()
-    return [b"%d" % len(source), _names_in_folder(source.names), labels, _text(source.class_names)]
+    names = _names_in_folder(source.names)
+    return [[b"%d" % len(source)], names, [labels], [_text(source.class_names)]]
 
 
-def _names_in_folder(names: Sequence[str]) -> bytes:
+def _names_in_folder(names: Sequence[str]) -> list[bytes]:
     """Returns names without the folder that holds all of them."""
     if isinstance(names, NumberedNames) or not len(names):
-        return b""
+        return []
     if isinstance(names, PackedNames):
         return names.without_folder()
     names = list(names)
     start = os.path.commonprefix([min(names), max(names)]).rfind("/") + 1
-    return _text([name[start:] for name in names])
+    return [_text([name[start:] for name in names])]
 
 
 def _text(parts: Sequence[str]) -> bytes:

@@ -1,0 +1,188 @@
+"""Measures sources: decoding the same images from each local format, and a large index of shards.
+
+    python -m benchmarks.sources --path=imagenet_samples.tar --turns=5
+    python -m benchmarks.sources --entries=10000000 --shards=1000
+
+With --path, the images are copied into a folder, a tar, zips (stored and deflated) and shards. The
+formats take turns: each reads and decodes all images in a random order, with one thread per core.
+Prints for each format the median, lowest and highest images/s, and the median ratio to the tar.
+
+With --entries, indices of that many images are written beside empty shards. A new process opens
+them as a run does. Prints the seconds and the peak memory after each stage.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from moco_jax.data.loading.decode import decode
+from moco_jax.data.loading.decoding import Decoding
+from moco_jax.data.loading.loader import cores
+from moco_jax.data.loading.order import ShuffledOrder
+from moco_jax.data.prepare import shards as conversion
+from moco_jax.data.prepare.encoding import Encoding
+from moco_jax.data.sources.opening import open_sources
+from moco_jax.data.sources.shards import index_file
+from moco_jax.data.sources.shards.samples import Labels, Samples
+from moco_jax.data.sources.source import Source, fingerprint
+
+_CHUNK = 16  # images of a task
+_CLASSES = 1000
+
+
+def open_train(path: os.PathLike | str) -> Source:
+    return open_sources(source="images", path=str(path), held_out=0.0, seed=0).train
+
+
+def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Writes the images of a source in each format; returns {format: path}."""
+    source = open_train(path)
+    names = [f"{i % 10}/{i:06}.jpg" for i in range(len(source))]
+    found = {"tar": root / "x.tar", "folder": root / "folder"}
+    for index, name in enumerate(names):
+        (root / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "folder" / name).write_bytes(source.read(index))
+    with tarfile.open(root / "x.tar", "w") as archive:
+        for name in names:
+            archive.add(root / "folder" / name, name)
+    for title, method in (("zip, stored", 0), ("zip, deflated", zipfile.ZIP_DEFLATED)):
+        found[title] = root / f"{method}.zip"
+        with zipfile.ZipFile(found[title], "w", method) as archive:
+            for name in names:
+                archive.write(root / "folder" / name, name)
+    found["shards"] = root / "shards"
+    conversion.convert(
+        open_sources(source="images", path=str(root / "folder"), held_out=0.0, seed=0),
+        found["shards"], Encoding(), images_per_shard=128, max_bad_fraction=0.0, threads=2,
+    )  # fmt: skip
+    return found
+
+
+def rate(pool: ThreadPoolExecutor, source: Source, order: np.ndarray) -> float:
+    """Returns images/s of reading and decoding the images in this order."""
+
+    def work(part: np.ndarray) -> None:
+        for index in part:
+            decode(source.read(int(index)), Decoding(512))
+
+    begun = time.perf_counter()
+    list(pool.map(work, np.split(order, range(_CHUNK, len(order), _CHUNK))))
+    return len(order) / (time.perf_counter() - begun)
+
+
+def compare(path: str, turns: int) -> None:
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(cores()) as pool:
+        places = write_formats(path, pathlib.Path(made))
+        sources = {form: open_train(place) for form, place in places.items()}
+        rates: dict[str, list[float]] = {form: [] for form in sources}
+        for turn in range(turns + 1):
+            for form, source in sources.items():
+                value = rate(pool, source, rng.permutation(len(source)))
+                rates[form] += [value] if turn else []  # the first turn warms up
+        print(f"{path}: {len(sources['tar'])} images, {cores()} cores, {turns} turns, images/s")
+    for form, values in rates.items():
+        pairs = zip(values, rates["tar"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        low, high = min(values), max(values)
+        print(f"{form:14} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
+
+
+def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
+    """Writes indices of this many images beside sparse files."""
+    count = entries // shards
+    size = 110_000
+    names = [f"n{i % _CLASSES:08}_{i:06}.jpg" for i in range(count)]
+    classes = [str(c).encode() for c in range(_CLASSES)]
+    table = np.frombuffer(b"".join(classes), np.uint8)
+    lengths = np.array([len(c) for c in classes], np.uint32)
+    codes = (np.arange(count) % _CLASSES).astype(np.int32)
+    for number in range(shards):
+        path = root / f"web-{number:06}.tar"
+        path.touch()
+        os.truncate(path, (count + 1) * size)
+        own = [f"{path.name}/{name}".encode() for name in names]
+        samples = Samples(
+            np.arange(count, dtype=np.int64) * size,
+            np.full(count, size, np.uint32),
+            np.frombuffer(b"".join(own), np.uint8),
+            np.array([len(name) for name in own], np.uint32),
+            {".cls": Labels(codes, table, lengths)}, {}, {}, [],
+        )  # fmt: skip
+        data = index_file.encoded(samples, index_file._identity(str(path), path.stat()))
+        path.with_name(path.name + index_file.ENDING).write_bytes(data)
+
+
+def measure_start(root: str) -> None:
+    """Opens shards as a run does, and prints the seconds and memory of each stage."""
+    begun, peak = time.perf_counter(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
+
+    def show(stage: str) -> None:
+        nonlocal begun
+        seconds, begun = time.perf_counter() - begun, time.perf_counter()
+        print(f"{stage:34} {seconds:6.2f} s, peak {(peak() - before) >> 10:6} MB more", flush=True)
+
+    empty = resident()
+    sources = open_sources(source="images", path=root, held_out=0.1, seed=0)
+    source = sources.train
+    images = len(source) + (len(sources.test) if sources.test else 0)
+    show(f"open {images:,} images")
+    print(f"  {(resident() - empty) * 1024 / images:.0f} bytes an image stay", flush=True)
+    fingerprint(source)
+    show("fingerprint")
+    order = ShuffledOrder(0, len(source), 256, 10**6)
+    order[0]
+    show("order of an epoch")
+    rng = np.random.default_rng(0)
+    for index in rng.integers(0, len(source), 10_000):
+        source.read(int(index))
+    show("10,000 reads of sparse bytes")
+    print(json.dumps({"name": source.names[12_345], "classes": len(source.class_names)}))
+
+
+def resident() -> int:
+    """Returns the resident memory of this process without its libraries, in KiB (Linux)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--path", default="", help="tar or folder of images")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
+    parser.add_argument("--shards", type=int, default=1000)
+    parser.add_argument("--start", default="", help="folder of shards that are opened")
+    options = parser.parse_args()
+    if options.start:
+        measure_start(options.start)
+    elif options.entries:
+        with tempfile.TemporaryDirectory() as made:
+            begun = time.perf_counter()
+            write_indices(pathlib.Path(made), options.entries, options.shards)
+            print(f"indices written in {time.perf_counter() - begun:.1f} s", flush=True)
+            command = [sys.executable, "-m", "benchmarks.sources", f"--start={made}"]
+            subprocess.run(command, check=True)
+    elif options.path:
+        compare(options.path, options.turns)
+    else:
+        parser.error("--path or --entries must be given")
+
+
+if __name__ == "__main__":
+    main()

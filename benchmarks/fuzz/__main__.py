@@ -36,7 +36,8 @@ from benchmarks.fuzz.pool import Input, outcomes
 
 OUTCOMES = ("same", "error", "told", "legal", "POOR", "SILENT", "TRACEBACK", "EXECUTED", "HANG")
 KINDS = {  # with the library that a kind needs
-    "tar": "", "compressed_tar": "", "images_npz": "", "image": "", "folder": "",
+    "tar": "", "compressed_tar": "", "zip": "", "shards": "", "images_npz": "", "image": "",
+    "folder": "",
     "tfds": "tensorflow_datasets",
     "features_npz": "", "features_parquet": "pyarrow", "encoder": "", "safetensors": "",
     "torch": "torch", "checkpoint": "", "resume": "", "about": "", "resume_about": "",

@@ -85,6 +85,13 @@ def _tar_contents(read: Read) -> str:
     return ""
 
 
+def _zip(read: Read) -> str:
+    """Names have no checksum; each image that is read must be one of the original."""
+    digests = lambda content: {x[1] for name, x in content.items() if " image " in name}  # noqa: E731
+    new = digests(read.after) - digests(read.before)
+    return f"{len(new)} images have other pixels" if new else ""
+
+
 def _other_images(read: Read) -> str:
     """Images of files that were not touched stay, unless a message counts what is left out."""
     touched = read.made.file.name
@@ -130,6 +137,8 @@ def _log_lines(read: Read) -> str:
 
 _JUDGES: dict[str, Callable[[Read], str]] = {
     "tar": _tar_contents,
+    "shards": _tar_contents,
+    "zip": _zip,
     "image": _legal,
     "folder": _other_images,
     "tfds": _tfds,

@@ -72,7 +72,7 @@ def _damage(rng: random.Random, folder: pathlib.Path) -> Mutation:
 
 
 def _tar(rng: random.Random, folder: pathlib.Path) -> Mutation:
-    return _changed(rng, _files(folder)[0], mutations.odd_tar)
+    return _changed(rng, rng.choice(_files(folder)), mutations.odd_tar)
 
 
 def _compressed_tar(rng: random.Random, folder: pathlib.Path) -> Mutation:
@@ -363,6 +363,7 @@ def _config_file(rng: random.Random, folder: pathlib.Path) -> Mutation:
 _MUTATORS: dict[str, Callable[[random.Random, pathlib.Path], Mutation]] = {
     "tar": _tar,
     "compressed_tar": _compressed_tar,
+    "shards": _tar,
     "images_npz": _npz_file,
     "features_npz": _npz_file,
     "features_parquet": _parquet,

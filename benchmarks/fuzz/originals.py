@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -93,6 +94,28 @@ def compressed_tar(folder: pathlib.Path) -> None:
     for ending in ("gz", "bz2", "xz"):
         data = _tar(f"w:{ending}", tarfile.PAX_FORMAT)
         _write(folder / ending / f"images.tar.{ending}", data)
+
+
+def zip_archive(folder: pathlib.Path) -> None:
+    for name, method in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
+        (folder / name).mkdir(parents=True)
+        with zipfile.ZipFile(folder / name / "images.zip", "w", method) as archive:
+            for path, data in members().items():
+                archive.writestr(path, data)
+
+
+def shards(folder: pathlib.Path) -> None:
+    """Writes shards that fit no index: another reader may not have listed them."""
+    files = [(path, data) for path, data in members().items() if path.startswith("train")]
+    for number in range(2):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w:") as archive:
+            for index, (_, data) in enumerate(files[number::2]):
+                for ending, content in (("jpg", data), ("cls", b"%d" % (index % 2))):
+                    info = tarfile.TarInfo(f"{number}{index}.{ending}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+        _write(folder / f"classes/images/a-{number}.tar", file.getvalue())
 
 
 def folder_of_images(folder: pathlib.Path) -> None:
@@ -282,6 +305,8 @@ def config_file(folder: pathlib.Path) -> None:
 WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "tar": tar,
     "compressed_tar": compressed_tar,
+    "zip": zip_archive,
+    "shards": shards,
     "images_npz": images_npz,
     "image": image_file,
     "folder": folder_of_images,

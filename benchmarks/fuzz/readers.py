@@ -212,6 +212,8 @@ def config_file(folder: pathlib.Path) -> Content:
 READERS: dict[str, Callable[[pathlib.Path], Content]] = {
     "tar": images,
     "compressed_tar": images,
+    "zip": images,
+    "shards": images,
     "images_npz": images,
     "image": images,
     "folder": images,

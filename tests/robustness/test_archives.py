@@ -272,7 +272,7 @@ def test_tar_of_tars_says_how_to_unpack(tmp_path):
     assert sources.train.class_names == ("n01", "sub")
     assert f"--config.data.path='{tmp_path}/all of it'" in text
     (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "0.tar").write_bytes(inner)
+    (tmp_path / "shards" / "0.tar.gz").write_bytes(inner)
     with pytest.raises(ValueError, match="1 of them are archives: set --config.data.path to one"):
         open_images(tmp_path / "shards")
 

@@ -105,9 +105,10 @@ def embed(
 
     Args:
       encoder: what `load` or `pretrain` returned, or a path for `load`.
-      images: a folder, a tar, an .npz, 'digits' or 'tfds:<name>', of which images that can't be
-        read are left out and logged; or what an encoder takes: an array uint8[N, H, W, 3], or
-        paths, bytes of image files, PIL images and uint8 arrays, all of which must be readable.
+      images: a folder, an archive, shards, an .npz, 'digits' or 'tfds:<name>', of which images
+        that can't be read are left out and logged; or what an encoder takes: an array
+        uint8[N, H, W, 3], or paths, bytes of image files, PIL images and uint8 arrays, all of
+        which must be readable.
       split: of a folder, file or data set; default 'train', or all of it if it has no splits.
       output: 'backbone', the pooled features, or 'head', unit vectors; default the encoder's
         output, which is 'backbone' unless `load` was given another.

@@ -174,7 +174,7 @@ def _bank() -> ConfigDict:
 def _data() -> ConfigDict:
     c = ConfigDict()
     c.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources/opening.py
-    c.path = ""  # folder, tar or .npz of images, or a TFDS data_dir; ~ is expanded
+    c.path = ""  # folder, archive, shards or .npz, or a TFDS data_dir; ~ is expanded
     c.train_split = "train"  # subfolder or split with the training images
     c.test_split = "test"  # held-out labelled images, for the kNN monitor
     c.class_folders = "first"  # class folders: first (below the split) or leaf (the innermost)

@@ -24,7 +24,8 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safeten
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder, a tar, an .npz, digits or tfds:<name>; default: the images of the config.",
+    "A folder, an archive, shards, an .npz, digits or tfds:<name>; default: the images of the "
+    "config.",
 )
 _K = flags.DEFINE_list("k", ["10", "20", "200"], "Numbers of neighbours.")
 _TEMPERATURE = flags.DEFINE_list("temperature", ["0.07", "0.1"], "Temperatures of the votes.")

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -205,6 +206,23 @@ def test_few_files_are_open(shards):
             assert len(os.listdir("/proc/self/fd")) <= before + 2
     del files
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_threads_read_while_files_are_closed(tmp_path):
+    for number in range(12):
+        write_shard(tmp_path / f"a-{number}.tar", samples([f"{number}{i}" for i in "abcd"]))
+    listed = [open_shard(path) for path in patterns.in_folder(str(tmp_path))]
+    files = ShardFiles(listed, most=2)
+
+    def read(seed):
+        rng = np.random.default_rng(seed)
+        for shard, image in zip(rng.integers(0, 12, 500), rng.integers(0, 4, 500), strict=True):
+            sample = listed[shard].samples
+            data = files.read(int(shard), int(sample.offsets[image]), int(sample.sizes[image]))
+            assert data == f"{shard}{'abcd'[image]}".encode()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(8)))
 
 
 def test_folder_of_images_and_tars_is_a_folder(shards):

@@ -36,8 +36,8 @@ _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safeten
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "A folder, an archive, shards, an .npz, digits or tfds:<name>; default: the training split of the "
-    "encoder's run, with the images that the run held out.",
+    "A folder, an archive, shards, an .npz, digits or tfds:<name>; default: the training split of "
+    "the encoder's run, with the images that the run held out.",
 )
 _SPLIT = flags.DEFINE_string("split", "train", "Split of the images, if they have splits.")
 _FEATURES = flags.DEFINE_string(

@@ -27,8 +27,8 @@ _FEATURES = flags.DEFINE_string(
 _IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "The images of --features: a folder, an archive, shards, an .npz, digits or tfds:<name>; default: "
-    "where they were.",
+    "The images of --features: a folder, an archive, shards, an .npz, digits or tfds:<name>; "
+    "default: where they were.",
 )
 _SPLIT = flags.DEFINE_string(
     "split", "train", "Split of the images of --features; default: the one that was encoded."

@@ -1,6 +1,7 @@
 """Resident and streamed data sets give the same batches; unreadable images are counted."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from moco_jax import config as config_lib
+from moco_jax.data.loading import order as order_lib
 from moco_jax.data.loading.loader import load
 from moco_jax.data.loading.order import ShuffledOrder, in_order, subset
 from moco_jax.data.sources.source import Source
@@ -118,3 +120,12 @@ def test_in_order_and_subset():
     some = subset(1000, 10, seed=0)
     assert len(set(some.tolist())) == 10 and some.tolist() == sorted(some.tolist())
     np.testing.assert_array_equal(some, subset(1000, 10, seed=0))
+
+
+def test_threads_share_the_order_of_an_epoch():
+    order_lib._permutation.cache_clear()
+    order = ShuffledOrder(seed=3, size=3_000_000, batch_size=4, steps=8)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(order.__getitem__, range(8)))
+    assert order_lib._permutation.cache_info().misses == 1
+    order_lib._permutation.cache_clear()

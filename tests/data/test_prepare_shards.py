@@ -24,6 +24,7 @@ from moco_jax.data.sources.opening import open_sources
 from moco_jax.data.sources.source import fingerprint
 from moco_jax.terminal import command_line
 from tests.data.sources.stores import SPLIT_PATHS, contents, open_images, write_folder, write_tar
+from tests.data.sources.tiny_tfds import TinyColours
 from tests.in_process import exit_code
 
 
@@ -98,6 +99,26 @@ def test_odd_names_keep_images_and_labels(tmp_path, seed):
     assert read(expected) == read(found) and expected.class_names == found.class_names
     assert np.array_equal(expected.labels, found.labels)
     assert len(set(found.names)) == len(found)
+
+
+def test_names_with_the_same_key(tmp_path):
+    names = ["a/1.JPG", "a/1.jpg", "a/1.png", "a/1_2.jpg", "a/1.2.jpg", "a/1.2.3.jpg", "b/1.jpg"]
+    write_folder(tmp_path / "folder", names)
+    assert to_shards(tmp_path / "folder", tmp_path / "out") == 0
+    train = open_images(tmp_path / "out").train
+    assert contents(train) == sorted(names) and train.labels.tolist() == [0] * 6 + [1]
+
+
+def test_tfds(tmp_path):
+    data_dir = tmp_path / "tfds"
+    TinyColours(data_dir=str(data_dir), file_format="array_record").download_and_prepare()
+    flag = f"--data_dir={data_dir}"
+    assert to_shards("tfds:tiny_colours", tmp_path / "out", flag) == 0
+    expected = open_sources(source="tfds:tiny_colours", path=str(data_dir), held_out=0.0, seed=0)
+    found = open_images(tmp_path / "out")
+    for a, b in ((expected.train, found.train), (expected.test, found.test)):
+        assert [a.read(i) for i in range(len(a))] == [b.read(i) for i in range(len(b))]
+        assert a.labels.tolist() == b.labels.tolist() and a.class_names == b.class_names
 
 
 def test_data_without_classes_stay_without(tmp_path):

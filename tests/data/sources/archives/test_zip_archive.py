@@ -3,6 +3,7 @@
 import random
 import stat
 import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -120,15 +121,18 @@ def test_damaged_member_is_an_unreadable_image(tmp_path):
 
 
 def test_bomb_is_not_inflated(tmp_path):
-    path = write_zip(tmp_path / "x.zip", {"a.jpg": bytes(1 << 20), "b.jpg": b"abc" * 9})
-    size = struct.pack("<I", 1 << 20)
+    path = write_zip(tmp_path / "x.zip", {"a.jpg": bytes(64 << 20), "b.jpg": b"abc" * 9})
+    size = struct.pack("<I", 64 << 20)
     for claimed, message in ((100, "checksum"), ((1 << 30) + 1, "has 1073741825 bytes; allowed")):
         other = tmp_path / f"{claimed}.zip"
         other.write_bytes(path.read_bytes().replace(size, struct.pack("<I", claimed)))
         train = open_images(other).train
         assert train.read(1) == b"abc" * 9
+        tracemalloc.start()
         with pytest.raises(OSError, match=message):
             train.read(0)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
 
 
 def mutated_zip(seed):

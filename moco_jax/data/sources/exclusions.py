@@ -10,6 +10,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
+
 from moco_jax.data.sources import split_names
 from moco_jax.data.sources.file_types import counted, cut, listed, listed_folders
 from moco_jax.text import printable
@@ -26,10 +28,9 @@ def exclude(paths: Sequence[str], patterns: str, where: str) -> tuple[list[str],
     Raises:
       ValueError: if no image is left.
     """
-    wanted = [name.strip().strip("/") for name in patterns.split(",") if name.strip().strip("/")]
-    if not wanted:
+    expression = _expression(patterns)
+    if expression is None:
         return list(paths), []
-    expression = re.compile("|".join(fnmatch.translate(_plain(name)) for name in wanted))
     out = {part: bool(expression.match(_plain(part))) for part in _parts(paths)}
     by_folder = {folder: any(out[part] for part in folder.split("/")) for folder in folders(paths)}
     kept = []
@@ -42,6 +43,16 @@ def exclude(paths: Sequence[str], patterns: str, where: str) -> tuple[list[str],
     count = len(paths) - len(kept)
     warning = "" if count else "warning: "
     return kept, [f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"]
+
+
+def kept_rows(names: Iterable[str], patterns: str) -> np.ndarray:
+    """Returns the rows int64 of names without a folder or file that data.exclude names.
+
+    The names may be millions: `exclude` has a list of all.
+    """
+    expression = _expression(patterns)
+    out = lambda name: expression and any(expression.match(_plain(x)) for x in name.split("/"))  # noqa: E731
+    return np.fromiter((row for row, name in enumerate(names) if not out(name)), np.int64)
 
 
 def drop_masks(paths: Sequence[str], keep: Collection[str] = ()) -> tuple[list[str], list[str]]:
@@ -186,6 +197,14 @@ def _stem(path: str) -> str:
 
 def _parts(paths: Iterable[str]) -> set[str]:
     return {part for folder in folders(paths) for part in folder.split("/")}
+
+
+def _expression(patterns: str) -> re.Pattern | None:
+    """Returns what matches the names in data.exclude, None without any."""
+    wanted = [name.strip().strip("/") for name in patterns.split(",") if name.strip().strip("/")]
+    if not wanted:
+        return None
+    return re.compile("|".join(fnmatch.translate(_plain(name)) for name in wanted))
 
 
 def _plain(name: str) -> str:

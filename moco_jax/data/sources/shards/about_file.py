@@ -6,6 +6,7 @@ from typing import Any
 
 from moco_jax.data.sources.file_types import counted, listed
 from moco_jax.data.sources.regular_file import read_file
+from moco_jax.data.sources.shards.samples import KINDS
 
 NAME = "shards.json"
 WRITER = "moco_jax.data.prepare"  # of shards that were converted
@@ -16,7 +17,7 @@ def read(folder: str) -> dict[str, Any]:
     """Returns the contents of shards.json in a folder; {} if there is none.
 
     Raises:
-      ValueError: if the file is damaged, or its class_names are not different texts.
+      ValueError: if the file is damaged, or its class_names or labels can't be used.
     """
     path = os.path.join(folder, NAME)
     if not os.path.exists(path):
@@ -27,6 +28,8 @@ def read(folder: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it must hold an object with class_names")
+    if content.get("labels") not in (None, *KINDS):
+        raise ValueError(f"{path}: labels must be one of {', '.join(map(repr, KINDS))}")
     names = content.get("class_names")
     if names is not None and not _are_names(names):
         raise ValueError(f"{path}: class_names must be a list of different texts")

@@ -15,6 +15,7 @@ from moco_jax.data.sources.shards.samples import KINDS, Samples
 
 _MOST_CLASSES = 100_000  # or twice the images, as of arrays
 _IMAGES_A_TEXT = 4
+_CHANGE = '"labels" in shards.json names the kind'
 _INTEGER = re.compile(r"\d{1,9}")
 
 
@@ -29,32 +30,38 @@ class Classes:
 
 
 def classes(
-    parts: Sequence[Samples], given: Sequence[str] | None
+    parts: Sequence[Samples], given: Sequence[str] | None, wanted: str | None = None
 ) -> tuple[Classes | None, tuple[str, ...]]:
     """Returns the classes of the images to train on, None without any, and lines about them.
 
     Args:
       parts: the samples of all shards, at least one image.
       given: the names of integer labels; None if nothing gives them.
+      wanted: the kind of labels that the user names; None for the first one that fits.
 
     Raises:
       ValueError: if a label has no name among the given ones.
     """
     lines, count = [], sum(map(len, parts))
     kinds = [kind for kind in KINDS if any(kind in part.labels for part in parts)]
-    for kind in kinds:
+    for kind in kinds if wanted is None else [wanted]:
         codes, texts, problem = _merged(parts, kind)
-        if not problem and kind == ".txt" and _IMAGES_A_TEXT * len(texts) > count:
+        if (
+            not problem
+            and kind == ".txt"
+            and kind != wanted
+            and _IMAGES_A_TEXT * len(texts) > count
+        ):
             problem = f"{len(texts):,} different texts for {count:,} images are captions"
         if not problem and all(map(_INTEGER.fullmatch, texts)):
             found = _numbered(codes, texts, kind, given)
         elif not problem:
             found = _named(codes, texts, kind)
         else:
-            lines.append(f"{kind} files are no labels: {problem}")
+            lines.append(f"{kind} files are no labels: {problem} ({_CHANGE})")
             continue
         rest = [other for other in kinds if other != kind]
-        unused = f"; not used: {', '.join(rest)}" if rest else ""
+        unused = f"; not used: {', '.join(rest)} ({_CHANGE})" if rest else ""
         return found, (*lines, f"labels: {_described(found)} beside each image{unused}")
     return None, tuple(lines)
 

@@ -5,18 +5,19 @@ one tar.
 """
 
 import collections
+import dataclasses
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from moco_jax.data.sources import folders
-from moco_jax.data.sources.file_types import LeftOut, listed, no_images
+from moco_jax.data.sources import exclusions, folders
+from moco_jax.data.sources.file_types import LeftOut, counted, listed, no_images
 from moco_jax.data.sources.shards import about_file, labels, patterns, splits
 from moco_jax.data.sources.shards.images import Images
 from moco_jax.data.sources.shards.index_file import Shard, open_shard
-from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.source import Opened, Source, take
 from moco_jax.terminal import progress
 from moco_jax.text import printable
 
@@ -50,6 +51,8 @@ def _open(paths: Sequence[str], root: str, where: str, keys: folders.Keys) -> Op
     shards = _listed(own, where)
     candidates = [(test, _listed(found[test], where)) for test in tests]
     opened = _with_label_files(shards, candidates, about, where, name)
+    if opened is not None:
+        opened = _without_excluded(opened, keys.exclude, where)
     if opened is None:
         inner = (
             keys
@@ -102,7 +105,9 @@ def _with_label_files(
     """
     given = about.get("class_names")
     samples = [shard.samples for shard in shards]
-    classes, lines = (None, ()) if given == [] else labels.classes(samples, given)
+    classes, lines = (
+        (None, ()) if given == [] else labels.classes(samples, given, about.get("labels"))
+    )
     if classes is None and given is None and _has_folders(samples):
         return None
     train = _source(shards, where, name, about, classes)
@@ -110,7 +115,7 @@ def _with_label_files(
     for position, (candidate, part) in enumerate(candidates):
         tested = [shard.samples for shard in part]
         if classes is None:  # its own classes are those of the test
-            found, problem = labels.classes(tested, given)[0], "has no labels"
+            found, problem = labels.classes(tested, given, about.get("labels"))[0], "has no labels"
         else:
             found, problem = labels.of_test(tested, classes, f"{where}, {candidate}")
         if found is not None:
@@ -120,6 +125,28 @@ def _with_label_files(
             break
         why.append(f"{printable(candidate)} {problem}")
     return Opened(train, test, lines, train_in=name, test_in=test_in, about_test="; ".join(why))
+
+
+def _without_excluded(opened: Opened, patterns: str, where: str) -> Opened:
+    """Returns the splits without the images that data.exclude names; their classes stay.
+
+    Raises:
+      ValueError: if no image to train on is left.
+    """
+    if not patterns.strip(", "):
+        return opened
+    kept, count = [], 0
+    for source in (opened.train, opened.test):
+        rows = exclusions.kept_rows(source.names if source else (), patterns)
+        count += len(source) - len(rows) if source else 0
+        kept.append(take(source, rows, source.name) if source and len(rows) else None)
+    if kept[0] is None:
+        raise ValueError(
+            f"{where}: data.exclude={patterns!r} leaves out all {len(opened.train)} images"
+        )
+    warning = "" if count else "warning: "
+    line = f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"
+    return dataclasses.replace(opened, train=kept[0], test=kept[1], notes=(*opened.notes, line))
 
 
 def _source(

@@ -110,9 +110,9 @@ def test_labels_are_matched_by_name(tmp_path):
     )
     sources = open_images(tmp_path)
     assert sources.train.class_names == ("cat", "dog") and sources.test.labels.tolist() == [1, 1]
+    notes = "".join(sources.notes)
     assert (
-        "labels: a name in .json, key 'class_name', beside each image; not used: .json label"
-        in sources.notes
+        "labels: a name in .json, key 'class_name', beside each image; not used: .json l" in notes
     )
     write_shard(
         tmp_path / "val-0.tar",
@@ -129,7 +129,13 @@ def test_texts_are_classes_only_if_they_repeat(tmp_path):
     write_shard(path, samples([f"{c}{i}" for i in range(4) for c in "xy"], "txt", str))
     sources = open_images(tmp_path)
     assert sources.train.labels is None
-    assert ".txt files are no labels: 8 different texts for 8 images are captions" in sources.notes
+    notes = "".join(sources.notes)
+    assert ".txt files are no labels: 8 different texts for 8 images are captions (" in notes
+    (tmp_path / "shards.json").write_text(json.dumps({"labels": ".txt"}))
+    assert len(open_images(tmp_path).train.class_names) == 8
+    (tmp_path / "shards.json").write_text(json.dumps({"labels": "txt"}))
+    with pytest.raises(ValueError, match="shards.json: labels must be one of '.cls', '.json cla"):
+        open_images(tmp_path)
 
 
 def test_images_without_a_label(tmp_path):
@@ -138,7 +144,16 @@ def test_images_without_a_label(tmp_path):
     write_shard(tmp_path / "a-0.tar", members)
     sources = open_images(tmp_path)
     assert sources.train.labels is None and len(sources.train) == 2
-    assert ".cls files are no labels: 1 of the 2 images have none" in sources.notes
+    assert ".cls files are no labels: 1 of the 2 images have none (" in "".join(sources.notes)
+
+
+def test_excluded_images(shards):
+    sources = open_images(shards, exclude="set-001.tar,0b*")
+    assert contents(sources.train) == ["0a", "2a", "2b"]
+    assert sources.train.labels.tolist() == [0, 2, 2]
+    assert "data.exclude='set-001.tar,0b*' leaves out 3 images" in sources.notes
+    with pytest.raises(ValueError, match=r"data.exclude='\*.jpg' leaves out all 6 images"):
+        open_images(shards, exclude="*.jpg")
 
 
 def test_samples_without_one_image_are_left_out(tmp_path):

@@ -236,6 +236,12 @@ def test_other_contents_of_out_are_kept(tmp_path, capsys):
     assert to_shards(tmp_path / "in", tmp_path / "out") == 0
     assert to_shards(tmp_path / "in", tmp_path / "out") == 0
     assert "already converted" in capsys.readouterr().out
+    about = json.loads((tmp_path / "out/shards.json").read_text())
+    for shards in ([], {"train-000000.tar": {}}, {"train-000000.tar": 3}):
+        (tmp_path / "out/shards.json").write_text(json.dumps(about | {"shards": shards}))
+        assert to_shards(tmp_path / "in", tmp_path / "out") == 2
+        assert "is damaged: its list of shards can't be used" in capsys.readouterr().err
+    (tmp_path / "out/shards.json").write_text(json.dumps(about))
     assert to_shards(tmp_path / "in", tmp_path / "out", "--images_per_shard=1") == 2
     assert "holds a conversion of other flags" in capsys.readouterr().err
     write_folder(tmp_path / "in", ["a/3.jpg"])

@@ -128,11 +128,22 @@ def _continued(out: pathlib.Path, about: dict[str, Any]) -> dict[str, Any]:
                 f"--out={out} holds a conversion of other {what} "
                 f"({_shortly(known.get(key))}, now {_shortly(about[key])}); choose another --out"
             )
-    if not isinstance(known.get("shards"), dict):
-        raise ValueError(f"{out / about_file.NAME} is damaged: it has no shards")
+    if not _are_entries(known.get("shards")):
+        raise ValueError(f"{out / about_file.NAME} is damaged: its list of shards can't be used")
     for stale in out.glob(f"{_INCOMPLETE}*"):
         stale.unlink()
     return {**about, "complete": known.get("complete") is True, "shards": known["shards"]}
+
+
+def _are_entries(shards: Any) -> bool:
+    """Returns whether a value of shards.json is a list of finished shards."""
+    return isinstance(shards, dict) and all(
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(key), int) for key in ("images", "bytes"))
+        and isinstance(entry.get("left_out"), list)
+        and all(isinstance(name, str) for name in entry["left_out"])
+        for entry in shards.values()
+    )
 
 
 def _shortly(value: Any) -> str:

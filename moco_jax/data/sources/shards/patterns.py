@@ -3,6 +3,7 @@
 Shards are sorted as people count: 'a-10.tar' comes after 'a-9.tar'.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -48,14 +49,27 @@ def expanded(path: str) -> list[str]:
 
 
 def in_folder(root: str) -> list[str]:
-    """Returns the tars of a folder and its subfolders; [] if the folder has a file of an image."""
-    found = []
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not is_hidden(name)]
-        names = [name for name in files if not is_hidden(name)]
-        if any(map(is_image, names)):
-            return []
-        found += [os.path.join(folder, n) for n in names if n.lower().endswith(ENDING)]
+    """Returns the tars of a folder and its subfolders; [] at the first file of an image.
+
+    Links are followed. A folder that can't be listed counts as empty: opening it raises the error.
+    """
+    found, pending, seen = [], [root], set()
+    while pending:
+        folder = pending.pop()
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    pending.append(entry.path)
+                elif is_image(entry.name):
+                    return []
+                elif entry.name.lower().endswith(ENDING) and entry.is_file():
+                    found.append(entry.path)
     return sorted(found, key=natural)
 
 

@@ -246,6 +246,16 @@ def test_folder_of_images_and_tars_is_a_folder(shards):
     assert contents(open_images(shards).train) == ["one"]
 
 
+def test_linked_folders_of_shards(shards, tmp_path):
+    (shards / "loop").symlink_to(shards)
+    assert len(open_images(shards).train) == 6
+    (tmp_path / "links").mkdir()
+    os.rename(shards / "set-000.tar", tmp_path / "links/set-000.tar")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/train").symlink_to(tmp_path / "links")
+    assert contents(open_images(tmp_path / "other").train) == ["0a", "0b"]
+
+
 def test_shards_without_images(tmp_path):
     write_shard(tmp_path / "a-0.tar", {"1.mp4": "film"})
     with pytest.raises(ValueError, match="the shards .* holds no images; .*found 1 .mp4"):

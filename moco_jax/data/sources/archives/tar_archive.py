@@ -5,6 +5,7 @@ can't be read by offset, so it is decompressed into memory, once for both splits
 """
 
 import bz2
+import dataclasses
 import gzip
 import io
 import lzma
@@ -54,7 +55,12 @@ def open_tar(path: str, keys: folders.Keys) -> Opened:
         contents = _decompress(path, opener)
         index = _index(contents, path)
         read_at = _reader_from_memory(contents)
-    return open_members(index, path, keys, read_at, lambda: _if_archives(index, path))
+    opened = open_members(index, path, keys, read_at, lambda: _if_archives(index, path))
+    if opener is None and path.lower().endswith(".tar") and index.left_out.endings[".cls"]:
+        pattern = shlex.quote(f"{path[: -len('.tar')]}*.tar")
+        line = f"the .cls files are labels of a shard: --config.data.path={pattern} reads them"
+        return dataclasses.replace(opened, notes=(*opened.notes, line))
+    return opened
 
 
 def _opener(path: str) -> Callable | None:

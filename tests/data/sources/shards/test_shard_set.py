@@ -246,6 +246,15 @@ def test_folder_of_images_and_tars_is_a_folder(shards):
     assert contents(open_images(shards).train) == ["one"]
 
 
+def test_one_tar_says_how_its_labels_are_read(shards):
+    sources = open_images(shards / "set-000.tar")
+    assert sources.train.labels is None
+    path = f"{shards}/set-000*.tar"
+    line = f"the .cls files are labels of a shard: --config.data.path='{path}' reads them"
+    assert line in sources.notes
+    assert open_images(path).train.labels.tolist() == [0, 0]
+
+
 def test_linked_folders_of_shards(shards, tmp_path):
     (shards / "loop").symlink_to(shards)
     assert len(open_images(shards).train) == 6

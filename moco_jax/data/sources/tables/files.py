@@ -1,0 +1,167 @@
+"""Opens Parquet and Arrow files, alone or in folders, as sources.
+
+Folders are those that `datasets` and the Hugging Face Hub make: 'train/0000.parquet',
+'data/train-00000-of-00002.parquet', 'train/data-00000-of-00001.arrow'.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from moco_jax.data.sources import exclusions, split_names
+from moco_jax.data.sources.file_types import cut, is_hidden, listed_folders
+from moco_jax.data.sources.folders import Keys
+from moco_jax.data.sources.regular_file import kind
+from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.tables import arrow, columns, parquet
+from moco_jax.data.sources.tables.damage import check_pyarrow
+from moco_jax.data.sources.tables.rows import as_source
+from moco_jax.data.sources.tables.splits import open_splits
+from moco_jax.terminal import progress
+from moco_jax.text import printable
+
+EXTENSIONS = (".parquet", ".arrow")
+_READERS = {".parquet": parquet, ".arrow": arrow}
+_SHARD = re.compile(r"(.+?)[-_.]\d+-of-\d+([-_.]\w+)?")
+
+
+def open_file(path: str, keys: Keys) -> Opened:
+    """Returns the images of one file; its name is not that of a split.
+
+    Raises:
+      ValueError: if the file is damaged, or has no column of images.
+    """
+    return _open({"": [path]}, path, os.path.dirname(path), keys)
+
+
+def open_folder(root: str, keys: Keys) -> Opened:
+    """Returns the images of the Parquet or Arrow files below a folder.
+
+    Raises:
+      ValueError: as `open_file`, or if it is not clear which files to train on.
+    """
+    found = [path for path in _files(root) if not os.path.basename(path).startswith("indices")]
+    endings = {os.path.splitext(path)[1].lower() for path in found}
+    if len(endings) > 1:
+        raise ValueError(
+            f"{root} holds .parquet and .arrow files; set --config.data.path to a folder that has "
+            "files of one kind"
+        )
+    paths, notes = exclusions.exclude(found, keys.exclude, root)
+    return _open(_splits(paths, root), root, root, keys, notes)
+
+
+def _files(root: str) -> list[str]:
+    """Returns the relative paths of all tables below a folder, sorted."""
+    found = []
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if not is_hidden(name)]
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.lower().endswith(EXTENSIONS) and not is_hidden(name):
+                if not kind(os.stat(path).st_mode):
+                    found.append(os.path.relpath(path, root))
+    return sorted(found)
+
+
+def _splits(paths: Sequence[str], root: str) -> dict[str, list[str]]:
+    """Returns {split: relative paths}.
+
+    Raises:
+      ValueError: if the files of a split lie in several folders, as those of several data sets do.
+    """
+    roles = split_names.roles({_stem(path) for path in paths})
+    splits: dict[str, list[str]] = {}
+    above: dict[str, set[str]] = {}
+    for path in paths:
+        split, folder = _split(path, roles)
+        splits.setdefault(split, []).append(path)
+        above.setdefault(split, set()).add(folder)
+    for split, folders in above.items():
+        if len(folders) > 1 and split:
+            raise ValueError(
+                f"{root} has {printable(split)} in several folders: {listed_folders(folders)}; set "
+                "--config.data.path to one of them"
+            )
+    return splits
+
+
+def _stem(path: str) -> str:
+    """Returns the name of a file without its ending and the number of its shard."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    found = _SHARD.fullmatch(stem)
+    return found[1] if found else stem
+
+
+def _split(path: str, roles: dict[str, str]) -> tuple[str, str]:
+    """Returns the split of a file, '' for none, and the folder that the split lies in."""
+    stem, parts = _stem(path), path.split("/")[:-1]
+    if roles[stem]:
+        return stem, "/".join(parts)
+    for depth in reversed(range(len(parts))):
+        if split_names.role(parts[depth].removeprefix("partial-")):
+            return parts[depth], "/".join(parts[:depth])
+    numbered = os.path.splitext(os.path.basename(path))[0] != stem
+    if numbered and stem not in ("data", "part"):
+        return stem, "/".join(parts)
+    return "", "/".join(parts)
+
+
+def _open(
+    splits: dict[str, list[str]], where: str, root: str, keys: Keys, notes: Sequence[str] = ()
+) -> Opened:
+    """Returns the splits of {name: relative paths}."""
+    check_pyarrow(where)
+    lines = list(notes)
+    known: dict[str, columns.Columns] = {}
+
+    def opener(split: str) -> Callable[[], Source]:
+        paths = [os.path.join(root, path) for path in splits[split]]
+
+        def opened() -> Source:
+            with progress.phase(f"listing {where}", detail=lambda: cut([split or "files"])):
+                return _source(split, paths, where, keys, known, lines)
+
+        return opened
+
+    opened = open_splits({split: opener(split) for split in splits}, where, keys)
+    chosen = next(iter(known.values()))
+    label = f"labels: the column {chosen.label}" if chosen.label else "no column of labels"
+    lines.insert(0, f"images: the column {chosen.image}; {label}")
+    return Opened(
+        opened.train,
+        opened.test,
+        (*lines, *opened.notes),
+        opened.train_in,
+        opened.test_in,
+        opened.about_test,
+    )
+
+
+def _source(
+    split: str,
+    paths: Sequence[str],
+    where: str,
+    keys: Keys,
+    known: dict[str, columns.Columns],
+    lines: list[str],
+) -> Source:
+    """Returns the images of the files of one split; adds its columns and lines about it."""
+    reader = _READERS[os.path.splitext(paths[0])[1].lower()]
+    chosen = None
+    for path in paths:
+        found = columns.of_schema(reader.read_schema(path), keys, path)
+        if chosen is not None and found != chosen:
+            raise ValueError(
+                f"{path} has other columns or classes than {paths[0]}; move it elsewhere, or leave "
+                "it out by --config.data.exclude"
+            )
+        chosen = found
+    assert chosen is not None
+    known[split] = chosen
+    name = split or os.path.basename(where.rstrip("/"))
+    rows, warnings = reader.open_rows(paths, chosen, name, where)
+    lines += warnings
+    if not len(rows.labels):
+        raise ValueError(f"{where} has no rows" + (f" in {printable(split)}" if split else ""))
+    return as_source(rows, f"{where}, {split}" if split else where)

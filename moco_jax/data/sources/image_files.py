@@ -10,6 +10,7 @@ from moco_jax.data.sources import folders
 from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image, no_images
 from moco_jax.data.sources.regular_file import kind, read_file
 from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.tables import files, metadata
 from moco_jax.terminal import progress
 
 _MAX_TEXT_BYTES = 64 << 20
@@ -23,6 +24,10 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
       ValueError: if the folder holds no images, or its structure is not supported.
     """
     found, left_out = list_images(path)
+    if not found and any(left_out.endings[ending] for ending in files.EXTENSIONS):
+        return files.open_folder(path, keys)
+    if found and (listed := metadata.open_metadata(path, found, keys)):
+        return listed
     if not found:
         hint = ""
         if archives := left_out.archives():

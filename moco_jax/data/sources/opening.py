@@ -5,7 +5,9 @@
     source='tfds:<name>'    a data set prepared by TensorFlow Datasets (TFDS)
 
 `path` is a folder of image files, a tar archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz),
-an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>.
+an .npz of arrays, or, with 'tfds:<name>', a TFDS data directory that has <name>. It may also be a
+folder of Parquet or Arrow files, one such file, a list of paths (.csv, .tsv, .jsonl, .txt), or
+several of all these, joined by '+'.
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.data.sources import digits, image_files, tfds_source
+from moco_jax.data.sources import digits, image_files, joined, tfds_source
 from moco_jax.data.sources.archives import npz_file, tar_archive
 from moco_jax.data.sources.file_types import counted, cut, is_image
 from moco_jax.data.sources.folders import Keys
@@ -28,10 +30,15 @@ from moco_jax.data.sources.source import (
     hold_out,
     one_image_a_class,
 )
+from moco_jax.data.sources.tables import files, list_file, lists
+from moco_jax.terminal.paths import parts
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 # Of `data` in a config.
-_KEYS = ("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude")
+_KEYS = (
+    *("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude"),
+    *("image_column", "label_column", "max_bad_fraction"),
+)
 # Archives that are not read: what unpacks them into a folder.
 _UNPACK = {
     ".zip": "unzip -q {file} -d {folder}",
@@ -64,12 +71,16 @@ def open_sources(
     test_split: str = "test",
     class_folders: str = "first",
     exclude: str = "",
+    image_column: str = "",
+    label_column: str = "",
+    max_bad_fraction: float = 0.01,
 ) -> Sources:
     """Returns the train images and the labelled test images, with notes about both.
 
     Args:
       source: 'digits', 'images' or 'tfds:<name>'.
-      path: where the images are; '' if the source needs no path. '~' is expanded.
+      path: where the images are; '' if the source needs no path. '~' is expanded. Several paths are
+        joined by '+'.
       held_out: fraction of each class that moves from train to test if there is no test split;
         0 for none.
       seed: selects the held-out images.
@@ -81,6 +92,8 @@ def open_sources(
         Any other name must exist.
       class_folders: 'first' or 'leaf', see `folders.CLASS_FOLDERS`.
       exclude: names of folders that are left out, separated by commas.
+      image_column, label_column: of a table; '' to find them.
+      max_bad_fraction: of the rows of a list that can't be read; more of them are an error.
 
     Raises:
       ValueError: if the source is unknown, the path holds no images, the data are damaged, or a
@@ -91,9 +104,14 @@ def open_sources(
         raise ValueError(f"data.held_out must be a fraction in [0, 1); got {held_out}")
     if source not in ("digits", "images") and not source.startswith("tfds:"):
         raise ValueError(f"data.source={source!r} is unknown; allowed: {_KNOWN}")
-    keys = Keys(train_split, test_split, class_folders, exclude)
+    keys = Keys(
+        *(train_split, test_split, class_folders, exclude),
+        *(image_column, label_column, max_bad_fraction),
+    )
     try:
-        opened = _open(source, os.path.expanduser(path), keys)
+        paths = parts(path)
+        opened = [_open(source, part, keys) for part in paths]
+        opened = joined.join(opened, paths) if len(paths) > 1 else opened[0]
     except OSError as error:
         if not error.filename or not path:  # the message says what to correct
             raise
@@ -177,7 +195,8 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
 def _open_file(path: str, keys: Keys) -> Opened:
     """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
-    allowed = f"allowed: a folder, or {', '.join((*tar_archive.EXTENSIONS, '.npz'))}"
+    endings = (*tar_archive.EXTENSIONS, ".npz", *files.EXTENSIONS, *list_file.EXTENSIONS)
+    allowed = f"allowed: a folder, or {', '.join(endings)}"
     if what := kind(os.stat(path).st_mode):
         raise ValueError(f"can't open {path}: it is {what}; {allowed}")
     if lower.endswith(".npz"):
@@ -189,6 +208,10 @@ def _open_file(path: str, keys: Keys) -> Opened:
             f"{path} is a {ending[1:]} archive, which can't be read by index; unpack it, and set "
             f"--config.data.path={folder}:\n  {command}"
         )
+    if lower.endswith(files.EXTENSIONS):
+        return files.open_file(path, keys)
+    if lower.endswith(list_file.EXTENSIONS):
+        return lists.open_list(path, keys)
     if lower.endswith(tar_archive.EXTENSIONS):
         return tar_archive.open_tar(path, keys)
     what = " (a single image)" if is_image(path) else ""

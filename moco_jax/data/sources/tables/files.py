@@ -99,8 +99,9 @@ def _split(path: str, roles: dict[str, str]) -> tuple[str, str]:
     if roles[stem]:
         return stem, "/".join(parts)
     for depth in reversed(range(len(parts))):
-        if split_names.role(parts[depth].removeprefix("partial-")):
-            return parts[depth], "/".join(parts[:depth])
+        name = parts[depth].removeprefix("partial-")
+        if split_names.role(name):
+            return name, "/".join(parts[:depth])
     numbered = os.path.splitext(os.path.basename(path))[0] != stem
     if numbered and stem not in ("data", "part"):
         return stem, "/".join(parts)

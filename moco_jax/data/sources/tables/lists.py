@@ -177,7 +177,7 @@ def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple
         image = ""
     cells = _probe(path, names) if not has_header or not image else {}
     if not image:
-        possible = [name for name in names if cells[name] and all(map(is_image, cells[name]))]
+        possible = [name for name in names if _are_images(cells[name]) or len(names) == 1]
         if len(possible) != 1:
             raise ValueError(
                 f"{where}: no column is known to have the paths of images; set "
@@ -203,6 +203,10 @@ def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple
             "--config.data.label_column to one of them"
         )
     return image, rest[0] if rest else "", split
+
+
+def _are_images(cells: list[str]) -> bool:
+    return 2 * sum(map(is_image, cells)) > len(cells)
 
 
 def _probe(path: str, names: list[str]) -> dict[str, list[str]]:

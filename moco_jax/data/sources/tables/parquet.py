@@ -164,7 +164,20 @@ class _Reader:
         return value
 
     def warnings(self, where: str) -> list[str]:
-        """Returns a warning if compressed row groups do not fit into the cache."""
+        """Returns a warning if compressed row groups do not fit into the cache.
+
+        Raises:
+          ValueError: if one of them alone does not.
+        """
+        for group in self._groups:
+            if not group.direct and group.decoded > self._most:
+                raise ValueError(
+                    f"row group {group.number} of {group.path} has {group.decoded >> 20:,} MB of "
+                    f"images that are compressed or encoded; allowed: {self._most >> 20:,} MB (1 "
+                    "GiB, or a quarter of the free memory), as it is decoded whole. Write the file "
+                    "again with smaller row groups, or by pyarrow with compression='none' and "
+                    "use_dictionary=False, which has no limit"
+                )
         decoded = sum(group.decoded for group in self._groups if not group.direct)
         if decoded <= self._most:
             return []
@@ -202,11 +215,6 @@ class _Reader:
     def _decode(self, group: Group) -> Any:
         import pyarrow.parquet
 
-        if group.decoded > self._most:
-            raise OSError(
-                f"can't read {group.path}: row group {group.number} has {group.decoded >> 20:,} MB "
-                f"of compressed images; allowed: {self._most >> 20:,} MB, as it is decoded whole"
-            )
         leaf = self._columns.bytes_leaf
         try:
             with pyarrow.parquet.ParquetFile(group.path) as file:

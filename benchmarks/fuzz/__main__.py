@@ -37,7 +37,7 @@ from benchmarks.fuzz.pool import Input, outcomes
 OUTCOMES = ("same", "error", "told", "legal", "POOR", "SILENT", "TRACEBACK", "EXECUTED", "HANG")
 KINDS = {  # with the library that a kind needs
     "tar": "", "compressed_tar": "", "images_npz": "", "image": "", "folder": "",
-    "tfds": "tensorflow_datasets",
+    "tfds": "tensorflow_datasets", "image_tables": "pyarrow", "image_lists": "",
     "features_npz": "", "features_parquet": "pyarrow", "encoder": "", "safetensors": "",
     "torch": "torch", "checkpoint": "", "resume": "", "about": "", "resume_about": "",
     "metrics": "", "overrides": "",

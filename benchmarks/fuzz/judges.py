@@ -132,6 +132,8 @@ _JUDGES: dict[str, Callable[[Read], str]] = {
     "tar": _tar_contents,
     "image": _legal,
     "folder": _other_images,
+    "image_tables": _legal,
+    "image_lists": _legal,
     "tfds": _tfds,
     "images_npz": _npz_images,
     "safetensors": _weights,

@@ -41,6 +41,7 @@ def open_rows(
         with damage(path):
             reader, whole = _opened(path)
             for batch in _batches(reader):
+                batch.validate()  # pyarrow ends the process if a length is impossible
                 leaf = _leaf(batch, columns.bytes_leaf)
                 found = _extents(leaf, whole)
                 offsets.append(found[0])

@@ -23,6 +23,15 @@ def damage(path: str) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or not complete: {what}") from error
 
 
+@contextlib.contextmanager
+def texts(where: str) -> Iterator[None]:
+    """Makes the error for a text that is not UTF-8 one that names the data set."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is damaged: a text in it is not UTF-8") from error
+
+
 def check_pyarrow(what: str) -> None:
     """Raises a ValueError with the command that installs pyarrow, if it is absent."""
     if importlib.util.find_spec("pyarrow") is None:

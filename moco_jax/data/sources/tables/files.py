@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Sequence
 
 from moco_jax.data.sources import exclusions, split_names
-from moco_jax.data.sources.file_types import cut, is_hidden, listed_folders
+from moco_jax.data.sources.file_types import is_hidden, listed_folders
 from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import kind
 from moco_jax.data.sources.source import Opened, Source
 from moco_jax.data.sources.tables import arrow, columns, parquet
-from moco_jax.data.sources.tables.damage import check_pyarrow
+from moco_jax.data.sources.tables.damage import check_pyarrow, texts
 from moco_jax.data.sources.tables.rows import as_source
 from moco_jax.data.sources.tables.splits import open_splits
 from moco_jax.terminal import progress
@@ -120,7 +120,7 @@ def _open(
         paths = [os.path.join(root, path) for path in splits[split]]
 
         def opened() -> Source:
-            with progress.phase(f"listing {where}", detail=lambda: cut([split or "files"])):
+            with texts(where), progress.phase(f"listing {where}", detail=lambda: printable(split)):
                 return _source(split, paths, where, keys, known, lines)
 
         return opened

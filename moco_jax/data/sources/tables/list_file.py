@@ -16,14 +16,14 @@ from moco_jax.data.sources.regular_file import kind
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".txt")
 _MAX_LINE = 1 << 20  # characters
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-_MAX_DIGITS = 4000  # of a number in JSON, below the limit of Python
+_Cells = tuple[int, "list[str] | dict[str, str]", str]
 
 
 class Row(NamedTuple):
     """A row of a list."""
 
     line: int  # counted from 1
-    cells: dict[str, str]  # by the name of the column
+    cells: list[str]  # as many as there are columns; [] if the row is bad
     bad: str = ""  # why the row can't be read
 
 
@@ -55,11 +55,11 @@ def _columns(path: str, encoding: str) -> tuple[list[str], bool]:
     if first is None:
         raise ValueError(f"the list {path} is empty")
     _, cells, bad = first
-    if path.lower().endswith(".jsonl"):
+    if isinstance(cells, dict):
         if bad:
             raise ValueError(f"the list {path}, line 1: {bad}")
         return list(cells), True
-    texts = [text.strip() for text in cells.values()]
+    texts = [text.strip() for text in cells]
     named = len(set(texts)) == len(texts) and not any(map(_is_path, texts))
     if named and not path.lower().endswith(".txt"):
         return texts, True
@@ -72,17 +72,19 @@ def _is_path(text: str) -> bool:
 
 def _rows(path: str, encoding: str, columns: list[str], has_header: bool) -> Iterator[Row]:
     with _opened(path, encoding) as file:
-        for number, (line, cells, bad) in enumerate(_cells(path, _lines(file, path))):
-            if bad or path.lower().endswith(".jsonl"):
-                yield Row(line, cells, bad)
-            elif number or not has_header:
-                values = list(cells.values())
-                if len(values) != len(columns) and path.lower().endswith(".txt"):
-                    values += [""] * (len(columns) - len(values))  # a line without a label
-                if len(values) != len(columns):
-                    yield Row(line, {}, f"{len(values)} columns; expected {len(columns)}")
-                else:
-                    yield Row(line, dict(zip(columns, values, strict=True)))
+        may_lack = path.lower().endswith(".txt")  # a line without a label
+        skipped = has_header
+        for line, cells, bad in _cells(path, _lines(file, path)):
+            if isinstance(cells, dict):
+                yield Row(line, [cells.get(name, "") for name in columns], bad)
+            elif skipped:
+                skipped = False
+            elif len(cells) == len(columns):
+                yield Row(line, cells)
+            elif may_lack and len(cells) < len(columns):
+                yield Row(line, cells + [""] * (len(columns) - len(cells)))
+            else:
+                yield Row(line, [], f"{len(cells)} columns; expected {len(columns)}")
 
 
 def _opened(path: str, encoding: str) -> TextIO:
@@ -119,8 +121,8 @@ def _lines(file: TextIO, path: str) -> Iterator[str]:
         yield line
 
 
-def _cells(path: str, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, str], str]]:
-    """Yields the number of the line, {column: text} and what is wrong with the row."""
+def _cells(path: str, lines: Iterator[str]) -> Iterator[_Cells]:
+    """Yields the number of the line, texts or {column: text}, and what is wrong with the row."""
     ending = os.path.splitext(path)[1].lower()
     if ending == ".jsonl":
         for number, line in enumerate(lines, 1):
@@ -129,12 +131,12 @@ def _cells(path: str, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, str
     elif ending == ".txt":
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _numbered(_words(line.rstrip("\r\n"))), ""
+                yield number, _words(line.rstrip("\r\n")), ""
     else:
         yield from _csv(path, ending, lines)
 
 
-def _csv(path: str, ending: str, lines: Iterator[str]) -> Iterator[tuple[int, dict[str, str], str]]:
+def _csv(path: str, ending: str, lines: Iterator[str]) -> Iterator[_Cells]:
     first = next(lines, "")
     delimiter = "\t" if ending == ".tsv" else ";" if ";" in first and "," not in first else ","
 
@@ -154,12 +156,8 @@ def _csv(path: str, ending: str, lines: Iterator[str]) -> Iterator[tuple[int, di
                 f"the list {path}, line {start}: {error}; a quote may not be closed"
             ) from error
         if any(cell.strip() for cell in cells):
-            yield start, _numbered(cells), ""
+            yield start, cells, ""
         start = reader.line_num + 1
-
-
-def _numbered(cells: list[str]) -> dict[str, str]:
-    return {str(number): text for number, text in enumerate(cells)}
 
 
 def _words(line: str) -> list[str]:

@@ -134,20 +134,21 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
       keys: of `data`.
     """
     names, has_header, rows = list_file.read(path)
-    path_column, label_column, split_column = _columns(path, names, has_header, keys)
+    columns_found = _columns(path, names, has_header, keys)
+    path_at, label_at, split_at = (names.index(x) if x else None for x in columns_found)
+    assert path_at is not None
     bad: list[str] = []
     count = bad_count = 0
     for row in rows:
         count += 1
-        found = row.cells.get(path_column, "").strip()
-        why = row.bad or _bad_path(found)
-        if why:
+        found = "" if row.bad else row.cells[path_at].strip()
+        if why := row.bad or _bad_path(found):
             bad_count += 1
             bad += [f"line {row.line}: {why}"] if len(bad) < _NAMED else []
             continue
         place = os.path.normpath(os.path.join(folder, found)) if folder != "." else found
-        label = row.cells.get(label_column, "").strip() if label_column else ""
-        own = row.cells.get(split_column, "").strip() if split_column else ""
+        label = "" if label_at is None else row.cells[label_at].strip()
+        own = "" if split_at is None else row.cells[split_at].strip()
         table.add(place.removeprefix("./"), label, own or split)
     if not bad_count:
         return []
@@ -213,7 +214,7 @@ def _probe(path: str, names: list[str]) -> dict[str, list[str]]:
     """Returns the cells of the first rows, by column."""
     _, _, rows = list_file.read(path)
     first: list[Row] = [row for row, _ in zip(rows, range(_PROBED), strict=False) if not row.bad]
-    return {name: [row.cells.get(name, "").strip() for row in first] for name in names}
+    return {name: [row.cells[at].strip() for row in first] for at, name in enumerate(names)}
 
 
 def _kept(table: _Table, keys: Keys, where: str) -> tuple[np.ndarray, list[str]]:

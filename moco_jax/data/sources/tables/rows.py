@@ -5,6 +5,7 @@ an array of StringDType (16 bytes and the text), labels are int32.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -31,7 +32,7 @@ def text_array(texts: Iterable[str], count: int) -> np.ndarray:
     texts, array = iter(texts), np.empty(count, TEXT)
     for start in range(0, count, _CHUNK):
         end = min(start + _CHUNK, count)
-        array[start:end] = [text for text, _ in zip(texts, range(start, end), strict=False)]
+        array[start:end] = list(itertools.islice(texts, end - start))
     return array
 
 

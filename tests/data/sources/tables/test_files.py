@@ -68,7 +68,7 @@ def test_other_columns_are_decoded_once(tmp_path, decoded):
 
 def test_the_cache_of_decoded_row_groups_is_bounded(tmp_path, monkeypatch, decoded):
     path = write(tmp_path / "x.parquet", {"image": images(9)}, row_group_size=3)
-    monkeypatch.setattr(parquet, "_MAX_CACHE", 1600)
+    monkeypatch.setattr(parquet, "_MAX_CACHE", 2300)
     sources = open_images(path)
     assert any("python -m moco_jax.data.prepare" in note for note in sources.notes)
     for index in (0, 4, 8, 0, 8):

@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from moco_jax.data.sources.tables.rows import text_array
 from tests.data.sources.stores import contents, open_images, write_folder
 
 PATHS = ["d/2.jpg", "d/1.jpg", "e f/3.jpg"]
@@ -199,6 +200,11 @@ def test_other_metadata_is_left_out(tmp_path, text):
     write_folder(tmp_path, ["x/1.jpg", "y/2.jpg"])
     (tmp_path / "metadata.csv").write_text(text)
     assert open_images(tmp_path).train.class_names == ("x", "y")
+
+
+def test_an_array_of_texts_of_several_parts():
+    texts = [str(number) for number in range((1 << 16) + 5)]
+    assert text_array(iter(texts), len(texts)).tolist() == texts
 
 
 def test_no_python_object_for_a_row_stays(tmp_path):

@@ -8,6 +8,7 @@ cache of bounded size holds the last ones.
 import collections
 import dataclasses
 import os
+import shlex
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -184,7 +185,7 @@ class _Reader:
         return [
             f"warning: {where}: {decoded / 2**30:.3g} GiB of images are compressed or encoded, so "
             "that reading one image decodes its row group; this is slow. Convert them once: "
-            "python -m moco_jax.data.prepare --to=shards"
+            f"python -m moco_jax.data.prepare --from={shlex.quote(where)} --to=shards"
         ]
 
     def _find(self, number: int) -> bool:

@@ -174,8 +174,8 @@ def _bank() -> ConfigDict:
 def _data() -> ConfigDict:
     c = ConfigDict()
     c.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources/opening.py
-    # folder, tar or .npz of images, Parquet or Arrow files, a list of paths, or a TFDS data_dir; '+'
-    # joins several; ~ is expanded
+    # folder, tar or .npz of images, Parquet or Arrow files, a list of paths, or a TFDS data_dir;
+    # '+' joins several; ~ is expanded
     c.path = ""
     c.train_split = "train"  # subfolder or split with the training images
     c.test_split = "test"  # held-out labelled images, for the kNN monitor

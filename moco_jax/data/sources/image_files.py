@@ -5,6 +5,7 @@ A folder is listed once. A file is opened only when its image is read.
 
 import errno
 import os
+from collections.abc import Callable
 
 from moco_jax.data.sources import folders
 from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image, no_images
@@ -25,7 +26,7 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
     """
     found, left_out = list_images(path)
     if not found and any(left_out.endings[ending] for ending in files.EXTENSIONS):
-        return files.open_folder(path, keys)
+        return files.open_folder(path, *list_images(path, files.is_table), keys)
     if found and (listed := metadata.open_metadata(path, found, keys)):
         return listed
     if not found:
@@ -55,8 +56,10 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
     )
 
 
-def list_images(root: str) -> tuple[list[str], LeftOut]:
+def list_images(root: str, wanted: Callable[[str], bool] = is_image) -> tuple[list[str], LeftOut]:
     """Returns the relative paths of all images below root, and what else is there.
+
+    `wanted` returns whether a file of this name counts, instead of those that are images.
 
     Links are followed, except links to a folder above them, which would never end. Named pipes,
     devices, sockets and broken links are not images.
@@ -64,12 +67,12 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
     found: list[str] = []
     left_out = LeftOut()
     with progress.phase(f"listing {root}", detail=lambda: f"{len(found):,} images"):
-        _list(root, found, left_out)
+        _list(root, wanted, found, left_out)
     return found, left_out
 
 
-def _list(root: str, found: list[str], left_out: LeftOut) -> None:
-    """Adds the relative paths of all images below root, and what else is there."""
+def _list(root: str, wanted: Callable[[str], bool], found: list[str], left_out: LeftOut) -> None:
+    """Adds the relative paths of all wanted files below root, and what else is there."""
     pending = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -86,7 +89,7 @@ def _list(root: str, found: list[str], left_out: LeftOut) -> None:
                     pending.append((f"{path}/", above))
                 elif odd := _odd(entry):
                     left_out.add_odd(odd, path)
-                elif is_image(entry.name):
+                elif wanted(entry.name):
                     found.append(path)
                 else:
                     left_out.add(path)

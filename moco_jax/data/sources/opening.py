@@ -171,7 +171,10 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
             return _open_digits()
         if name:
             return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
-        raise ValueError("data.source='images' needs data.path: a folder, a tar archive or an .npz")
+        raise ValueError(
+            "data.source='images' needs data.path: a folder, a tar archive, an .npz, a .parquet or "
+            "a list of paths"
+        )
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {path}: correct --config.data.path, or the path after the "

@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from moco_jax.data.sources import exclusions, split_names
-from moco_jax.data.sources.file_types import is_hidden, listed_folders
+from moco_jax.data.sources.file_types import LeftOut, listed_folders
 from moco_jax.data.sources.folders import Keys
-from moco_jax.data.sources.regular_file import kind
 from moco_jax.data.sources.source import Opened, Source
 from moco_jax.data.sources.tables import arrow, columns, parquet
 from moco_jax.data.sources.tables.damage import check_pyarrow, texts
@@ -34,34 +33,31 @@ def open_file(path: str, keys: Keys) -> Opened:
     return _open({"": [path]}, path, os.path.dirname(path), keys)
 
 
-def open_folder(root: str, keys: Keys) -> Opened:
-    """Returns the images of the Parquet or Arrow files below a folder.
+def open_folder(root: str, paths: Sequence[str], left_out: LeftOut, keys: Keys) -> Opened:
+    """Returns the images of the Parquet or Arrow files in a folder.
+
+    Args:
+      root: the folder.
+      paths: relative paths of the files.
+      left_out: what else is in the folder.
+      keys: of `data`.
 
     Raises:
       ValueError: as `open_file`, or if it is not clear which files to train on.
     """
-    found = [path for path in _files(root) if not os.path.basename(path).startswith("indices")]
-    endings = {os.path.splitext(path)[1].lower() for path in found}
+    endings = {os.path.splitext(path)[1].lower() for path in paths}
     if len(endings) > 1:
         raise ValueError(
             f"{root} holds .parquet and .arrow files; set --config.data.path to a folder that has "
             "files of one kind"
         )
-    paths, notes = exclusions.exclude(found, keys.exclude, root)
-    return _open(_splits(paths, root), root, root, keys, notes)
+    kept, notes = exclusions.exclude(sorted(paths), keys.exclude, root)
+    return _open(_splits(kept, root), root, root, keys, [*left_out.notes(), *notes])
 
 
-def _files(root: str) -> list[str]:
-    """Returns the relative paths of all tables below a folder, sorted."""
-    found = []
-    for folder, inner, names in os.walk(root):
-        inner[:] = [name for name in inner if not is_hidden(name)]
-        for name in names:
-            path = os.path.join(folder, name)
-            if name.lower().endswith(EXTENSIONS) and not is_hidden(name):
-                if not kind(os.stat(path).st_mode):
-                    found.append(os.path.relpath(path, root))
-    return sorted(found)
+def is_table(name: str) -> bool:
+    """Returns whether a file name is that of a table, not of `datasets`' own indices."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith("indices")
 
 
 def _splits(paths: Sequence[str], root: str) -> dict[str, list[str]]:

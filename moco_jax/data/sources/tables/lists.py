@@ -57,7 +57,7 @@ def open_lists(lists: Sequence[tuple[str, str]], where: str, root: str, keys: Ke
         raise ValueError(f"the list {where} has no rows")
     kept, excluded = _kept(table, keys, where)
     labels, class_names = sorted_classes(table.labels, list(table.label_texts))
-    splits = np.frombuffer(table.splits, np.int32)
+    splits, split_names_found = _splits(table)
 
     def opener(number: int, name: str) -> Callable[[], Source]:
         def opened() -> Source:
@@ -72,10 +72,25 @@ def open_lists(lists: Sequence[tuple[str, str]], where: str, root: str, keys: Ke
 
     openers = {
         name: opener(number, name)
-        for number, name in enumerate(table.split_texts)
+        for number, name in enumerate(split_names_found)
         if (kept & (splits == number)).any()
     }
     return open_splits(openers, where, keys, [*notes, *excluded])
+
+
+def _splits(table: "_Table") -> tuple[np.ndarray, list[str]]:
+    """Returns the splits int32 [N] and their names.
+
+    Without splits in the list, the first folders of the paths are splits if some of them are test
+    splits and others are train splits: to train on all would train on test images.
+    """
+    if list(table.split_texts) == [""]:
+        roles = split_names.roles(table.folder_texts)
+        if "train" in roles.values() and split_names.NOT_TRAIN & set(roles.values()):
+            names = list(dict.fromkeys(name if roles[name] else "" for name in table.folder_texts))
+            number = [names.index(name if roles[name] else "") for name in table.folder_texts]
+            return np.array(number, np.int32)[np.frombuffer(table.folders, np.int32)], names
+    return np.frombuffer(table.splits, np.int32), list(table.split_texts)
 
 
 def _source(
@@ -96,8 +111,10 @@ class _Table:
 
     def __init__(self):
         self.labels_found, self.splits = array.array("i"), array.array("i")
+        self.folders = array.array("i")  # the first one of each path
         self.label_texts: dict[str, int] = {}
         self.split_texts: dict[str, int] = {}
+        self.folder_texts: dict[str, int] = {}
         self.paths, self.labels = np.zeros(0, TEXT), np.zeros(0, np.int32)
         self._parts: list[np.ndarray] = []
         self._last: list[str] = []
@@ -111,6 +128,8 @@ class _Table:
         number = self.label_texts.setdefault(label, len(self.label_texts)) if label else NO_LABEL
         self.labels_found.append(number)
         self.splits.append(self.split_texts.setdefault(split, len(self.split_texts)))
+        folder = path.partition("/")[0] if "/" in path else ""
+        self.folders.append(self.folder_texts.setdefault(folder, len(self.folder_texts)))
         self._last.append(path)
         if len(self._last) == _CHUNK:
             self._parts.append(np.array(self._last, TEXT))

@@ -132,6 +132,20 @@ def test_ambiguous_folders_are_errors(tmp_path, names, options, message):
         open_images(tmp_path, **options)
 
 
+def test_links_and_what_is_left_out(tmp_path):
+    blob = write(tmp_path / "blobs/x.parquet", {"image": images(2)})
+    (tmp_path / "snapshot/data").mkdir(parents=True)
+    (tmp_path / "snapshot/data/train-00000-of-00001.parquet").symlink_to(blob)
+    (tmp_path / "snapshot/data/test-00000-of-00001.parquet").symlink_to(tmp_path / "absent")
+    (tmp_path / "snapshot/README.md").write_text("x")
+    sources = open_images(tmp_path / "snapshot")
+    assert len(sources.train) == 2 and sources.test is None
+    assert sources.notes[2:] == (
+        "left out: 1 file: 1 .md",
+        "left out: 1 x broken link: data/test-00000-of-00001.parquet",
+    )
+
+
 def test_ambiguous_columns_are_errors_and_keys_choose(tmp_path):
     data = {"a": images(2), "b": images(3)[1:], "class": [1, 2], "category": ["x", "y"]}
     path = write(tmp_path / "x.parquet", data)

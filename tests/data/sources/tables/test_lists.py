@@ -83,6 +83,19 @@ def test_splits_of_a_list(tmp_path):
     assert read(open_images(write(tmp_path, text)).test) == [("e f/3.jpg", "b")]
 
 
+def test_folders_are_splits_where_training_on_all_would_train_on_test_images(tmp_path):
+    write_folder(tmp_path, ["train/1.jpg", "train/2.jpg", "val/3.jpg", "x/4.jpg"])
+    text = "file,label\ntrain/1.jpg,a\ntrain/2.jpg,b\nval/3.jpg,b\nx/4.jpg,b\n"
+    for name in ("list.csv", "metadata.csv"):
+        (tmp_path / name).write_text(text.replace("file", "file_name"))
+        sources = open_images(tmp_path / name if name == "list.csv" else tmp_path)
+        assert read(sources.train) == [("train/1.jpg", "a"), ("train/2.jpg", "b")]
+        assert read(sources.test) == [("val/3.jpg", "b")]
+        assert "not used: rows without a split" in sources.notes
+    (tmp_path / "val.csv").write_text("val/3.jpg,b\n")
+    assert len(open_images(tmp_path / "val.csv").train) == 1
+
+
 def test_absolute_paths_and_paths_above_the_list(tmp_path):
     write_folder(tmp_path, ["x/1.jpg"])
     (tmp_path / "lists").mkdir()

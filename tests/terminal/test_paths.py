@@ -23,7 +23,7 @@ from moco_jax.terminal import paths
 )
 def test_parts(tmp_path, monkeypatch, path, expected):
     monkeypatch.chdir(tmp_path)
-    for name in ("a", "b", "c++", "x+y"):
+    for name in ("a", "b", "c++", "x", "x+y"):
         (tmp_path / name).mkdir()
     assert paths.parts(path) == expected
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from moco_jax.data.sources.folders import Keys
-from moco_jax.data.sources.tables import columns, pages, parquet
+from moco_jax.data.sources.tables import arrow, columns, pages, parquet
 from tests.data.sources.stores import open_images
 from tests.data.sources.tables import layouts
 
@@ -232,6 +232,33 @@ def test_a_claim_of_many_rows_allocates_nothing(tmp_path):
 
     with pytest.raises(ValueError, match="its metadata claim 1099511627776 rows in"):
         parquet._groups(str(path), Claim(), found)
+
+
+@pytest.mark.parametrize("ends", [[0, 9, 4], [5, 2, 7]])
+def test_offsets_of_arrow_outside_of_their_column_are_refused(ends):
+    data = np.array(ends, np.int32).tobytes()
+    whole = pa.py_buffer(data + b"0123456789")
+    buffers = [None, whole.slice(0, len(data)), whole.slice(len(data))]
+    column = pa.Array.from_buffers(pa.binary(), 2, buffers)
+    with pytest.raises(ValueError, match="the offsets of its images lie outside of their column"):
+        arrow._extents(column, whole)
+
+
+def test_columns_of_compressed_arrow_files_are_refused(tmp_path):
+    table = layouts.table(layouts.items(("a",), ("train",)))
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(tmp_path / "x.arrow", table.schema, options=options) as writer:
+        writer.write_table(table)
+    with pytest.raises(ValueError, match="its columns are compressed; save it again without"):
+        open_images(tmp_path / "x.arrow")
+
+
+def test_a_test_split_with_hidden_labels_is_not_tested_on(tmp_path):
+    for split, labels in (("train", [0, 1]), ("test", [-1, -1]), ("validation", [1, 0])):
+        write(tmp_path / f"{split}.parquet", {"image": images(2), "label": labels})
+    sources = open_images(tmp_path)
+    assert sources.test.name.endswith(", validation") and sources.test.labels.tolist() == [1, 0]
+    assert "test: 2 images in validation (test has no labels)" in sources.notes[0]
 
 
 def test_a_file_that_is_cut_off_later_has_unreadable_images(tmp_path):

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from moco_jax.data.sources import exclusions, split_names
 from moco_jax.data.sources.file_types import LeftOut, listed_folders
 from moco_jax.data.sources.folders import Keys
-from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.source import Opened
 from moco_jax.data.sources.tables import arrow, columns, parquet
 from moco_jax.data.sources.tables.damage import check_pyarrow, texts
 from moco_jax.data.sources.tables.rows import as_source
-from moco_jax.data.sources.tables.splits import open_splits
+from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
 from moco_jax.text import printable
 
@@ -109,56 +109,33 @@ def _open(
 ) -> Opened:
     """Returns the splits of {name: relative paths}."""
     check_pyarrow(where)
-    lines = list(notes)
-    known: dict[str, columns.Columns] = {}
 
-    def opener(split: str) -> Callable[[], Source]:
+    def opener(split: str) -> Callable[[], Part]:
         paths = [os.path.join(root, path) for path in splits[split]]
 
-        def opened() -> Source:
+        def opened() -> Part:
             with texts(where), progress.phase(f"listing {where}", detail=lambda: printable(split)):
-                return _source(split, paths, where, keys, known, lines)
+                return _part(split, paths, where, keys)
 
         return opened
 
-    opened = open_splits({split: opener(split) for split in splits}, where, keys)
-    chosen = next(iter(known.values()))
-    label = f"labels: the column {chosen.label}" if chosen.label else "no column of labels"
-    lines.insert(0, f"images: the column {chosen.image}; {label}")
-    return Opened(
-        opened.train,
-        opened.test,
-        (*lines, *opened.notes),
-        opened.train_in,
-        opened.test_in,
-        opened.about_test,
-    )
+    return open_splits({split: opener(split) for split in splits}, where, keys, notes)
 
 
-def _source(
-    split: str,
-    paths: Sequence[str],
-    where: str,
-    keys: Keys,
-    known: dict[str, columns.Columns],
-    lines: list[str],
-) -> Source:
-    """Returns the images of the files of one split; adds its columns and lines about it."""
+def _part(split: str, paths: Sequence[str], where: str, keys: Keys) -> Part:
+    """Returns the images of the files of one split, and lines about them."""
     reader = _READERS[os.path.splitext(paths[0])[1].lower()]
-    chosen = None
-    for path in paths:
-        found = columns.of_schema(reader.read_schema(path), keys, path)
-        if chosen is not None and found != chosen:
+    chosen = columns.of_schema(reader.read_schema(paths[0]), keys, paths[0])
+    for path in paths[1:]:
+        if columns.of_schema(reader.read_schema(path), keys, path) != chosen:
             raise ValueError(
                 f"{path} has other columns or classes than {paths[0]}; move it elsewhere, or leave "
                 "it out by --config.data.exclude"
             )
-        chosen = found
-    assert chosen is not None
-    known[split] = chosen
     name = split or os.path.basename(where.rstrip("/"))
     rows, warnings = reader.open_rows(paths, chosen, name, where)
-    lines += warnings
     if not len(rows.labels):
         raise ValueError(f"{where} has no rows" + (f" in {printable(split)}" if split else ""))
-    return as_source(rows, f"{where}, {split}" if split else where)
+    label = f"labels: the column {chosen.label}" if chosen.label else "no column of labels"
+    read = f"images: the column {chosen.image}; {label}"
+    return as_source(rows, f"{where}, {split}" if split else where), (read, *warnings)

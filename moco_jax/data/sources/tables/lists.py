@@ -19,7 +19,7 @@ from moco_jax.data.sources.source import NO_LABEL, Opened, Source
 from moco_jax.data.sources.tables import columns, list_file
 from moco_jax.data.sources.tables.list_file import Row
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
-from moco_jax.data.sources.tables.splits import open_splits
+from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
 
 _CHUNK = 1 << 14
@@ -59,14 +59,14 @@ def open_lists(lists: Sequence[tuple[str, str]], where: str, root: str, keys: Ke
     labels, class_names = sorted_classes(table.labels, list(table.label_texts))
     splits, split_names_found = _splits(table)
 
-    def opener(number: int, name: str) -> Callable[[], Source]:
-        def opened() -> Source:
+    def opener(number: int, name: str) -> Callable[[], Part]:
+        def opened() -> Part:
             chosen = np.flatnonzero(kept & (splits == number))
             used = np.unique(labels[chosen][labels[chosen] != NO_LABEL])
             new = np.full(len(class_names) + 1, NO_LABEL, np.int32)
             new[used] = np.arange(len(used))
             names = tuple(class_names[label] for label in used)
-            return _source(table.paths[chosen], new[labels[chosen]], names, root, name, where)
+            return _source(table.paths[chosen], new[labels[chosen]], names, root, name, where), ()
 
         return opened
 

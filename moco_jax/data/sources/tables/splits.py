@@ -12,9 +12,11 @@ from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.source import Opened, Source, only_labelled
 from moco_jax.text import printable
 
+Part = tuple[Source, Sequence[str]]  # the images of a split, and lines about them
+
 
 def open_splits(
-    splits: Mapping[str, Callable[[], Source]], where: str, keys: Keys, notes: Sequence[str] = ()
+    splits: Mapping[str, Callable[[], Part]], where: str, keys: Keys, notes: Sequence[str] = ()
 ) -> Opened:
     """Returns the train split, and the test split labelled by the classes of train.
 
@@ -29,34 +31,43 @@ def open_splits(
         not a train class.
     """
     name = _train(list(splits), where, keys)
-    train = splits[name]()
-    test, used = None, {name}
-    test_notes: list[str] = []
+    train, about_train = splits[name]()
+    test_in, test, about_test, problems = _test(splits, name, train, where, keys)
+    rest = [_shown(other) for other in splits if other not in (name, test_in)]
+    unused = [f"not used: {', '.join(rest)}"] if rest else []
+    return Opened(
+        train,
+        test,
+        tuple(dict.fromkeys((*notes, *about_train, *about_test, *unused))),
+        train_in=_shown(name) if len(splits) > 1 or name else "",
+        test_in="" if test_in is None else _shown(test_in),
+        about_test="; ".join(problems),
+    )
+
+
+def _test(
+    splits: Mapping[str, Callable[[], Part]], train_in: str, train: Source, where: str, keys: Keys
+) -> tuple[str | None, Source | None, Sequence[str], list[str]]:
+    """Returns the test split, its images, lines about them, and why others are not the test."""
     problems: list[str] = []
-    for other in _tests(list(splits), name, where, keys):
-        found = splits[other]()
+    for name in _tests(list(splits), train_in, where, keys):
+        found, lines = splits[name]()
         if found.labels is None:
-            problems.append(f"{_shown(other)} has no labels")
+            problems.append(f"{_shown(name)} has no labels")
             continue
-        labelled = only_labelled(found)
-        if count := len(found) - len(labelled):
+        test = only_labelled(found)
+        if count := len(found) - len(test):
             what = counted(count, "image")
-            test_notes.append(f"left out: {what} of {_shown(other)} without a label")
-        found = labelled
-        test = renumbered(found, train.class_names, where) if train.class_names else found
-        used.add(other)
-        break
-    if test is None and keys.test_split not in ("", "test"):
+            lines = (*lines, f"left out: {what} of {_shown(name)} without a label")
+        if train.class_names:
+            test = renumbered(test, train.class_names, where)
+        return name, test, lines, problems
+    if keys.test_split not in ("", "test"):
         raise ValueError(
             f"{where}: data.test_split={keys.test_split!r} must be a split with labels; found "
             f"{_all(splits)}" + (f" ({'; '.join(problems)})" if problems else "")
         )
-    about = "; ".join(problems)
-    rest = [_shown(other) for other in splits if other not in used]
-    unused = [f"not used: {', '.join(rest)}"] if rest else []
-    place = _shown(name) if name or rest else ""
-    test_in = _shown(next(iter(used - {name}))) if test is not None else ""
-    return Opened(train, test, (*notes, *test_notes, *unused), place, test_in, about)
+    return None, None, (), problems
 
 
 def _train(names: Sequence[str], where: str, keys: Keys) -> str:

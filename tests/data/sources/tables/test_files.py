@@ -140,7 +140,7 @@ def test_links_and_what_is_left_out(tmp_path):
     (tmp_path / "snapshot/README.md").write_text("x")
     sources = open_images(tmp_path / "snapshot")
     assert len(sources.train) == 2 and sources.test is None
-    assert sources.notes[2:] == (
+    assert sources.notes[1:3] == (
         "left out: 1 file: 1 .md",
         "left out: 1 x broken link: data/test-00000-of-00001.parquet",
     )

@@ -59,7 +59,7 @@ setup(
         "tf": ["tensorflow-cpu", "tensorboard", "importlib_resources"],
         # Plots of `moco_jax.ablate` and the figures in benchmarks/.
         "plot": ["matplotlib"],
-        # Features of `moco_jax.embed` as .parquet files.
+        # Images in Parquet and Arrow files, and features of `moco_jax.embed` as .parquet files.
         "parquet": ["pyarrow>=18"],
         # Loggers besides files and TensorBoard. mlflow-skinny is MLflow without its web pages.
         "wandb": ["wandb>=0.19"],

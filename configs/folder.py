@@ -8,9 +8,9 @@ Reported: nothing.
 Measured: not run here to its end.
 Wall time: not measured.
 
-The path is a folder or a tar of JPEG, PNG or WebP files. With one folder a class (`train/cat/1.jpg`
-or `cat/1.jpg`) the kNN monitor uses `test/` or `val/`, or else a tenth that is held out. A flat
-folder works too because pretraining needs no labels.
+The path is a folder or a tar of JPEG, PNG or WebP files; docs/data.md lists other formats. With one
+folder a class (`train/cat/1.jpg` or `cat/1.jpg`) the kNN monitor uses `test/` or `val/`, or else a
+tenth that is held out. A flat folder works too because pretraining needs no labels.
 
 `,small` after the path is for CPUs: a ResNet-10 of a quarter of the width on images of 32 pixels,
 5,000 steps.

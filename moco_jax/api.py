@@ -116,7 +116,8 @@ def embed(
       exif_orientation: whether images are turned upright by their EXIF orientation.
 
     Returns:
-      `features` f32[N, F], `names` [N], `labels` i32[N] or None without classes, `class_names`.
+      `features` f32[N, F], `names` [N], `class_names`, `labels` i32[N], -1 for an image
+      without a label, or None without classes.
       The names of images without a path are their numbers from 0.
 
     Raises:

@@ -174,11 +174,15 @@ def _bank() -> ConfigDict:
 def _data() -> ConfigDict:
     c = ConfigDict()
     c.source = "images"  # digits, images or tfds:<name>; see moco_jax/data/sources/opening.py
-    c.path = ""  # folder, archive, shards or .npz, or a TFDS data_dir; ~ is expanded
+    # folder, archive, shards or .npz of images, Parquet or Arrow files, a list of paths, or a TFDS
+    # data_dir; '+' joins several; ~ is expanded
+    c.path = ""
     c.train_split = "train"  # subfolder or split with the training images
     c.test_split = "test"  # held-out labelled images, for the kNN monitor
     c.class_folders = "first"  # class folders: first (below the split) or leaf (the innermost)
     c.exclude = ""  # folders and files that are left out, such as "masks,*_seg.png"
+    c.image_column = ""  # of Parquet and Arrow files: images; of a list: paths; "" finds it
+    c.label_column = ""  # of Parquet and Arrow files, a list or metadata; "" finds it
     c.held_out = 0.1  # fraction of a labelled source without test split that becomes its test
     c.image_size = 224  # S, pixels, of a view
     c.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation
@@ -189,7 +193,8 @@ def _data() -> ConfigDict:
     c.bit_depth = 16  # significant bits of 16-bit images, such as 12 for a 12-bit sensor
     c.max_megapixels = 89.5  # images with more pixels are unreadable
     c.may_change = False  # continue a run although its images have changed
-    c.max_bad_fraction = 0.01  # of unreadable images, found by one process, that stops the run
+    # Of unreadable images, found by one process, or of bad rows of a list, that stops the run.
+    c.max_bad_fraction = 0.01
     c.mean = IMAGENET_MEAN  # of pixels in 0..1
     c.std = IMAGENET_STD  # of pixels in 0..1
     return c

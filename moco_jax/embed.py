@@ -29,7 +29,7 @@ from moco_jax.encoders.images import open_split
 from moco_jax.models.encoder import FEATURES
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout, make_layout
-from moco_jax.terminal import arguments, command_line, logs, progress
+from moco_jax.terminal import arguments, command_line, logs, paths, progress
 from moco_jax.text import printable
 
 _ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
@@ -166,7 +166,7 @@ def _where(config: ConfigDict) -> dict[str, str]:
     """Returns what a later command needs to find the images: values for --images and --split."""
     images = config.data.source
     if images == "images":
-        images = os.path.abspath(os.path.expanduser(config.data.path))
+        images = paths.each(os.path.abspath, config.data.path)
     given = flags.FLAGS["split"].present or _IMAGES.value
     return {"images": images, "split": _SPLIT.value if given else config.data.train_split}
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from moco_jax.terminal.paths import parts
+
 
 def apply(config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], name: str) -> None:
     """Sets the values of a variant and appends the variant's name to `config.name`.
@@ -52,4 +54,5 @@ def of_path(argument: str, variants: Sequence[str]) -> tuple[str, str]:
 
 def name_of(path: str) -> str:
     """Returns the part of an experiment's name that stands for the images at a path."""
-    return re.sub(r"\W+", "_", pathlib.Path(path).expanduser().absolute().name).strip("_")
+    names = [pathlib.Path(part).absolute().name for part in parts(path)]
+    return re.sub(r"\W+", "_", "_".join(names)).strip("_")

@@ -38,7 +38,7 @@ OUTCOMES = ("same", "error", "told", "legal", "POOR", "SILENT", "TRACEBACK", "EX
 KINDS = {  # with the library that a kind needs
     "tar": "", "compressed_tar": "", "zip": "", "shards": "", "images_npz": "", "image": "",
     "folder": "",
-    "tfds": "tensorflow_datasets",
+    "tfds": "tensorflow_datasets", "image_tables": "pyarrow", "image_lists": "",
     "features_npz": "", "features_parquet": "pyarrow", "encoder": "", "safetensors": "",
     "torch": "torch", "checkpoint": "", "resume": "", "about": "", "resume_about": "",
     "metrics": "", "overrides": "",

@@ -141,6 +141,8 @@ _JUDGES: dict[str, Callable[[Read], str]] = {
     "zip": _zip,
     "image": _legal,
     "folder": _other_images,
+    "image_tables": _legal,
+    "image_lists": _legal,
     "tfds": _tfds,
     "images_npz": _npz_images,
     "safetensors": _weights,

@@ -124,6 +124,34 @@ def folder_of_images(folder: pathlib.Path) -> None:
         _write(folder / "flat/images" / name.replace("/", "_"), data)
 
 
+def image_tables(folder: pathlib.Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [item for item in members().items() if item[0].startswith("train/")]
+    images = [{"bytes": data, "path": pathlib.Path(name).name} for name, data in rows]
+    table = pa.table({"image": images, "label": [name.split("/")[1] for name, _ in rows]})
+    plain = {"compression": "none", "use_dictionary": False}
+    for name, options in (("plain", plain), ("snappy", {}), ("paged", plain)):
+        (folder / name).mkdir(parents=True)
+        version = "2.0" if name == "paged" else "1.0"
+        options = options | {"row_group_size": 2, "data_page_version": version}
+        pyarrow.parquet.write_table(table, folder / name / "images.parquet", **options)
+    (folder / "arrow").mkdir()
+    with pa.ipc.new_stream(folder / "arrow/images.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def image_lists(folder: pathlib.Path) -> None:
+    rows = {"csv": "{0},{1}\n", "jsonl": '{{"file_name": "{0}", "label": "{1}"}}\n'}
+    for ending, row in rows.items():
+        text = "file_name,label\n" if ending == "csv" else ""
+        for name, data in members().items():
+            _write(folder / ending / "images" / name.replace("/", "_"), data)
+            text += row.format(name.replace("/", "_"), name.split("/")[1])
+        _write(folder / ending / "images" / f"metadata.{ending}", text.encode())
+
+
 def images_npz(folder: pathlib.Path) -> None:
     rng = np.random.default_rng(0)
     train = {"images": rng.integers(0, 256, (8, 6, 5, 3), np.uint8), "labels": np.arange(8) % 3}
@@ -310,6 +338,8 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "images_npz": images_npz,
     "image": image_file,
     "folder": folder_of_images,
+    "image_tables": image_tables,
+    "image_lists": image_lists,
     "features_npz": features_npz,
     "features_parquet": features_parquet,
     "encoder": encoder_file,

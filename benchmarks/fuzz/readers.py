@@ -218,6 +218,8 @@ READERS: dict[str, Callable[[pathlib.Path], Content]] = {
     "image": images,
     "folder": images,
     "tfds": images,
+    "image_tables": images,
+    "image_lists": images,
     "features_npz": features,
     "features_parquet": features,
     "encoder": encoder,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moco_jax.data.sources.source import Source
+from moco_jax.data.sources.source import NO_LABEL, Source
 from moco_jax.encoders import feature_reading
 from moco_jax.terminal import command_line, signals
 from moco_jax.text import printable
@@ -39,7 +39,7 @@ class Features:
     Attributes:
       features: f32[N, F].
       names: [N], of the images, as `text.printable` returns them.
-      labels: i32[N], or None without classes.
+      labels: i32[N], -1 for an image without a label; None without classes.
       class_names: by label; () without classes.
       about: `encoder`, the source of the encoder, and `output`, 'backbone' or 'head'.
     """
@@ -59,8 +59,9 @@ class Features:
         )
 
     def class_name(self, row: int) -> str:
-        """Returns the name of an image's class, '' without classes."""
-        return "" if self.labels is None else self.class_names[self.labels[row]]
+        """Returns the name of an image's class, '' if it has none."""
+        label = NO_LABEL if self.labels is None else self.labels[row]
+        return "" if label == NO_LABEL else self.class_names[label]
 
 
 def check_writable(path: pathlib.Path, overwrite: bool) -> None:
@@ -169,7 +170,7 @@ def _write_npz(path: pathlib.Path, parts: Iterable[FeatureRows], source: Source,
 def _write_parquet(
     path: pathlib.Path, parts: Iterable[FeatureRows], source: Source, note: str
 ) -> int:
-    """Writes columns `name`, `label` and `class` (null without classes), and `features`."""
+    """Writes columns `name`, `label` and `class` (null without a class), and `features`."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -182,7 +183,9 @@ def _write_parquet(
             labels = None if source.labels is None else source.labels[rows]
             sums = feature_reading.add_to_checksums(sums, features, names, labels)
             labels = [None] * len(rows) if labels is None else labels
-            classes = [None if label is None else class_names[label] for label in labels]
+            classes = [
+                None if label in (None, NO_LABEL) else class_names[label] for label in labels
+            ]
             values = pa.array(np.ravel(features), pa.float32())
             columns = {
                 "name": pa.array(names, pa.string()),

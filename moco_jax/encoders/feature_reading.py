@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moco_jax.data.sources.source import NO_LABEL
 from moco_jax.models.encoder import FEATURES
 from moco_jax.text import line
 
@@ -240,10 +241,10 @@ def _check(contents: Contents) -> None:
             raise _Fault(
                 f"labels must be {len(features)} integers, got {labels.dtype} {list(labels.shape)}"
             )
-        if labels.min() < 0 or labels.max() >= len(classes):
+        if labels.min() < NO_LABEL or labels.max() >= len(classes):
             raise _Fault(
                 f"labels must be 0 to {len(classes) - 1}, one of the {len(classes)} class names; "
-                f"got {labels.min()} to {labels.max()}"
+                f"got {labels.min()} to {labels.max()}; -1 is no class"
             )
     if len(bad := not_finite(features)):
         shown = ", ".join(line(str(names[row])) for row in bad[:_SHOWN])

@@ -5,8 +5,8 @@ import os
 from ml_collections import ConfigDict
 
 from moco_jax.data.sources.opening import open_named
-from moco_jax.data.sources.shards.patterns import is_pattern
 from moco_jax.data.sources.source import Source
+from moco_jax.terminal.paths import each, missing
 
 
 def where(images: str | os.PathLike) -> dict[str, str]:
@@ -18,13 +18,13 @@ def where(images: str | os.PathLike) -> dict[str, str]:
     named = os.fspath(images)
     if named == "digits" or named.startswith("tfds:"):
         return {"source": named, "path": ""}
-    path = os.path.expanduser(named)
-    if not os.path.exists(path) and not is_pattern(path):
+    if absent := missing(named):
         raise FileNotFoundError(
-            f"images={named!r}: there is no file or folder {path}; allowed: a folder, an "
-            "archive, shards, an .npz, digits, tfds:<name>"
+            f"images={named!r}: there is no file or folder {absent}; allowed: a folder, an "
+            "archive, shards, an .npz, a .parquet, a list of paths, several joined by '+', "
+            "digits, tfds:<name>"
         )
-    return {"source": "images", "path": path}
+    return {"source": "images", "path": each(str, named)}
 
 
 def open_split(

@@ -11,17 +11,21 @@ from ml_collections import ConfigDict
 
 from moco_jax.data.loading import loader
 from moco_jax.data.sources.opening import open_named
-from moco_jax.data.sources.source import Source, Sources
+from moco_jax.data.sources.source import Source, Sources, only_labelled
 from moco_jax.encoders.features import labelled_features, make_encode
 from moco_jax.encoders.pretrained import Pretrained
 from moco_jax.encoders.votes import knn_table, leave_one_out_table
 from moco_jax.parallel.mesh import Layout
+from moco_jax.terminal import paths
 
 COLUMNS = ("classified", "k", "temperature", "top1_percent")
 
 
 # Keys of `data` that select the images to train on.
-_SELECT = ("held_out", "train_split", "test_split", "class_folders", "exclude")
+_SELECT = (
+    *("held_out", "train_split", "test_split", "class_folders", "exclude"),
+    *("image_column", "label_column"),
+)
 
 
 def trained_on(
@@ -52,7 +56,7 @@ def trained_on(
 
 
 def _place(data: ConfigDict) -> tuple[str, str]:
-    return data.source, os.path.realpath(os.path.expanduser(data.path))
+    return data.source, paths.each(os.path.realpath, data.path)
 
 
 def measure(
@@ -73,7 +77,7 @@ def measure(
 
     Args:
       pretrained: the encoder; its own config says how images are prepared.
-      sources: labelled images; those of `train` are the neighbours.
+      sources: labelled images; those of `train` that have a label are the neighbours.
       data: how images are loaded: the `data` of a config.
       ks, temperatures: see `knn_table`.
       output: 'backbone' or 'head'.
@@ -85,7 +89,9 @@ def measure(
         this output.
     """
     train, test = sources.train, sources.test
-    if train.labels is None:
+    if train.labels is not None:
+        train = only_labelled(train)
+    else:
         raise ValueError(
             f"{train.name} has no classes; allowed: a folder with one subfolder for each class, or "
             "a data set with classes"

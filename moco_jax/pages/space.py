@@ -13,7 +13,7 @@ from moco_jax.data.loading.decoding import decoding_of
 from moco_jax.data.loading.order import subset
 from moco_jax.data.loading.reader import Reader
 from moco_jax.data.sources.opening import open_named
-from moco_jax.data.sources.source import Source
+from moco_jax.data.sources.source import NO_LABEL, Source, only_labelled
 from moco_jax.encoders import pretrained
 from moco_jax.encoders.embedding import embed
 from moco_jax.encoders.feature_file import Features
@@ -82,6 +82,7 @@ def encode(folder, images: int) -> Encoded:
     read = pretrained.read(folder)
     sources = open_named(read.config)
     whole = sources.test or sources.train
+    whole = whole if whole.labels is None else only_labelled(whole)
     source = _some(whole, images, read.config.seed)
     layout = make_layout(jax.local_devices()[:1])
     parts = list(embed(read, source, layout, output="backbone", batch_size=_BATCH))
@@ -118,7 +119,9 @@ def encoded_before(
     """
     root = f"{printable(data.path)}/"
     indices_of = {printable(name).removeprefix(root): i for i, name in enumerate(source.names)}
-    chosen = subset(len(features.names), most, seed)
+    labels = features.labels
+    rows = np.arange(len(features.names)) if labels is None else np.flatnonzero(labels != NO_LABEL)
+    chosen = rows[subset(len(rows), most, seed)]
     names = [str(name) for name in features.names[chosen]]
     found = [next((indices_of[end] for end in _ends(n) if end in indices_of), None) for n in names]
     absent = [name for name, index in zip(names, found, strict=True) if index is None]

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from moco_jax.data.sources.regular_file import read_file
-from moco_jax.data.sources.source import Source, take
+from moco_jax.data.sources.source import Source, only_labelled, take
 from moco_jax.terminal.command_line import naming
 from moco_jax.text import line, printable
 
@@ -14,7 +14,7 @@ _NAMES_IN_ERROR = 3
 
 
 def labelled(source: Source, config: ConfigDict) -> tuple[Source, str]:
-    """Returns the images for training, and a line that describes them.
+    """Returns the images for training, and a line that describes them; all have a label.
 
     Raises:
       ValueError: if the source has no labels, or does not have the images of the list.
@@ -26,6 +26,8 @@ def labelled(source: Source, config: ConfigDict) -> tuple[Source, str]:
             "a folder with one subfolder for each class, or --config.data.source to a data set "
             "with classes"
         )
+    total, source = len(source), only_labelled(source)
+    assert source.labels is not None
     if config.label_list:
         indices = _listed(source, config.label_list)
         selected_by = f"listed in {config.label_list}"
@@ -33,7 +35,8 @@ def labelled(source: Source, config: ConfigDict) -> tuple[Source, str]:
         indices = draw(source.labels, config.label_fraction, config.seed)
         selected_by = f"{config.label_fraction:g} of each class, drawn with seed {config.seed}"
     else:
-        return source, f"labels: all {len(source)} images"
+        all_of = f"all {total}" if len(source) == total else f"{len(source)} of {total}"
+        return source, f"labels: {all_of} images"
     counts = np.bincount(source.labels[indices], minlength=len(source.class_names))
     note = (
         f"labels: {len(indices)} of {len(source)} images, {selected_by}; {counts.min()} to "

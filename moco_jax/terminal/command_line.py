@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from moco_jax import text
 from moco_jax.parallel import cluster, roll_call
 from moco_jax.terminal import arguments, help, logs, signals, style
+from moco_jax.terminal.paths import each, missing
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
@@ -267,19 +268,16 @@ def image_changes(images: str) -> dict[str, str]:
     """
     if images == "digits" or images.startswith("tfds:"):
         return {"source": images, "path": ""}
-    path = os.path.expanduser(images)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"--images={images}: there is no file or folder {path}")
-    return {"source": "images", "path": path}
+    if absent := missing(images):
+        raise FileNotFoundError(f"--images={images}: there is no file or folder {absent}")
+    return {"source": "images", "path": each(str, images)}
 
 
 def check_recorded_images(path: str) -> None:
     """Raises a FileNotFoundError if the images of an encoder's run are not there any more."""
-    if set("{*") & set(path):  # a pattern of shards, which `data.sources` looks for
-        return
-    if path and not os.path.exists(os.path.expanduser(path)):
+    if path and (absent := missing(path)):
         raise FileNotFoundError(
-            f"there is no file or folder {path}, where the encoder's training images were: give "
+            f"there is no file or folder {absent}, where the encoder's training images were: give "
             "--images"
         )
 

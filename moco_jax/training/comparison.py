@@ -20,6 +20,8 @@ IMAGE_PLACES = (
     "data.held_out",
     "data.class_folders",
     "data.exclude",
+    "data.image_column",
+    "data.label_column",
 )
 
 

@@ -68,6 +68,29 @@ def test_shards_have_the_same_images(tmp_path, kind):
         assert a.class_names == b.class_names and fingerprint(a) == fingerprint(b)
 
 
+def test_images_with_and_without_labels_are_not_converted_together(tmp_path, capsys):
+    write_images(tmp_path / "own", ["1.png", "2.png"])
+    write_folder(tmp_path / "folder", SPLIT_PATHS)
+    both = f"{tmp_path / 'own'}+{tmp_path / 'folder'}"
+    assert to_shards(both, tmp_path / "out") == 2
+    assert "convert each data set by itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_joined_shards_are_the_joined_folders(tmp_path):
+    write_folder(tmp_path / "folder", SPLIT_PATHS)
+    write_images(tmp_path / "own", ["1.png", "2.png"])
+    assert to_shards(tmp_path / "folder", tmp_path / "shards", "--images_per_shard=3") == 0
+    own = str(tmp_path / "own")
+    expected = open_images(f"{own}+{tmp_path / 'folder'}")
+    read = lambda source: [source.read(i) for i in range(len(source))]  # noqa: E731
+    for path in (tmp_path / "shards", tmp_path / "shards" / "t{rain,est}-*.tar"):
+        found = open_images(f"{own}+{path}")
+        assert read(found.train) == read(expected.train) and len(read(found.train)) == 6
+        assert found.train.labels.tolist() == expected.train.labels.tolist()
+        assert read(found.test) == read(expected.test)
+
+
 def test_digits_and_arrays(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
     np.savez(tmp_path / "x.npz", images=images, labels=np.arange(12) % 3, test_images=images[:2],

@@ -18,7 +18,7 @@ def test_every_key_of_every_task_has_a_meaning(task):
 
 def test_a_key_without_own_comment_has_the_meaning_of_pretraining():
     meanings = {key.name: key.meaning for key in keys.keys(keys.BASES["linear"]())}
-    assert meanings["data.path"].startswith("folder, tar or .npz")
+    assert meanings["data.path"].startswith("folder, archive, shards")
     assert meanings["model.name"].startswith("see moco_jax/models/resnet.py")
     assert meanings["data.mean"] == "of pixels in 0..1; (): the encoder's"
     segment = {key.name: key.meaning for key in keys.keys(keys.BASES["segment"]())}

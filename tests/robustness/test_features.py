@@ -153,7 +153,7 @@ TAMPERED = [
     ({"labels": np.int32([0, 1])}, r"labels must be 3 integers, got int32 \[2\]"),
     ({"labels": np.float32([0, 1, 1])}, "labels must be 3 integers, got float32"),
     ({"labels": np.int64([0, 1, 2**32])}, "labels must be 0 to 1, .* got 0 to 4294967296"),
-    ({"labels": np.int32([0, -1, 1])}, "labels must be 0 to 1, .* got -1 to 1"),
+    ({"labels": np.int32([0, -2, 1])}, "labels must be 0 to 1, .* got -2 to 1"),
     ({"about": np.array("[" * 100_000)}, "'about' is not JSON"),
     ({"about": np.array("{")}, "'about' is not JSON"),
     ({"about": np.array("[1]")}, "it is not a file of features"),

@@ -51,7 +51,7 @@ class DataSet(Batches, Protocol):
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels i32[N], or None without classes."""
+        """The labels i32[N], NO_LABEL for an image without one; None without classes."""
         ...
 
     @property

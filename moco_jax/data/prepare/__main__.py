@@ -29,7 +29,9 @@ _MANUAL_DIR = flags.DEFINE_string(
     "manual_dir", "", "Folder of files downloaded by hand; default <data_dir>/downloads/manual."
 )
 _FROM = flags.DEFINE_string(
-    "from", None, "Images to convert: a folder, an archive, shards, an .npz, digits, tfds:<name>."
+    "from",
+    None,
+    "Images to convert: a path as data.path has it, digits or tfds:<name>.",
 )
 _TO = flags.DEFINE_enum("to", None, ["shards"], "What the images of --from are converted to.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the shards: new, or of the same conversion.")
@@ -54,6 +56,8 @@ _CLASS_FOLDERS = flags.DEFINE_enum(
     "class_folders", "first", list(CLASS_FOLDERS), "As data.class_folders."
 )
 _EXCLUDE = flags.DEFINE_string("exclude", "", "As data.exclude.")
+_IMAGE_COLUMN = flags.DEFINE_string("image_column", "", "As data.image_column.")
+_LABEL_COLUMN = flags.DEFINE_string("label_column", "", "As data.label_column.")
 _BAD = flags.DEFINE_float(
     "max_bad_fraction",
     0.01,
@@ -64,9 +68,11 @@ _BAD = flags.DEFINE_float(
 # Flags of the other use of the command.
 _OF_NAME, _OF_FROM = ("data_dir", "manual_dir"), (
     "to", "out", "side", "quality", "images_per_shard", "train_split", "test_split",
-    "class_folders", "exclude", "max_bad_fraction",
+    "class_folders", "exclude", "image_column", "label_column", "max_bad_fraction",
 )  # fmt: skip
-_MESSAGE = re.compile(r"(--config\.)?\bdata\.(path|source|\w+_split|class_folders|exclude)\b")
+_MESSAGE = re.compile(
+    r"(--config\.)?\bdata\.(path|source|\w+_split|class_folders|exclude|\w+_column)\b"
+)
 
 
 def convert(origin: str, out: str) -> None:
@@ -82,6 +88,9 @@ def convert(origin: str, out: str) -> None:
             test_split=_TEST.value,
             class_folders=_CLASS_FOLDERS.value,
             exclude=_EXCLUDE.value,
+            image_column=_IMAGE_COLUMN.value,
+            label_column=_LABEL_COLUMN.value,
+            max_bad_fraction=_BAD.value,
         )
     except (OSError, ValueError) as error:
         text = str(error).replace(", or the path after the config file", "")

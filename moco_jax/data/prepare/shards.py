@@ -22,7 +22,7 @@ from moco_jax.data.prepare.encoding import Encoding, common_folder, key_and_endi
 from moco_jax.data.sources.file_types import counted, listed
 from moco_jax.data.sources.shards import about_file
 from moco_jax.data.sources.shards.index_file import open_shard
-from moco_jax.data.sources.source import Source, Sources, fingerprint
+from moco_jax.data.sources.source import NO_LABEL, Source, Sources, fingerprint
 from moco_jax.terminal import logs, progress
 from moco_jax.text import printable
 
@@ -51,10 +51,16 @@ def convert(
       threads: that read and encode images.
 
     Raises:
-      ValueError: if `out` has other contents, or too many images can't be read.
+      ValueError: if `out` has other contents, only some images have a label, or too many images
+        can't be read.
       OSError: if the disk is full, or a file can't be read or written.
     """
     splits = {"train": sources.train} | ({"test": sources.test} if sources.test else {})
+    if any(s.labels is not None and (s.labels == NO_LABEL).any() for s in splits.values()):
+        raise ValueError(
+            "some images have a label and others have none; in shards all images of a split or "
+            "none have one: convert each data set by itself, and join the shards by '+'"
+        )
     about = _about(splits, encoding, images_per_shard)
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):

@@ -23,12 +23,15 @@ _NO_CLASSES = "has no class folders"
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """The keys of `data` that say how folders are read; moco_jax/config.py documents them."""
+    """The keys of `data` that say how folders and tables are read, see moco_jax/config.py."""
 
     train_split: str = "train"  # '' if the data have no splits
     test_split: str = "test"
     class_folders: str = "first"
     exclude: str = ""
+    image_column: str = ""  # of a table; '' to find it
+    label_column: str = ""
+    max_bad_fraction: float = 0.01  # of the rows of a list
 
 
 @dataclasses.dataclass(frozen=True)

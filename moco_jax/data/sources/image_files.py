@@ -5,11 +5,13 @@ A folder is listed once. A file is opened only when its image is read.
 
 import errno
 import os
+from collections.abc import Callable
 
 from moco_jax.data.sources import folders
 from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image, no_images
 from moco_jax.data.sources.regular_file import kind, read_file
 from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.tables import files, metadata
 from moco_jax.terminal import progress
 
 _MAX_TEXT_BYTES = 64 << 20
@@ -23,6 +25,10 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
       ValueError: if the folder holds no images, or its structure is not supported.
     """
     found, left_out = list_images(path)
+    if not found and any(left_out.endings[ending] for ending in files.EXTENSIONS):
+        return files.open_folder(path, *list_images(path, files.is_table), keys)
+    if found and (listed := metadata.open_metadata(path, found, keys)):
+        return listed
     if not found:
         hint = ""
         if archives := left_out.archives():
@@ -50,8 +56,10 @@ def open_folder(path: str, keys: folders.Keys) -> Opened:
     )
 
 
-def list_images(root: str) -> tuple[list[str], LeftOut]:
+def list_images(root: str, wanted: Callable[[str], bool] = is_image) -> tuple[list[str], LeftOut]:
     """Returns the relative paths of all images below root, and what else is there.
+
+    `wanted` returns whether a file of this name counts, instead of those that are images.
 
     Links are followed, except links to a folder above them, which would never end. Named pipes,
     devices, sockets and broken links are not images.
@@ -59,12 +67,12 @@ def list_images(root: str) -> tuple[list[str], LeftOut]:
     found: list[str] = []
     left_out = LeftOut()
     with progress.phase(f"listing {root}", detail=lambda: f"{len(found):,} images"):
-        _list(root, found, left_out)
+        _list(root, wanted, found, left_out)
     return found, left_out
 
 
-def _list(root: str, found: list[str], left_out: LeftOut) -> None:
-    """Adds the relative paths of all images below root, and what else is there."""
+def _list(root: str, wanted: Callable[[str], bool], found: list[str], left_out: LeftOut) -> None:
+    """Adds the relative paths of all wanted files below root, and what else is there."""
     pending = [("", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -81,7 +89,7 @@ def _list(root: str, found: list[str], left_out: LeftOut) -> None:
                     pending.append((f"{path}/", above))
                 elif odd := _odd(entry):
                     left_out.add_odd(odd, path)
-                elif is_image(entry.name):
+                elif wanted(entry.name):
                     found.append(path)
                 else:
                     left_out.add(path)

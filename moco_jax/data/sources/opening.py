@@ -6,7 +6,9 @@
 
 `path` is a folder of image files, an archive of them (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz,
 .zip), shards (a folder of tars, or a pattern such as 'a-{000..255}.tar'), an .npz of arrays, or,
-with 'tfds:<name>', a TFDS data directory that has <name>.
+with 'tfds:<name>', a TFDS data directory that has <name>. It may also be a folder of Parquet or
+Arrow files, one such file, a list of paths (.csv, .tsv, .jsonl, .txt), or several of all these,
+joined by '+'.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from moco_jax.data.sources import digits, image_files, tfds_source
+from moco_jax.data.sources import digits, image_files, joined, tfds_source
 from moco_jax.data.sources.archives import npz_file, tar_archive, zip_archive
 from moco_jax.data.sources.file_types import counted, cut, is_image
 from moco_jax.data.sources.folders import Keys
@@ -30,10 +32,15 @@ from moco_jax.data.sources.source import (
     hold_out,
     one_image_a_class,
 )
+from moco_jax.data.sources.tables import files, list_file, lists
+from moco_jax.terminal.paths import is_pattern, parts
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 # Of `data` in a config.
-_KEYS = ("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude")
+_KEYS = (
+    *("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude"),
+    *("image_column", "label_column", "max_bad_fraction"),
+)
 # Archives that are not read: what unpacks them into a folder.
 _UNPACK = {
     ".7z": "7z x {file} -o{folder}",
@@ -65,12 +72,16 @@ def open_sources(
     test_split: str = "test",
     class_folders: str = "first",
     exclude: str = "",
+    image_column: str = "",
+    label_column: str = "",
+    max_bad_fraction: float = 0.01,
 ) -> Sources:
     """Returns the train images and the labelled test images, with notes about both.
 
     Args:
       source: 'digits', 'images' or 'tfds:<name>'.
-      path: where the images are; '' if the source needs no path. '~' is expanded.
+      path: where the images are; '' if the source needs no path. '~' is expanded. Several paths are
+        joined by '+'.
       held_out: fraction of each class that moves from train to test if there is no test split;
         0 for none.
       seed: selects the held-out images.
@@ -82,6 +93,8 @@ def open_sources(
         Any other name must exist.
       class_folders: 'first' or 'leaf', see `folders.CLASS_FOLDERS`.
       exclude: names of folders that are left out, separated by commas.
+      image_column, label_column: of a table; '' to find them.
+      max_bad_fraction: of the rows of a list that can't be read; more of them are an error.
 
     Raises:
       ValueError: if the source is unknown, the path holds no images, the data are damaged, or a
@@ -92,9 +105,14 @@ def open_sources(
         raise ValueError(f"data.held_out must be a fraction in [0, 1); got {held_out}")
     if source not in ("digits", "images") and not source.startswith("tfds:"):
         raise ValueError(f"data.source={source!r} is unknown; allowed: {_KNOWN}")
-    keys = Keys(train_split, test_split, class_folders, exclude)
+    keys = Keys(
+        *(train_split, test_split, class_folders, exclude),
+        *(image_column, label_column, max_bad_fraction),
+    )
     try:
-        opened = _open(source, os.path.expanduser(path), keys)
+        paths = parts(path)
+        opened = [_open(source, part, keys) for part in paths]
+        opened = joined.join(opened, paths) if len(paths) > 1 else opened[0]
     except OSError as error:
         if not error.filename or not path:  # the message says what to correct
             raise
@@ -154,8 +172,11 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
             return _open_digits()
         if name:
             return tfds_source.open_tfds(name, "", keys.train_split, keys.test_split)
-        raise ValueError("data.source='images' needs data.path: a folder, an archive or an .npz")
-    if patterns.is_pattern(path):
+        raise ValueError(
+            "data.source='images' needs data.path: a folder, an archive, shards, an .npz, "
+            "a .parquet or a list of paths"
+        )
+    if is_pattern(path):
         return shard_set.open_pattern(path, keys)
     if not os.path.exists(path):
         raise FileNotFoundError(
@@ -182,7 +203,9 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
 def _open_file(path: str, keys: Keys) -> Opened:
     """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
-    allowed = f"allowed: a folder, or {', '.join((*tar_archive.EXTENSIONS, '.zip', '.npz'))}"
+    endings = (*tar_archive.EXTENSIONS, zip_archive.EXTENSION, ".npz")
+    endings += (*files.EXTENSIONS, *list_file.EXTENSIONS)
+    allowed = f"allowed: a folder, or {', '.join(endings)}"
     if what := kind(os.stat(path).st_mode):
         raise ValueError(f"can't open {path}: it is {what}; {allowed}")
     if lower.endswith(".npz"):
@@ -197,6 +220,10 @@ def _open_file(path: str, keys: Keys) -> Opened:
             f"{path} is a {ending[1:]} archive, which can't be read by index; unpack it, and set "
             f"--config.data.path={folder}:\n  {command}"
         )
+    if lower.endswith(files.EXTENSIONS):
+        return files.open_file(path, keys)
+    if lower.endswith(list_file.EXTENSIONS):
+        return lists.open_list(path, keys)
     if lower.endswith(tar_archive.EXTENSIONS):
         return tar_archive.open_tar(path, keys)
     what = " (a single image)" if is_image(path) else ""

@@ -17,6 +17,7 @@ from moco_jax.data.sources.packed_names import PackedNames
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
 _MOST_CLASSES = 100_000  # of arrays, or twice the images: each number up to the largest is a class
+NO_LABEL = -1  # of an image without a label beside labelled ones
 _SAMPLED = 16  # images whose bytes are part of a fingerprint
 
 
@@ -31,7 +32,7 @@ class Source:
     name: str  # for messages, such as "cifar10.tar.gz, train"
     read: Callable[[int], bytes | np.ndarray]
     names: Sequence[str]  # [N], one per image: a path, a member of an archive, or a TFDS index
-    labels: np.ndarray | None  # int32 [N], or None without classes
+    labels: np.ndarray | None  # int32 [N], NO_LABEL without a label; None without classes
     class_names: tuple[str, ...]  # indexed by label; () without classes
 
     def __len__(self) -> int:
@@ -132,6 +133,21 @@ class NumberedNames(Sequence):
         return f"{self._name}/{range(self._length)[index]}"
 
 
+class ComputedNames(Sequence):
+    """Names that a function of the index computes on access."""
+
+    def __init__(self, length: int, name: Callable[[int], str]):
+        self._length, self._name = length, name
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(self._length)[index]]
+        return self._name(range(self._length)[index])
+
+
 def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
     """Returns a source of images held in memory.
 
@@ -195,9 +211,10 @@ def _checked_labels(labels: np.ndarray, length: int, name: str) -> np.ndarray:
 
 def take(source: Source, indices: np.ndarray, name: str) -> Source:
     """Returns the images of a source at indices int [M], in that order, with another name."""
-    names = source.names
-    packed = isinstance(names, PackedNames)
-    names = names.take(indices) if packed else [names[int(i)] for i in indices]
+    if isinstance(source.names, PackedNames):
+        names = source.names.take(indices)
+    else:
+        names = ComputedNames(len(indices), lambda i: source.names[int(indices[i])])
     labels = None if source.labels is None else source.labels[indices]
     return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
 
@@ -206,15 +223,16 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
     """Returns a source split into train and a held-out test, class by class.
 
     Every class loses this fraction of its images. A class with two or more images loses at least
-    one, and no class loses its last image. At most MAX_HELD_OUT images are held out, and none if
-    the fraction is 0 or there are no labels.
+    one, and no class loses its last image. Images without a label stay in train. At most
+    MAX_HELD_OUT images are held out, and none if the fraction is 0 or there are no labels.
     """
     if fraction == 0 or source.labels is None:
         return Sources(source, None)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(source))
+    order = order[source.labels[order] != NO_LABEL]
     order = order[np.argsort(source.labels[order], kind="stable")]
-    sizes = np.bincount(source.labels)
+    sizes = np.bincount(source.labels[order])
     by_class = np.split(order, np.cumsum(sizes)[:-1])
     counts = _held_out_counts(sizes, fraction)
     chosen = [members[:n] for members, n in zip(by_class, counts, strict=True)]
@@ -228,7 +246,19 @@ def hold_out(source: Source, fraction: float, seed: int) -> Sources:
 
 def one_image_a_class(source: Source) -> bool:
     """Returns whether a source has classes, but none with two images."""
-    return source.labels is not None and np.bincount(source.labels).max() < 2
+    return source.labels is not None and np.bincount(labelled_of(source.labels)).max() < 2
+
+
+def labelled_of(labels: np.ndarray) -> np.ndarray:
+    """Returns the labels of the images that have one."""
+    return labels[labels != NO_LABEL]
+
+
+def only_labelled(source: Source) -> Source:
+    """Returns the images of a source with classes that have a label."""
+    assert source.labels is not None
+    kept = np.flatnonzero(source.labels != NO_LABEL)
+    return source if len(kept) == len(source) else take(source, kept, source.name)
 
 
 def _held_out_counts(sizes: np.ndarray, fraction: float) -> np.ndarray:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from moco_jax.data.augment.views import evaluation_view
 from moco_jax.data.loading.loader import DataSet
 from moco_jax.data.loading.order import subset
+from moco_jax.data.sources.source import NO_LABEL
 from moco_jax.encoders.features import Encode, make_encode, make_extract
 from moco_jax.encoders.votes import knn_top1
 from moco_jax.parallel.mesh import Layout
@@ -24,7 +25,7 @@ class Rows(NamedTuple):
     Attributes:
       queries: f32[M, F], of held-out images.
       query_labels: i32[M].
-      bank: f32[N, F], of training images.
+      bank: f32[N, F], of training images with a label.
       bank_labels: i32[N].
     """
 
@@ -32,6 +33,12 @@ class Rows(NamedTuple):
     query_labels: np.ndarray
     bank: np.ndarray
     bank_labels: np.ndarray
+
+
+def _labelled(data: DataSet) -> np.ndarray:
+    """Returns the indices of the images that have a label."""
+    assert data.labels is not None
+    return np.flatnonzero(data.labels != NO_LABEL)
 
 
 class KnnMonitor:
@@ -56,12 +63,13 @@ class KnnMonitor:
     def limits(self) -> Iterator[str]:
         """Yields a line for each number that is smaller than asked or than the data set."""
         knn = self._config.knn
-        bank, queries = (
-            min(limit or len(data), len(data))
-            for data, limit in ((self.train, knn.bank), (self.test, knn.queries))
-        )
-        if bank < len(self.train):
-            yield f"kNN: {bank} of the {len(self.train)} training images are neighbours (knn.bank)"
+        labelled = len(_labelled(self.train))
+        bank = min(knn.bank or labelled, labelled)
+        queries = min(knn.queries or len(self.test), len(self.test))
+        if labelled < len(self.train):
+            yield f"kNN: {labelled} of the {len(self.train)} training images have a label"
+        if bank < labelled:
+            yield f"kNN: {bank} of the {labelled} training images are neighbours (knn.bank)"
         if queries < len(self.test):
             yield f"kNN: {queries} of the {len(self.test)} test images are classified (knn.queries)"
 
@@ -95,7 +103,7 @@ class KnnMonitor:
         parts = [
             (
                 data,
-                subset(len(data), limit, seed),
+                (labelled := _labelled(data))[subset(len(labelled), limit, seed)],
                 make_extract(data, encode, size, self._layout, f"kNN: {what} images"),
             )
             for data, limit, what in (

@@ -17,7 +17,10 @@ from moco_jax.terminal.progress import duration
 
 _PACKAGE = pathlib.Path(moco_jax.__file__).absolute().parent
 # Keys of `data` that say which images a run has; the commands after a run repeat them.
-_PLACES = ("source", "path", "train_split", "test_split", "held_out", "class_folders", "exclude")
+_PLACES = (
+    *("source", "path", "train_split", "test_split", "held_out", "class_folders", "exclude"),
+    *("image_column", "label_column"),
+)
 
 
 @dataclasses.dataclass

@@ -19,11 +19,6 @@ _NUMBERS = re.compile(r"(\d+)")
 _SHOWN = 5
 
 
-def is_pattern(path: str) -> bool:
-    """Returns whether a path has braces or '*', and is no file or folder itself."""
-    return ("{" in path or "*" in path) and not os.path.exists(path)
-
-
 def expanded(path: str) -> list[str]:
     """Returns the shards that a pattern names.
 

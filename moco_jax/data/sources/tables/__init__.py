@@ -1,0 +1,1 @@
+"""Opens tables of images: Parquet and Arrow files, lists of paths, and metadata beside images."""

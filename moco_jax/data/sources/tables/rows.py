@@ -1,0 +1,63 @@
+"""The rows of a table as a source of images.
+
+A table may have millions of rows, so nothing here keeps a Python object for each of them: paths are
+an array of StringDType (16 bytes and the text), labels are int32.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from moco_jax.data.sources.source import NO_LABEL, ComputedNames, Source
+
+TEXT = np.dtypes.StringDType()
+_CHUNK = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of one split, as they are stored."""
+
+    read: Callable[[int], bytes]
+    name: Callable[[int], str]
+    paths: np.ndarray | None  # TEXT [N]; None if a row has no path
+    labels: np.ndarray  # int32 [N], NO_LABEL for a row without one
+    class_names: tuple[str, ...]  # indexed by label
+
+
+def text_array(texts: Iterable[str], count: int) -> np.ndarray:
+    """Returns `count` texts as an array of TEXT, made in parts."""
+    texts, array = iter(texts), np.empty(count, TEXT)
+    for start in range(0, count, _CHUNK):
+        end = min(start + _CHUNK, count)
+        array[start:end] = list(itertools.islice(texts, end - start))
+    return array
+
+
+def as_source(rows: Rows, name: str) -> Source:
+    """Returns the rows in the order that a folder of the same images has.
+
+    A folder is read class by class, and by path in each class. Rows without paths stay in their
+    order.
+    """
+    order = _order(rows)
+    labelled = bool((rows.labels != NO_LABEL).any())
+    return Source(
+        name,
+        lambda index: rows.read(int(order[index])),
+        ComputedNames(len(order), lambda index: rows.name(int(order[index]))),
+        rows.labels[order] if labelled else None,
+        rows.class_names if labelled else (),
+    )
+
+
+def _order(rows: Rows) -> np.ndarray:
+    """Returns the rows in the order of a folder, int64 [N]."""
+    if rows.paths is None:
+        return np.arange(len(rows.labels))
+    order = np.argsort(rows.paths, kind="stable")
+    rank = np.full(len(rows.class_names) + 1, NO_LABEL)  # the last one is that of NO_LABEL
+    rank[np.argsort(np.array(rows.class_names, TEXT), kind="stable")] = np.arange(len(rank) - 1)
+    return order[np.argsort(rank[rows.labels[order]], kind="stable")]

@@ -1,0 +1,37 @@
+"""Several paths in one argument."""
+
+import os
+
+import pytest
+
+from moco_jax.terminal import paths
+
+
+@pytest.mark.parametrize(
+    "path, expected",
+    [
+        ("a", ["a"]),
+        ("absent", ["absent"]),
+        ("a+b", ["a", "b"]),
+        ("a+b+c++", ["a", "b", "c++"]),
+        ("c+++a", ["c++", "a"]),
+        ("a+absent+b", ["a", "absent", "b"]),
+        ("x+y", ["x+y"]),  # exists as it is written
+        ("x+y+a", ["x+y", "a"]),
+        ("a+", ["a", ""]),
+    ],
+)
+def test_parts(tmp_path, monkeypatch, path, expected):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "c++", "x", "x+y"):
+        (tmp_path / name).mkdir()
+    assert paths.parts(path) == expected
+
+
+def test_home_is_expanded_in_each_part(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    assert paths.parts("~/a+~/b") == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert paths.each(os.path.basename, "~/a+~/b") == "a+b"
+    assert paths.missing("~/a+~/b") == "" and paths.missing("~/a+~/c") == f"{tmp_path}/c"

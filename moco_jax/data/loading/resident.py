@@ -13,7 +13,28 @@ from moco_jax.parallel.mesh import Layout
 from moco_jax.terminal import progress
 
 
-class ResidentData:
+class ResidentBatches:
+    """Access to resident batches inside jit, as `loader.Batches`; a batch is indices i32[B]."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+
+    def images(self, arrays: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns canvases uint8[B, H, W, 3] and sizes i32[B, 2], sharded over the devices."""
+        return (
+            self._layout.shard(jnp.take(arrays["images"], batch, axis=0)),
+            self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
+        )
+
+    def indices(self, batch: jax.Array) -> jax.Array:
+        return batch
+
+    def readable(self, batch: jax.Array) -> jax.Array:
+        """Returns bool[B], all true: unreadable images are not in this data set."""
+        return jnp.ones(batch.shape, bool)
+
+
+class ResidentData(ResidentBatches):
     """All readable images of a source, replicated on every device.
 
     Each image lies in the top left corner of a canvas. `loader.DataSet` documents the interface.
@@ -33,6 +54,7 @@ class ResidentData:
         skipped: str,
     ):
         """Copies `arrays` to the devices; `good` [N] are the indices of the readable images."""
+        super().__init__(layout)
         self.labels = None if source.labels is None else source.labels[good]
         self.source_indices = good
         # Every process reads all images, and the loop sums `bad` over processes.
@@ -40,7 +62,6 @@ class ResidentData:
         self.skipped, self._name = skipped, source.name
         with progress.phase(f"copying {arrays['images'].nbytes >> 20:,} MB to the devices"):
             self.arrays = layout.put(arrays, layout.replicated)
-        self._layout = layout
 
     def __len__(self) -> int:
         return len(self.arrays["images"])
@@ -56,17 +77,3 @@ class ResidentData:
         rows = self._layout.rows(len(plan[0]))
         for step in range(start, len(plan)):
             yield self._layout.put_batch(plan[step][rows])
-
-    def images(self, arrays: Any, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns canvases uint8[B, H, W, 3] and sizes i32[B, 2], sharded over the devices."""
-        return (
-            self._layout.shard(jnp.take(arrays["images"], batch, axis=0)),
-            self._layout.shard(jnp.take(arrays["sizes"], batch, axis=0)),
-        )
-
-    def indices(self, batch: jax.Array) -> jax.Array:
-        return batch
-
-    def readable(self, batch: jax.Array) -> jax.Array:
-        """Returns bool[B], all true: unreadable images are not in this data set."""
-        return jnp.ones(batch.shape, bool)

@@ -91,6 +91,7 @@ def make_monitor(
         parts = (one[:, :width], one[:, width:], other[:, width:])
         found = measure(*layout.put(parts, layout.replicated))
         scalars, *cosines = jax.device_get(found)
+        scalars = {"rank": measures.effective_rank(parts[0])} | scalars
         named = {f"health/{name}": float(value) for name, value in scalars.items()}
         return Measured(named | {"health/images": float(len(codes))}, *cosines)
 
@@ -100,7 +101,6 @@ def make_monitor(
 def _measures(features: jax.Array, one: jax.Array, other: jax.Array) -> tuple[Any, ...]:
     positives, negatives = measures.positives(one, other), measures.negatives(one)
     scalars = {
-        "rank": measures.effective_rank(features),
         "spread": measures.spread(features),
         "dead_units": measures.dead_units(features),
         "key_spread": measures.spread(one),

@@ -18,7 +18,9 @@ def effective_rank(features: np.ndarray) -> float:
     """
     if not np.isfinite(features).all():
         return math.nan
-    values = np.linalg.svd(features, compute_uv=False)
+    x = features.astype(np.float64)  # the products have the squares of the singular values
+    products = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0))
     fractions = values / max(values.sum(), np.finfo(values.dtype).tiny) + _TINY
     return float(np.exp(-(fractions * np.log(fractions)).sum()))
 

@@ -10,6 +10,7 @@ import jax
 
 from moco_jax.plan.collectives import collectives, excess_image_moves
 from moco_jax.plan.hardware import GIB, Chip
+from moco_jax.plan.kernels import kernels
 
 # Of a GPU's memory, what JAX takes.
 _GPU_FRACTION = 0.75
@@ -43,7 +44,9 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(_NUMBER.sub(r"dense<n> : tensor<\1>", text).encode()).hexdigest()[:16]
 
 
-def faults_of_text(text: str, *, shuffled: float, view: int, canvas: int) -> Iterator[str]:
+def faults_of_text(
+    text: str, *, shuffled: float, view: int, canvas: int, resident: int = 0
+) -> Iterator[str]:
     """Yields what no compiled program may have: calls of the host, float64, moves of images.
 
     Args:
@@ -51,6 +54,7 @@ def faults_of_text(text: str, *, shuffled: float, view: int, canvas: int) -> Ite
       shuffled: views per device that it may move to other devices.
       view: side of a view, pixels; 0 if it has no images.
       canvas: side of an image from the host, pixels.
+      resident: bytes of the images in device memory, which it must not copy; 0 without them.
     """
     for match in _CALLBACK.finditer(text):
         yield f"calls the host: {match[0]}"
@@ -60,6 +64,9 @@ def faults_of_text(text: str, *, shuffled: float, view: int, canvas: int) -> Ite
         sides = {"view": view, "canvas": canvas}
         for move in excess_image_moves(collectives(text), images=shuffled, **sides):
             yield f"moves images: {move}"
+    for kernel in kernels(text) if resident else ():
+        if any(array.dtype == "u8" and array.bytes >= resident for array in kernel.results):
+            yield f"copies all images: {kernel.name}"
 
 
 def float32_products(text: str) -> list[str]:

@@ -29,7 +29,7 @@ from moco_jax.segmentation import segment
 from moco_jax.supervised import accuracy, cached
 from moco_jax.supervised import run as supervised
 from moco_jax.training.compilation import FAST_COMPILE, abstract_state, jit_init
-from tests.compile import experiments
+from tests.compile import checks, experiments
 from tests.compile.experiments import BLOCKS, FORWARD_BLOCKS, IMAGES
 
 CLASSES = 1000
@@ -48,6 +48,7 @@ class Program:
       config: of the run, prepared.
       shuffled: views per device that the program may move to other devices.
       canvas: side of an image from the host, pixels.
+      resident: bytes of the images in device memory; 0 without them.
       options: static arguments.
       state: the argument that is donated, or {}.
     """
@@ -57,6 +58,7 @@ class Program:
     config: ConfigDict
     shuffled: float = 0.0
     canvas: int = 0
+    resident: int = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     state: Any = dataclasses.field(default_factory=dict)
 
@@ -74,9 +76,9 @@ def _data(config: ConfigDict, layout: Layout, canvas: int) -> tuple[Any, Any, An
     """Returns the access to a data set, its arrays and a batch."""
     size, split, whole = config.batch_size, layout.sharded(), layout.replicated
     if config.data.image_size < _SMALL:
-        images = _array((RESIDENT_IMAGES, canvas, canvas, 3), jnp.uint8, whole)
+        images = _array((RESIDENT_IMAGES, canvas * canvas * 3), jnp.uint8, whole)
         arrays = {"images": images, "sizes": _array((RESIDENT_IMAGES, 2), jnp.int32, whole)}
-        return ResidentBatches(layout), arrays, _array((size,), jnp.int32, split)
+        return ResidentBatches((canvas, canvas), layout), arrays, _array((size,), jnp.int32, split)
     batch = {
         "images": _array((size, canvas, canvas, 3), jnp.uint8, split),
         "sizes": _array((size, 2), jnp.int32, split),
@@ -111,7 +113,8 @@ def pretraining_step(name: str, layout: Layout) -> Program:
     state = method.abstract_state()
     arguments = (state, arrays, batch, notices.abstract(layout))
     shuffled = config.batch_size / layout.devices
-    return Program(step, arguments, config, shuffled, _canvas(config), state=state)
+    stored = checks.bytes_on_device(arrays.get("images"))
+    return Program(step, arguments, config, shuffled, _canvas(config), stored, state=state)
 
 
 def views(name: str, layout: Layout) -> Program:
@@ -234,7 +237,8 @@ def supervised_step(name: str, layout: Layout) -> Program:
     arguments = (state, _labelled(arrays, layout), batch, notices.abstract(layout))
     mixed = config.task == "finetune" and (config.mixup or config.cutmix)
     moved = config.batch_size / layout.devices if mixed else 0.0
-    return Program(step, arguments, config, moved, _canvas(config), state=state)
+    stored = checks.bytes_on_device(arrays.get("images"))
+    return Program(step, arguments, config, moved, _canvas(config), stored, state=state)
 
 
 def _labelled(arrays: Any, layout: Layout) -> Any:

@@ -62,6 +62,18 @@ def test_a_shuffle_is_allowed_only_where_it_is_meant():
     assert any("moves images" in fault for fault in faults(compiled, shuffled=0.0))
 
 
+def test_a_copy_of_all_resident_images_is_found():
+    rows = jax.ShapeDtypeStruct((5000, 48), jnp.uint8)
+    some = jax.ShapeDtypeStruct((16,), jnp.int32)
+    sides = {"shuffled": 8.0, "view": 4, "canvas": 4, "resident": 5000 * 48}
+    take = jax.jit(lambda rows, some: jnp.take(rows, some, axis=0))
+    copy = jax.jit(lambda rows, some: jnp.sort(rows, axis=0)[some])
+    for function, copies in ((take, False), (copy, True)):
+        text = function.lower(rows, some).compile().as_text()
+        found = list(checks.faults_of_text(text, **sides))
+        assert any("copies all images" in fault for fault in found) == copies
+
+
 def test_float64_is_found():
     with jax.enable_x64(True):
         compiled = jax.jit(lambda x: x * 2).lower(np.ones(3)).compile()

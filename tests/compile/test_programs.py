@@ -85,8 +85,8 @@ def compiled(lowered, program, place) -> dict:
     result = lowered.compile(OPTIONS["tpu" if place.chip.is_tpu else "gpu"])
     seconds, memory = time.process_time() - begun, result.memory_analysis()
     view = program.config.data.image_size if program.canvas else 0
-    sides = {"view": view, "canvas": program.canvas}
-    faults = [*checks.faults_of_text(result.as_text(), shuffled=program.shuffled, **sides)]
+    images = {"view": view, "canvas": program.canvas, "resident": program.resident}
+    faults = [*checks.faults_of_text(result.as_text(), shuffled=program.shuffled, **images)]
     faults += checks.faults_of_memory(memory, program.state, place.chip)
     if program.canvas:
         wide = checks.float32_products(lowered.as_text(debug_info=True))

@@ -25,6 +25,7 @@ from moco_jax.data.augment.views import make_views
 from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import BadImage, decoding_of
+from moco_jax.data.loading.resident import ResidentBatches
 from moco_jax.data.sources.opening import open_whole
 from moco_jax.data.sources.source import Source, Sources
 from moco_jax.parallel.mesh import make_layout
@@ -166,8 +167,8 @@ def flops_per_image(run: PretrainRun) -> float:
       ValueError: if JAX may not use the CPU.
     """
     config = run.config.copy_and_resolve_references()
-    if "images" in run.data.arrays:  # they are in device memory, at their own size
-        config.data.canvas = max(run.data.arrays["images"].shape[1:3])
+    if isinstance(run.data, ResidentBatches):  # they are in device memory, at their own size
+        config.data.canvas = max(run.data.canvas)
     return counted_flops(config, counting_layout(), len(run.data)) / config.batch_size
 
 

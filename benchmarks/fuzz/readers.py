@@ -84,7 +84,8 @@ def images(folder: pathlib.Path) -> Content:
             continue
         data = loader.load(source, data_config, _layout())
         content[f"{split} classes"] = source.class_names
-        pixels, sizes = np.asarray(data.arrays["images"]), np.asarray(data.arrays["sizes"])
+        rows, sizes = (np.asarray(data.arrays[name]) for name in ("images", "sizes"))
+        pixels = rows.reshape(len(rows), *data.canvas, 3)
         for row, index in enumerate(data.source_indices):
             height, width = sizes[row]
             label = None if data.labels is None else int(data.labels[row])

@@ -1,20 +1,28 @@
 """Measures of a representation that need no labels. All are functions of features in one array."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _TINY = 1e-7  # is added to the singular values' fractions (RankMe, eq. 1)
 _DEAD = 1e-4  # times the largest standard deviation of a unit
 
 
-def effective_rank(features: jax.Array) -> jax.Array:
+def effective_rank(features: np.ndarray) -> float:
     """Returns RankMe of features f32[N, F]: from 1 to min(N, F) (Garrido et al. 2023, eq. 1-2).
 
-    It is the exponential of the entropy of the singular values, which are not centred.
+    It is the exponential of the entropy of the singular values, which are not centred; NaN if a
+    feature is not finite. NumPy computes it: for a TPU, singular values take minutes to compile.
     """
-    values = jnp.linalg.svd(features, compute_uv=False)
-    fractions = values / jnp.maximum(values.sum(), jnp.finfo(values.dtype).tiny) + _TINY
-    return jnp.exp(-(fractions * jnp.log(fractions)).sum())
+    if not np.isfinite(features).all():
+        return math.nan
+    x = features.astype(np.float64)  # the products have the squares of the singular values
+    products = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    values = np.sqrt(np.maximum(np.linalg.eigvalsh(products), 0))
+    fractions = values / max(values.sum(), np.finfo(values.dtype).tiny) + _TINY
+    return float(np.exp(-(fractions * np.log(fractions)).sum()))
 
 
 def spread(features: jax.Array) -> jax.Array:

@@ -34,16 +34,11 @@ class Measured(NamedTuple):
     negatives: np.ndarray
 
 
-def make_monitor(
-    config: ConfigDict, encoder: Encoder, data: DataSet, layout: Layout, what: str
-) -> Callable[[Any], Measured | None]:
-    """Returns a function: variables of the encoder -> measures, None without readable images.
+def make_encode(config: ConfigDict, encoder: Encoder, layout: Layout) -> Any:
+    """Returns (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> codes f32[B, 2 (F + D)], jitted.
 
-    Two views of `config.health.images` images are drawn as for training. Rank, spread and dead
-    units are those of the backbone's features of the first view. Pairs are compared where the loss
-    compares them: as keys, or as features if the pretext has no keys. The encoder is in evaluation
-    mode; masks are not applied. The images and the views are the same each time. `what` names the
-    images in the progress bar.
+    The codes are, for each of two views, the backbone's features f32[B, F] and the unit vectors
+    f32[B, D] that are compared.
     """
     draw, keys = make_views(config, layout), contrasts(config)
 
@@ -59,10 +54,32 @@ def make_monitor(
         codes: list[Any] = [encoder.apply(variables, view, method=code) for view in views]
         return layout.shard(jnp.concatenate(codes, axis=1))
 
+    return encode
+
+
+def make_measure(layout: Layout) -> Any:
+    """Returns (features f32[N, F], vectors of two views f32[N, D]) -> measures, jitted.
+
+    The measures are scalars by name, and the cosines of pairs; see `Measured`.
+    """
+    return layout.jit(lambda *parts: layout.replicate(_measures(*parts)))
+
+
+def make_monitor(
+    config: ConfigDict, encoder: Encoder, data: DataSet, layout: Layout, what: str
+) -> Callable[[Any], Measured | None]:
+    """Returns a function: variables of the encoder -> measures, None without readable images.
+
+    Two views of `config.health.images` images are drawn as for training. Rank, spread and dead
+    units are those of the backbone's features of the first view. Pairs are compared where the loss
+    compares them: as keys, or as features if the pretext has no keys. The encoder is in evaluation
+    mode; masks are not applied. The images and the views are the same each time. `what` names the
+    images in the progress bar.
+    """
+    encode, measure = make_encode(config, encoder, layout), make_measure(layout)
     indices = subset(len(data), config.health.images, config.seed)
     size = min(config.batch_size, len(indices))
     extract = make_extract(data, encode, size, layout, f"health: views of {what} images")
-    measure = layout.jit(lambda *parts: layout.replicate(_measures(*parts)))
     width = encoder.backbone.features
 
     def run(variables: Any) -> Measured | None:
@@ -74,6 +91,7 @@ def make_monitor(
         parts = (one[:, :width], one[:, width:], other[:, width:])
         found = measure(*layout.put(parts, layout.replicated))
         scalars, *cosines = jax.device_get(found)
+        scalars = {"rank": measures.effective_rank(parts[0])} | scalars
         named = {f"health/{name}": float(value) for name, value in scalars.items()}
         return Measured(named | {"health/images": float(len(codes))}, *cosines)
 
@@ -83,7 +101,6 @@ def make_monitor(
 def _measures(features: jax.Array, one: jax.Array, other: jax.Array) -> tuple[Any, ...]:
     positives, negatives = measures.positives(one, other), measures.negatives(one)
     scalars = {
-        "rank": measures.effective_rank(features),
         "spread": measures.spread(features),
         "dead_units": measures.dead_units(features),
         "key_spread": measures.spread(one),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moco_jax.data.loading.loader import Batches
 from moco_jax.data.loading.order import in_order
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
@@ -51,16 +52,16 @@ def confusion(
     return count(pairs)[:, :-1].sum(axis=0).reshape(classes, classes).astype(jnp.int32)
 
 
-def make_confusion(
-    data: SceneData, network: FCN, view: Callable, batch_size: int, layout: Layout
-) -> Callable[[dict[str, Any]], np.ndarray]:
-    """Returns a function from `params` and `batch_stats` to the set's confusion matrix i64[C, C].
+def make_count(data: Batches, network: FCN, view: Callable, batch_size: int, layout: Layout) -> Any:
+    """Returns (variables, batch, real) -> confusion matrix i32[C, C] of a batch, jitted.
 
-    It predicts whole images at their own sizes. The canvases have the largest image's size, so one
+    The variables are `params` and `batch_stats`. The first `real` images of the batch count. It
+    predicts whole images at their own sizes. The canvases have the largest image's size, so one
     program serves all sizes. Their padding is the mean pixel. This departs from an image without a
     canvas, where convolutions deep in the network see zeros at the border; DeepLab pads likewise.
 
     Args:
+      data: access to the scenes.
       view: (uint8[B, H, W, 3], sizes) -> normalized images.
       batch_size: B, a multiple of the number of devices.
     """
@@ -73,6 +74,17 @@ def make_confusion(
         # The last batch is padded with an image that is counted elsewhere.
         counted = (jnp.arange(batch_size) < real) & data.readable(batch)
         return layout.replicate(confusion(scores.argmax(axis=-1), batch["masks"], counted, classes))
+
+    return count
+
+
+def make_confusion(
+    data: SceneData, count: Any, batch_size: int, classes: int
+) -> Callable[[dict[str, Any]], np.ndarray]:
+    """Returns a function from `params` and `batch_stats` to the set's confusion matrix i64[C, C].
+
+    `count` is that of `make_count` for these scenes.
+    """
 
     def dispatched(variables: dict[str, Any]) -> Iterator[jax.Array]:
         plan = in_order(np.arange(len(data), dtype=np.int32), batch_size)

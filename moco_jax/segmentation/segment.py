@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from moco_jax.data.loading.loader import threads
+from moco_jax.data.loading.loader import Batches, threads
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, fingerprint
@@ -20,7 +20,7 @@ from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.segmentation import config as segmentation_config
 from moco_jax.segmentation import step, validation, views
 from moco_jax.segmentation.network import make_fcn
-from moco_jax.segmentation.scores import make_confusion, scores
+from moco_jax.segmentation.scores import make_confusion, make_count, scores
 from moco_jax.segmentation.step import SegmentationState
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
@@ -29,7 +29,13 @@ from moco_jax.training import loop, task
 from moco_jax.training.batch_size import remedy
 from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import abstract_state, create_state, jit_step
-from moco_jax.training.optimizers import make_optimizer, make_schedule, peak_lr, total_steps
+from moco_jax.training.optimizers import (
+    Schedule,
+    make_optimizer,
+    make_schedule,
+    peak_lr,
+    total_steps,
+)
 from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from moco_jax.training.task import Content, Scalars, Task
@@ -130,14 +136,10 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
             f"{remedy(len(data), config.bn_groups, layout.devices)}"
         )
     per_epoch = len(data) // config.batch_size
-    schedule = make_schedule(config, per_epoch)
-    optimizer = make_optimizer(config, schedule)
-    network = make_fcn(config, begun.backbone)
-    variables = {"params": begun.params, "batch_stats": begun.batch_stats}
-    variables = layout.put(variables, layout.replicated)
-    init = functools.partial(step.init_state, config, network, optimizer)
+    run_step, init, schedule = make_program(begun, data, per_epoch, layout)
+    variables = layout.put(begun.variables, layout.replicated)
     target = abstract_state(init, layout.parameters, variables)
-    view = functools.partial(views.evaluation_view, config)
+    count = make_evaluation(begun, test, layout)
     steps = total_steps(config, per_epoch)
     return SegmentationRun(
         config=config,
@@ -145,7 +147,7 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
         arrays=data.arrays,
-        step=_run_step(config, data, step.make_step(network, optimizer, layout), layout),
+        step=run_step,
         create=lambda: create_state(init, target, variables),
         target=target,
         contents={
@@ -154,10 +156,32 @@ def build(begun: start.Start, layout: Layout) -> SegmentationRun:
             **({"encoder": begun.content} if begun.content else {}),
         },
         lr=jax.jit(schedule),
-        confusion=make_confusion(test, network, view, config.batch_size, layout),
+        confusion=make_confusion(test, count, config.batch_size, config.classes),
         test=f"test: {test.describe(config.batch_size)}",
         test_images=len(test),
     )
+
+
+def make_program(
+    begun: start.Start, data: Batches, per_epoch: int, layout: Layout
+) -> tuple[Any, Callable[[Any], SegmentationState], Schedule]:
+    """Returns the jitted step of a run, the state at step 0 as a function, and the schedule.
+
+    The step is (state, arrays, batch, notices) -> (state, metrics), the state donated. The function
+    takes the backbone's `params` and `batch_stats`. `per_epoch` is the number of steps of an epoch.
+    """
+    config = begun.config
+    schedule = make_schedule(config, per_epoch)
+    optimizer, network = make_optimizer(config, schedule), make_fcn(config, begun.backbone)
+    init = functools.partial(step.init_state, config, network, optimizer)
+    train_step = step.make_step(network, optimizer, layout)
+    return _run_step(config, data, train_step, layout), init, schedule
+
+
+def make_evaluation(begun: start.Start, data: Batches, layout: Layout) -> Any:
+    """Returns the jitted count of pixels by class in a batch; see `scores.make_count`."""
+    config, view = begun.config, functools.partial(views.evaluation_view, begun.config)
+    return make_count(data, make_fcn(config, begun.backbone), view, config.batch_size, layout)
 
 
 def _open(config: ConfigDict, split: str, layout: Layout) -> tuple[SceneData, Content]:
@@ -175,7 +199,7 @@ def _open(config: ConfigDict, split: str, layout: Layout) -> tuple[SceneData, Co
     return SceneData(scenes, workers, layout), identity
 
 
-def _run_step(config: ConfigDict, data: SceneData, train_step: Callable, layout: Layout):
+def _run_step(config: ConfigDict, data: Batches, train_step: Callable, layout: Layout):
 
     def run_step(state, arrays, batch):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 1), state.step)

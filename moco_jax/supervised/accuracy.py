@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from moco_jax.data.augment.views import evaluation_view
-from moco_jax.data.loading.loader import DataSet
+from moco_jax.data.loading.loader import Batches, DataSet
 from moco_jax.data.loading.order import in_order
 from moco_jax.parallel.mesh import Layout
 from moco_jax.parallel.pipeline import pipelined
@@ -57,12 +57,16 @@ def counts(scores: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Arra
     return jnp.stack([masked(finite & (rank < 1)), masked(finite & (rank < 5)), masked(losses)])
 
 
-def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[str, Any]], Scores]:
-    """Returns a function: the `evaluated()` of a state -> `Scores` on labelled images."""
+def make_count(start: Start, data: Batches, layout: Layout) -> Any:
+    """Returns (variables, arrays, batch, real) -> (`counts` f32[3, H], i32[]), jitted.
+
+    The variables are the `evaluated()` of a state. `arrays` has `images`, the arrays of the data,
+    and `labels` i32[N]. The first `real` images of the batch count if they are readable; the second
+    result is their number.
+    """
     batch_size, c = start.config.batch_size, start.config.data
     dtype = jnp.dtype(start.config.dtype)
     view = evaluation_view(c.image_size, c.eval_resize, c.mean, c.std, dtype)
-    arrays = {"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)}
 
     @layout.jit
     def count(variables, arrays, batch, real):
@@ -77,6 +81,14 @@ def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[s
         sums = counts(logits(head, features), labels, weights.astype(jnp.float32))
         return layout.replicate((sums, weights.sum()))
 
+    return count
+
+
+def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[str, Any]], Scores]:
+    """Returns a function: the `evaluated()` of a state -> `Scores` on labelled images."""
+    batch_size, count = start.config.batch_size, make_count(start, data, layout)
+    arrays = {"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)}
+
     def dispatched(variables: dict[str, Any]) -> Iterator[tuple[jax.Array, jax.Array]]:
         indices = np.arange(len(data), dtype=np.int32)
         for i, batch in enumerate(data.batches(in_order(indices, batch_size))):
@@ -84,9 +96,9 @@ def make_scores(start: Start, data: DataSet, layout: Layout) -> Callable[[dict[s
             yield count(variables, arrays, batch, real)
 
     def scores(variables: dict[str, Any]) -> Scores:
-        results, count = pipelined(dispatched(variables)), -(-len(data) // batch_size)
+        results, batches = pipelined(dispatched(variables)), -(-len(data) // batch_size)
         shown = progress.items(
-            map(jax.device_get, results), count, "evaluating", unit="batches", first="compiling"
+            map(jax.device_get, results), batches, "evaluating", unit="batches", first="compiling"
         )
         totals = list(shown)
         sums = np.stack([sums for sums, _ in totals]).astype(np.float64).sum(axis=0)

@@ -80,20 +80,26 @@ def evaluate(
     return rows
 
 
-def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndarray, np.ndarray]]:
-    """Returns a function: source -> (features f32[N, F], labels i32[N]) of the readable images."""
+def make_features(start: Start, layout: Layout) -> Any:
+    """Returns (variables, uint8[B, H, W, 3], sizes i32[B, 2]) -> features f32[B, F], jitted."""
     config, data = start.config, start.config.data
     dtype = jnp.dtype(config.dtype)
     view = evaluation_view(data.image_size, data.eval_resize, data.mean, data.std, dtype)
-    variables = {"params": start.params, "batch_stats": start.batch_stats}
-    variables = layout.put(variables, layout.replicated)
 
-    @jax.jit
+    @layout.jit
     def features(variables: Any, images: jax.Array, sizes: jax.Array) -> jax.Array:
         return layout.shard(encode(start.backbone, **variables, images=view(images, sizes)))
 
+    return features
+
+
+def _extractor(start: Start, layout: Layout) -> Callable[[Source], tuple[np.ndarray, np.ndarray]]:
+    """Returns a function: source -> (features f32[N, F], labels i32[N]) of the readable images."""
+    config, features = start.config, make_features(start, layout)
+    variables = layout.put(start.variables, layout.replicated)
+
     def extract(source: Source) -> tuple[np.ndarray, np.ndarray]:
-        images = loader.load(source, data, layout)
+        images = loader.load(source, config.data, layout)
         text = f"encoding {source.name}"
         return labelled_features(images, features, variables, config.batch_size, layout, text)
 

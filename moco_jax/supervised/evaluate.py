@@ -247,8 +247,7 @@ def check_frozen(run: SupervisedRun, state: SupervisedState) -> str:
       FrozenMoved: if it does not.
     """
     ours = {"params": state.frozen, "batch_stats": state.batch_stats}
-    read = {"params": run.start.params, "batch_stats": run.start.batch_stats}
-    read = run.layout.put(read, run.layout.replicated)
+    read = run.layout.put(run.start.variables, run.layout.replicated)
     compare = jax.jit(lambda a, b: run.layout.replicate(jax.tree.map(jnp.array_equal, a, b)))
     flat, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(compare(ours, read)))
     moved = [jax.tree_util.keystr(path) for path, same in flat if not same]

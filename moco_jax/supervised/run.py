@@ -165,11 +165,8 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
     per_epoch = len(data) // config.batch_size
     steps = total_steps(config, per_epoch)
     classes = max(len(sources.train.class_names), int(sources.test.labels.max()) + 1)
-    schedule, optimizer = make_updates(config, start.backbone.blocks, per_epoch)
-    train_step = step.make_step(config, start, optimizer, layout)
-    variables = {"params": start.params, "batch_stats": start.batch_stats}
-    variables = layout.put(variables, layout.replicated)
-    init = functools.partial(step.init_state, config, start, classes, optimizer)
+    run_step, init, schedule = make_program(start, data, classes, per_epoch, layout)
+    variables = layout.put(start.variables, layout.replicated)
     target = abstract_state(init, layout.parameters, variables)
     return SupervisedRun(
         config=config,
@@ -177,7 +174,7 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         order=ShuffledOrder(config.seed, len(data), config.batch_size, steps),
         data=data,
         arrays={"images": data.arrays, "labels": layout.put(data.labels, layout.replicated)},
-        step=_run_step(config, data, train_step, classes, layout),
+        step=run_step,
         schedule=jax.jit(schedule),
         create=lambda: create_state(init, target, variables),
         target=target,
@@ -191,6 +188,28 @@ def build(start: Start, layout: Layout, sources: Sources | None) -> SupervisedRu
         start=start,
         notes=(note, f"test: {len(test)} images of {sources.test.name}, {classes} classes"),
     )
+
+
+def make_program(
+    start: Start, data: loader.Batches, classes: int, per_epoch: int, layout: Layout
+) -> tuple[Any, Callable[[Any], step.SupervisedState], Schedule]:
+    """Returns the jitted step of a run, the state at step 0 as a function, and the schedule.
+
+    The step is (state, arrays, batch, notices) -> (state, metrics), the state donated. The function
+    takes the backbone's `params` and `batch_stats`.
+
+    Args:
+      start: the encoder.
+      data: access to the training images.
+      classes: C.
+      per_epoch: steps of an epoch.
+      layout: the devices.
+    """
+    config = start.config
+    schedule, optimizer = make_updates(config, start.backbone.blocks, per_epoch)
+    train_step = step.make_step(config, start, optimizer, layout)
+    init = functools.partial(step.init_state, config, start, classes, optimizer)
+    return _run_step(config, data, train_step, classes, layout), init, schedule
 
 
 def make_updates(
@@ -213,9 +232,8 @@ def make_updates(
 
 
 def _run_step(
-    config: ConfigDict, data: loader.DataSet, train_step: Callable, classes: int, layout: Layout
+    config: ConfigDict, data: loader.Batches, train_step: Callable, classes: int, layout: Layout
 ):
-    """Returns (state, arrays, batch, notices) -> (state, metrics), jitted, the state donated."""
     prepared, dtype = config.data, jnp.dtype(config.dtype)
     view = make_view(config.view, prepared.image_size, prepared.mean, prepared.std, dtype)
     tuned = config.task == "finetune"

@@ -45,6 +45,11 @@ class Start:
     notes: tuple[str, ...]
     content: Content | None
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """`params` and `batch_stats` of the backbone, host arrays."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def begin(
     config: ConfigDict, prepare: Callable[[ConfigDict, ConfigDict], list[str]] | None = None

@@ -36,9 +36,14 @@ def abstract_state(init: Callable, shardings: Callable[[Any], Any], *arguments: 
 
 def create_state(init: Callable, target: Any, *arguments: Any, **options: Any) -> Any:
     """Returns `init(*arguments)`, compiled, with the shardings of its abstract state `target`."""
-    shardings = jax.tree.map(lambda x: x.sharding, target)
     with progress.phase("initialising the network"):
-        return jax.jit(init, out_shardings=shardings, **options)(*arguments)
+        return jit_init(init, target, **options)(*arguments)
+
+
+def jit_init(init: Callable, target: Any, **options: Any) -> Any:
+    """Returns `init`, jitted, with the shardings of its abstract state `target`."""
+    shardings = jax.tree.map(lambda x: x.sharding, target)
+    return jax.jit(init, out_shardings=shardings, **options)
 
 
 def jit_step(step: Callable, layout: Layout) -> Any:

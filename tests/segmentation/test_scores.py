@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.segmentation.scores import confusion, make_confusion, scores
+from moco_jax.segmentation.scores import confusion, make_confusion, make_count, scores
 from moco_jax.segmentation.streamed import SceneData
 from moco_jax.segmentation.voc import open_scenes
 from tests.segmentation import scenes
@@ -54,9 +54,9 @@ def test_every_pixel_of_a_set_is_counted_once(devices, tmp_path):
         classifier=types.SimpleNamespace(classes=scenes.CLASSES),
         apply=lambda variables, images, train: jax.nn.one_hot(_predict(images[..., 0]), 4),
     )
-    count_all = make_confusion(
-        SceneData(found, 2, layout), network, lambda images, sizes: images, 8, layout
-    )
+    data = SceneData(found, 2, layout)
+    count = make_count(data, network, lambda images, sizes: images, 8, layout)
+    count_all = make_confusion(data, count, 8, scenes.CLASSES)
     truth, predictions = [], []
     for i in range(11):
         image, mask = found.read(i)

@@ -41,6 +41,21 @@ def _labelled(data: DataSet) -> np.ndarray:
     return np.flatnonzero(data.labels != NO_LABEL)
 
 
+def make_pixels(config: ConfigDict, layout: Layout) -> Encode:
+    """Returns (nothing, uint8[B, H, W, 3], sizes i32[B, 2]) -> pixels f32[B, S * S * 3], jitted."""
+    data = config.data
+    side = min(_LARGEST_SIDE, data.image_size)
+    resize = round(side * data.eval_resize / data.image_size)
+    view = evaluation_view(side, resize, data.mean, data.std)
+
+    @jax.jit
+    def pixels(variables, images, sizes):
+        x = view(images, sizes)
+        return layout.shard(x.reshape(len(x), -1))
+
+    return pixels
+
+
 class KnnMonitor:
     """Measures kNN top-1 on held-out labelled images.
 
@@ -85,17 +100,7 @@ class KnnMonitor:
 
     def pixels(self) -> Rows:
         """Returns raw pixels; larger images are reduced to 32x32."""
-        data = self._config.data
-        side = min(_LARGEST_SIDE, data.image_size)
-        resize = round(side * data.eval_resize / data.image_size)
-        view = evaluation_view(side, resize, data.mean, data.std)
-
-        @jax.jit
-        def pixels(variables, images, sizes):
-            x = view(images, sizes)
-            return self._layout.shard(x.reshape(len(x), -1))
-
-        return self._make_rows(pixels)({})
+        return self._make_rows(make_pixels(self._config, self._layout))({})
 
     def _make_rows(self, encode: Encode) -> Callable[[Any], Rows]:
         """Returns a function: the variables of `encode` -> what it makes of the images."""

@@ -100,11 +100,11 @@ def compare(path: str, turns: int) -> None:
         print(f"{form:14} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
 
 
-def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
-    """Writes indices of this many images beside sparse files."""
+def write_indices(root: pathlib.Path, entries: int, shards: int, folders: bool) -> None:
+    """Writes indices of this many images beside sparse files; the classes are labels or folders."""
     count = entries // shards
     size = 110_000
-    names = [f"n{i % _CLASSES:08}_{i:06}.jpg" for i in range(count)]
+    between = "/" if folders else "_"
     classes = [str(c).encode() for c in range(_CLASSES)]
     table = np.frombuffer(b"".join(classes), np.uint8)
     lengths = np.array([len(c) for c in classes], np.uint32)
@@ -113,13 +113,16 @@ def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
         path = root / f"web-{number:06}.tar"
         path.touch()
         os.truncate(path, (count + 1) * size)
-        own = [f"{path.name}/{name}".encode() for name in names]
+        own = [
+            f"{path.name}/n{i % _CLASSES:08}{between}{number:04}{i:06}.jpg".encode()
+            for i in range(count)
+        ]
         samples = Samples(
             np.arange(count, dtype=np.int64) * size,
             np.full(count, size, np.uint32),
             np.frombuffer(b"".join(own), np.uint8),
             np.array([len(name) for name in own], np.uint32),
-            {".cls": Labels(codes, table, lengths)}, {}, {}, [],
+            {} if folders else {".cls": Labels(codes, table, lengths)}, {}, {}, [],
         )  # fmt: skip
         data = index_file.encoded(samples, index_file._identity(str(path), path.stat()))
         path.with_name(path.name + index_file.ENDING).write_bytes(data)
@@ -167,6 +170,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
     parser.add_argument("--shards", type=int, default=1000)
+    parser.add_argument("--folders", action="store_true", help="folders in shards are the classes")
     parser.add_argument("--start", default="", help="folder of shards that are opened")
     options = parser.parse_args()
     if options.start:
@@ -174,7 +178,7 @@ def main() -> None:
     elif options.entries:
         with tempfile.TemporaryDirectory() as made:
             begun = time.perf_counter()
-            write_indices(pathlib.Path(made), options.entries, options.shards)
+            write_indices(pathlib.Path(made), options.entries, options.shards, options.folders)
             print(f"indices written in {time.perf_counter() - begun:.1f} s", flush=True)
             command = [sys.executable, "-m", "benchmarks.sources", f"--start={made}"]
             subprocess.run(command, check=True)

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from moco_jax.data.sources import exclusions, folders
+from moco_jax.data.sources.class_names import renumbered
 from moco_jax.data.sources.file_types import LeftOut, counted, listed, no_images
 from moco_jax.data.sources.shards import about_file, labels, patterns, splits
 from moco_jax.data.sources.shards.images import Images
@@ -128,10 +129,10 @@ def _with_label_files(
 
 
 def _without_excluded(opened: Opened, patterns: str, where: str) -> Opened:
-    """Returns the splits without the images that data.exclude names; their classes stay.
+    """Returns the splits without the images that data.exclude names, nor the classes of these alone.
 
     Raises:
-      ValueError: if no image to train on is left.
+      ValueError: if no image to train on is left, or a test image has a class that train lost.
     """
     if not patterns.strip(", "):
         return opened
@@ -146,7 +147,26 @@ def _without_excluded(opened: Opened, patterns: str, where: str) -> Opened:
         )
     warning = "" if count else "warning: "
     line = f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"
-    return dataclasses.replace(opened, train=kept[0], test=kept[1], notes=(*opened.notes, line))
+    train, test = _without_lost_classes(opened, kept[0], kept[1], where)
+    return dataclasses.replace(opened, train=train, test=test, notes=(*opened.notes, line))
+
+
+def _without_lost_classes(
+    opened: Opened, train: Source, test: Source | None, where: str
+) -> tuple[Source, Source | None]:
+    """Returns what is left of the splits, without the classes of which no image is left."""
+    if opened.train.labels is not None:
+        names = _left_classes(opened.train, train)
+        return renumbered(train, names, where), test and renumbered(test, names, where)
+    if opened.test is not None and test is not None:  # the classes are those of the test images
+        return train, renumbered(test, _left_classes(opened.test, test), where)
+    return train, test
+
+
+def _left_classes(whole: Source, rest: Source) -> list[str]:
+    """Returns the class names without those that lost all their images."""
+    lost = np.setdiff1d(whole.labels, rest.labels)
+    return [name for label, name in enumerate(whole.class_names) if label not in lost]
 
 
 def _source(

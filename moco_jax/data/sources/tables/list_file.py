@@ -155,7 +155,7 @@ def _csv(path: str, ending: str, lines: Iterator[str]) -> Iterator[_Cells]:
             raise ValueError(
                 f"the list {path}, line {start}: {error}; a quote may not be closed"
             ) from error
-        if any(cell.strip() for cell in cells):
+        if any(map(str.strip, cells)):
             yield start, cells, ""
         start = reader.line_num + 1
 

@@ -5,6 +5,7 @@ name files anywhere, as a link in a folder may.
 """
 
 import array
+import collections
 import os
 from collections.abc import Callable, Sequence
 
@@ -106,39 +107,51 @@ def _source(
     return as_source(rows, f"{where}, {split}" if split else where)
 
 
+def _numbers() -> dict[str, int]:
+    """Returns a dict that numbers texts from 0 in the order in which they are looked up."""
+    found: collections.defaultdict[str, int] = collections.defaultdict()
+    found.default_factory = found.__len__
+    return found
+
+
 class _Table:
     """The rows so far, without a Python object for each."""
 
     def __init__(self):
         self.labels_found, self.splits = array.array("i"), array.array("i")
         self.folders = array.array("i")  # the first one of each path
-        self.label_texts: dict[str, int] = {}
-        self.split_texts: dict[str, int] = {}
-        self.folder_texts: dict[str, int] = {}
+        self.label_texts, self.split_texts, self.folder_texts = _numbers(), _numbers(), _numbers()
         self.paths, self.labels = np.zeros(0, TEXT), np.zeros(0, np.int32)
         self._parts: list[np.ndarray] = []
-        self._last: list[str] = []
+        self._last: tuple[list[str], list[str], list[str]] = ([], [], [])  # paths, labels, splits
 
     @property
     def count(self) -> int:
-        return len(self.splits)
+        return len(self.splits) + len(self._last[0])
 
     def add(self, path: str, label: str, split: str) -> None:
         """Adds a row; '' for no label."""
-        number = self.label_texts.setdefault(label, len(self.label_texts)) if label else NO_LABEL
-        self.labels_found.append(number)
-        self.splits.append(self.split_texts.setdefault(split, len(self.split_texts)))
-        folder = path.partition("/")[0] if "/" in path else ""
-        self.folders.append(self.folder_texts.setdefault(folder, len(self.folder_texts)))
-        self._last.append(path)
-        if len(self._last) == _CHUNK:
-            self._parts.append(np.array(self._last, TEXT))
-            self._last = []
+        self._last[0].append(path)
+        self._last[1].append(label)
+        self._last[2].append(split)
+        if len(self._last[0]) == _CHUNK:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Puts the last rows into arrays."""
+        paths, labels, splits = self._last
+        self._last = ([], [], [])
+        number = self.label_texts.__getitem__
+        self.labels_found.extend([number(label) if label else NO_LABEL for label in labels])
+        self.splits.extend(map(self.split_texts.__getitem__, splits))
+        folders = [path.partition("/")[0] if "/" in path else "" for path in paths]
+        self.folders.extend(map(self.folder_texts.__getitem__, folders))
+        self._parts.append(np.array(paths, TEXT))
 
     def close(self) -> None:
         """Makes `paths` and `labels` of all rows."""
-        parts = [*self._parts, np.array(self._last, TEXT)]
-        self.paths, self._parts, self._last = np.concatenate(parts), [], []
+        self._pack()
+        self.paths, self._parts = np.concatenate(self._parts), []
         self.labels = np.frombuffer(self.labels_found, np.int32)
 
 
@@ -161,14 +174,16 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
     for row in rows:
         count += 1
         found = "" if row.bad else row.cells[path_at].strip()
-        if why := row.bad or _bad_path(found):
+        if not found or "\0" in found:
             bad_count += 1
+            why = row.bad or ("a NUL character in the path" if found else "no path")
             bad += [f"line {row.line}: {why}"] if len(bad) < _NAMED else []
             continue
-        place = os.path.normpath(os.path.join(folder, found)) if folder != "." else found
+        if folder != ".":
+            found = os.path.normpath(os.path.join(folder, found))
         label = "" if label_at is None else row.cells[label_at].strip()
         own = "" if split_at is None else row.cells[split_at].strip()
-        table.add(place.removeprefix("./"), label, own or split)
+        table.add(found.removeprefix("./"), label, own or split)
     if not bad_count:
         return []
     what = f"{bad_count} of the {count} rows of {path} can't be read"
@@ -178,12 +193,6 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             f"{what}, more than data.max_bad_fraction={keys.max_bad_fraction} allows ({shown})"
         )
     return [f"warning: {what} ({shown})"]
-
-
-def _bad_path(path: str) -> str:
-    if not path:
-        return "no path"
-    return "a NUL character in the path" if "\0" in path else ""
 
 
 def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple[str, str, str]:

@@ -35,6 +35,9 @@ class Source:
     names: Sequence[str]  # [N], one per image: a path, a member of an archive, or a TFDS index
     labels: np.ndarray | None  # int32 [N], NO_LABEL without a label; None without classes
     class_names: tuple[str, ...]  # indexed by label; () without classes
+    # int32 [N]: images of one group are read at once, as those of a compressed part of a file; None
+    # if each image is read by itself.
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -239,7 +242,9 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     else:
         names = ComputedNames(len(indices), lambda i: source.names[int(indices[i])])
     labels = None if source.labels is None else source.labels[indices]
-    return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
+    groups = None if source.groups is None else source.groups[indices]
+    read = lambda i: source.read(int(indices[i]))  # noqa: E731
+    return Source(name, read, names, labels, source.class_names, groups)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:

@@ -14,7 +14,7 @@ import numpy as np
 
 from moco_jax.data.sources import exclusions, folders
 from moco_jax.data.sources.class_names import renumbered
-from moco_jax.data.sources.file_types import LeftOut, counted, listed, no_images
+from moco_jax.data.sources.file_types import LeftOut, listed, no_images
 from moco_jax.data.sources.shards import about_file, folder_classes, labels, patterns, splits
 from moco_jax.data.sources.shards.images import Images
 from moco_jax.data.sources.shards.index_file import Shard, open_shard
@@ -156,17 +156,16 @@ def _without_excluded(opened: Opened, patterns: str, where: str) -> Opened:
     """
     if not patterns.strip(", "):
         return opened
-    kept, count = [], 0
+    kept, images = [], 0
     for source in (opened.train, opened.test):
         rows = exclusions.kept_rows(source.names if source else (), patterns)
-        count += len(source) - len(rows) if source else 0
         kept.append(take(source, rows, source.name) if source and len(rows) else None)
+        images += len(source) if source else 0
     if kept[0] is None:
         raise ValueError(
             f"{where}: data.exclude={patterns!r} leaves out all {len(opened.train)} images"
         )
-    warning = "" if count else "warning: "
-    line = f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"
+    line = exclusions.left_out(images, sum(len(x) for x in kept if x), patterns, where)
     train, test = _without_lost_classes(opened, kept[0], kept[1], where)
     return dataclasses.replace(opened, train=train, test=test, notes=(*opened.notes, line))
 

@@ -6,6 +6,7 @@ name files anywhere, as a link in a folder may.
 
 import array
 import collections
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,6 @@ from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import NO_LABEL, Opened, Source
 from moco_jax.data.sources.tables import columns, list_file
-from moco_jax.data.sources.tables.list_file import Row
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
@@ -176,18 +176,18 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
     assert path_at is not None
     bad: list[str] = []
     count = bad_count = 0
-    for row in rows:
+    for line, cells, why in rows:
         count += 1
-        found = "" if row.bad else row.cells[path_at].strip()
+        found = "" if why else cells[path_at].strip()
         if not found or "\0" in found:
             bad_count += 1
-            why = row.bad or ("a NUL character in the path" if found else "no path")
-            bad += [f"line {row.line}: {why}"] if len(bad) < _NAMED else []
+            why = why or ("a NUL character in the path" if found else "no path")
+            bad += [f"line {line}: {why}"] if len(bad) < _NAMED else []
             continue
         if folder != ".":
             found = os.path.normpath(os.path.join(folder, found))
-        label = "" if label_at is None else row.cells[label_at].strip()
-        own = "" if split_at is None else row.cells[split_at].strip()
+        label = "" if label_at is None else cells[label_at].strip()
+        own = "" if split_at is None else cells[split_at].strip()
         table.add(found.removeprefix("./"), label, own or split)
     if not bad_count:
         return []
@@ -246,8 +246,8 @@ def _are_images(cells: list[str]) -> bool:
 def _probe(path: str, names: list[str]) -> dict[str, list[str]]:
     """Returns the cells of the first rows, by column."""
     _, _, rows = list_file.read(path)
-    first: list[Row] = [row for row, _ in zip(rows, range(_PROBED), strict=False) if not row.bad]
-    return {name: [row.cells[at].strip() for row in first] for at, name in enumerate(names)}
+    first = [cells for _, cells, bad in itertools.islice(rows, _PROBED) if not bad]
+    return {name: [cells[at].strip() for cells in first] for at, name in enumerate(names)}
 
 
 def _kept(table: _Table, keys: Keys, where: str) -> tuple[np.ndarray, list[str]]:

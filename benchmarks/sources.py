@@ -1,21 +1,23 @@
 """Measures sources: decoding the same images from each local format, and a large index of shards.
 
     python -m benchmarks.sources --path=imagenet_samples.tar --turns=5
-    python -m benchmarks.sources --entries=10000000 --shards=1000
+    python -m benchmarks.sources --entries=10000000 --layout=labels
 
-With --path, the images are copied into a folder, a tar, zips (stored and deflated) and shards. The
-formats take turns: each reads and decodes all images in a random order, with one thread per core.
-Prints for each format the median, lowest and highest images/s, and the median ratio to the tar.
+With --path, the images are copied into a folder, a tar, zips (stored and deflated), shards, Parquet
+(plain and compressed), Arrow and a list. The formats take turns: each reads and decodes all images
+in a random order, with one thread per core. Prints for each format the median, lowest and highest
+images/s, the median ratio to the tar, and the median ratio of CPU seconds.
 
-With --entries, indices of that many images are written beside empty shards. A new process opens
-them as a run does. Prints the seconds and the peak memory after each stage.
+With --entries, that many images without contents are written: indices beside empty shards (with
+labels or folders), or a list, Parquet or Arrow. A new process opens them as a run does. Prints the
+seconds and the peak memory after each stage.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,8 +26,11 @@ import tempfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
@@ -40,6 +45,7 @@ from moco_jax.data.sources.source import Source, fingerprint
 
 _CHUNK = 16  # images of a task
 _CLASSES = 1000
+_LAYOUTS = ("labels", "folders", "list", "parquet", "arrow")  # of entries; the first are of shards
 
 
 def open_train(path: os.PathLike | str) -> Source:
@@ -62,6 +68,19 @@ def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
         with zipfile.ZipFile(found[title], "w", method) as archive:
             for name in names:
                 archive.write(root / "folder" / name, name)
+    found["parquet, plain"] = root / "plain.parquet"
+    found["parquet, snappy"] = root / "snappy.parquet"
+    found["arrow"] = root / "x.arrow"
+    images = [source.read(index) for index in range(len(source))]
+    labels = [int(name[0]) for name in names]
+    table = pa.table({"image": pa.array(images, pa.binary()), "path": names, "label": labels})
+    write_plain(table, found["parquet, plain"])
+    pq.write_table(table, found["parquet, snappy"], row_group_size=100, compression="snappy")
+    with pa.ipc.new_file(str(found["arrow"]), table.schema) as writer:
+        writer.write_table(table)
+    found["list"] = root / "list.csv"
+    lines = [f"folder/{name},{label}" for name, label in zip(names, labels, strict=True)]
+    found["list"].write_text("\n".join(["path,label", *lines]))
     found["shards"] = root / "shards"
     conversion.convert(
         open_sources(source="images", path=str(root / "folder"), held_out=0.0, seed=0),
@@ -70,16 +89,24 @@ def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
-def rate(pool: ThreadPoolExecutor, source: Source, order: np.ndarray) -> float:
-    """Returns images/s of reading and decoding the images in this order."""
+def write_plain(table: pa.Table, path: pathlib.Path) -> None:
+    """Writes Parquet as `datasets` 4 does: images are neither compressed nor encoded."""
+    pq.write_table(table, path, row_group_size=1000, compression="none", use_dictionary=False)
+
+
+def rate(pool: ThreadPoolExecutor, source: Source, order: np.ndarray) -> tuple[float, float]:
+    """Returns images/s of reading and decoding the images in this order, and a CPU second."""
 
     def work(part: np.ndarray) -> None:
         for index in part:
             decode(source.read(int(index)), Decoding(512))
 
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     list(pool.map(work, np.split(order, range(_CHUNK, len(order), _CHUNK))))
-    return len(order) / (time.perf_counter() - begun)
+    return (
+        len(order) / (time.perf_counter() - begun),
+        len(order) / (time.process_time() - used),
+    )
 
 
 def compare(path: str, turns: int) -> None:
@@ -87,24 +114,29 @@ def compare(path: str, turns: int) -> None:
     with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(cores()) as pool:
         places = write_formats(path, pathlib.Path(made))
         sources = {form: open_train(place) for form, place in places.items()}
-        rates: dict[str, list[float]] = {form: [] for form in sources}
+        rates: dict[str, list[tuple[float, float]]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():
                 value = rate(pool, source, rng.permutation(len(source)))
                 rates[form] += [value] if turn else []  # the first turn warms up
-        print(f"{path}: {len(sources['tar'])} images, {cores()} cores, {turns} turns, images/s")
+        load = os.getloadavg()[0]
+        print(
+            f"{path}: {len(sources['tar'])} images, {cores()} cores, load {load:.0f}, "
+            f"{turns} turns, images/s"
+        )
     for form, values in rates.items():
-        pairs = zip(values, rates["tar"], strict=True)
-        ratio = statistics.median(a / b for a, b in pairs)
-        low, high = min(values), max(values)
-        print(f"{form:14} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
+        pairs = list(zip(values, rates["tar"], strict=True))
+        wall, used = (statistics.median(a[i] / b[i] for a, b in pairs) for i in (0, 1))
+        own = [value for value, _ in values]
+        middle, low, high = statistics.median(own), min(own), max(own)
+        print(f"{form:16} {middle:6.0f} ({low:.0f}..{high:.0f}) {wall:.2f}, for a CPU s {used:.2f}")
 
 
-def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
-    """Writes indices of this many images beside sparse files."""
+def write_indices(root: pathlib.Path, entries: int, shards: int, folders: bool) -> None:
+    """Writes indices of this many images beside sparse files; the classes are labels or folders."""
     count = entries // shards
     size = 110_000
-    names = [f"n{i % _CLASSES:08}_{i:06}.jpg" for i in range(count)]
+    between = "/" if folders else "_"
     classes = [str(c).encode() for c in range(_CLASSES)]
     table = np.frombuffer(b"".join(classes), np.uint8)
     lengths = np.array([len(c) for c in classes], np.uint32)
@@ -113,34 +145,64 @@ def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
         path = root / f"web-{number:06}.tar"
         path.touch()
         os.truncate(path, (count + 1) * size)
-        own = [f"{path.name}/{name}".encode() for name in names]
+        own = [
+            f"{path.name}/n{i % _CLASSES:08}{between}{number:04}{i:06}.jpg".encode()
+            for i in range(count)
+        ]
         samples = Samples(
             np.arange(count, dtype=np.int64) * size,
             np.full(count, size, np.uint32),
             np.frombuffer(b"".join(own), np.uint8),
             np.array([len(name) for name in own], np.uint32),
-            {".cls": Labels(codes, table, lengths)}, {}, {}, [],
+            {} if folders else {".cls": Labels(codes, table, lengths)}, {}, {}, [],
         )  # fmt: skip
         data = index_file.encoded(samples, index_file._identity(str(path), path.stat()))
         path.with_name(path.name + index_file.ENDING).write_bytes(data)
 
 
+def write_rows(root: pathlib.Path, entries: int, layout: str) -> pathlib.Path:
+    """Writes a list, or a Parquet or Arrow file with a few bytes in place of each image."""
+    path = root / {"list": "list.csv", "parquet": "x.parquet", "arrow": "x.arrow"}[layout]
+    parts = range(0, entries, 100_000)
+    path_of = lambda i: f"n{i % _CLASSES:08}/{i:010}.jpg"  # noqa: E731
+    if layout == "list":
+        with open(path, "w") as file:
+            file.write("path,label\n")
+            file.writelines(f"{path_of(i)},n{i % _CLASSES:08}\n" for i in range(entries))
+        return path
+    schema = pa.schema({"image": pa.binary(), "path": pa.string(), "label": pa.int64()})
+    options: dict[str, Any] = {"compression": "none", "use_dictionary": False}
+    writer = (
+        pq.ParquetWriter(path, schema, **options)
+        if layout == "parquet"
+        else pa.ipc.new_file(str(path), schema)
+    )
+    with writer:
+        for start in parts:
+            rows = range(start, min(start + 100_000, entries))
+            columns = [[b"%010d" % i for i in rows], list(map(path_of, rows))]
+            labels = [i % _CLASSES for i in rows]
+            writer.write_table(pa.table([*columns, labels], schema=schema))
+    return path
+
+
 def measure_start(root: str) -> None:
     """Opens shards as a run does, and prints the seconds and memory of each stage."""
-    begun, peak = time.perf_counter(), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    before = peak()
+    begun, used, before = time.perf_counter(), time.process_time(), memory("VmHWM")
 
     def show(stage: str) -> None:
-        nonlocal begun
-        seconds, begun = time.perf_counter() - begun, time.perf_counter()
-        print(f"{stage:34} {seconds:6.2f} s, peak {(peak() - before) >> 10:6} MB more", flush=True)
+        nonlocal begun, used
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - used
+        begun, used = time.perf_counter(), time.process_time()
+        peak = (memory("VmHWM") - before) >> 10
+        print(f"{stage:34} {seconds:6.2f} s, CPU {cpu:6.2f} s, peak {peak:6} MB more", flush=True)
 
-    empty = resident()
+    empty = memory("RssAnon")
     sources = open_sources(source="images", path=root, held_out=0.1, seed=0)
     source = sources.train
     images = len(source) + (len(sources.test) if sources.test else 0)
     show(f"open {images:,} images")
-    print(f"  {(resident() - empty) * 1024 / images:.0f} bytes an image stay", flush=True)
+    print(f"  {(memory('RssAnon') - empty) * 1024 / images:.0f} bytes an image stay", flush=True)
     fingerprint(source)
     show("fingerprint")
     order = ShuffledOrder(0, len(source), 256, 10**6)
@@ -148,15 +210,20 @@ def measure_start(root: str) -> None:
     show("order of an epoch")
     rng = np.random.default_rng(0)
     for index in rng.integers(0, len(source), 10_000):
-        source.read(int(index))
+        with contextlib.suppress(FileNotFoundError):  # of a list
+            source.read(int(index))
     show("10,000 reads of sparse bytes")
     print(json.dumps({"name": source.names[12_345], "classes": len(source.class_names)}))
 
 
-def resident() -> int:
-    """Returns the resident memory of this process without its libraries, in KiB (Linux)."""
+def memory(kind: str) -> int:
+    """Returns a value of this process in KiB (Linux).
+
+    RssAnon is the memory without libraries. VmHWM is the peak; that of getrusage has the peak of
+    the parent process too.
+    """
     status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0])
+    return int(status.partition(f"{kind}:")[2].split()[0])
 
 
 def main() -> None:
@@ -167,16 +234,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
     parser.add_argument("--shards", type=int, default=1000)
+    parser.add_argument("--layout", choices=_LAYOUTS, default="labels", help="of --entries")
     parser.add_argument("--start", default="", help="folder of shards that are opened")
     options = parser.parse_args()
     if options.start:
         measure_start(options.start)
     elif options.entries:
         with tempfile.TemporaryDirectory() as made:
-            begun = time.perf_counter()
-            write_indices(pathlib.Path(made), options.entries, options.shards)
-            print(f"indices written in {time.perf_counter() - begun:.1f} s", flush=True)
-            command = [sys.executable, "-m", "benchmarks.sources", f"--start={made}"]
+            begun, place = time.perf_counter(), pathlib.Path(made)
+            if options.layout in ("labels", "folders"):
+                folders = options.layout == "folders"
+                write_indices(place, options.entries, options.shards, folders)
+            else:
+                place = write_rows(place, options.entries, options.layout)
+            print(f"written in {time.perf_counter() - begun:.1f} s", flush=True)
+            command = [sys.executable, "-m", "benchmarks.sources", f"--start={place}"]
             subprocess.run(command, check=True)
     elif options.path:
         compare(options.path, options.turns)

@@ -12,16 +12,20 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
 from moco_jax.data.prepare import __main__ as command_module
+from moco_jax.data.prepare import reading
 from moco_jax.data.prepare import shards as shards_lib
 from moco_jax.data.prepare.encoding import Encoding, common_folder
+from moco_jax.data.sources import source as source_lib
 from moco_jax.data.sources.opening import open_sources
 from moco_jax.data.sources.source import fingerprint
+from moco_jax.data.sources.tables import parquet
 from moco_jax.terminal import command_line
 from tests.data.sources.stores import SPLIT_PATHS, contents, open_images, write_folder, write_tar
 from tests.data.sources.tiny_tfds import TinyColours
@@ -324,3 +328,44 @@ def test_same_bytes_whatever_the_threads(tmp_path):
             images_per_shard=15, max_bad_fraction=0.0, threads=threads,
         )  # fmt: skip
     assert digests(tmp_path / "1") == digests(tmp_path / "8")
+
+
+def write_compressed(path, count, rows, seed=0):
+    """Writes a Parquet file of images in compressed row groups, not in the order of classes."""
+    rng = np.random.default_rng(seed)
+    data = [b"image %d " % i + b"x" * 100 for i in range(count)]
+    labels = rng.integers(0, 3, count)
+    table = pyarrow.table({"image": pyarrow.array(data, pyarrow.binary()), "label": labels,
+                           "path": [f"{i:04}.jpg" for i in rng.permutation(count)]})  # fmt: skip
+    pyarrow.parquet.write_table(table, path, row_group_size=rows, compression="snappy")
+    return path
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_compressed_row_groups_are_decoded_once_for_each_window(tmp_path, monkeypatch, joined):
+    path = write_compressed(tmp_path / "x.parquet", 300, rows=30)
+    source = write_compressed(tmp_path / "y.parquet", 30, rows=30) if joined else ""
+    source = f"{path}+{source}" if joined else path
+    monkeypatch.setattr(parquet, "_MAX_CACHE", 4000)  # holds one of the row groups
+    monkeypatch.setattr(reading, "_FIRST", 100)
+    decoded, decode_group = [], parquet._Reader._decode
+
+    def decode_counted(self, group):
+        decoded.append(group.number)
+        return decode_group(self, group)
+
+    monkeypatch.setattr(parquet._Reader, "_decode", decode_counted)
+    monkeypatch.setattr(command_module, "cores", lambda: 1)
+    expected = contents(open_images(source).train)
+    assert len(decoded) > 150  # in the order of the source
+    decoded.clear()
+    assert to_shards(source, tmp_path / "out", "--images_per_shard=70") == 0
+    groups = 11 if joined else 10
+    assert len(decoded) <= source_lib._SAMPLED + 2 * groups  # two windows: 100 images, the rest
+    train = open_images(tmp_path / "out").train
+    assert contents(train) == expected
+    decoded.clear()
+    monkeypatch.setattr(reading, "_MAX_BYTES", 100)  # less than an image
+    assert to_shards(source, tmp_path / "small", "--images_per_shard=70") == 0
+    assert len(decoded) > 3 * groups
+    assert digests(tmp_path / "small") == digests(tmp_path / "out")

@@ -262,15 +262,18 @@ def test_other_containers_say_how_to_unpack(tmp_path):
 @pytest.mark.skipif(not shutil.which("tar"), reason="needs tar")
 def test_tar_of_tars_says_how_to_unpack(tmp_path):
     inner = member("1.jpg", b"x") + END
-    outer = member("n01.tar", inner) + member("sub/n02.tar", inner) + END
+    outer = member("n01440764.tar", inner) + member("sub/n01443537.tar", inner) + END
     (tmp_path / "all of it.tar").write_bytes(outer)
-    with pytest.raises(ValueError, match="2 of them are archives: unpack both levels") as error:
+    with pytest.raises(ValueError, match="2 of them are archives: unpack the outer one") as error:
         open_images(tmp_path / "all of it.tar")
     text, *commands = str(error.value).splitlines()
     subprocess.run(["sh", "-ec", "\n".join(commands)], check=True)
     sources = open_images(tmp_path / "all of it")
-    assert sources.train.class_names == ("n01", "sub")
+    assert sources.train.class_names == ("n01440764", "n01443537")
     assert f"--config.data.path='{tmp_path}/all of it'" in text
+    (tmp_path / "deeper.tar").write_bytes(member("n01.tgz", inner) + END)
+    with pytest.raises(ValueError, match="1 of them are archives: unpack both levels into a fol"):
+        open_images(tmp_path / "deeper.tar")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "0.tar.gz").write_bytes(inner)
     with pytest.raises(ValueError, match="1 of them are archives: set --config.data.path to one"):

@@ -9,16 +9,19 @@ import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
-from moco_jax.data.loading.decoding import BadImage
+import numpy as np
+
 from moco_jax.data.prepare.encoding import Encoding, common_folder, key_and_ending
+from moco_jax.data.prepare.reading import Read, read_images
 from moco_jax.data.sources.file_types import counted, listed
 from moco_jax.data.sources.shards import about_file
 from moco_jax.data.sources.shards.index_file import open_shard
@@ -27,7 +30,6 @@ from moco_jax.terminal import logs, progress
 from moco_jax.text import printable
 
 _INCOMPLETE = ".incomplete-"
-_CHUNK = 128  # images that threads encode while others are written
 _READ_BYTES = 4 << 20
 _SHOWN = 10  # unreadable images of a shard that are named
 
@@ -67,30 +69,35 @@ def convert(
         about = _continued(out, about)
         if about["complete"]:
             print("already converted")
-        shards = [
-            (f"{split}-{number:06}.tar", source, range(len(source))[start:][:images_per_shard])
-            for split, source in splits.items()
-            for number, start in enumerate(range(0, len(source), images_per_shard))
-        ]
-        folders = {split: common_folder(source.names) for split, source in splits.items()}
-        bad = {split: _left_out(about, split) for split in splits}
         total = sum(map(len, splits.values()))
         with (
             progress.bar(total, "converting", unit="images") as bar,
             ThreadPoolExecutor(threads) as pool,
         ):
-            for name, source, rows in shards:
-                split = name.partition("-")[0]
-                if not _is_finished(out / name, about):
-                    made = _Shard(source, folders[split], encoding, pool, bar.update)
-                    about["shards"][name] = _written(out / name, made, rows)
-                    bad[split] += about["shards"][name]["left_out"]
-                    _check_bad(bad[split], source, max_bad_fraction)
+            for split, source in splits.items():
+                left = {
+                    name: rows
+                    for name, rows in _rows(split, len(source), images_per_shard)
+                    if not _is_finished(out / name, about)
+                }
+                bar.update(len(source) - sum(map(len, left.values())))
+                whole = np.concatenate([np.zeros(0, np.int64), *left.values()])
+                images = read_images(source, whole, encoding, pool, bar.update)
+                folder, bad = common_folder(source.names), _left_out(about, split)
+                for name, rows in left.items():
+                    made = _Shard(source, folder, itertools.islice(images, len(rows)))
+                    about["shards"][name] = _written(out / name, made)
+                    bad += about["shards"][name]["left_out"]
+                    _check_bad(bad, source, max_bad_fraction)
                     _save(out, about)
-                else:
-                    bar.update(len(rows))
         _save(out, about | {"complete": True})
     _report(out, about, splits)
+
+
+def _rows(split: str, images: int, images_per_shard: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name of each shard of a split, and its rows int64 of the source."""
+    for number, start in enumerate(range(0, images, images_per_shard)):
+        yield f"{split}-{number:06}.tar", np.arange(start, min(start + images_per_shard, images))
 
 
 def _about(splits: dict[str, Source], encoding: Encoding, images_per_shard: int) -> dict[str, Any]:
@@ -169,25 +176,17 @@ def _left_out(about: dict[str, Any], split: str) -> list[str]:
 
 
 class _Shard:
-    """Makes the samples of one shard after the other, in order, by threads."""
+    """Makes the samples of one shard."""
 
-    def __init__(
-        self,
-        source: Source,
-        folder: str,
-        encoding: Encoding,
-        pool: ThreadPoolExecutor,
-        done: Callable[[int], object],
-    ):
-        self._source, self._folder, self._encoding = source, folder, encoding
-        self._pool, self._done = pool, done
+    def __init__(self, source: Source, folder: str, images: Iterator[Read]):
+        self._source, self._folder, self._images = source, folder, images
         self.left_out: list[str] = []
 
-    def members(self, rows: range) -> Iterator[tuple[str, bytes]]:
+    def members(self) -> Iterator[tuple[str, bytes]]:
         """Yields (name, bytes) of the images and labels of a shard."""
         used: set[str] = set()
         labels = self._source.labels
-        for index, data, ending, problem in self._encoded(rows):
+        for index, data, ending, problem in self._images:
             name = self._source.names[index]
             if problem:
                 self.left_out.append(printable(name))
@@ -201,23 +200,6 @@ class _Shard:
             yield key + (ending or own), data
             if labels is not None:
                 yield f"{key}.cls", b"%d" % labels[index]
-
-    def _encoded(self, rows: range) -> Iterator[tuple[int, bytes, str, str]]:
-        """Yields (index, bytes, new ending, problem) of images; threads are a chunk ahead."""
-        ahead: Iterable = ()
-        for start in range(0, len(rows) + _CHUNK, _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            following = self._pool.map(self._encode, chunk)
-            for result in ahead:
-                yield result
-                self._done(1)
-            ahead = following
-
-    def _encode(self, index: int) -> tuple[int, bytes, str, str]:
-        try:
-            return (index, *self._encoding.apply(self._source.read(index)), "")
-        except (BadImage, OSError) as error:
-            return index, b"", "", str(error)
 
 
 class _Hashing(io.RawIOBase):
@@ -237,7 +219,7 @@ class _Hashing(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def _written(target: pathlib.Path, made: _Shard, rows: range) -> dict[str, Any]:
+def _written(target: pathlib.Path, made: _Shard) -> dict[str, Any]:
     """Writes a shard and its index, and returns its entry in shards.json.
 
     Raises:
@@ -254,7 +236,7 @@ def _written(target: pathlib.Path, made: _Shard, rows: range) -> dict[str, Any]:
                 encoding="utf-8",
                 errors="surrogateescape",
             ) as archive:
-                for name, data in made.members(rows):
+                for name, data in made.members():
                     member = tarfile.TarInfo(name)  # of time 0 and no owner: the same bytes again
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))

@@ -38,11 +38,7 @@ def exclude(paths: Sequence[str], patterns: str, where: str) -> tuple[list[str],
         folder, _, name = path.rpartition("/")
         if not by_folder[folder] and not expression.match(_plain(name)):
             kept.append(path)
-    if not kept:
-        raise ValueError(f"{where}: data.exclude={patterns!r} leaves out all {len(paths)} images")
-    count = len(paths) - len(kept)
-    warning = "" if count else "warning: "
-    return kept, [f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"]
+    return kept, [left_out(len(paths), len(kept), patterns, where)]
 
 
 def kept_rows(names: Iterable[str], patterns: str) -> np.ndarray:
@@ -53,6 +49,18 @@ def kept_rows(names: Iterable[str], patterns: str) -> np.ndarray:
     expression = _expression(patterns)
     out = lambda name: expression and any(expression.match(_plain(x)) for x in name.split("/"))  # noqa: E731
     return np.fromiter((row for row, name in enumerate(names) if not out(name)), np.int64)
+
+
+def left_out(images: int, kept: int, patterns: str, where: str) -> str:
+    """Returns the line about data.exclude.
+
+    Raises:
+      ValueError: if no image is kept.
+    """
+    if not kept:
+        raise ValueError(f"{where}: data.exclude={patterns!r} leaves out all {images} images")
+    warning = "" if kept < images else "warning: "
+    return f"{warning}data.exclude={patterns!r} leaves out {counted(images - kept, 'image')}"
 
 
 def drop_masks(paths: Sequence[str], keep: Collection[str] = ()) -> tuple[list[str], list[str]]:

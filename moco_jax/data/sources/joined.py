@@ -68,7 +68,20 @@ def _joined(sources: Sequence[Source], name: str) -> Source:
         source, own = place(index)
         return source.names[own]
 
-    return Source(name, read, ComputedNames(int(first[-1]), name_of), labels, class_names)
+    names = ComputedNames(int(first[-1]), name_of)
+    return Source(name, read, names, labels, class_names, _groups(sources))
+
+
+def _groups(sources: Sequence[Source]) -> np.ndarray | None:
+    """Returns the groups of all images; those that are read by themselves are one group."""
+    if all(source.groups is None for source in sources):
+        return None
+    parts, following = [], 0
+    for source in sources:
+        own = np.zeros(len(source), np.int32) if source.groups is None else source.groups
+        parts.append(own + np.int32(following))
+        following = int(parts[-1].max()) + 1
+    return np.concatenate(parts)
 
 
 def _labels(source: Source, class_names: tuple[str, ...]) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-_CHUNK = 1 << 16  # names that are unpacked at once
+_CHUNK = 1 << 13  # names that are unpacked at once
 _END = b"\0"  # of a name; no name of a file or a member of a tar holds it
 
 
@@ -38,19 +38,23 @@ class PackedNames(Sequence):
         """Returns the names at indices int [M], in that order; their text is shared."""
         return PackedNames(self._text, self._starts[indices], self._lengths[indices])
 
-    def without_folder(self) -> list[bytes]:
-        """Returns the names without the folder that holds all of them, in parts.
+    def without_folder(self) -> tuple[int, Iterator[bytes]]:
+        """Returns the names without the folder that holds all of them: their length, and parts.
 
         The joined parts have NUL between names. Names are in NFC, and bytes that are not UTF-8 are
         encoded as surrogates.
         """
         folder = self._common_folder()
+        return sum(map(len, self._without(folder))), self._without(folder)
+
+    def _without(self, folder: bytes) -> Iterator[bytes]:
+        """Yields the names without a folder that begins all of them, in parts."""
         cut = _END + folder
-        parts = []
+        begin = 1  # without the first NUL
         for chunk in self._chunks():
             data = (_END + chunk).replace(cut, _END) if folder else _END + chunk
-            parts.append(data if data.isascii() else _normalized(data))
-        return [parts[0][1:], *parts[1:]] if parts else []
+            yield (data if data.isascii() else _normalized(data))[begin:]
+            begin = 0
 
     def _common_folder(self) -> bytes:
         """Returns the folder of all names with its slash, or b''."""

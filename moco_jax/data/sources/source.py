@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from moco_jax.data.sources.packed_names import PackedNames
 MAX_HELD_OUT = 10_000
 _MOST_CLASSES = 100_000  # of arrays, or twice the images: each number up to the largest is a class
 NO_LABEL = -1  # of an image without a label beside labelled ones
+_CHUNK = 1 << 14  # names that are computed at once
 _SAMPLED = 16  # images whose bytes are part of a fingerprint
 
 
@@ -34,6 +35,9 @@ class Source:
     names: Sequence[str]  # [N], one per image: a path, a member of an archive, or a TFDS index
     labels: np.ndarray | None  # int32 [N], NO_LABEL without a label; None without classes
     class_names: tuple[str, ...]  # indexed by label; () without classes
+    # int32 [N]: images of one group are read at once, as those of a compressed part of a file; None
+    # if each image is read by itself.
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -73,8 +77,8 @@ def fingerprint(source: Source) -> str:
     numbers do not count. An unreadable image counts as unreadable.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for parts in _described(source):
-        digest.update(b"%d:" % sum(map(len, parts)))
+    for length, parts in _described(source):
+        digest.update(b"%d:" % length)
         for part in parts:
             digest.update(part)
     for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLED).round().astype(int)):
@@ -82,22 +86,44 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _described(source: Source) -> list[list[bytes]]:
-    """Returns all that a fingerprint covers besides the images, each in parts."""
+def _described(source: Source) -> list[tuple[int, Iterable[bytes]]]:
+    """Returns all that a fingerprint covers besides the images: the length of each, and parts."""
     labels = b"" if source.labels is None else np.asarray(source.labels, "<i4").tobytes()
-    names = _names_in_folder(source.names)
-    return [[b"%d" % len(source)], names, [labels], [_text(source.class_names)]]
+    count, classes = b"%d" % len(source), _text(source.class_names)
+    whole = lambda data: (len(data), [data])  # noqa: E731
+    return [whole(count), _names_in_folder(source.names), whole(labels), whole(classes)]
 
 
-def _names_in_folder(names: Sequence[str]) -> list[bytes]:
-    """Returns names without the folder that holds all of them."""
+def _names_in_folder(names: Sequence[str]) -> tuple[int, Iterable[bytes]]:
+    """Returns names without the folder that holds all of them: their length, and parts.
+
+    Millions of names may be computed on access, so they are read twice, a part at a time.
+    """
     if isinstance(names, NumberedNames) or not len(names):
-        return []
+        return 0, []
     if isinstance(names, PackedNames):
         return names.without_folder()
-    names = list(names)
-    start = os.path.commonprefix([min(names), max(names)]).rfind("/") + 1
-    return [_text([name[start:] for name in names])]
+    least = most = names[0]
+    length = len(names) - 1  # a NUL between two names
+    for chunk in _chunks(names):
+        least, most = min(least, min(chunk)), max(most, max(chunk))
+        length += len(_text(chunk)) - (len(chunk) - 1)
+    start = os.path.commonprefix([least, most]).rfind("/") + 1
+    # A slash is not composed with an accent after it, so a folder has the same bytes in each name.
+    length -= len(names) * len(_text([least[:start]]))
+    return length, _joined(names, start)
+
+
+def _joined(names: Sequence[str], start: int) -> Iterator[bytes]:
+    """Yields names from a character on, with NUL between them, in parts."""
+    between = b""
+    for chunk in _chunks(names):
+        yield between + _text([name[start:] for name in chunk])
+        between = b"\0"
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
 
 
 def _text(parts: Sequence[str]) -> bytes:
@@ -144,7 +170,7 @@ class ComputedNames(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [self[i] for i in range(self._length)[index]]
+            return list(map(self._name, range(self._length)[index]))
         return self._name(range(self._length)[index])
 
 
@@ -216,7 +242,9 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     else:
         names = ComputedNames(len(indices), lambda i: source.names[int(indices[i])])
     labels = None if source.labels is None else source.labels[indices]
-    return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
+    groups = None if source.groups is None else source.groups[indices]
+    read = lambda i: source.read(int(indices[i]))  # noqa: E731
+    return Source(name, read, names, labels, source.class_names, groups)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:

@@ -9,7 +9,11 @@ import textwrap
 import numpy as np
 import pytest
 
+from moco_jax.data.prepare import shards as conversion
+from moco_jax.data.prepare.encoding import Encoding
+from moco_jax.data.sources.source import Sources
 from tests.conftest import devices_flags
+from tests.tiny import tiny_sources
 
 DEVICES, STEPS, BATCH = 8, 4, 80  # 40 rows per process: tasks of 16, 16 and 8 images
 
@@ -18,7 +22,7 @@ SCRIPT = """
     import sys
     import jax
     import numpy as np
-    port, processes, process, start, megabytes, out = sys.argv[1:]
+    port, processes, process, start, megabytes, path, out = sys.argv[1:]
     if int(processes) > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
@@ -26,10 +30,14 @@ SCRIPT = """
     from moco_jax.data.loading import loader
     from moco_jax.data.loading.order import ShuffledOrder
     from moco_jax.parallel.mesh import make_layout
+    from moco_jax.data.sources.opening import open_sources
     from tests.tiny import tiny_config, tiny_sources
 
     config = tiny_config(data__canvas=16, data__resident_megabytes=int(megabytes))
-    data = loader.load(tiny_sources(200).train, config.data, make_layout())
+    train = tiny_sources(200).train
+    if path:
+        train = open_sources(source="images", path=path, held_out=0.0, seed=0).train
+    data = loader.load(train, config.data, make_layout())
     view = views.make_view(recipes.cifar(), 8, (0.0,) * 3, (1.0,) * 3)
 
     @jax.jit
@@ -38,28 +46,34 @@ SCRIPT = """
         return view(key, *data.images(arrays, batch))
 
     order = ShuffledOrder(seed=0, size=len(data), batch_size=80, steps=4)
-    seen = {}
+    seen, rows = {}, []
     for step, batch in enumerate(data.batches(order, int(start)), start=int(start)):
         for shard in draw(data.arrays, batch, step).addressable_shards:
             seen[f"{step} {shard.index[0].start or 0}"] = np.asarray(shard.data)
-    np.savez(out, **seen)
+        if isinstance(batch, dict):
+            rows += [np.asarray(shard.data) for shard in batch["indices"].addressable_shards]
+    np.savez(out, rows=rows, **seen)
 """
 
 
 @pytest.fixture
 def draw(repository, tmp_path):
-    """Returns a function that runs the script in processes and returns all views."""
+    """Returns a function that runs the script in processes; it returns all views.
 
-    def draw(processes, start=0, megabytes=0):
+    The rows of the images that each process reads are appended to its argument `rows`.
+    """
+
+    def draw(processes, start=0, megabytes=0, path="", rows=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         flags = devices_flags(DEVICES // processes)
-        files = [tmp_path / f"{processes}-{start}-{megabytes}-{i}.npz" for i in range(processes)]
+        name = f"{processes}-{start}-{megabytes}-{bool(path)}"
+        files = [tmp_path / f"{name}-{i}.npz" for i in range(processes)]
         running = [
             subprocess.Popen(
                 [sys.executable, "-c", textwrap.dedent(SCRIPT)]
-                + [str(x) for x in (port, processes, i, start, megabytes, file)],
+                + [str(x) for x in (port, processes, i, start, megabytes, path, file)],
                 env=os.environ | {"PYTHONPATH": str(repository), "XLA_FLAGS": flags},
             )
             for i, file in enumerate(files)
@@ -72,7 +86,9 @@ def draw(repository, tmp_path):
         parts = []
         for file in files:
             with np.load(file) as data:
-                parts.append({name: data[name] for name in data.files})
+                parts.append({name: data[name] for name in data.files if name != "rows"})
+                if rows is not None:
+                    rows.append(data["rows"].tolist())
         assert not set.intersection(*map(set, parts)) or processes == 1
         return {name: views for part in parts for name, views in part.items()}
 
@@ -97,3 +113,26 @@ def test_two_processes_and_a_resume_draw_the_views_of_one_process(draw, megabyte
     assert set(resumed) == {place for place in places if int(place.split()[0]) >= 2}
     for place, views in resumed.items():
         np.testing.assert_array_equal(views, whole[place])
+
+
+def test_two_processes_over_shards_read_disjoint_parts(draw, tmp_path):
+    images = tiny_sources(200).train
+    shards = tmp_path / "shards"
+    conversion.convert(
+        Sources(images, None), shards, Encoding(),
+        images_per_shard=30, max_bad_fraction=0.0, threads=2,
+    )  # fmt: skip
+    for index in shards.glob("*.moco-index"):
+        index.unlink()
+    whole = draw(1, path=str(shards))
+    inodes = {path.name: path.stat().st_ino for path in shards.glob("*.moco-index")}
+    assert len(inodes) == 7
+    rows = []
+    two = draw(2, path=str(shards), rows=rows)
+    assert {path.name: path.stat().st_ino for path in shards.glob("*.moco-index")} == inodes
+    assert set(two) == set(whole)
+    for place, views in two.items():
+        np.testing.assert_array_equal(views, whole[place])
+    half = BATCH * (len(images) // BATCH) // 2  # of the images of the batches of an epoch
+    first, second = (set(np.concatenate(own).tolist()[:half]) for own in rows)
+    assert len(first) == len(second) == half and not first & second

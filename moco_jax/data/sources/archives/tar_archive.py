@@ -136,12 +136,12 @@ def _if_archives(index: Members[Extent], path: str) -> str:
     if not index.left_out.archives():
         return ""
     folder = shlex.quote(path.rpartition(".tar")[0] or f"{path}_unpacked")
+    start = f"; {index.left_out.archives()} of them are archives: "
+    if index.left_out.archives() > index.left_out.endings[".tar"]:
+        return f"{start}unpack both levels into a folder, and set --config.data.path to it"
     return (
-        f"; {index.left_out.archives()} of them are archives: unpack both levels, and set "
-        f"--config.data.path={folder}:\n"
-        f"  mkdir {folder} && tar -xf {shlex.quote(path)} -C {folder} && cd {folder}\n"
-        '  find . -name "*.tar" -exec sh -c \'mkdir "${1%.tar}" && tar -xf "$1" -C "${1%.tar}" '
-        '&& rm "$1"\' - {} \\;'
+        f"{start}unpack the outer one, and set --config.data.path={folder}, as a folder of tars "
+        f"is read:\n  mkdir {folder} && tar -xf {shlex.quote(path)} -C {folder}"
     )
 
 

@@ -10,6 +10,8 @@ from moco_jax.data.sources.shards.samples import KINDS
 
 NAME = "shards.json"
 WRITER = "moco_jax.data.prepare"  # of shards that were converted
+SHARD, NONE = "shard", "none"  # labels: the name of the shard is the class; there are none
+_LABELS = (*KINDS, SHARD, NONE)
 _MAX_BYTES = 256 << 20
 
 
@@ -28,8 +30,8 @@ def read(folder: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it must hold an object with class_names")
-    if content.get("labels") not in (None, *KINDS):
-        raise ValueError(f"{path}: labels must be one of {', '.join(map(repr, KINDS))}")
+    if content.get("labels") not in (None, *_LABELS):
+        raise ValueError(f"{path}: labels must be one of {', '.join(map(repr, _LABELS))}")
     names = content.get("class_names")
     if names is not None and not _are_names(names):
         raise ValueError(f"{path}: class_names must be a list of different texts")

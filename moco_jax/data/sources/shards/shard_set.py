@@ -1,7 +1,7 @@
 """Opens shards as a source with splits and classes.
 
 Labels lie beside the images, see `labels`; without them, folders in the shards are classes, as in
-one tar.
+one tar, or each shard is a class, see `folder_classes`.
 """
 
 import collections
@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from moco_jax.data.sources import exclusions, folders
-from moco_jax.data.sources.file_types import LeftOut, counted, listed, no_images
-from moco_jax.data.sources.shards import about_file, labels, patterns, splits
+from moco_jax.data.sources.class_names import renumbered
+from moco_jax.data.sources.file_types import LeftOut, listed, no_images
+from moco_jax.data.sources.shards import about_file, folder_classes, labels, patterns, splits
 from moco_jax.data.sources.shards.images import Images
 from moco_jax.data.sources.shards.index_file import Shard, open_shard
 from moco_jax.data.sources.source import Opened, Source, take
@@ -22,6 +23,10 @@ from moco_jax.terminal import progress
 from moco_jax.text import printable
 
 _THREADS = 16  # they read indices, or list shards
+_GUESS = (
+    "the name of each shard is the class of its images: "
+    f'{{"labels": "{about_file.NONE}"}} in {about_file.NAME} beside the shards means no classes'
+)
 
 
 def open_pattern(path: str, keys: folders.Keys) -> Opened:
@@ -50,16 +55,7 @@ def _open(paths: Sequence[str], root: str, where: str, keys: folders.Keys) -> Op
     name, own, tests, notes = splits.assign(found, where, keys)
     shards = _listed(own, where)
     candidates = [(test, _listed(found[test], where)) for test in tests]
-    opened = _with_label_files(shards, candidates, about, where, name)
-    if opened is not None:
-        opened = _without_excluded(opened, keys.exclude, where)
-    if opened is None:
-        inner = (
-            keys
-            if not name
-            else folders.Keys(class_folders=keys.class_folders, exclude=keys.exclude)
-        )
-        opened = _by_folders(shards, candidates[:1], where, inner)
+    opened = _with_classes(shards, candidates, about, where, name, keys)
     used = [
         *shards,
         *(shard for test, part in candidates if test == opened.test_in for shard in part),
@@ -91,9 +87,30 @@ def _listed(paths: Sequence[str], where: str) -> list[Shard]:
     return shards
 
 
+def _with_classes(
+    shards: Sequence[Shard],
+    candidates: folder_classes.Candidates,
+    about: dict,
+    where: str,
+    name: str,
+    keys: folders.Keys,
+) -> Opened:
+    """Returns the splits with the classes that files beside the images, shards or folders give."""
+    # The shards of a split are known: their folders have no more splits.
+    inner = folders.Keys(class_folders=keys.class_folders, exclude=keys.exclude) if name else keys
+    guess = not {"labels", "class_names"} & set(about) and folder_classes.are_classes(shards)
+    if guess or about.get("labels") == about_file.SHARD:
+        opened = folder_classes.by_shards(shards, candidates, where, inner)
+        lines = (_GUESS,) if guess else ()
+        return dataclasses.replace(opened, notes=(*lines, *opened.notes))
+    if opened := _with_label_files(shards, candidates, about, where, name):
+        return _without_excluded(opened, keys.exclude, where)
+    return folder_classes.by_folders(shards, candidates, where, inner)
+
+
 def _with_label_files(
     shards: Sequence[Shard],
-    candidates: Sequence[tuple[str, list[Shard]]],
+    candidates: folder_classes.Candidates,
     about: dict,
     where: str,
     name: str,
@@ -105,10 +122,12 @@ def _with_label_files(
     """
     given = about.get("class_names")
     samples = [shard.samples for shard in shards]
-    classes, lines = (
-        (None, ()) if given == [] else labels.classes(samples, given, about.get("labels"))
-    )
-    if classes is None and given is None and _has_folders(samples):
+    classes, lines = None, ()
+    if about.get("labels") == about_file.NONE:
+        given, candidates = [], []
+    if given != []:
+        classes, lines = labels.classes(samples, given, about.get("labels"))
+    if classes is None and given is None and folder_classes.have_folders(shards):
         return None
     train = _source(shards, where, name, about, classes)
     test, test_in, why = None, "", []
@@ -128,25 +147,46 @@ def _with_label_files(
 
 
 def _without_excluded(opened: Opened, patterns: str, where: str) -> Opened:
-    """Returns the splits without the images that data.exclude names; their classes stay.
+    """Returns the splits without the images that data.exclude names.
+
+    A class that loses all its images is no class any more, as of folders.
 
     Raises:
-      ValueError: if no image to train on is left.
+      ValueError: if no image to train on is left, or a test image has a class that train lost.
     """
     if not patterns.strip(", "):
         return opened
-    kept, count = [], 0
+    kept, images = [], 0
     for source in (opened.train, opened.test):
         rows = exclusions.kept_rows(source.names if source else (), patterns)
-        count += len(source) - len(rows) if source else 0
         kept.append(take(source, rows, source.name) if source and len(rows) else None)
+        images += len(source) if source else 0
     if kept[0] is None:
         raise ValueError(
             f"{where}: data.exclude={patterns!r} leaves out all {len(opened.train)} images"
         )
-    warning = "" if count else "warning: "
-    line = f"{warning}data.exclude={patterns!r} leaves out {counted(count, 'image')}"
-    return dataclasses.replace(opened, train=kept[0], test=kept[1], notes=(*opened.notes, line))
+    line = exclusions.left_out(images, sum(len(x) for x in kept if x), patterns, where)
+    train, test = _without_lost_classes(opened, kept[0], kept[1], where)
+    return dataclasses.replace(opened, train=train, test=test, notes=(*opened.notes, line))
+
+
+def _without_lost_classes(
+    opened: Opened, train: Source, test: Source | None, where: str
+) -> tuple[Source, Source | None]:
+    """Returns what is left of the splits, without the classes of which no image is left."""
+    if opened.train.labels is not None:
+        names = _left_classes(opened.train, train)
+        return renumbered(train, names, where), test and renumbered(test, names, where)
+    if opened.test is not None and test is not None:  # the classes are those of the test images
+        return train, renumbered(test, _left_classes(opened.test, test), where)
+    return train, test
+
+
+def _left_classes(whole: Source, rest: Source) -> list[str]:
+    """Returns the class names without those that lost all their images."""
+    assert whole.labels is not None and rest.labels is not None
+    lost = np.setdiff1d(whole.labels, rest.labels)
+    return [name for label, name in enumerate(whole.class_names) if label not in lost]
 
 
 def _source(
@@ -154,59 +194,12 @@ def _source(
 ) -> Source:
     images = Images(shards)
     return Source(
-        _title(where, split),
+        splits.title(where, split),
         images.read,
         images.names(with_shard=not about_file.is_converted(about)),
         classes and classes.labels,
         classes.names if classes else (),
     )
-
-
-def _by_folders(
-    shards: Sequence[Shard],
-    candidates: Sequence[tuple[str, list[Shard]]],
-    where: str,
-    keys: folders.Keys,
-) -> Opened:
-    """Returns the splits whose classes are folders in the shards.
-
-    The paths are lists of texts while the folders are compared, about 200 bytes for an image.
-    """
-    rows: dict[str, list[int]] = {}
-    every = Images([*shards, *(shard for _, part in candidates for shard in part)])
-    of_train = sum(len(shard.samples) for shard in shards)
-    prefixes = ("train/", "test/") if candidates else ("", "")
-    for row, name in enumerate(every.names(with_shard=False)):
-        rows.setdefault(prefixes[row >= of_train] + name, []).append(row)
-    assigned = folders.assign_splits(rows, where, keys)
-    train, test = assigned.train, assigned.test
-    return Opened(
-        _of_rows(every, rows, train, where),
-        test and _of_rows(every, rows, test, where),
-        assigned.notes,
-        train_in=train.place,
-        test_in=test.place if test else "",
-        about_test=assigned.about_test,
-    )
-
-
-def _of_rows(every: Images, rows: dict[str, list[int]], split: folders.Split, where: str) -> Source:
-    """Returns a split as a source; shards may have several images of one path."""
-    counts = [len(rows[path]) for path in split.paths]
-    chosen = np.array([row for path in split.paths for row in rows[path]], np.int64)
-    names = every.names(with_shard=False).take(chosen)
-    labelled = None if split.labels is None else np.repeat(split.labels, counts)
-    read = lambda index: every.read(int(chosen[index]))  # noqa: E731
-    return Source(_title(where, split.folder), read, names, labelled, split.class_names)
-
-
-def _has_folders(samples) -> bool:
-    return any(np.count_nonzero(part.text == ord("/")) > len(part) for part in samples)
-
-
-def _title(where: str, split: str) -> str:
-    title = os.path.basename(where.rstrip(os.sep))
-    return f"{title}, {split}" if split else title
 
 
 def _gaps(paths: Sequence[str]) -> list[str]:

@@ -18,10 +18,21 @@ def groups(shards: Sequence[str], root: str) -> dict[str, list[str]]:
     for shard in shards:
         inner = os.path.relpath(shard, root) if root else shard
         folder, name = os.path.split(inner)
-        stem = _NUMBERING.sub("", name[: -len(".tar")] if name.lower().endswith(".tar") else name)
+        stem = unnumbered(name[: -len(".tar")] if name.lower().endswith(".tar") else name)
         top = folder.split(os.sep)[0]
         found.setdefault(top if top and split_names.role(top) else stem, []).append(shard)
     return found
+
+
+def unnumbered(stem: str) -> str:
+    """Returns the name of a shard without the number at its end: 'a' for 'a-000-of-256'."""
+    return _NUMBERING.sub("", stem)
+
+
+def title(where: str, split: str) -> str:
+    """Returns the name of a split for messages."""
+    place = os.path.basename(where.rstrip(os.sep))
+    return f"{place}, {split}" if split else place
 
 
 def assign(

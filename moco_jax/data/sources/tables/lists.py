@@ -5,6 +5,8 @@ name files anywhere, as a link in a folder may.
 """
 
 import array
+import collections
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -17,7 +19,6 @@ from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import NO_LABEL, Opened, Source
 from moco_jax.data.sources.tables import columns, list_file
-from moco_jax.data.sources.tables.list_file import Row
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
@@ -101,9 +102,21 @@ def _source(
     split: str,
     where: str,
 ) -> Source:
-    name = lambda row: os.path.join(root, str(paths[row]))  # noqa: E731
+    start = os.path.join(root, "")
+
+    def name(row: int) -> str:  # os.path.join takes twice the time
+        path = paths[row]
+        return path if path.startswith("/") else start + path
+
     rows = Rows(lambda row: read_file(name(row)), name, paths, labels, class_names)
     return as_source(rows, f"{where}, {split}" if split else where)
+
+
+def _numbers() -> dict[str, int]:
+    """Returns a dict that numbers texts from 0 in the order in which they are looked up."""
+    found: collections.defaultdict[str, int] = collections.defaultdict()
+    found.default_factory = found.__len__
+    return found
 
 
 class _Table:
@@ -112,33 +125,38 @@ class _Table:
     def __init__(self):
         self.labels_found, self.splits = array.array("i"), array.array("i")
         self.folders = array.array("i")  # the first one of each path
-        self.label_texts: dict[str, int] = {}
-        self.split_texts: dict[str, int] = {}
-        self.folder_texts: dict[str, int] = {}
+        self.label_texts, self.split_texts, self.folder_texts = _numbers(), _numbers(), _numbers()
         self.paths, self.labels = np.zeros(0, TEXT), np.zeros(0, np.int32)
         self._parts: list[np.ndarray] = []
-        self._last: list[str] = []
+        self._last: tuple[list[str], list[str], list[str]] = ([], [], [])  # paths, labels, splits
 
     @property
     def count(self) -> int:
-        return len(self.splits)
+        return len(self.splits) + len(self._last[0])
 
     def add(self, path: str, label: str, split: str) -> None:
         """Adds a row; '' for no label."""
-        number = self.label_texts.setdefault(label, len(self.label_texts)) if label else NO_LABEL
-        self.labels_found.append(number)
-        self.splits.append(self.split_texts.setdefault(split, len(self.split_texts)))
-        folder = path.partition("/")[0] if "/" in path else ""
-        self.folders.append(self.folder_texts.setdefault(folder, len(self.folder_texts)))
-        self._last.append(path)
-        if len(self._last) == _CHUNK:
-            self._parts.append(np.array(self._last, TEXT))
-            self._last = []
+        self._last[0].append(path)
+        self._last[1].append(label)
+        self._last[2].append(split)
+        if len(self._last[0]) == _CHUNK:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Puts the last rows into arrays."""
+        paths, labels, splits = self._last
+        self._last = ([], [], [])
+        number = self.label_texts.__getitem__
+        self.labels_found.extend([number(label) if label else NO_LABEL for label in labels])
+        self.splits.extend(map(self.split_texts.__getitem__, splits))
+        folders = [path.partition("/")[0] if "/" in path else "" for path in paths]
+        self.folders.extend(map(self.folder_texts.__getitem__, folders))
+        self._parts.append(np.array(paths, TEXT))
 
     def close(self) -> None:
         """Makes `paths` and `labels` of all rows."""
-        parts = [*self._parts, np.array(self._last, TEXT)]
-        self.paths, self._parts, self._last = np.concatenate(parts), [], []
+        self._pack()
+        self.paths, self._parts = np.concatenate(self._parts), []
         self.labels = np.frombuffer(self.labels_found, np.int32)
 
 
@@ -158,17 +176,19 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
     assert path_at is not None
     bad: list[str] = []
     count = bad_count = 0
-    for row in rows:
+    for line, cells, why in rows:
         count += 1
-        found = "" if row.bad else row.cells[path_at].strip()
-        if why := row.bad or _bad_path(found):
+        found = "" if why else cells[path_at].strip()
+        if not found or "\0" in found:
             bad_count += 1
-            bad += [f"line {row.line}: {why}"] if len(bad) < _NAMED else []
+            why = why or ("a NUL character in the path" if found else "no path")
+            bad += [f"line {line}: {why}"] if len(bad) < _NAMED else []
             continue
-        place = os.path.normpath(os.path.join(folder, found)) if folder != "." else found
-        label = "" if label_at is None else row.cells[label_at].strip()
-        own = "" if split_at is None else row.cells[split_at].strip()
-        table.add(place.removeprefix("./"), label, own or split)
+        if folder != ".":
+            found = os.path.normpath(os.path.join(folder, found))
+        label = "" if label_at is None else cells[label_at].strip()
+        own = "" if split_at is None else cells[split_at].strip()
+        table.add(found.removeprefix("./"), label, own or split)
     if not bad_count:
         return []
     what = f"{bad_count} of the {count} rows of {path} can't be read"
@@ -178,12 +198,6 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             f"{what}, more than data.max_bad_fraction={keys.max_bad_fraction} allows ({shown})"
         )
     return [f"warning: {what} ({shown})"]
-
-
-def _bad_path(path: str) -> str:
-    if not path:
-        return "no path"
-    return "a NUL character in the path" if "\0" in path else ""
 
 
 def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple[str, str, str]:
@@ -232,15 +246,15 @@ def _are_images(cells: list[str]) -> bool:
 def _probe(path: str, names: list[str]) -> dict[str, list[str]]:
     """Returns the cells of the first rows, by column."""
     _, _, rows = list_file.read(path)
-    first: list[Row] = [row for row, _ in zip(rows, range(_PROBED), strict=False) if not row.bad]
-    return {name: [row.cells[at].strip() for row in first] for at, name in enumerate(names)}
+    first = [cells for _, cells, bad in itertools.islice(rows, _PROBED) if not bad]
+    return {name: [cells[at].strip() for cells in first] for at, name in enumerate(names)}
 
 
 def _kept(table: _Table, keys: Keys, where: str) -> tuple[np.ndarray, list[str]]:
     """Returns which rows data.exclude leaves, bool [N], and lines about it."""
     if not keys.exclude.strip(" ,/"):
         return np.ones(table.count, bool), []
-    paths = table.paths.tolist()
-    left, notes = exclusions.exclude(paths, keys.exclude, where)
-    kept = set(left)
-    return np.array([path in kept for path in paths]), notes
+    rows = exclusions.kept_rows(table.paths, keys.exclude)
+    kept = np.zeros(table.count, bool)
+    kept[rows] = True
+    return kept, [exclusions.left_out(table.count, len(rows), keys.exclude, where)]

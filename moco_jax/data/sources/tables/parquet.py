@@ -90,9 +90,8 @@ def open_rows(
     if columns.label:
         found, class_names = labels.of_column(column(columns.label), columns.class_names, where)
     texts = labels.paths_of(column(columns.path_leaf)) if columns.path_leaf else None
-    rows = Rows(
-        reader.read, labels.row_names(texts, found, class_names, name), texts, found, class_names
-    )
+    names = labels.row_names(texts, found, class_names, name)
+    rows = Rows(reader.read, names, texts, found, class_names, reader.decoded_together())
     return rows, reader.warnings(where)
 
 
@@ -163,6 +162,12 @@ class _Reader:
         if value is None:
             raise no_image(self._groups[number].path, row)
         return value
+
+    def decoded_together(self) -> np.ndarray | None:
+        """Returns the row group of each row, int32 [N]; None if all images are read by offset."""
+        if all(group.direct for group in self._groups):
+            return None
+        return np.repeat(np.arange(len(self._groups), dtype=np.int32), np.diff(self.first))
 
     def warnings(self, where: str) -> list[str]:
         """Returns a warning if compressed row groups do not fit into the cache.

@@ -25,6 +25,7 @@ class Rows:
     paths: np.ndarray | None  # TEXT [N]; None if a row has no path
     labels: np.ndarray  # int32 [N], NO_LABEL for a row without one
     class_names: tuple[str, ...]  # indexed by label
+    groups: np.ndarray | None = None  # int32 [N], as `Source` has them
 
 
 def text_array(texts: Iterable[str], count: int) -> np.ndarray:
@@ -50,6 +51,7 @@ def as_source(rows: Rows, name: str) -> Source:
         ComputedNames(len(order), lambda index: rows.name(int(order[index]))),
         rows.labels[order] if labelled else None,
         rows.class_names if labelled else (),
+        None if rows.groups is None else rows.groups[order],
     )
 
 

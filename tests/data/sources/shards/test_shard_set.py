@@ -150,10 +150,21 @@ def test_images_without_a_label(tmp_path):
 def test_excluded_images(shards):
     sources = open_images(shards, exclude="set-001.tar,0b*")
     assert contents(sources.train) == ["0a", "2a", "2b"]
-    assert sources.train.labels.tolist() == [0, 2, 2]
+    assert sources.train.labels.tolist() == [0, 1, 1]
+    assert sources.train.class_names == ("0", "2")  # as for folders
     assert "data.exclude='set-001.tar,0b*' leaves out 3 images" in sources.notes
     with pytest.raises(ValueError, match=r"data.exclude='\*.jpg' leaves out all 6 images"):
         open_images(shards, exclude="*.jpg")
+
+
+def test_test_images_of_a_class_that_is_excluded(tmp_path):
+    write_shard(tmp_path / "train-0.tar", samples(["0a", "1a", "2a"]))
+    write_shard(tmp_path / "val-0.tar", samples(["1b", "2b"]))
+    sources = open_images(tmp_path, exclude="1*")
+    assert sources.train.class_names == sources.test.class_names == ("0", "2")
+    assert contents(sources.test) == ["2b"] and sources.test.labels.tolist() == [1]
+    with pytest.raises(ValueError, match=r"1 class \(1\) that is not among the 2 classes of train"):
+        open_images(tmp_path, exclude="1a*")
 
 
 def test_samples_without_one_image_are_left_out(tmp_path):

@@ -26,8 +26,23 @@ _ADVICE = (
 )
 
 
+_FAILED = (
+    "a run does not work here, killed or not: make the disk and the devices work, or report this "
+    "line and the JSON file, which has the end of the run's output"
+)
+_LINES = 30  # of the output of a run that failed
+
+
 class Failed(Exception):
-    """A run did not end as it should."""
+    """A run did not end as it should.
+
+    Attributes:
+      log: the last lines of its output.
+    """
+
+    def __init__(self, message: str, log: list[str]):
+        super().__init__(f"{message}: {_cause(log)}")
+        self.log = log
 
 
 def check(folder: pathlib.Path) -> Finding:
@@ -40,7 +55,9 @@ def check(folder: pathlib.Path) -> Finding:
         killed_at = _kill(folder, "killed")
         _finish(folder, "killed")
         whole, killed = (_arrays(folder / name) for name in ("whole", "killed"))
-    except (Failed, checkpoint_files.Damaged) as error:
+    except Failed as error:
+        return Finding(_NAME, Verdict.WRONG, str(error), _FAILED, {"log": error.log})
+    except checkpoint_files.Damaged as error:
         return Finding(_NAME, Verdict.WRONG, str(error), _ADVICE)
     different = checksums.unequal(whole, killed)
     values = {"killed_at": killed_at, "arrays": len(whole), "different": different}
@@ -59,6 +76,7 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "moco_jax.main", f"--config={configs.FOLDER / 'digits.py'}"]
     # One program for both runs: a GPU's compiler tries kernels, and may choose others next time.
     environment = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}",
@@ -81,11 +99,13 @@ def _finish(folder: pathlib.Path, name: str) -> None:
     try:
         code = process.wait(_MOST_SECONDS)
     except subprocess.TimeoutExpired:
-        raise Failed(f"a small run took more than {_MOST_SECONDS} s") from None
+        log = _log(folder, name)
+        raise Failed(f"a small run took more than {_MOST_SECONDS} s", log) from None
     finally:
         process.kill()
+        process.wait()  # it may still write to the folder
     if code:
-        raise Failed(f"a small run ended with the exit code {code}: {_last_line(folder, name)}")
+        raise Failed(f"a small run ended with the exit code {code}", _log(folder, name))
 
 
 def _kill(folder: pathlib.Path, name: str) -> int:
@@ -106,12 +126,20 @@ def _kill(folder: pathlib.Path, name: str) -> int:
     finally:
         process.kill()
         process.wait()
-    raise Failed(f"a small run saved nothing: {_last_line(folder, name)}")
+    what = "ended before it was killed" if process.returncode == 0 else "saved nothing"
+    raise Failed(f"a small run {what}", _log(folder, name))
 
 
-def _last_line(folder: pathlib.Path, name: str) -> str:
-    lines = (folder / f"{name}.log").read_text(errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+def _log(folder: pathlib.Path, name: str) -> list[str]:
+    """Returns the last lines of a run's output, without empty ones."""
+    lines = (folder / f"{name}.log").read_text(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-_LINES:]
+
+
+def _cause(log: list[str]) -> str:
+    """Returns the line that says why a run failed: its error message, or else the last line."""
+    errors = [line for line in log if line.startswith("error: ")]
+    return (errors or log or ["no output"])[-1].strip()[:300]
 
 
 def _arrays(workdir: pathlib.Path) -> dict[str, list]:

@@ -1,14 +1,16 @@
 """Does a run survive a kill? A real run is killed, started again and compared with a whole one."""
 
+import contextlib
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from moco_jax import configs
 from moco_jax.check.findings import Finding, Verdict
+from moco_jax.terminal import signals
 from moco_jax.training.integrity import checkpoint_files, checksums
 
 _NAME = "kill and resume"
@@ -89,21 +91,32 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
         )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _running(folder: pathlib.Path, name: str) -> Iterator[subprocess.Popen]:
+    """Starts a run; it has ended at the end of the block, also if a signal ends the block."""
+    process = None
+    try:
+        with signals.delayed():
+            process = _start(folder, name)
+        yield process
+    finally:
+        if process:
+            process.kill()
+            process.wait()  # it may still write to the folder
+
+
 def _finish(folder: pathlib.Path, name: str) -> None:
     """Runs until the end.
 
     Raises:
       Failed: if the run fails or takes too long.
     """
-    process = _start(folder, name)
-    try:
-        code = process.wait(_MOST_SECONDS)
-    except subprocess.TimeoutExpired:
-        log = _log(folder, name)
-        raise Failed(f"a small run took more than {_MOST_SECONDS} s", log) from None
-    finally:
-        process.kill()
-        process.wait()  # it may still write to the folder
+    with _running(folder, name) as process:
+        try:
+            code = process.wait(_MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            log = _log(folder, name)
+            raise Failed(f"a small run took more than {_MOST_SECONDS} s", log) from None
     if code:
         raise Failed(f"a small run ended with the exit code {code}", _log(folder, name))
 
@@ -114,18 +127,12 @@ def _kill(folder: pathlib.Path, name: str) -> int:
     Raises:
       Failed: if the run ends before.
     """
-    process = _start(folder, name)
-    deadline = time.monotonic() + _MOST_SECONDS
-    try:
+    with _running(folder, name) as process:
+        deadline = time.monotonic() + _MOST_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             if saved := checkpoint_files.steps(folder / name / "checkpoints"):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return saved[0]
+                return saved[0]  # the end of the block kills it
             time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
     what = "ended before it was killed" if process.returncode == 0 else "saved nothing"
     raise Failed(f"a small run {what}", _log(folder, name))
 

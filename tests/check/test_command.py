@@ -15,6 +15,7 @@ import pytest
 from moco_jax.check import __main__ as command
 from moco_jax.check import findings, machine, survival
 from moco_jax.check.findings import Finding, Verdict
+from moco_jax.terminal import signals
 from tests.conftest import run_command
 from tests.in_process import exit_code
 
@@ -160,6 +161,14 @@ def test_a_signal_leaves_no_run_and_no_folder(number, repository, tmp_path):
     assert process.returncode == 128 + number and "Traceback" not in printed, printed
     assert running and not any(pathlib.Path("/proc", child).exists() for child in running)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_delayed_signal_comes_at_the_end_of_the_block():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), signals.delayed():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(True)
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_that_hangs_is_killed(monkeypatch, tmp_path):

@@ -20,22 +20,26 @@ The exit code is 1 if something is wrong, else 0.
 """
 
 import contextlib
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from absl import flags
 
-from moco_jax import configs
+from moco_jax import configs, text
 from moco_jax.check import arithmetic, decoding, findings, links, machine, speed, survival
 from moco_jax.check.findings import Finding, Verdict
 from moco_jax.parallel import cluster
 from moco_jax.terminal import command_line, processes, progress, style
+from moco_jax.training.outputs import appending
 
 flags.adopt_module_key_flags(processes)
 _JSON = flags.DEFINE_string(
@@ -45,90 +49,133 @@ _FOLDER = flags.DEFINE_string(
     "folder", None, "Folder on the disk that runs are saved to; default that of temporary files."
 )
 _FORMAT = "moco_jax check"
-_REASON = 300  # characters of an error that are shown
 
-_Checks = Iterator[Finding]
+_Checks = Iterator[tuple[str, Callable[[], Finding]]]  # names and checks
 
 
 def main() -> int:
     """Prints the findings; returns 1 if one is wrong, else 0."""
-    file = _checked_file(_JSON.value)
-    _check_folder(_FOLDER.value)
+    if jax.distributed.is_initialized() and not (opened := machine.check()).values:
+        raise ValueError(f"{opened.text}; {opened.advice}")  # it could agree on nothing
+    file = _checked_file(_JSON.value) if _is_first() else None
+    folder = _checked_folder(_FOLDER.value)
     begun, found = time.perf_counter(), []
-    for finding in _findings():
+    for finding in _findings(folder):
         finding = _agreed(finding)
         found.append(finding)
-        cluster.say(findings.line(finding, style.width()))
+        _say(findings.line(finding, style.width()))
     seconds = time.perf_counter() - begun
-    cluster.say(f"{findings.summary(found)}; took {seconds:.0f} s")
-    if file and cluster.is_first():
-        file.write_text(json.dumps(_record(found, seconds), indent=1) + "\n")
-        cluster.say(f"the results are in {file}; attach this file to a report")
+    _say(f"{findings.summary(found)}; took {seconds:.0f} s")
+    if file:
+        with command_line.naming(f"--json={_JSON.value}"):
+            content = json.dumps(_encodable(_record(found, seconds)), indent=1)
+            appending.write_whole(file, f"{content}\n".encode())
+        _say(text.message(f"the results are in {file}; attach this file to a report"))
     return int(findings.worst(found) is Verdict.WRONG)
 
 
-def _findings() -> _Checks:
-    """Yields the findings; a kill comes first, because its runs need the devices."""
-    yield from _guarded("kill and resume", "running, killing and resuming", _survival)
-    yield from _guarded("machine", "looking at the devices", lambda: iter([machine.check()]))
-    yield from _guarded("steps", "compiling and running steps", arithmetic.check)
-    one = lambda work: lambda: iter([work()])  # noqa: E731
-    yield from _guarded(
-        "all devices", "comparing with one device", one(lambda: arithmetic.check_devices())
-    )
-    yield from _guarded("links", "timing the links", one(links.check))
-    yield from _guarded("speed", "compiling and timing training steps", _speed)
+def _is_first() -> bool:
+    """Returns whether this is process 0. It does not open the devices of a single process."""
+    return not jax.distributed.is_initialized() or cluster.is_first()
 
 
-def _guarded(name: str, text: str, check: Callable[[], _Checks]) -> _Checks:
-    """Yields the findings of a check, or one that names its error."""
-    found = iter(())
-    try:
-        with progress.phase(text):
-            found = check()
-            first = next(found, None)
-        while first is not None:
-            yield first
-            with progress.phase(text):
-                first = next(found, None)
-    except (RuntimeError, ValueError, OSError) as error:  # JAX raises RuntimeErrors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:_REASON]
-        yield Finding(name, Verdict.WRONG, f"the check failed: {reason}", _advice(reason))
+def _say(line: str) -> None:
+    """Prints a line, which may have colour, on process 0."""
+    if _is_first():
+        style.say(line)
 
 
-def _advice(reason: str) -> str:
-    if "RESOURCE_EXHAUSTED" in reason:
-        return "another program may use the memory of the devices: look at nvidia-smi"
-    return "report this line and the JSON file"
+def _findings(folder: str | None) -> Iterator[Finding]:
+    """Yields the findings; a kill comes first, because its runs need the devices.
+
+    All processes yield as many: each finding is agreed upon.
+    """
+    yield from _attempted("running, killing and resuming", _survival(folder))
+    for finding in _attempted("opening the devices", iter([("machine", machine.check)])):
+        yield finding
+        if not finding.values:  # they can't be opened
+            return
+    yield from _attempted("compiling and running steps", arithmetic.checks())
+    devices: _Checks = iter([("all devices", arithmetic.check_devices)])
+    yield from _attempted("comparing with one device", devices, together=True)
+    yield from _attempted("timing the links", iter([("links", links.check)]), together=True)
+    yield from _attempted("compiling and timing training steps", _speed(), together=True)
 
 
-def _survival() -> _Checks:
+def _attempted(doing: str, checks: _Checks, *, together: bool = False) -> Iterator[Finding]:
+    """Yields the finding of each check, or one that names its error.
+
+    Args:
+      doing: what is shown meanwhile.
+      checks: names and checks.
+      together: whether the processes wait for each other in a check.
+
+    Raises:
+      ValueError: if such a check fails on one of several processes: the others would wait forever.
+    """
+    while True:
+        with progress.phase(doing):
+            name, check = next(checks, ("", None))
+            if check is None:
+                return
+            finding = findings.attempt(name, check)
+        if together and finding.failed and jax.process_count() > 1:
+            raise ValueError(
+                f"{name}: {finding.text}. Process {jax.process_index()} ends, since the others "
+                "would wait for it"
+            )
+        yield finding
+
+
+def _survival(folder: str | None) -> _Checks:
+    yield "kill and resume", lambda: _survives(folder)
+
+
+def _survives(folder: str | None) -> Finding:
     if jax.distributed.is_initialized():
-        text = "not run on several processes; kill a run and start it again"
-        yield Finding("kill and resume", Verdict.SKIPPED, text)
-        return
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="moco_jax_check_", dir=_FOLDER.value))
+        what = "not run on several processes; kill a run and start it again"
+        return Finding("kill and resume", Verdict.SKIPPED, what)
+    runs = pathlib.Path(tempfile.mkdtemp(prefix="moco_jax_check_", dir=folder))
     try:
-        yield survival.check(folder)
+        return survival.check(runs)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(runs, ignore_errors=True)
 
 
 def _speed() -> _Checks:
-    timed = [speed.check(step) for step in speed.prepare_all()]
-    yield from timed
-    rate = timed[0].values["images_per_second"]
-    yield decoding.check(configs.imagenet.get_config("v2").data, rate)
+    rates = []
+
+    def timed(check: Callable[[], Finding]) -> Finding:
+        finding = check()
+        rates.append(finding.values["images_per_second"])
+        return finding
+
+    for name, check in speed.checks():
+        yield name, functools.partial(timed, check)
+    yield "decoding", lambda: _decoding(rates)
+
+
+def _decoding(rates: list[float]) -> Finding:
+    if not rates:
+        return Finding("decoding", Verdict.SKIPPED, "no step was timed, so no rate is needed")
+    return decoding.check(configs.imagenet.get_config("v2").data, rates[0])
 
 
 def _agreed(finding: Finding) -> Finding:
-    """Returns a finding, with the worst verdict of all processes."""
+    """Returns a finding, with the worst verdict of all processes.
+
+    A process that is not the first prints its own finding if it is not as it should be.
+    """
+    if not jax.distributed.is_initialized():
+        return finding
+    if finding.verdict in (Verdict.SLOW, Verdict.WRONG) and not _is_first():
+        style.say(f"process {jax.process_index()}: {findings.line(finding, style.width())}")
     order = list(Verdict)
     worst = order[cluster.largest(order.index(finding.verdict))]
     if worst is finding.verdict:
         return finding
-    text = f"another process finds this {worst.value}; here: {finding.text}"
-    return Finding(finding.name, worst, text, finding.advice, finding.values)
+    elsewhere = f"another process finds this {worst.value}, see its output; here: {finding.text}"
+    return Finding(finding.name, worst, elsewhere, finding.advice, finding.values)
 
 
 def _record(found: list[Finding], seconds: float) -> dict:
@@ -136,6 +183,15 @@ def _record(found: list[Finding], seconds: float) -> dict:
     fields = ("name", "text", "advice", "values")
     lines = [{"verdict": f.verdict.value} | {k: getattr(f, k) for k in fields} for f in found]
     return {"format": _FORMAT, "seconds": round(seconds, 1), "findings": lines}
+
+
+def _encodable(value: Any) -> Any:
+    """Returns a value with texts in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _encodable(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_encodable(x) for x in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _checked_file(path: str) -> pathlib.Path | None:
@@ -152,6 +208,8 @@ def _checked_file(path: str) -> pathlib.Path | None:
         raise ValueError(f"--json={path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--json={path}: permission denied to write in {folder}")
+    if file.is_dir():
+        raise ValueError(f"--json={path} is a folder; allowed: a file, or --json= for none")
     if file.exists() and not _is_ours(file):
         raise ValueError(f"--json={path}: the file exists and has other contents; give another one")
     return file
@@ -164,14 +222,20 @@ def _is_ours(file: pathlib.Path) -> bool:
     return False
 
 
-def _check_folder(folder: str | None) -> None:
-    """Raises a ValueError unless files can be written to the folder."""
-    if folder is None:
-        return
+def _checked_folder(path: str | None) -> str | None:
+    """Returns the folder for the runs, None for the default.
+
+    Raises:
+      ValueError: if files can't be written to it.
+    """
+    if path is None:
+        return None
+    folder = os.path.expanduser(path)
     if not os.path.isdir(folder):
-        raise ValueError(f"--folder={folder}: there is no such folder")
+        raise ValueError(f"--folder={path}: there is no such folder")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--folder={folder}: permission denied to write there")
+        raise ValueError(f"--folder={path}: permission denied to write there")
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Are the results right? Five steps of each mechanism, one and all devices, and NaN."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from moco_jax.check import mechanisms
 from moco_jax.check.findings import Finding, Verdict
 from moco_jax.check.mechanisms import Deviation, Results, Steps
+from moco_jax.check.timing import threads
 from moco_jax.data.loading.loader import cores
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.training.integrity import checksums
@@ -30,18 +32,25 @@ _ADVICE = (
 _LARGEST_MESH = 512  # devices: the batch of the comparison grows with them
 
 
-def check() -> Iterator[Finding]:
-    """Yields a finding for each mechanism and dtype; the programs are compiled side by side."""
+def checks() -> Iterator[tuple[str, Callable[[], Finding]]]:
+    """Yields the name and the check of each mechanism and dtype, and of the NaN guard.
+
+    The programs are compiled side by side.
+    """
     layout, references = make_layout(jax.local_devices()[:1]), mechanisms.references()
-    with ThreadPoolExecutor(min(8, cores())) as pool:
+    with threads(min(8, cores())) as pool:
         waiting: dict[tuple[str, str], Future[Steps]] = {}
         for dtype in LIMITS:
             for name in mechanisms.MECHANISMS if dtype == "float32" else IN_BFLOAT16:
                 config = _in(mechanisms.MECHANISMS[name](), dtype)
                 waiting[name, dtype] = pool.submit(mechanisms.prepare, config, layout)
         for (name, dtype), steps in waiting.items():
-            yield compared(name, dtype, mechanisms.run(steps.result()), references[name])
-        yield guarded(waiting["queue", "float32"].result())
+            yield name, functools.partial(_compared, name, dtype, steps, references[name])
+        yield "NaN guard", lambda: guarded(waiting["queue", "float32"].result())
+
+
+def _compared(name: str, dtype: str, steps: Future[Steps], reference: Results) -> Finding:
+    return compared(name, dtype, mechanisms.run(steps.result()), reference)
 
 
 def _in(config: ConfigDict, dtype: str) -> ConfigDict:

@@ -1,26 +1,42 @@
 """The machine: devices, memory, versions, and whether JAX uses the accelerator that is there."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from moco_jax.check.findings import Finding, Verdict
+from moco_jax.check.findings import Finding, Verdict, reason
 from moco_jax.data.loading.loader import cores
 
-_PACKAGES = ("moco-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "libtpu", "numpy")
+# What JAX needs for an accelerator, any one of these.
+_PLUGINS = {"NVIDIA GPU": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "TPU": ("libtpu",)}
+_PACKAGES = (
+    *("moco-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *(*_PLUGINS["NVIDIA GPU"], *_PLUGINS["TPU"], "nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),
+)
 _INSTALL = {"NVIDIA GPU": "pip install 'moco-jax[cuda13]'", "TPU": "pip install 'moco-jax[tpu]'"}
 _GIB = 2**30
 
 
 def check() -> Finding:
-    """Returns the devices; wrong if JAX uses the CPU of a machine with an accelerator."""
+    """Returns the devices; wrong if JAX uses the CPU of a machine with an accelerator, or none.
+
+    The finding has values if JAX can open the devices.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError if there is no device
+        text = f"JAX can't open the devices: {reason(error)}"
+        advice = "look at their driver and at the programs that use them"
+        if chosen := os.environ.get("JAX_PLATFORMS"):
+            advice = f"this machine may not have what JAX_PLATFORMS={chosen} names; else {advice}"
+        return Finding("machine", Verdict.WRONG, text, advice)
     facts = found()
     memory = f", {facts['memory_gib']:.0f} GiB each" if facts["memory_gib"] else ""
     several = f" of {facts['processes']} processes" if facts["processes"] > 1 else ""
@@ -32,11 +48,21 @@ def check() -> Finding:
     unused = _unused_accelerator(facts["platform"])
     if not unused:
         return Finding("machine", Verdict.OK, text, values=facts)
-    chosen = os.environ.get("JAX_PLATFORMS")
-    advice = f"the {unused} of this machine is not used; install JAX for it: {_INSTALL[unused]}"
-    if chosen:
-        advice = f"the {unused} of this machine is not used, because JAX_PLATFORMS={chosen}"
+    advice = f"the {unused} of this machine is not used{_why_unused(unused)}"
     return Finding("machine", Verdict.WRONG, text, advice, facts)
+
+
+def _why_unused(accelerator: str) -> str:
+    """Returns why JAX does not use an accelerator, or what to do; ends the sentence."""
+    if chosen := os.environ.get("JAX_PLATFORMS"):
+        return f", because JAX_PLATFORMS={chosen}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if accelerator == "NVIDIA GPU" and visible in ("", "-1"):
+        return f", because CUDA_VISIBLE_DEVICES={visible} hides it"
+    if installed := next(filter(_version, _PLUGINS[accelerator]), ""):
+        program = "python -c 'import jax; jax.devices()'"
+        return f", although {installed} is installed; {program} prints why"
+    return f"; install JAX for it: {_INSTALL[accelerator]}"
 
 
 def found() -> dict[str, Any]:
@@ -89,7 +115,13 @@ def _has_gpu() -> bool:
 
 
 def _has_tpu() -> bool:
-    return sys.platform == "linux" and any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0")))
+    # Private API: it knows the PCI numbers of TPUs. Files such as /dev/vfio/0 are there for other
+    # devices, too.
+    from jax._src import hardware_utils
+
+    with contextlib.suppress(OSError):
+        return hardware_utils.num_available_tpu_chips_and_device_id()[0] > 0
+    return False
 
 
 _ACCELERATORS: dict[str, Callable[[], bool]] = {"NVIDIA GPU": _has_gpu, "TPU": _has_tpu}

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +15,8 @@ from ml_collections import ConfigDict
 
 from moco_jax import configs
 from moco_jax.check.findings import Finding, Verdict
-from moco_jax.check.timing import median_seconds
+from moco_jax.check.timing import median_seconds, threads
+from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.parallel.notices import Notices
 from moco_jax.plan.forecast import Forecast, Run
@@ -24,7 +27,7 @@ from moco_jax.pretraining.method import make_method
 
 _EXPERIMENTS = {"ResNet-50, v2": ("imagenet", "v2"), "ViT-S, v3": ("imagenet_v3", "vit_s")}
 _IMAGES = 1_281_167  # of ImageNet
-_BATCHES = (256, 128, 64, 32)  # images of a device
+_BATCHES = (256, 128, 64, 32, 16)  # images of a device
 _GIB_PER_IMAGE = 0.12  # of a ResNet-50 in bfloat16, with its temporaries
 _SECONDS = 0.5  # of a turn, about
 
@@ -50,12 +53,21 @@ def names() -> list[str]:
     return list(_EXPERIMENTS)
 
 
-def prepare_all() -> list[Timed]:
-    """Returns all steps, compiled side by side where processes need not agree on an order."""
-    if jax.process_count() > 1:
-        return [prepare(name) for name in _EXPERIMENTS]
-    with ThreadPoolExecutor(len(_EXPERIMENTS)) as pool:
-        return list(pool.map(prepare, _EXPERIMENTS))
+def checks() -> Iterator[tuple[str, Callable[[], Finding]]]:
+    """Yields the name of each step and its check.
+
+    The steps are compiled side by side where processes need not agree on an order. Nothing else
+    runs while a step is timed.
+    """
+    with threads(1 if jax.process_count() > 1 else len(_EXPERIMENTS)) as pool:
+        waiting = {name: pool.submit(prepare, name) for name in _EXPERIMENTS}
+        wait(waiting.values())
+    for name, timed in waiting.items():
+        yield name, functools.partial(_checked, timed)
+
+
+def _checked(timed: Future[Timed]) -> Finding:
+    return check(timed.result())
 
 
 def prepare(name: str) -> Timed:
@@ -109,10 +121,10 @@ def check(timed: Timed) -> Finding:
     values |= {"compile_seconds": timed.program.compile_seconds, "dtype": config.dtype}
     forecast = _forecast(timed, device.device_kind)
     if forecast is None:
-        why = "a CPU" if device.platform == "cpu" else f"a {device.device_kind}"
-        text += f", a small network; nothing is expected of {why}"
-        if device.platform != "cpu":
-            text = text.replace(", a small network", "")
+        if device.platform == "cpu":
+            text += ", a small network; nothing is expected of a CPU"
+        else:
+            text += f"; nothing is expected of the chip {device.device_kind}, which is unknown"
         return Finding(timed.name, Verdict.OK, text, values=values)
     used = forecast.flops / seconds / forecast.topology.chip.peak_flops
     if not math.isnan(used):
@@ -152,8 +164,9 @@ def _seconds(timed: Timed) -> float:
         state, metrics = timed.step(state, {}, batch, notices)
         return metrics
 
-    once = median_seconds(step)
-    return median_seconds(step, max(1, round(_SECONDS / once)))
+    # All processes run the same number of steps: one more would wait for the others forever.
+    times = cluster.largest(max(1, round(_SECONDS / median_seconds(step))))
+    return median_seconds(step, times)
 
 
 def _forecast(timed: Timed, device_kind: str) -> Forecast | None:

@@ -1,14 +1,16 @@
 """Does a run survive a kill? A real run is killed, started again and compared with a whole one."""
 
+import contextlib
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from moco_jax import configs
 from moco_jax.check.findings import Finding, Verdict
+from moco_jax.terminal import signals
 from moco_jax.training.integrity import checkpoint_files, checksums
 
 _NAME = "kill and resume"
@@ -26,8 +28,23 @@ _ADVICE = (
 )
 
 
+_FAILED = (
+    "a run does not work here, killed or not: make the disk and the devices work, or report this "
+    "line and the JSON file, which has the end of the run's output"
+)
+_LINES = 30  # of the output of a run that failed
+
+
 class Failed(Exception):
-    """A run did not end as it should."""
+    """A run did not end as it should.
+
+    Attributes:
+      log: the last lines of its output.
+    """
+
+    def __init__(self, message: str, log: list[str]):
+        super().__init__(f"{message}: {_cause(log)}")
+        self.log = log
 
 
 def check(folder: pathlib.Path) -> Finding:
@@ -40,7 +57,9 @@ def check(folder: pathlib.Path) -> Finding:
         killed_at = _kill(folder, "killed")
         _finish(folder, "killed")
         whole, killed = (_arrays(folder / name) for name in ("whole", "killed"))
-    except (Failed, checkpoint_files.Damaged) as error:
+    except Failed as error:
+        return Finding(_NAME, Verdict.WRONG, str(error), _FAILED, {"log": error.log})
+    except checkpoint_files.Damaged as error:
         return Finding(_NAME, Verdict.WRONG, str(error), _ADVICE)
     different = checksums.unequal(whole, killed)
     values = {"killed_at": killed_at, "arrays": len(whole), "different": different}
@@ -59,6 +78,7 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "moco_jax.main", f"--config={configs.FOLDER / 'digits.py'}"]
     # One program for both runs: a GPU's compiler tries kernels, and may choose others next time.
     environment = {
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}",
@@ -71,21 +91,34 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
         )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _running(folder: pathlib.Path, name: str) -> Iterator[subprocess.Popen]:
+    """Starts a run; it has ended at the end of the block, also if a signal ends the block."""
+    process = None
+    try:
+        with signals.delayed():
+            process = _start(folder, name)
+        yield process
+    finally:
+        if process:
+            process.kill()
+            process.wait()  # it may still write to the folder
+
+
 def _finish(folder: pathlib.Path, name: str) -> None:
     """Runs until the end.
 
     Raises:
       Failed: if the run fails or takes too long.
     """
-    process = _start(folder, name)
-    try:
-        code = process.wait(_MOST_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"a small run took more than {_MOST_SECONDS} s") from None
-    finally:
-        process.kill()
+    with _running(folder, name) as process:
+        try:
+            code = process.wait(_MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            log = _log(folder, name)
+            raise Failed(f"a small run took more than {_MOST_SECONDS} s", log) from None
     if code:
-        raise Failed(f"a small run ended with the exit code {code}: {_last_line(folder, name)}")
+        raise Failed(f"a small run ended with the exit code {code}", _log(folder, name))
 
 
 def _kill(folder: pathlib.Path, name: str) -> int:
@@ -94,24 +127,26 @@ def _kill(folder: pathlib.Path, name: str) -> int:
     Raises:
       Failed: if the run ends before.
     """
-    process = _start(folder, name)
-    deadline = time.monotonic() + _MOST_SECONDS
-    try:
+    with _running(folder, name) as process:
+        deadline = time.monotonic() + _MOST_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             if saved := checkpoint_files.steps(folder / name / "checkpoints"):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                return saved[0]
+                return saved[0]  # the end of the block kills it
             time.sleep(0.02)
-    finally:
-        process.kill()
-        process.wait()
-    raise Failed(f"a small run saved nothing: {_last_line(folder, name)}")
+    what = "ended before it was killed" if process.returncode == 0 else "saved nothing"
+    raise Failed(f"a small run {what}", _log(folder, name))
 
 
-def _last_line(folder: pathlib.Path, name: str) -> str:
-    lines = (folder / f"{name}.log").read_text(errors="replace").split("\n")
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "no output")
+def _log(folder: pathlib.Path, name: str) -> list[str]:
+    """Returns the last lines of a run's output, without empty ones."""
+    lines = (folder / f"{name}.log").read_text(errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-_LINES:]
+
+
+def _cause(log: list[str]) -> str:
+    """Returns the line that says why a run failed: its error message, or else the last line."""
+    errors = [line for line in log if line.startswith("error: ")]
+    return (errors or log or ["no output"])[-1].strip()[:300]
 
 
 def _arrays(workdir: pathlib.Path) -> dict[str, list]:

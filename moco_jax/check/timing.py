@@ -1,8 +1,10 @@
-"""Medians of repeated work on devices."""
+"""Medians of repeated work on devices, and threads that compile."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -27,3 +29,13 @@ def median_seconds(work: Callable[[], Any], times: int = 1) -> float:
         return (time.perf_counter() - begun) / times
 
     return statistics.median(turn() for _ in range(_TURNS))
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Yields threads; the end of the block does not wait: nothing stops a thread that compiles."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

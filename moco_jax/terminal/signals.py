@@ -75,6 +75,29 @@ def unfinished(path: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def delayed() -> Iterator[None]:
+    """Delays Ctrl-C and SIGTERM until the end of the block, which must be short.
+
+    So the start of a process can't be interrupted before its number is known.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which alone catches signals
+        return
+    came = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in caught:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in caught.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def _watched(message: str) -> Iterator[None]:
     """Runs the block beside a thread that ends the process some time after a signal."""
     reader, writer = os.pipe()

@@ -1,6 +1,8 @@
 """The results that a machine is checked against, and faults that must be seen."""
 
 import functools
+import threading
+import time
 
 import jax
 import numpy as np
@@ -85,6 +87,19 @@ def test_every_part_of_the_state_counts(part):
     one = lambda step: mechanisms.run(steps._replace(step=step))  # noqa: E731
     away = mechanisms.deviation(one(step), one(steps.step))
     assert away.update > arithmetic.LIMITS["float32"].update
+
+
+def test_an_interrupt_does_not_wait_for_what_compiles(monkeypatch):
+    free = threading.Event()
+    monkeypatch.setattr(mechanisms, "prepare", lambda *_: free.wait(60))
+    monkeypatch.setattr(arithmetic, "_compared", lambda *_: None)
+    checks = arithmetic.checks()
+    next(checks)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        checks.throw(KeyboardInterrupt)
+    assert time.monotonic() - begun < 30
+    free.set()
 
 
 def test_nan_is_seen():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import time
+import types
 
 import pytest
 
@@ -48,6 +49,28 @@ def test_a_slow_chip_is_slow(monkeypatch):
 def test_a_chip_that_is_as_fast_as_expected(monkeypatch):
     finding = speed.check(on_a_chip(timed(FIRST), monkeypatch, bytes_moved=1e15))
     assert finding.verdict is Verdict.OK and finding.values["model_flops_utilisation"] < 0.1
+
+
+def test_processes_run_the_same_number_of_steps(monkeypatch):
+    turns = []
+
+    def median_seconds(work, times=1):
+        turns.append(times)
+        return 0.01
+
+    monkeypatch.setattr(speed, "median_seconds", median_seconds)
+    monkeypatch.setattr(speed.cluster, "largest", lambda value: value + 1)  # another one's
+    speed._seconds(timed(FIRST))
+    assert turns == [1, 51]
+
+
+def test_an_unknown_chip_has_no_limit(monkeypatch):
+    name = "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+    device = types.SimpleNamespace(platform="gpu", device_kind=name)
+    monkeypatch.setattr(speed.jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(speed, "_seconds", lambda timed: 0.1)
+    finding = speed.check(timed(FIRST))
+    assert finding.verdict is Verdict.OK and "chip NVIDIA H100 80GB HBM3 MIG" in finding.text
 
 
 def test_links_of_cpus_have_no_limit():

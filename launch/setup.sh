@@ -16,14 +16,26 @@ find_python() {
   return 1
 }
 
+# has_tpu: whether a PCI device is a TPU v3, v4, v5p, v5e, v6e or TPU7x. Network cards of Google have
+# the same vendor.
+has_tpu() {
+  local device
+  for device in "${PCI_DEVICES:-/sys/bus/pci/devices}"/*; do
+    if grep -qs 0x1ae0 "$device/vendor" && grep -qsE '^0x00(27|5e|62|63|6f|76)$' "$device/device"; then
+      return 0
+    fi
+  done
+  return 1
+}
+
 # Prints the platform: $MOCO_JAX_PLATFORM (cpu, cuda13, tpu) if set, or else what this machine has.
 find_platform() {
   if [ -n "${MOCO_JAX_PLATFORM:-}" ]; then
     echo "$MOCO_JAX_PLATFORM"
   elif nvidia-smi >/dev/null 2>&1; then
     echo cuda13
-  elif compgen -G '/dev/accel*' >/dev/null || grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; then
-    echo tpu # 0x1ae0 is Google's PCI vendor number
+  elif compgen -G '/dev/accel*' >/dev/null || has_tpu; then
+    echo tpu
   else
     echo cpu
   fi

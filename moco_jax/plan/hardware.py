@@ -108,7 +108,7 @@ _DEVICE_KINDS = {
     "v5p": "tpu v5p?",
     "v6e": "tpu (v6 lite|v6e)",
     "tpu7x": "tpu ?(v7x?|7x)",
-    "a100-40": "nvidia a100-(sxm4|pcie)-40gb",
+    "a100-40": "nvidia a100-sxm4-40gb",
     "a100-80": "nvidia a100-sxm4-80gb",
     "h100": "nvidia h100 80gb hbm3",
     "h200": "nvidia h200",

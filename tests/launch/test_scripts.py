@@ -51,6 +51,21 @@ def test_local_runs_the_command_and_its_dry_run_prints_it(run, checkout):
     assert pasted.stdout == done.stdout
 
 
+@pytest.mark.parametrize(("device", "extra"), [("0x0063", "[tpu]"), ("0x0042", "")])
+def test_a_tpu_is_not_a_network_card_of_google(run, checkout, tmp_path, monkeypatch, device, extra):
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU")
+    card = tmp_path / "0000:00:04.0"
+    card.mkdir()
+    (card / "vendor").write_text("0x1ae0\n")
+    (card / "device").write_text(f"{device}\n")
+    monkeypatch.setenv("PCI_DEVICES", str(tmp_path))
+    monkeypatch.delenv("MOCO_JAX_PLATFORM")
+    shutil.rmtree(checkout / ".venv")
+    install = run("local.sh", "--dry-run", "--config=x").stdout.splitlines()[1]
+    assert install.replace("\\", "").endswith(f"{checkout}{extra}")
+
+
 def test_a_dry_run_prints_what_sets_up_and_leaves_no_trace(run, checkout):
     shutil.rmtree(checkout / ".venv")
     done = run("local.sh", "--dry-run", "--config=x")

@@ -37,6 +37,7 @@ from moco_jax.data.sources.opening import open_sources
 from moco_jax.data.sources.shards import index_file
 from moco_jax.data.sources.shards.samples import Labels, Samples
 from moco_jax.data.sources.source import Source, fingerprint
+from moco_jax.data.sources.storage.files import open_file
 
 _CHUNK = 16  # images of a task
 _CLASSES = 1000
@@ -121,7 +122,7 @@ def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
             np.array([len(name) for name in own], np.uint32),
             {".cls": Labels(codes, table, lengths)}, {}, {}, [],
         )  # fmt: skip
-        data = index_file.encoded(samples, index_file._identity(str(path), path.stat()))
+        data = index_file.encoded(samples, index_file._identity(open_file(str(path))))
         path.with_name(path.name + index_file.ENDING).write_bytes(data)
 
 

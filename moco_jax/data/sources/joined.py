@@ -68,7 +68,9 @@ def _joined(sources: Sequence[Source], name: str) -> Source:
         source, own = place(index)
         return source.names[own]
 
-    return Source(name, read, ComputedNames(int(first[-1]), name_of), labels, class_names)
+    names = ComputedNames(int(first[-1]), name_of)
+    remote = any(source.remote for source in sources)
+    return Source(name, read, names, labels, class_names, remote)
 
 
 def _labels(source: Source, class_names: tuple[str, ...]) -> np.ndarray:

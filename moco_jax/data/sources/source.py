@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from moco_jax.data.sources.packed_names import PackedNames
+from moco_jax.data.sources.storage.buckets import BucketError
 
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
@@ -34,6 +35,7 @@ class Source:
     names: Sequence[str]  # [N], one per image: a path, a member of an archive, or a TFDS index
     labels: np.ndarray | None  # int32 [N], NO_LABEL without a label; None without classes
     class_names: tuple[str, ...]  # indexed by label; () without classes
+    remote: bool = False  # whether images are in a bucket, so that `read` waits for a network
 
     def __len__(self) -> int:
         return len(self.names)
@@ -111,6 +113,8 @@ def _sample(source: Source, index: int) -> bytes:
     """Returns the digest of one image."""
     try:
         image = source.read(index)
+    except BucketError:
+        raise
     except Exception:  # the readers of TFDS raise many types
         return b"unreadable"
     if isinstance(image, np.ndarray):
@@ -216,7 +220,8 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     else:
         names = ComputedNames(len(indices), lambda i: source.names[int(indices[i])])
     labels = None if source.labels is None else source.labels[indices]
-    return Source(name, lambda i: source.read(int(indices[i])), names, labels, source.class_names)
+    read = lambda i: source.read(int(indices[i]))  # noqa: E731
+    return dataclasses.replace(source, name=name, read=read, names=names, labels=labels)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:

@@ -5,6 +5,7 @@ name files anywhere, as a link in a folder may.
 """
 
 import array
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from moco_jax.data.sources.tables.list_file import Row
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
+from moco_jax.terminal.paths import SCHEMES, below, is_url
 
 _CHUNK = 1 << 14
 _PROBED = 20  # rows whose cells say what a column without a name has
@@ -101,9 +103,11 @@ def _source(
     split: str,
     where: str,
 ) -> Source:
-    name = lambda row: os.path.join(root, str(paths[row]))  # noqa: E731
+    name = lambda row: below(root, str(paths[row]))  # noqa: E731
     rows = Rows(lambda row: read_file(name(row)), name, paths, labels, class_names)
-    return as_source(rows, f"{where}, {split}" if split else where)
+    source = as_source(rows, f"{where}, {split}" if split else where)
+    in_bucket = any(bool(np.strings.startswith(paths, scheme).any()) for scheme in SCHEMES)
+    return dataclasses.replace(source, remote=in_bucket)
 
 
 class _Table:
@@ -165,7 +169,8 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             bad_count += 1
             bad += [f"line {row.line}: {why}"] if len(bad) < _NAMED else []
             continue
-        place = os.path.normpath(os.path.join(folder, found)) if folder != "." else found
+        plain = folder == "." or is_url(found)
+        place = found if plain else os.path.normpath(os.path.join(folder, found))
         label = "" if label_at is None else row.cells[label_at].strip()
         own = "" if split_at is None else row.cells[split_at].strip()
         table.add(place.removeprefix("./"), label, own or split)

@@ -1,4 +1,4 @@
-"""Measures sources: decoding the same images from each local format, and a large index of shards.
+"""Measures sources: decoding the same images from each format, and a large index of shards.
 
     python -m benchmarks.sources --path=imagenet_samples.tar --turns=5
     python -m benchmarks.sources --entries=10000000 --shards=1000
@@ -6,16 +6,21 @@
 With --path, the images are copied into a folder, a tar, zips (stored and deflated) and shards. The
 formats take turns: each reads and decodes all images in a random order, with one thread per core.
 Prints for each format the median, lowest and highest images/s, and the median ratio to the tar.
+With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
+waits that many seconds before each answer. It needs obstore. On a machine that does other work
+too, more threads get more of it: --threads makes the formats comparable.
 
 With --entries, indices of that many images are written beside empty shards. A new process opens
 them as a run does. Prints the seconds and the peak memory after each stage.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,13 +28,15 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
-from moco_jax.data.loading.loader import cores
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.prepare import shards as conversion
 from moco_jax.data.prepare.encoding import Encoding
@@ -38,6 +45,7 @@ from moco_jax.data.sources.shards import index_file
 from moco_jax.data.sources.shards.samples import Labels, Samples
 from moco_jax.data.sources.source import Source, fingerprint
 from moco_jax.data.sources.storage.files import open_file
+from tests.data.sources.storage.server import settings
 
 _CHUNK = 16  # images of a task
 _CLASSES = 1000
@@ -71,34 +79,56 @@ def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
     return found
 
 
-def rate(pool: ThreadPoolExecutor, source: Source, order: np.ndarray) -> float:
-    """Returns images/s of reading and decoding the images in this order."""
+@contextlib.contextmanager
+def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
+    """Serves the tar and the shards below root from a bucket; yields {format: URL}."""
+    with tempfile.TemporaryDirectory() as made:
+        bucket = pathlib.Path(made)
+        shutil.copy(root / "x.tar", bucket)
+        shutil.copytree(root / "shards", bucket / "shards")
+        command = [sys.executable, "-m", "tests.data.sources.storage.server", made, str(latency)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as server:
+            os.environ.update(settings(server.stdout.readline().strip()))
+            yield {"tar, bucket": "s3://b/x.tar", "shards, bucket": "gs://b/shards"}
+            server.stdin.close()
+
+
+def rate(source: Source, order: np.ndarray, threads: int) -> float:
+    """Returns images/s of reading and decoding the images in this order, as the loader does."""
+    threads = loader.threads(ConfigDict({"threads": threads}), source.remote)
+    length = 4 if source.remote else _CHUNK
 
     def work(part: np.ndarray) -> None:
         for index in part:
             decode(source.read(int(index)), Decoding(512))
 
-    begun = time.perf_counter()
-    list(pool.map(work, np.split(order, range(_CHUNK, len(order), _CHUNK))))
-    return len(order) / (time.perf_counter() - begun)
+    with ThreadPoolExecutor(threads) as pool:
+        begun = time.perf_counter()
+        list(pool.map(work, np.split(order, range(length, len(order), length))))
+        return len(order) / (time.perf_counter() - begun)
 
 
-def compare(path: str, turns: int) -> None:
+def compare(path: str, turns: int, latency: float, threads: int) -> None:
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(cores()) as pool:
-        places = write_formats(path, pathlib.Path(made))
+    with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as stack:
+        places: dict = write_formats(path, pathlib.Path(made))
+        if latency:
+            places |= stack.enter_context(in_bucket(pathlib.Path(made), latency))
         sources = {form: open_train(place) for form, place in places.items()}
         rates: dict[str, list[float]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():
-                value = rate(pool, source, rng.permutation(len(source)))
+                value = rate(source, rng.permutation(len(source)), threads)
                 rates[form] += [value] if turn else []  # the first turn warms up
-        print(f"{path}: {len(sources['tar'])} images, {cores()} cores, {turns} turns, images/s")
+        print(
+            f"{path}: {len(sources['tar'])} images, {loader.cores()} cores, {turns} turns, images/s"
+        )
     for form, values in rates.items():
         pairs = zip(values, rates["tar"], strict=True)
         ratio = statistics.median(a / b for a, b in pairs)
         low, high = min(values), max(values)
-        print(f"{form:14} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
+        print(f"{form:15} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
 
 
 def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:
@@ -166,6 +196,8 @@ def main() -> None:
     )
     parser.add_argument("--path", default="", help="tar or folder of images")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="0 for those of the loader")
+    parser.add_argument("--latency", type=float, default=0.0, help="of a bucket, in seconds")
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--start", default="", help="folder of shards that are opened")
@@ -180,7 +212,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.sources", f"--start={made}"]
             subprocess.run(command, check=True)
     elif options.path:
-        compare(options.path, options.turns)
+        compare(options.path, options.turns, options.latency, options.threads)
     else:
         parser.error("--path or --entries must be given")
 

@@ -7,7 +7,9 @@ Both services answer these requests alike: HEAD and GET of an object, and GET of
 import asyncio
 import contextlib
 import hashlib
+import pathlib
 import re
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -151,3 +153,17 @@ def serving(buckets: dict[str, dict[str, bytes]], latency: float = 0.0) -> Itera
         yield server
     finally:
         server.close()
+
+
+def main() -> None:
+    """Serves the files below a folder in one bucket, b, until the standard input is closed."""
+    folder, latency = sys.argv[1:]
+    files = {str(path.relative_to(folder)): path for path in pathlib.Path(folder).rglob("*")}
+    objects = {key: path.read_bytes() for key, path in files.items() if path.is_file()}
+    with serving({"b": objects}, float(latency)) as server:
+        print(server.url, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

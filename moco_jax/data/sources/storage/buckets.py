@@ -4,12 +4,13 @@ An error that concerns the bucket ends the run: images that can't be reached are
 which a run may skip.
 """
 
+import contextlib
 import functools
 import posixpath
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from moco_jax.data.sources.storage.client import Client, Entry, Kind, Problem, connect
@@ -20,6 +21,7 @@ from moco_jax.terminal import logs
 FIRST_PATIENCE, PATIENCE = 20.0, 1800.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _SILENT = 2.0  # seconds of waiting that need no message
+_SLICE = 0.5  # seconds between two looks whether to go on
 _CREDENTIALS = {
     "s3://": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need boto3), or "
     "AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -34,13 +36,27 @@ class BucketError(ValueError):
     """Raised if a bucket can't be read; the message has the reason and what to do."""
 
 
+_wanted: list[Callable[[], bool]] = [lambda: True]  # the last one: whether to go on waiting
+
+
+@contextlib.contextmanager
+def waiting_while(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Requests that begin within the block wait for a server only while `wanted` returns true."""
+    _wanted.append(wanted)
+    try:
+        yield
+    finally:
+        _wanted.pop()
+
+
 class Bucket:
     """One bucket, and whether its server answers; safe to use from threads."""
 
     def __init__(self, root: str, client: Client):
         self._root, self.client = root, client
         self._answered = False
-        self._gone_since: float | None = None  # after the message that it is gone
+        self._gone_since: float | None = None  # from the first request that is repeated
+        self._said = False  # whether the message that it is gone is printed
         self._lock = threading.Lock()
 
     def ask(self, url: str, request: Callable[[], T]) -> T:
@@ -51,29 +67,33 @@ class Bucket:
           OSError: if the object is another one by now.
           BucketError: if the bucket can't be read.
         """
-        begun, delay = time.monotonic(), _FIRST_DELAY
+        delay, wanted = _FIRST_DELAY, _wanted[-1]
         while True:
             try:
                 answer = request()
             except Problem as problem:
-                waited = time.monotonic() - begun
+                waited = self._gone() if problem.kind == Kind.PASSING else 0.0
                 patience = PATIENCE if self._answered else FIRST_PATIENCE
-                if problem.kind != Kind.PASSING or waited > patience:
+                if problem.kind != Kind.PASSING or waited > patience or not wanted():
                     raise _error(problem, self._root, url, waited) from problem
-                if waited > _SILENT:
-                    self._gone(problem)
+                self._say_gone(problem, waited, patience)
             else:
                 self._here()
                 return answer
-            time.sleep(delay * random.uniform(0.5, 1.0))  # not all threads at once
+            _sleep(delay * random.uniform(0.5, 1.0), wanted)  # not all threads at once
             delay = min(2 * delay, _LONGEST_DELAY)
 
-    def _gone(self, problem: Problem) -> None:
+    def _gone(self) -> float:
+        """Returns for how many seconds the server has been gone, for all threads."""
         with self._lock:
-            if self._gone_since is not None:
+            self._gone_since = self._gone_since or time.monotonic()
+            return time.monotonic() - self._gone_since
+
+    def _say_gone(self, problem: Problem, waited: float, patience: float) -> None:
+        with self._lock:
+            if self._said or waited <= _SILENT:
                 return
-            self._gone_since = time.monotonic() - _SILENT
-        patience = PATIENCE if self._answered else FIRST_PATIENCE
+            self._said = True
         logs.warning(
             "%s does not answer (%s); waiting for it up to %.0f s", self._root, problem, patience
         )
@@ -83,10 +103,16 @@ class Bucket:
         if self._gone_since is None:
             return
         with self._lock:
-            since, self._gone_since = self._gone_since, None
-        if since is not None:
-            seconds = time.monotonic() - since
-            logs.warning("%s answers again after %.0f s", self._root, seconds)
+            since, said, self._gone_since, self._said = self._gone_since, self._said, None, False
+        if since is not None and said:
+            logs.warning("%s answers again after %.0f s", self._root, time.monotonic() - since)
+
+
+def _sleep(seconds: float, wanted: Callable[[], bool]) -> None:
+    """Sleeps, less if waiting is not wanted any more."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and wanted():
+        time.sleep(min(left, _SLICE))
 
 
 @functools.cache

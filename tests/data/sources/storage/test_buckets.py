@@ -17,7 +17,7 @@ class Clock:
     """Time that passes only while someone sleeps; `then` is called with the seconds so far."""
 
     def __init__(self, then=lambda seconds: None):
-        self.seconds, self._then = 0.0, then
+        self.seconds, self._then = 1.0, then
 
     def monotonic(self):
         return self.seconds
@@ -92,6 +92,18 @@ def test_a_server_that_never_answered_is_given_up_soon(tar, folder, monkeypatch)
     folder.problem = Kind.PASSING
     with pytest.raises(buckets.BucketError, match="s3://b did not answer for [23]. s"):
         open_images(tar)
+
+
+def test_waiting_ends_when_it_is_not_wanted(tar, folder, monkeypatch):
+    train, clock = open_images(tar).train, Clock()
+    monkeypatch.setattr(buckets, "time", clock)
+    folder.problem = Kind.PASSING
+    with (
+        buckets.waiting_while(lambda: clock.seconds < 40),
+        pytest.raises(buckets.BucketError, match="s3://b did not answer for [34]. s"),
+    ):
+        train.read(0)
+    assert clock.seconds < 41
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_a_replaced_object_is_named(objects, server, scheme):
 def test_a_server_that_is_stopped_and_started(objects, server, caplog, monkeypatch):
     write_tar(objects / "x.tar", ["a/1.jpg", "b/2.jpg"])
     load(server, objects)
-    monkeypatch.setattr(buckets, "_SILENT", 0.0)
+    monkeypatch.setattr(buckets, "_SILENT", 0.1)
     train = open_images("s3://b/x.tar").train
     server.stop()
     timer = threading.Timer(1.0, server.start)

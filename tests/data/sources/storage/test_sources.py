@@ -30,13 +30,15 @@ def write_all(root):
     layouts.folder(root, found)
     layouts.parquet(root / "plain", found, compression="none", use_dictionary=False)
     layouts.parquet(root / "packed", found)
+    shutil.copy(next((root / "plain/data").glob("train*")), root / "x.parquet")
     rows = "".join(f"folder/{path},{path.split('/')[1]}\n" for path in SPLIT_PATHS)
     (root / "list.csv").write_text(f"path,label\n{rows}")
 
 
 PATHS = [
     "x.tar", "x.tar.gz", "x.zip", "folder", "folder/", "shards", "shards/set-{000..001}.tar",
-    "shards/*.tar", "shar*/set-*.tar", "plain", "packed", "list.csv",
+    "shards/*.tar", "shar*/set-*.tar", "plain", "packed", "x.parquet",
+    "list.csv",
 ]  # fmt: skip
 
 

@@ -5,7 +5,8 @@
 
 With --path, the images are copied into a folder, a tar, zips (stored and deflated) and shards. The
 formats take turns: each reads and decodes all images in a random order, with one thread per core.
-Prints for each format the median, lowest and highest images/s, and the median ratio to the tar.
+Prints for each format the median, lowest and highest images/s, the median ratio to the tar, and the
+milliseconds of CPU time that an image takes in this process.
 With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
 waits that many seconds before each answer. It needs obstore. On a machine that does other work
 too, more threads get more of it: --threads makes the formats comparable.
@@ -94,8 +95,8 @@ def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
             server.stdin.close()
 
 
-def rate(source: Source, order: np.ndarray, threads: int) -> float:
-    """Returns images/s of reading and decoding the images in this order, as the loader does."""
+def rate(source: Source, order: np.ndarray, threads: int) -> tuple[float, float]:
+    """Returns images/s and CPU seconds of reading and decoding these images, as the loader does."""
     threads = loader.threads(ConfigDict({"threads": threads}), source.remote)
     length = 4 if source.remote else _CHUNK
 
@@ -104,9 +105,9 @@ def rate(source: Source, order: np.ndarray, threads: int) -> float:
             decode(source.read(int(index)), Decoding(512))
 
     with ThreadPoolExecutor(threads) as pool:
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         list(pool.map(work, np.split(order, range(length, len(order), length))))
-        return len(order) / (time.perf_counter() - begun)
+        return len(order) / (time.perf_counter() - begun), time.process_time() - used
 
 
 def compare(path: str, turns: int, latency: float, threads: int) -> None:
@@ -117,10 +118,13 @@ def compare(path: str, turns: int, latency: float, threads: int) -> None:
             places |= stack.enter_context(in_bucket(pathlib.Path(made), latency))
         sources = {form: open_train(place) for form, place in places.items()}
         rates: dict[str, list[float]] = {form: [] for form in sources}
+        costs: dict[str, list[float]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():
-                value = rate(source, rng.permutation(len(source)), threads)
-                rates[form] += [value] if turn else []  # the first turn warms up
+                value, used = rate(source, rng.permutation(len(source)), threads)
+                if turn:  # the first turn warms up
+                    rates[form].append(value)
+                    costs[form].append(used / len(source) * 1e3)
         print(
             f"{path}: {len(sources['tar'])} images, {loader.cores()} cores, {turns} turns, images/s"
         )
@@ -128,7 +132,8 @@ def compare(path: str, turns: int, latency: float, threads: int) -> None:
         pairs = zip(values, rates["tar"], strict=True)
         ratio = statistics.median(a / b for a, b in pairs)
         low, high = min(values), max(values)
-        print(f"{form:15} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}")
+        text = f"{form:15} {statistics.median(values):6.0f} ({low:.0f}..{high:.0f}) {ratio:.2f}"
+        print(f"{text} {statistics.median(costs[form]):.2f} ms")
 
 
 def write_indices(root: pathlib.Path, entries: int, shards: int) -> None:

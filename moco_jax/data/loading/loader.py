@@ -26,8 +26,8 @@ from moco_jax.terminal import logs, progress
 
 _MAX_THREADS = 64
 # For each core, of images in a bucket: most of them wait for the network. A read takes 20 ms or
-# more, and decoding takes 4.
-_THREADS_THAT_WAIT, _MAX_THREADS_THAT_WAIT = 16, 256
+# more, and decoding takes 1 to 4.
+_THREADS_THAT_WAIT, _MAX_THREADS_THAT_WAIT = 32, 512
 _PROBED_IMAGES = 64  # their sizes decide whether a source may fit into device memory
 _MEASURED_IMAGES = 32  # the median of their sides decides the size of views
 _CHUNK = 256  # images per task: a future for each small image costs more than decoding it

@@ -14,7 +14,7 @@ from moco_jax.data.loading.reader import Reader
 from moco_jax.parallel.mesh import Layout
 
 _TASK_IMAGES = 16  # small tasks: all threads work on the next batch, whatever its size
-_REMOTE_TASK_IMAGES = 4  # many threads wait: larger tasks would spread over many batches
+_REMOTE_TASK_IMAGES = 2  # many threads wait: larger tasks would spread over many batches
 _AHEAD = 2  # batches that are copied to the devices before a step asks for them
 _IN_USE = 3  # batches that running steps may still read
 MOST_ON_DEVICES = _AHEAD + _IN_USE

@@ -32,7 +32,6 @@ class Server:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
@@ -61,13 +60,13 @@ class Server:
     async def _stop(self) -> None:
         if self._server:
             self._server.close()
-        for writer in self._writers:
-            writer.close()
-        await asyncio.sleep(0)
+        serving = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 if self.latency:
@@ -75,8 +74,10 @@ class Server:
                 for part in self._answer(head):
                     writer.write(part)
                 await writer.drain()
-        self._writers.discard(writer)
-        writer.close()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
 
     def _answer(self, head: bytes) -> tuple[bytes, ...]:
         """Returns head and body of the answer to a request."""

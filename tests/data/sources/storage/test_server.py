@@ -83,5 +83,5 @@ def test_a_server_that_is_stopped_and_started(objects, server, caplog, monkeypat
     begun = time.monotonic()
     assert train.read(1) == b"b/2.jpg" and time.monotonic() - begun > 0.5
     timer.join()
-    first, last = (record.getMessage() for record in caplog.records)
+    first, last = (record.getMessage() for record in caplog.records if record.name == "moco_jax")
     assert "s3://b does not answer (HTTP error" in first and "s3://b answers again" in last

@@ -168,7 +168,7 @@ def test_an_absent_object_of_a_list_is_an_unreadable_image(objects, folder):
 def test_many_threads_wait_for_a_bucket(monkeypatch):
     monkeypatch.setattr(loader, "cores", lambda: 2)
     config = loader.ConfigDict({"threads": 0})
-    assert loader.threads(config) == 2 and loader.threads(config, remote=True) == 32
+    assert loader.threads(config) == 2 and loader.threads(config, remote=True) == 64
     assert loader.threads(loader.ConfigDict({"threads": 5}), remote=True) == 5
 
 

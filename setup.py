@@ -61,6 +61,8 @@ setup(
         "plot": ["matplotlib"],
         # Images in Parquet and Arrow files, and features of `moco_jax.embed` as .parquet files.
         "parquet": ["pyarrow>=18"],
+        # Images in buckets: s3:// and gs://. One wheel in Rust, without dependencies.
+        "bucket": ["obstore>=0.8"],
         # Loggers besides files and TensorBoard. mlflow-skinny is MLflow without its web pages.
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow-skinny>=3"],
@@ -82,6 +84,7 @@ setup(
             "scipy",
             "matplotlib",
             "pyarrow>=18",
+            "obstore>=0.8",
             "nbclient>=0.10",  # executes docs/quickstart.ipynb
             "ipykernel>=6.29",
             "setuptools>=64",  # builds a wheel without a network

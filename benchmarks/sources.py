@@ -1,4 +1,4 @@
-"""Measures sources: decoding the same images from each local format, and a large index of shards.
+"""Measures sources: decoding the same images from each format, and a large index of shards.
 
     python -m benchmarks.sources --path=imagenet_samples.tar --turns=5
     python -m benchmarks.sources --entries=10000000 --layout=labels
@@ -7,6 +7,9 @@ With --path, the images are copied into a folder, a tar, zips (stored and deflat
 (plain and compressed), Arrow and a list. The formats take turns: each reads and decodes all images
 in a random order, with one thread per core. Prints for each format the median, lowest and highest
 images/s, the median ratio to the tar, and the median ratio of CPU seconds.
+With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
+waits that many seconds before each answer. It needs obstore. On a machine that does other work
+too, more threads get more of it: --threads makes the formats comparable.
 
 With --entries, that many images without contents are written: indices beside empty shards (with
 labels or folders), or a list, Parquet or Arrow. A new process opens them as a run does. Prints the
@@ -18,6 +21,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,16 +29,18 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ml_collections import ConfigDict
 
+from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
-from moco_jax.data.loading.loader import cores
 from moco_jax.data.loading.order import ShuffledOrder
 from moco_jax.data.prepare import shards as conversion
 from moco_jax.data.prepare.encoding import Encoding
@@ -42,6 +48,8 @@ from moco_jax.data.sources.opening import open_sources
 from moco_jax.data.sources.shards import index_file
 from moco_jax.data.sources.shards.samples import Labels, Samples
 from moco_jax.data.sources.source import Source, fingerprint
+from moco_jax.data.sources.storage.files import open_file
+from tests.data.sources.storage.server import settings
 
 _CHUNK = 16  # images of a task
 _CLASSES = 1000
@@ -94,34 +102,54 @@ def write_plain(table: pa.Table, path: pathlib.Path) -> None:
     pq.write_table(table, path, row_group_size=1000, compression="none", use_dictionary=False)
 
 
-def rate(pool: ThreadPoolExecutor, source: Source, order: np.ndarray) -> tuple[float, float]:
-    """Returns images/s of reading and decoding the images in this order, and a CPU second."""
+@contextlib.contextmanager
+def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
+    """Serves the tar and the shards below root from a bucket; yields {format: URL}."""
+    with tempfile.TemporaryDirectory() as made:
+        bucket = pathlib.Path(made)
+        shutil.copy(root / "x.tar", bucket)
+        shutil.copytree(root / "shards", bucket / "shards")
+        command = [sys.executable, "-m", "tests.data.sources.storage.server", made, str(latency)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **pipes) as server:
+            os.environ.update(settings(server.stdout.readline().strip()))
+            yield {"tar, bucket": "s3://b/x.tar", "shards, bucket": "gs://b/shards"}
+            server.stdin.close()
+
+
+def rate(source: Source, order: np.ndarray, threads: int) -> tuple[float, float]:
+    """Returns images/s of reading and decoding the images as the loader does, and a CPU second."""
+    threads = loader.threads(ConfigDict({"threads": threads}), source.remote)
+    length = 4 if source.remote else _CHUNK
 
     def work(part: np.ndarray) -> None:
         for index in part:
             decode(source.read(int(index)), Decoding(512))
 
-    begun, used = time.perf_counter(), time.process_time()
-    list(pool.map(work, np.split(order, range(_CHUNK, len(order), _CHUNK))))
-    return (
-        len(order) / (time.perf_counter() - begun),
-        len(order) / (time.process_time() - used),
-    )
+    with ThreadPoolExecutor(threads) as pool:
+        begun, used = time.perf_counter(), time.process_time()
+        list(pool.map(work, np.split(order, range(length, len(order), length))))
+        return (
+            len(order) / (time.perf_counter() - begun),
+            len(order) / (time.process_time() - used),
+        )
 
 
-def compare(path: str, turns: int) -> None:
+def compare(path: str, turns: int, latency: float, threads: int) -> None:
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(cores()) as pool:
-        places = write_formats(path, pathlib.Path(made))
+    with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as stack:
+        places: dict = write_formats(path, pathlib.Path(made))
+        if latency:
+            places |= stack.enter_context(in_bucket(pathlib.Path(made), latency))
         sources = {form: open_train(place) for form, place in places.items()}
         rates: dict[str, list[tuple[float, float]]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():
-                value = rate(pool, source, rng.permutation(len(source)))
+                value = rate(source, rng.permutation(len(source)), threads)
                 rates[form] += [value] if turn else []  # the first turn warms up
         load = os.getloadavg()[0]
         print(
-            f"{path}: {len(sources['tar'])} images, {cores()} cores, load {load:.0f}, "
+            f"{path}: {len(sources['tar'])} images, {loader.cores()} cores, load {load:.0f}, "
             f"{turns} turns, images/s"
         )
     for form, values in rates.items():
@@ -156,7 +184,7 @@ def write_indices(root: pathlib.Path, entries: int, shards: int, folders: bool) 
             np.array([len(name) for name in own], np.uint32),
             {} if folders else {".cls": Labels(codes, table, lengths)}, {}, {}, [],
         )  # fmt: skip
-        data = index_file.encoded(samples, index_file._identity(str(path), path.stat()))
+        data = index_file.encoded(samples, index_file._identity(open_file(str(path))))
         path.with_name(path.name + index_file.ENDING).write_bytes(data)
 
 
@@ -232,6 +260,8 @@ def main() -> None:
     )
     parser.add_argument("--path", default="", help="tar or folder of images")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="0 for those of the loader")
+    parser.add_argument("--latency", type=float, default=0.0, help="of a bucket, in seconds")
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--layout", choices=_LAYOUTS, default="labels", help="of --entries")
@@ -251,7 +281,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.sources", f"--start={place}"]
             subprocess.run(command, check=True)
     elif options.path:
-        compare(options.path, options.turns)
+        compare(options.path, options.turns, options.latency, options.threads)
     else:
         parser.error("--path or --entries must be given")
 

@@ -188,7 +188,8 @@ def _data() -> ConfigDict:
     c.eval_resize = 256  # pixels of the shorter side before the centre crop of evaluation
     c.canvas = 512  # pixels; larger images are decoded at a smaller scale
     c.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
-    c.threads = 0  # threads that decode; 0: one per core, at most 64
+    # Threads that read and decode; 0: one per core, at most 64; 32 per core for a bucket.
+    c.threads = 0
     c.exif_orientation = True  # turn images upright by their EXIF orientation
     c.bit_depth = 16  # significant bits of 16-bit images, such as 12 for a 12-bit sensor
     c.max_megapixels = 89.5  # images with more pixels are unreadable

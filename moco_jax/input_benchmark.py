@@ -68,7 +68,7 @@ def host_stages(source: Source, config: ConfigDict, seconds: float) -> Iterator[
     Raises:
       ValueError: if no image of the source can be read.
     """
-    threads = loader.threads(config.data)
+    readers, decoders = (loader.threads(config.data, remote) for remote in (source.remote, False))
     drawn = np.random.default_rng(config.seed).permutation(len(source))[:_IMAGES]
     files = [data for i in drawn if (data := _bytes(source, int(i))) is not None]
     images = [image for data in files if (image := _decoded(data, config)) is not None]
@@ -80,17 +80,17 @@ def host_stages(source: Source, config: ConfigDict, seconds: float) -> Iterator[
         for image in images:
             canvas[: image.shape[0], : image.shape[1]] = image
 
-    with ThreadPoolExecutor(threads) as pool:
-
-        def rate(work: Callable, items: list) -> float:
-            chunks = [items[i : i + _CHUNK] for i in range(0, len(items), _CHUNK)]
-            each = lambda chunk: [work(item) for item in chunk]  # noqa: E731
+    def rate(work: Callable, items: list, threads: int) -> float:
+        length = min(_CHUNK, -(-len(items) // threads))
+        chunks = [items[i : i + length] for i in range(0, len(items), length)]
+        each = lambda chunk: [work(item) for item in chunk]  # noqa: E731
+        with ThreadPoolExecutor(threads) as pool:
             return _rate(lambda: list(pool.map(each, chunks)), len(items), seconds)
 
-        reading = rate(lambda i: _bytes(source, int(i)), list(drawn))
-        yield Stage("reading", reading, f"bytes from the source, {threads} threads")
-        decoding = rate(lambda data: _decoded(data, config), files)
-        yield Stage("decoding", decoding, f"bytes in memory to images, {threads} threads")
+    reading = rate(lambda i: _bytes(source, int(i)), list(drawn), readers)
+    yield Stage("reading", reading, f"bytes from the source, {readers} threads")
+    decoding = rate(lambda data: _decoded(data, config), files, decoders)
+    yield Stage("decoding", decoding, f"bytes in memory to images, {decoders} threads")
     batching = _rate(batch, len(images), seconds)
     yield Stage("batching", batching, f"onto canvases of {config.data.canvas} pixels, 1 thread")
 

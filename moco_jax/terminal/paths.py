@@ -4,20 +4,23 @@ import os
 from collections.abc import Callable
 
 SEPARATOR = "+"
+SCHEMES = ("s3://", "gs://")  # of buckets
 
 
 def parts(path: str) -> list[str]:
     """Returns the paths that are joined: '/a+/b' gives ['/a', '/b'], with '~' expanded.
 
     A path that exists as it is written is one path, and so is each part that exists: 'c+++/b' may
-    be 'c++' and '/b'. A part that does not exist ends at the next separator.
+    be 'c++' and '/b'. A part that does not exist ends at the next separator, and so does a URL:
+    its bucket is not asked.
     """
     if SEPARATOR not in path or _exists(path):
         return [os.path.expanduser(path)]
     pieces = path.split(SEPARATOR)
     found: list[str] = []
     while pieces:
-        tried = (SEPARATOR.join(pieces[:end]) for end in range(len(pieces), 0, -1))
+        lengths = [1] if is_url(pieces[0]) else range(len(pieces), 0, -1)
+        tried = (SEPARATOR.join(pieces[:end]) for end in lengths)
         part = next(filter(_exists, tried), pieces[0])
         found.append(os.path.expanduser(part))
         pieces = pieces[part.count(SEPARATOR) + 1 :]
@@ -25,17 +28,27 @@ def parts(path: str) -> list[str]:
 
 
 def each(change: Callable[[str], str], path: str) -> str:
-    """Returns the joined paths with a change of each of them, '~' expanded before."""
-    return SEPARATOR.join(map(change, parts(path)))
+    """Returns the joined paths with a change of each that is no URL, '~' expanded before."""
+    return SEPARATOR.join(part if is_url(part) else change(part) for part in parts(path))
 
 
 def missing(path: str) -> str:
     """Returns the first of the joined paths that does not exist, '' if all do.
 
-    The files that a pattern names are looked for when it is opened.
+    The files that a pattern names, and those in a bucket, are looked for when they are opened.
     """
-    absent = (p for p in parts(path) if not os.path.exists(p) and not is_pattern(p))
+    absent = (p for p in parts(path) if not (os.path.exists(p) or is_pattern(p) or is_url(p)))
     return next((part or path for part in absent), "")
+
+
+def is_url(path: str) -> bool:
+    """Returns whether a path is in a bucket, such as 's3://bucket/x.tar'."""
+    return path.startswith(SCHEMES)
+
+
+def below(root: str, path: str) -> str:
+    """Returns a path that may be relative to root, absolute, or a URL."""
+    return path if is_url(path) else os.path.join(root, path)
 
 
 def is_pattern(path: str) -> bool:

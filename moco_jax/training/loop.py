@@ -18,7 +18,7 @@ from moco_jax.parallel import cluster
 from moco_jax.parallel.notices import Notices
 from moco_jax.parallel.pipeline import IN_FLIGHT
 from moco_jax.terminal import progress
-from moco_jax.training import interruption, workdir
+from moco_jax.training import absent_images, interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
 from moco_jax.training.comparison import Kind
 from moco_jax.training.compilation import begin_compiling, step_memory
@@ -189,7 +189,10 @@ def _loop(
         _end(task, console, log, folder)
         return state
     notices, pending = Notices(run.layout), collections.deque()
-    with contextlib.closing(run.data.batches(run.order, first)) as batches:
+    save = lambda: _save_done(task, state, first, pending, checkpoints)  # noqa: E731
+    stopped = lambda by: _interrupted(by, checkpoints, _reached(task, log))  # noqa: E731
+    reading = contextlib.closing(run.data.batches(run.order, first))
+    with absent_images.saving(asked, save, stopped), reading as batches:
         train_step, batches = _compiled(task, state, batches, notices, clock, at_first)
         memory, watch = step_memory(train_step), Stopwatch()
         with asked.waiting(), console.counting():
@@ -224,14 +227,22 @@ def _loop(
                     watch.restart()
                 if stop:
                     checkpoints.finish(step, state)
-                    so_far = _reached(task, log)
-                    raise _interrupted(signal.Signals(stop), checkpoints, so_far)
+                    raise stopped(signal.Signals(stop))
     with asked.waiting(), progress.phase("saving"):
         checkpoints.finish(total, state)
     saved = ending.shown(checkpoints.path(total))
     console.say(f"done: step {total} of {total} {clock.summary()}; saved in {saved}")
     _end(task, console, log, folder)
     return state
+
+
+def _save_done(
+    task: Task, state: Any, first: int, pending: collections.deque, checkpoints: Checkpoints
+) -> None:
+    """Saves the state if a step was done since the first."""
+    if (step := int(state.step)) > first:
+        _settle(pending, 0, task, state, checkpoints)
+        checkpoints.finish(step, state)
 
 
 def _compiled(

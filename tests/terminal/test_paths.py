@@ -19,6 +19,8 @@ from moco_jax.terminal import paths
         ("x+y", ["x+y"]),  # exists as it is written
         ("x+y+a", ["x+y", "a"]),
         ("a+", ["a", ""]),
+        ("s3://b/x.tar", ["s3://b/x.tar"]),
+        ("a+s3://b/x.tar+gs://c+c++", ["a", "s3://b/x.tar", "gs://c", "c++"]),
     ],
 )
 def test_parts(tmp_path, monkeypatch, path, expected):
@@ -35,3 +37,14 @@ def test_home_is_expanded_in_each_part(tmp_path, monkeypatch):
     assert paths.parts("~/a+~/b") == [f"{tmp_path}/a", f"{tmp_path}/b"]
     assert paths.each(os.path.basename, "~/a+~/b") == "a+b"
     assert paths.missing("~/a+~/b") == "" and paths.missing("~/a+~/c") == f"{tmp_path}/c"
+
+
+def test_urls_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    joined = "a+s3://b/x.tar+gs://c/{0..9}.tar"
+    assert paths.each(os.path.abspath, joined) == f"{tmp_path}/{joined}"
+    assert paths.missing(joined) == ""
+    assert paths.is_pattern("gs://c/{0..9}.tar") and not paths.is_url("/s3://b")
+    assert paths.below("s3://b/y", "x.jpg") == "s3://b/y/x.jpg"
+    assert paths.below("/y", "s3://b/x.jpg") == "s3://b/x.jpg"

@@ -25,9 +25,13 @@ from moco_jax.parallel.mesh import Layout
 from moco_jax.terminal import logs, progress
 
 _MAX_THREADS = 64
+# For each core, of images in a bucket: most of them wait for the network. A read takes 20 ms or
+# more, and decoding takes 1 to 4.
+_THREADS_THAT_WAIT, _MAX_THREADS_THAT_WAIT = 32, 512
 _PROBED_IMAGES = 64  # their sizes decide whether a source may fit into device memory
 _MEASURED_IMAGES = 32  # the median of their sides decides the size of views
 _CHUNK = 256  # images per task: a future for each small image costs more than decoding it
+_REMOTE_CHUNK = 4
 
 
 class Batches(Protocol):
@@ -103,17 +107,23 @@ def load(source: Source, config: ConfigDict, layout: Layout) -> DataSet:
     limit = config.resident_megabytes * 2**20
     height, width = _probe(source, reader.how)
     if len(source) * height * width * 3 <= limit:
-        images = _decode_all(reader, threads(config))
+        images = _decode_all(reader, threads(config, source.remote))
         sizes = np.asarray([image.shape[:2] for image in images.values()], np.int32)
         if len(images) * int(np.prod(sizes.max(axis=0))) * 3 <= limit:
             arrays = {"images": on_canvases(list(images.values()), sizes), "sizes": sizes}
             good = np.fromiter(images, np.int64)
             return ResidentData(source, good, arrays, layout, reader.skipped)
-    return StreamedData(reader, threads(config), layout, largest=max(height, width))
+    workers = threads(config, source.remote)
+    return StreamedData(reader, workers, layout, largest=max(height, width))
 
 
-def threads(config: ConfigDict) -> int:
-    """Returns the number of decoding threads, from `data` of the whole config."""
+def threads(config: ConfigDict, remote: bool = False) -> int:
+    """Returns the number of threads that read and decode, from `data` of the whole config.
+
+    `remote` is that of the source.
+    """
+    if remote:
+        return config.threads or min(_THREADS_THAT_WAIT * cores(), _MAX_THREADS_THAT_WAIT)
     return config.threads or min(cores(), _MAX_THREADS)
 
 
@@ -158,7 +168,8 @@ def shorter_sides(source: Source, config: ConfigDict) -> list[int]:
 def _decode_all(reader: Reader, threads: int) -> dict[int, np.ndarray]:
     """Returns {index: uint8[h, w, 3]} of the readable images, in the order of the source."""
     indices = range(len(reader.source))
-    chunks = [indices[i : i + _CHUNK] for i in indices[::_CHUNK]]
+    length = _REMOTE_CHUNK if reader.source.remote else _CHUNK
+    chunks = [indices[i : i + length] for i in indices[::length]]
     images, text = {}, f"loading {reader.source.name}"
     with (
         progress.bar(len(indices), text, unit="images") as bar,

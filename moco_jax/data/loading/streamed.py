@@ -14,6 +14,7 @@ from moco_jax.data.loading.reader import Reader
 from moco_jax.parallel.mesh import Layout
 
 _TASK_IMAGES = 16  # small tasks: all threads work on the next batch, whatever its size
+_REMOTE_TASK_IMAGES = 2  # many threads wait: larger tasks would spread over many batches
 _AHEAD = 2  # batches that are copied to the devices before a step asks for them
 _IN_USE = 3  # batches that running steps may still read
 MOST_ON_DEVICES = _AHEAD + _IN_USE
@@ -52,6 +53,7 @@ class StreamedData(StreamedBatches):
         self.source_indices = np.arange(len(reader.source))
         self._reader, self._canvas, self._largest = reader, reader.how.canvas, largest
         self._threads, self._layout = threads, layout
+        self._task_images = _REMOTE_TASK_IMAGES if reader.source.remote else _TASK_IMAGES
 
     def __len__(self) -> int:
         return len(self._reader.source)
@@ -67,7 +69,7 @@ class StreamedData(StreamedBatches):
     def describe(self, batch_size: int) -> str:
         """Returns name, size and the most host memory that batches of B images use, in one line."""
         rows = len(self._layout.rows(batch_size))
-        tasks = -(-rows // _TASK_IMAGES)
+        tasks = -(-rows // self._task_images)
         # The tasks that run ahead fill this many batches, the last ones partly.
         filling = -(-self._ahead(tasks) // tasks) + 1
         batches = filling + _AHEAD + 1 + _IN_USE
@@ -95,12 +97,12 @@ class StreamedData(StreamedBatches):
         if start >= len(plan):
             return
         rows = self._layout.rows(len(plan[start]))
-        per_batch = -(-len(rows) // _TASK_IMAGES)  # tasks
+        per_batch = -(-len(rows) // self._task_images)  # tasks
         filling = _BatchesInProgress(len(rows), self._canvas)
 
         def read(task: int) -> int:
             step, position = divmod(int(task), per_batch)
-            part = slice(position * _TASK_IMAGES, (position + 1) * _TASK_IMAGES)
+            part = slice(position * self._task_images, (position + 1) * self._task_images)
             self._read(plan[step][rows[part]], filling.get(step), part)
             return step
 

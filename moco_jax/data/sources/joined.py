@@ -69,7 +69,8 @@ def _joined(sources: Sequence[Source], name: str) -> Source:
         return source.names[own]
 
     names = ComputedNames(int(first[-1]), name_of)
-    return Source(name, read, names, labels, class_names, _groups(sources))
+    remote = any(source.remote for source in sources)
+    return Source(name, read, names, labels, class_names, _groups(sources), remote)
 
 
 def _groups(sources: Sequence[Source]) -> np.ndarray | None:

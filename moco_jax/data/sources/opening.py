@@ -8,7 +8,7 @@
 .zip), shards (a folder of tars, or a pattern such as 'a-{000..255}.tar'), an .npz of arrays, or,
 with 'tfds:<name>', a TFDS data directory that has <name>. It may also be a folder of Parquet or
 Arrow files, one such file, a list of paths (.csv, .tsv, .jsonl, .txt), or several of all these,
-joined by '+'.
+joined by '+'. All but .npz and Arrow files may lie in a bucket: s3://bucket/x.tar.
 """
 
 import dataclasses
@@ -32,8 +32,10 @@ from moco_jax.data.sources.source import (
     hold_out,
     one_image_a_class,
 )
+from moco_jax.data.sources.storage import bucket_folders
+from moco_jax.data.sources.storage.files import open_file
 from moco_jax.data.sources.tables import files, list_file, lists
-from moco_jax.terminal.paths import is_pattern, parts
+from moco_jax.terminal.paths import is_pattern, is_url, parts
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 # Of `data` in a config.
@@ -48,6 +50,7 @@ _UNPACK = {
     ".tar.zst": "mkdir {folder} && tar --zstd -xf {file} -C {folder}",
     ".tar.lz4": "mkdir {folder} && lz4 -dc {file} | tar -x -C {folder}",
 }
+_ON_DISK = (".npz", ".arrow")  # their readers map or load the whole file
 _MAGIC = {zip_archive.MAGIC: ".zip", b"7z\xbc\xaf\x27\x1c": ".7z", b"Rar!\x1a\x07": ".rar"}
 
 
@@ -111,7 +114,7 @@ def open_sources(
     )
     try:
         paths = parts(path)
-        opened = [_open(source, part, keys) for part in paths]
+        opened = [_marked(_open(source, part, keys), part) for part in paths]
         opened = joined.join(opened, paths) if len(paths) > 1 else opened[0]
     except OSError as error:
         if not error.filename or not path:  # the message says what to correct
@@ -162,6 +165,17 @@ def _images(source: Source, place: str) -> str:
     return counted(len(source), "image") + (f" in {place}" if place else "")
 
 
+def _marked(opened: Opened, path: str) -> Opened:
+    """Returns a data set that knows whether its path is in a bucket."""
+    if not is_url(path):
+        return opened
+    train, test = (
+        source and dataclasses.replace(source, remote=True)
+        for source in (opened.train, opened.test)
+    )
+    return dataclasses.replace(opened, train=train, test=test)
+
+
 def _open(source: str, path: str, keys: Keys) -> Opened:
     """Returns the splits that the data set itself has."""
     name = source.partition("tfds:")[2]
@@ -178,6 +192,8 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
         )
     if is_pattern(path):
         return shard_set.open_pattern(path, keys)
+    if is_url(path):
+        return _open_url(path, keys)
     if not os.path.exists(path):
         raise FileNotFoundError(
             f"there is no file or folder {path}: correct --config.data.path, or the path after the "
@@ -200,13 +216,27 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
         ) from error
 
 
+def _open_url(url: str, keys: Keys) -> Opened:
+    """Returns the splits of an object in a bucket, or of the objects below a folder."""
+    if url.lower().endswith(_ON_DISK):
+        raise ValueError(
+            f"{url} can't be read in a bucket: copy it to a disk, and set --config.data.path to "
+            "the copy"
+        )
+    try:
+        open_file(url)
+    except FileNotFoundError:
+        return bucket_folders.open_folder(url, keys)
+    return _open_file(url, keys)
+
+
 def _open_file(path: str, keys: Keys) -> Opened:
     """Returns the splits of an archive or an .npz; the file name decides which it is."""
     lower = path.lower()
     endings = (*tar_archive.EXTENSIONS, zip_archive.EXTENSION, ".npz")
     endings += (*files.EXTENSIONS, *list_file.EXTENSIONS)
     allowed = f"allowed: a folder, or {', '.join(endings)}"
-    if what := kind(os.stat(path).st_mode):
+    if not is_url(path) and (what := kind(os.stat(path).st_mode)):
         raise ValueError(f"can't open {path}: it is {what}; {allowed}")
     if lower.endswith(".npz"):
         return npz_file.open_npz(path)
@@ -232,8 +262,7 @@ def _open_file(path: str, keys: Keys) -> Opened:
 
 def _archive(path: str) -> str:
     """Returns the ending of an archive that is no tar, by its first bytes or its name; or ''."""
-    with open(path, "rb") as file:
-        start = file.read(8)
+    start = open_file(path).read_at(0, 8)
     by_content = (ending for magic, ending in _MAGIC.items() if start.startswith(magic))
     by_name = (ending for ending in (*_UNPACK, ".zip") if path.lower().endswith(ending))
     return next(by_content, next(by_name, ""))

@@ -1,5 +1,7 @@
 """Reads files whose path the data name: regular files below a size limit, and nothing else.
 
+A path may be the URL of an object in a bucket.
+
 A path among images may be a named pipe, a link to /dev/zero or a sparse file of a terabyte. Reading
 one would block for ever or fill the memory.
 """
@@ -7,6 +9,9 @@ one would block for ever or fill the memory.
 import errno
 import os
 import stat
+
+from moco_jax.data.sources.storage import buckets
+from moco_jax.terminal.paths import is_url
 
 MAX_BYTES = 1 << 30
 _CHUNK_BYTES = 4 << 20
@@ -25,8 +30,11 @@ def read_file(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
     Raises:
       OSError: if the path is absent, unreadable, not a regular file, or larger than the limit, or
         if the memory does not suffice.
+      buckets.BucketError: if the bucket of a URL can't be read.
     """
     path = os.fspath(path)
+    if is_url(path):
+        return _read_object(path, limit)
     size = _checked_size(path, os.stat(path), limit)
     # The path may be another file by now. Without O_NONBLOCK, opening a named pipe would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -45,12 +53,20 @@ def kind(mode: int) -> str:
 
 
 def from_disk(error: BaseException) -> bool:
-    """Returns whether an error is one of the disk or its permissions, not one of the contents.
+    """Returns whether an error is one of the disk, the bucket or permissions, not of the contents.
 
     Damaged contents cause errors without a number, or a seek to an offset that no file has.
     """
     contents = (None, errno.EINVAL, errno.EOVERFLOW)
-    return isinstance(error, OSError) and error.errno not in contents
+    on_disk = isinstance(error, OSError) and error.errno not in contents
+    return on_disk or isinstance(error, buckets.BucketError)
+
+
+def _read_object(url: str, limit: int) -> bytes:
+    size, data = buckets.read_whole(url, limit)
+    if size > limit:
+        raise _too_large(url, f"it has {size} bytes", limit)
+    return data
 
 
 def _checked_size(path: str, status: os.stat_result, limit: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from moco_jax.data.sources.packed_names import PackedNames
+from moco_jax.data.sources.storage.buckets import BucketError
 
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000
@@ -38,6 +39,7 @@ class Source:
     # int32 [N]: images of one group are read at once, as those of a compressed part of a file; None
     # if each image is read by itself.
     groups: np.ndarray | None = None
+    remote: bool = False  # whether images are in a bucket, so that `read` waits for a network
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,6 +139,8 @@ def _sample(source: Source, index: int) -> bytes:
     """Returns the digest of one image."""
     try:
         image = source.read(index)
+    except BucketError:
+        raise
     except Exception:  # the readers of TFDS raise many types
         return b"unreadable"
     if isinstance(image, np.ndarray):
@@ -244,7 +248,8 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     labels = None if source.labels is None else source.labels[indices]
     groups = None if source.groups is None else source.groups[indices]
     read = lambda i: source.read(int(indices[i]))  # noqa: E731
-    return Source(name, read, names, labels, source.class_names, groups)
+    changes = {"name": name, "read": read, "names": names, "labels": labels, "groups": groups}
+    return dataclasses.replace(source, **changes)
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> Sources:

@@ -3,9 +3,8 @@
 import dataclasses
 import os
 import posixpath
-import weakref
 from collections.abc import Callable
-from typing import BinaryIO, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from moco_jax.data.sources import folders
 from moco_jax.data.sources.file_types import (
@@ -18,6 +17,7 @@ from moco_jax.data.sources.file_types import (
 )
 from moco_jax.data.sources.regular_file import MAX_BYTES
 from moco_jax.data.sources.source import Opened, Source
+from moco_jax.data.sources.storage.files import File
 
 _MAX_TEXT_BYTES = 64 << 20
 _MOST_LINKS = 40  # that are followed from one path, as by Linux
@@ -169,20 +169,15 @@ def check_size(size: int) -> None:
         raise OSError(f"it has {size} bytes; allowed: at most {MAX_BYTES}")
 
 
-def reader_by_offset(file: BinaryIO) -> Callable[[Extent], bytes]:
+def reader_by_offset(file: File) -> Callable[[Extent], bytes]:
     """Returns a function that reads an extent of the file; threads can call it at once."""
-    descriptor = os.dup(file.fileno())
 
     def read_at(extent: Extent) -> bytes:
         offset, size = extent
         check_size(size)
-        try:
-            data = os.pread(descriptor, size, offset)
-        except MemoryError as error:
-            raise OSError(f"not enough memory for {size} bytes") from error
+        data = file.read_at(offset, size)
         if len(data) < size:
             raise OSError(f"the archive ends {size - len(data)} bytes too early")
         return data
 
-    weakref.finalize(read_at, os.close, descriptor)
     return read_at

@@ -27,6 +27,7 @@ from moco_jax.data.sources.archives.members import (
 from moco_jax.data.sources.archives.memory import available_bytes
 from moco_jax.data.sources.regular_file import from_disk
 from moco_jax.data.sources.source import Opened
+from moco_jax.data.sources.storage.files import File, open_file, stream
 from moco_jax.terminal import progress
 
 EXTENSIONS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -46,13 +47,14 @@ def open_tar(path: str, keys: folders.Keys) -> Opened:
       ValueError: if the archive is damaged, holds no images, is compressed and unpacks to more
         than the memory allows, or its folder structure is not supported.
     """
-    opener = _opener(path)
+    file = open_file(path)
+    opener = _opener(file)
     if opener is None:
-        with open(path, "rb") as file:
-            index = _index(file, path)
-            read_at = reader_by_offset(file)
+        with stream(file) as contents:
+            index = _index(contents, path)
+        read_at = reader_by_offset(file)
     else:
-        contents = _decompress(path, opener)
+        contents = _decompress(file, opener)
         index = _index(contents, path)
         read_at = _reader_from_memory(contents)
     opened = open_members(index, path, keys, read_at, lambda: _if_archives(index, path))
@@ -63,22 +65,26 @@ def open_tar(path: str, keys: folders.Keys) -> Opened:
     return opened
 
 
-def _opener(path: str) -> Callable | None:
+def _opener(file: File) -> Callable | None:
     """Returns the function that opens a compressed file, or None if it is not compressed."""
-    with open(path, "rb") as file:
-        start = file.read(6)
+    start = file.read_at(0, 6)
     return next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
 
 
-def _decompress(path: str, opener: Callable) -> io.BytesIO:
+def _decompress(file: File, opener: Callable) -> io.BytesIO:
     """Returns the decompressed contents of a file, in memory."""
+    path = file.path
     contents = io.BytesIO()
     most = min(MAX_UNPACKED_BYTES, available_bytes() // 2)
     try:
         unpacked = lambda: f"{contents.tell() >> 20:,} MB"  # noqa: E731
         what = f"decompressing {path}"
-        with opener(path, "rb") as file, progress.phase(what, detail=unpacked):
-            while chunk := file.read(_CHUNK_BYTES):
+        with (
+            stream(file) as packed,
+            opener(packed, "rb") as unpacking,
+            progress.phase(what, detail=unpacked),
+        ):
+            while chunk := unpacking.read(_CHUNK_BYTES):
                 if contents.tell() + len(chunk) > most:
                     raise ValueError(
                         f"{path} unpacks to more than {most / 2**30:.3g} GiB, the "

@@ -14,16 +14,15 @@ from typing import BinaryIO, NamedTuple
 
 from moco_jax.data.sources import folders
 from moco_jax.data.sources.archives.members import (
-    Extent,
     Members,
     check_size,
     clean,
     open_members,
-    reader_by_offset,
 )
 from moco_jax.data.sources.file_types import counted, is_image, listed
 from moco_jax.data.sources.regular_file import from_disk
 from moco_jax.data.sources.source import Opened
+from moco_jax.data.sources.storage.files import File, open_file, stream
 from moco_jax.terminal import progress
 
 EXTENSION = ".zip"
@@ -34,6 +33,7 @@ _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz"}
 _UNIX, _WINDOWS = 3, (0, 10)  # systems that wrote a member
 _MAX_TARGET_BYTES = 4096  # of a symbolic link
 _MAX_OFFSET = 1 << 62
+_MOST_SLACK = 1024  # bytes of name and extra fields that are read with a member
 # Local header (APPNOTE 4.3.7): magic, 5 fields of 2 bytes, 3 of 4 bytes, sizes of name and extra.
 _LOCAL = struct.Struct("<4s5H3I2H")
 
@@ -56,10 +56,10 @@ def open_zip(path: str, keys: folders.Keys) -> Opened:
       ValueError: if the archive is damaged, holds no images, or images that are encrypted or
         compressed by another method than Deflate, or its folder structure is not supported.
     """
-    with open(path, "rb") as file:
-        infos = _directory(file, path)
-        read_bytes = reader_by_offset(file)
-    read_at = lambda place: _read(read_bytes, place)  # noqa: E731
+    file = open_file(path)
+    with stream(file) as contents:
+        infos = _directory(contents, path)
+    read_at = lambda place: _read(file, place)  # noqa: E731
     members = Members[_Place]()
     for info in infos:
         _add(members, info, read_at)
@@ -138,19 +138,27 @@ def _check_readable(infos: list[zipfile.ZipInfo], path: str) -> None:
         )
 
 
-def _read(read_bytes: Callable[[Extent], bytes], place: _Place) -> bytes:
-    """Returns the bytes of a member.
+def _read(file: File, place: _Place) -> bytes:
+    """Returns the bytes of a member, by one read if its header is of usual length.
 
     Raises:
       OSError: if the member is damaged or too large.
     """
-    check_size(place.size)
+    check_size(max(place.size, place.stored))
     if not 0 <= place.header < _MAX_OFFSET:
         raise OSError(f"the archive has no byte {place.header}: it is damaged")
-    magic, *_, name, extra = _LOCAL.unpack(read_bytes((place.header, _LOCAL.size)))
+    found = file.read_at(place.header, _LOCAL.size + _MOST_SLACK + place.stored)
+    if len(found) < _LOCAL.size:
+        raise OSError(f"the archive ends {_LOCAL.size - len(found)} bytes too early")
+    magic, *_, name, extra = _LOCAL.unpack_from(found)
     if magic != MAGIC:
         raise OSError(f"the archive has no member at byte {place.header}: it is damaged")
-    data = read_bytes((place.header + _LOCAL.size + name + extra, place.stored))
+    start = _LOCAL.size + name + extra
+    data = found[start : start + place.stored]
+    if name + extra > _MOST_SLACK:
+        data = file.read_at(place.header + start, place.stored)
+    if len(data) < place.stored:
+        raise OSError(f"the archive ends {place.stored - len(data)} bytes too early")
     if place.method == zipfile.ZIP_DEFLATED:
         data = _inflated(data, place.size)
     if len(data) != place.size or zlib.crc32(data) != place.crc:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from moco_jax.data.sources.file_types import counted, listed
@@ -22,10 +23,10 @@ def read(folder: str) -> dict[str, Any]:
       ValueError: if the file is damaged, or its class_names or labels can't be used.
     """
     path = os.path.join(folder, NAME)
-    if not os.path.exists(path):
-        return {}
     try:
         content = json.loads(read_file(path, _MAX_BYTES))
+    except FileNotFoundError:
+        return {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(content, dict):
@@ -48,8 +49,13 @@ def is_converted(about: dict[str, Any]) -> bool:
     return about.get("written_by") == WRITER
 
 
-def check_complete(about: dict[str, Any], folder: str) -> None:
+def check_complete(about: dict[str, Any], folder: str, found: Sequence[str]) -> None:
     """Raises an error if a conversion is unfinished, or one of its shards is gone.
+
+    Args:
+      about: the contents of shards.json.
+      folder: that it is in.
+      found: the paths of the shards in the folder.
 
     Raises:
       ValueError: if `data.prepare` was interrupted.
@@ -64,7 +70,8 @@ def check_complete(about: dict[str, Any], folder: str) -> None:
         )
     finished = about.get("shards")
     names = list(finished) if isinstance(finished, dict) else []
-    if missing := [name for name in names if not os.path.exists(os.path.join(folder, name))]:
+    known = set(found)
+    if missing := [name for name in names if os.path.join(folder, name) not in known]:
         raise FileNotFoundError(
             f"{counted(len(missing), 'shard')} of the {len(names)} of {folder} "
             f"{'is' if len(missing) == 1 else 'are'} missing: {listed(missing)}; copy them again"

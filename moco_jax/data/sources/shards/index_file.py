@@ -1,8 +1,11 @@
 """The index of a shard on disk: its samples, so that they are listed once.
 
 It lies beside the shard, or in the cache folder of the user if that folder can't be written. It
-belongs to one file: to its size, its time of change and a digest of its ends. Nothing in it is
-trusted; a damaged or outdated index is written again.
+belongs to one file: to its size, its version (the time of change, or that of a bucket) and a digest
+of its ends. Nothing in it is trusted; a damaged or outdated index is written again.
+
+The index of a shard in a bucket is written into the cache folder. One that was copied into the
+bucket with its shard is read; of this shard it knows another version.
 
 The format: magic, uint32 length of a JSON header, the header, the arrays that it lists, and a
 BLAKE2b digest of all before it.
@@ -21,6 +24,8 @@ import numpy as np
 
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.shards.samples import KINDS, Labels, Samples, list_samples
+from moco_jax.data.sources.storage.files import File, open_file
+from moco_jax.terminal.paths import is_url
 
 ENDING = ".moco-index"
 _MAGIC = b"moco_jax index 1"
@@ -41,9 +46,10 @@ class Shard:
 
     path: str
     size: int  # bytes of the file
-    changed: int  # its time of change, in nanoseconds
+    version: str | int  # of `storage.files.File`
     samples: Samples
     saved: bool  # whether the index is on disk
+    remote: File | None  # the shard if it is in a bucket: it stays open
 
 
 def open_shard(path: str) -> Shard:
@@ -53,36 +59,45 @@ def open_shard(path: str) -> Shard:
       ValueError: if the shard is damaged.
       OSError: if it can't be read.
     """
-    status = os.stat(path)
-    bound = _identity(path, status)
-    places = [path + ENDING, _in_cache(path)]
-    for place in places:
+    file = open_file(path)
+    bound = _identity(file)
+    remote = is_url(path)
+    samples, saved = _saved(path, bound, remote), True
+    if samples is None:
+        samples = list_samples(path)
+        data = encoded(samples, bound)
+        places = [_in_cache(path)] if remote else [path + ENDING, _in_cache(path)]
+        saved = any(_write(place, data) for place in places)
+    return Shard(path, file.size, file.version, samples, saved, file if remote else None)
+
+
+def _saved(path: str, bound: dict[str, Any], remote: bool) -> Samples | None:
+    """Returns the samples of the index of a shard, None if there is none."""
+    copied = {key: value for key, value in bound.items() if key != "changed"}
+    beside, cached = (path + ENDING, copied if remote else bound), (_in_cache(path), bound)
+    for place, expected in (cached, beside) if remote else (beside, cached):
         with contextlib.suppress(OSError, _Invalid):
-            samples = decoded(read_file(place, _MAX_BYTES), bound)
-            return Shard(path, status.st_size, status.st_mtime_ns, samples, True)
-    samples = list_samples(path)
-    data = encoded(samples, bound)
-    saved = any(_write(place, data) for place in places)
-    return Shard(path, status.st_size, status.st_mtime_ns, samples, saved)
+            return decoded(read_file(place, _MAX_BYTES), expected)
+    return None
 
 
-def _identity(path: str, status: os.stat_result) -> dict[str, Any]:
+def _identity(file: File) -> dict[str, Any]:
     """Returns what tells a file from others."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    with open(path, "rb", buffering=0) as file:
-        for offset in (0, max(0, status.st_size - _END_BYTES)):
-            digest.update(os.pread(file.fileno(), _END_BYTES, offset))
+    for offset in (0, max(0, file.size - _END_BYTES)):
+        digest.update(file.read_at(offset, _END_BYTES))
     return {
-        "name": os.fsencode(os.path.basename(path)).hex(),
-        "size": status.st_size,
-        "changed": status.st_mtime_ns,
+        "name": os.fsencode(os.path.basename(file.path)).hex(),
+        "size": file.size,
+        "changed": file.version,
         "ends": digest.hexdigest(),
     }
 
 
 def _in_cache(path: str) -> str:
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(path)), digest_size=16).hexdigest()
+    path = path if is_url(path) else os.path.realpath(path)
+    name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
     return os.path.join(root, "moco_jax", name + ENDING)
 
 
@@ -131,6 +146,10 @@ def encoded(samples: Samples, bound: dict[str, Any]) -> bytes:
 def decoded(data: bytes, bound: dict[str, Any]) -> Samples:
     """Returns the samples of an index; its arrays are views of `data`.
 
+    Args:
+      data: the contents of the index.
+      bound: what it must know of its shard, with the size.
+
     Raises:
       _Invalid: if the index is damaged, or belongs to another shard.
     """
@@ -143,7 +162,7 @@ def decoded(data: bytes, bound: dict[str, Any]) -> Samples:
     try:
         (length,) = _LENGTH.unpack_from(body, len(_MAGIC))
         header = json.loads(body[start : start + length])
-        if header["shard"] != bound:
+        if any(header["shard"].get(key) != value for key, value in bound.items()):
             raise _Invalid("it belongs to another file")
         arrays, at = {}, start + length
         for name, count in header["arrays"].items():

@@ -7,9 +7,11 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from moco_jax.data.sources.file_types import counted, is_hidden, is_image, listed
+from moco_jax.data.sources.storage import buckets
+from moco_jax.terminal.paths import SCHEMES, is_url
 
 ENDING = ".tar"
 _MOST = 1_000_000  # shards of one path
@@ -27,8 +29,7 @@ def expanded(path: str) -> list[str]:
       ValueError: if the pattern names too many shards.
     """
     paths = list(dict.fromkeys(_alternatives(path)))
-    found = [found for each in paths for found in (_matches(each) if "*" in each else [each])]
-    missing = [each for each in found if not os.path.isfile(each)]
+    found, missing = _in_bucket(paths) if is_url(path) else _on_disk(paths)
     if not found or len(missing) == len(found):
         raise FileNotFoundError(
             f"no file is named {path}: --config.data.path must name shards, such as "
@@ -66,6 +67,12 @@ def in_folder(root: str) -> list[str]:
                 elif entry.name.lower().endswith(ENDING) and entry.is_file():
                     found.append(entry.path)
     return sorted(found, key=natural)
+
+
+def common_folder(shards: Sequence[str]) -> str:
+    """Returns the deepest folder that all shards are in."""
+    scheme = next((scheme for scheme in SCHEMES if shards[0].startswith(scheme)), "")
+    return scheme + os.path.commonpath([os.path.dirname(s.removeprefix(scheme)) for s in shards])
 
 
 def holes(shards: Iterable[str]) -> list[str]:
@@ -129,6 +136,42 @@ def _choices(inner: str, pattern: str) -> list[str]:
         )
     width = len(found[1])
     return [f"{number:0{width}}" for number in range(first, last + 1)]
+
+
+def _on_disk(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the files that paths name, which may have a '*', and those that are missing."""
+    found = [found for each in paths for found in (_matches(each) if "*" in each else [each])]
+    return found, [each for each in found if not os.path.isfile(each)]
+
+
+def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the objects that URLs name, which may have a '*', and those that are missing.
+
+    Raises:
+      ValueError: if the URLs name no bucket, or several.
+    """
+    roots = {buckets.split(url)[0] for url in urls}
+    root = roots.pop()
+    if roots or "*" in root:
+        raise ValueError(
+            f"--config.data.path: {urls[0]} must name one bucket; '+' joins patterns of several"
+        )
+    listings: dict[tuple[str, bool], dict[str, None]] = {}
+    found, missing = [], []
+    for url in urls:
+        start, star, rest = url.partition("*")
+        folder, deep = start.rpartition("/")[0], "/" in rest  # '*' in the name of a folder
+        if (folder, deep) not in listings:
+            entries = (buckets.below if deep else buckets.directly_in)(folder)
+            listings[folder, deep] = dict.fromkeys(f"{root}/{entry.key}" for entry in entries)
+        listing = listings[folder, deep]
+        if star:
+            same = re.compile(re.escape(url).replace(r"\*", "[^/]*"))
+            found += filter(same.fullmatch, listing)
+        else:
+            found.append(url)
+            missing += [] if url in listing else [url]
+    return found, missing
 
 
 def _matches(pattern: str) -> list[str]:

@@ -15,6 +15,7 @@ from moco_jax.data.sources.archives import tar_index
 from moco_jax.data.sources.archives.members import clean
 from moco_jax.data.sources.file_types import is_hidden, is_image
 from moco_jax.data.sources.packed_names import pack
+from moco_jax.data.sources.storage.files import open_file, stream
 
 # Kinds of labels: the files .cls and .txt, and these keys of .json. The first one that all images
 # have is used.
@@ -124,7 +125,8 @@ class _Lister:
         self.left_out[what] = count + 1, names if count >= _SHOWN else [*names, name]
 
     def _read(self, member: tar_index.Member) -> bytes:
-        return os.pread(self._file.fileno(), member.size, member.offset)
+        self._file.seek(member.offset)
+        return self._file.read(member.size)
 
 
 def list_samples(path: str) -> Samples:
@@ -135,10 +137,10 @@ def list_samples(path: str) -> Samples:
       OSError: if it can't be read.
     """
     warnings: list[str] = []
-    with open(path, "rb", buffering=0) as file:
-        lister = _Lister(file)  # pyright: ignore[reportArgumentType]
+    with stream(open_file(path), buffering=0) as file:
+        lister = _Lister(file)
         try:
-            for member in tar_index.members(file, warnings.append):  # pyright: ignore
+            for member in tar_index.members(file, warnings.append):
                 lister.add(member)
         except tar_index.DamagedTar as error:
             raise ValueError(f"the shard {path} is damaged or not a tar: {error}") from error

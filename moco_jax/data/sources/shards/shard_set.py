@@ -37,9 +37,7 @@ def open_pattern(path: str, keys: folders.Keys) -> Opened:
       ValueError: if a shard is damaged, the shards hold no images, or their splits are ambiguous.
     """
     shards = patterns.expanded(path)
-    return _open(
-        shards, os.path.commonpath([os.path.dirname(shard) for shard in shards]), path, keys
-    )
+    return _open(shards, patterns.common_folder(shards), path, keys)
 
 
 def open_folder(root: str, shards: Sequence[str], keys: folders.Keys) -> Opened:
@@ -50,7 +48,7 @@ def open_folder(root: str, shards: Sequence[str], keys: folders.Keys) -> Opened:
 def _open(paths: Sequence[str], root: str, where: str, keys: folders.Keys) -> Opened:
     about = about_file.read(root)
     if root == where:
-        about_file.check_complete(about, root)
+        about_file.check_complete(about, root, paths)
     found = splits.groups(paths, root)
     name, own, tests, notes = splits.assign(found, where, keys)
     shards = _listed(own, where)

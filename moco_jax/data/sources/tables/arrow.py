@@ -12,7 +12,7 @@ import numpy as np
 from moco_jax.data.sources.tables import labels
 from moco_jax.data.sources.tables.columns import Columns
 from moco_jax.data.sources.tables.damage import damage
-from moco_jax.data.sources.tables.extents import no_image, read_at
+from moco_jax.data.sources.tables.extents import by_path, no_image, read_at
 from moco_jax.data.sources.tables.rows import Rows
 
 _MAGIC = b"ARROW1"  # of a file; a stream has none
@@ -59,13 +59,13 @@ def open_rows(
     texts = None
     if columns.path_leaf and len(size):
         texts = labels.paths_of(pa.chunked_array(parts[columns.path_leaf]))
-    starts = np.array(first)
+    starts, files = np.array(first), [by_path(path) for path in paths]
 
     def read(row: int) -> bytes:
-        path = paths[int(np.searchsorted(starts, row, "right")) - 1]
+        file = files[int(np.searchsorted(starts, row, "right")) - 1]
         if size[row] == _NULL:
-            raise no_image(path, row)
-        return read_at(path, int(offset[row]), int(size[row]))
+            raise no_image(file.path, row)
+        return read_at(file, int(offset[row]), int(size[row]))
 
     return Rows(
         read, labels.row_names(texts, found, class_names, name), texts, found, class_names

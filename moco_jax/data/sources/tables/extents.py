@@ -1,11 +1,23 @@
 """Reads parts of files by offset."""
 
-import os
-
 from moco_jax.data.sources.regular_file import MAX_BYTES
+from moco_jax.data.sources.storage.files import File, open_file
+from moco_jax.terminal.paths import is_url
 
 
-def read_at(path: str, offset: int, size: int) -> bytes:
+def by_path(path: str) -> File:
+    """Returns a file that is open while it is read only: a table may have thousands of files.
+
+    Raises as `open_file`.
+    """
+    file = open_file(path)
+    if is_url(path):
+        return file
+    read = lambda offset, size: open_file(path).read_at(offset, size)  # noqa: E731
+    return File(path, file.size, file.version, read)
+
+
+def read_at(file: File, offset: int, size: int) -> bytes:
     """Returns bytes of a file; safe to call from several threads at once.
 
     The file is not mapped into memory: if it was cut off meanwhile, a read of a map would end the
@@ -14,13 +26,10 @@ def read_at(path: str, offset: int, size: int) -> bytes:
     Raises:
       OSError: if the file can't be read, or is shorter.
     """
+    path = file.path
     if size > MAX_BYTES:
         raise OSError(f"can't read {path}: an image of {size} bytes; allowed: at most {MAX_BYTES}")
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        data = os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
+    data = file.read_at(offset, size)
     if len(data) != size:
         raise OSError(f"can't read {path}: it ends before byte {offset + size}")
     return data

@@ -17,6 +17,7 @@ from moco_jax.data.sources.tables.damage import check_pyarrow, texts
 from moco_jax.data.sources.tables.rows import as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
+from moco_jax.terminal.paths import below
 from moco_jax.text import printable
 
 EXTENSIONS = (".parquet", ".arrow")
@@ -111,7 +112,7 @@ def _open(
     check_pyarrow(where)
 
     def opener(split: str) -> Callable[[], Part]:
-        paths = [os.path.join(root, path) for path in splits[split]]
+        paths = [below(root, path) for path in splits[split]]
 
         def opened() -> Part:
             with texts(where), progress.phase(f"listing {where}", detail=lambda: printable(split)):

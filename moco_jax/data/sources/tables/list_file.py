@@ -5,6 +5,7 @@ Rows are yielded one at a time. A row that can't be read has a reason in place o
 
 import codecs
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import TextIO
 
 from moco_jax.data.sources.file_types import is_image
 from moco_jax.data.sources.regular_file import kind
+from moco_jax.data.sources.storage.files import open_file, stream
+from moco_jax.terminal.paths import is_url
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".txt")
 _MAX_LINE = 1 << 20  # characters
@@ -34,10 +37,9 @@ def read(path: str) -> tuple[list[str], bool, Iterator[Row]]:
         raise it too.
       OSError: if the file can't be read.
     """
-    if what := kind(os.stat(path).st_mode):
+    if not is_url(path) and (what := kind(os.stat(path).st_mode)):
         raise ValueError(f"can't read the list {path}: it is {what}; allowed: a file")
-    with open(path, "rb") as file:
-        mark = file.read(4)
+    mark = open_file(path).read_at(0, 4)
     if mark == codecs.BOM_UTF32_LE:
         raise ValueError(f"the list {path} is in UTF-32; save it as UTF-8")
     encoding = _MARKS.get(mark[:2], "utf-8-sig")
@@ -87,7 +89,8 @@ def _rows(path: str, encoding: str, columns: list[str], has_header: bool) -> Ite
 def _opened(path: str, encoding: str) -> TextIO:
     # Bytes that are not UTF-8 become surrogates, which `_lines` refuses with the line.
     errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-    return open(path, encoding=encoding, errors=errors, newline="")
+    contents = stream(open_file(path))
+    return io.TextIOWrapper(contents, encoding=encoding, errors=errors, newline="")
 
 
 def _lines(file: TextIO, path: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ name files anywhere, as a link in a folder may.
 
 import array
 import collections
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from moco_jax.data.sources.tables import columns, list_file
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
+from moco_jax.terminal.paths import SCHEMES, is_url
 
 _CHUNK = 1 << 14
 _PROBED = 20  # rows whose cells say what a column without a name has
@@ -105,11 +107,13 @@ def _source(
     start = os.path.join(root, "")
 
     def name(row: int) -> str:  # os.path.join takes twice the time
-        path = paths[row]
-        return path if path.startswith("/") else start + path
+        path = str(paths[row])
+        return path if path.startswith("/") or is_url(path) else start + path
 
     rows = Rows(lambda row: read_file(name(row)), name, paths, labels, class_names)
-    return as_source(rows, f"{where}, {split}" if split else where)
+    source = as_source(rows, f"{where}, {split}" if split else where)
+    in_bucket = any(bool(np.strings.startswith(paths, scheme).any()) for scheme in SCHEMES)
+    return dataclasses.replace(source, remote=in_bucket)
 
 
 def _numbers() -> dict[str, int]:
@@ -184,7 +188,7 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             why = why or ("a NUL character in the path" if found else "no path")
             bad += [f"line {line}: {why}"] if len(bad) < _NAMED else []
             continue
-        if folder != ".":
+        if folder != "." and not is_url(found):
             found = os.path.normpath(os.path.join(folder, found))
         label = "" if label_at is None else cells[label_at].strip()
         own = "" if split_at is None else cells[split_at].strip()

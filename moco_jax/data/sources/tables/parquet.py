@@ -7,7 +7,6 @@ cache of bounded size holds the last ones.
 
 import collections
 import dataclasses
-import os
 import shlex
 import threading
 from collections.abc import Sequence
@@ -16,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from moco_jax.data.sources.archives.memory import available_bytes
+from moco_jax.data.sources.storage import buckets
+from moco_jax.data.sources.storage.files import File, open_file, stream
 from moco_jax.data.sources.tables import labels
 from moco_jax.data.sources.tables.columns import Columns
 from moco_jax.data.sources.tables.damage import damage
-from moco_jax.data.sources.tables.extents import no_image, read_at
+from moco_jax.data.sources.tables.extents import by_path, no_image, read_at
 from moco_jax.data.sources.tables.pages import NotPlain, value_extents
 from moco_jax.data.sources.tables.rows import Rows
 
@@ -32,7 +33,7 @@ _LOCKS = 64
 class Group:
     """A row group: where the bytes of its images lie."""
 
-    path: str
+    file: File
     number: int  # in its file
     rows: int
     start: int  # of the column, in bytes
@@ -50,8 +51,8 @@ def read_schema(path: str) -> Any:
     """
     import pyarrow.parquet
 
-    with damage(path):
-        return pyarrow.parquet.read_schema(path)
+    with damage(path), stream(open_file(path)) as file:
+        return pyarrow.parquet.read_schema(file)
 
 
 def open_rows(
@@ -75,8 +76,9 @@ def open_rows(
     small = [column for column in (columns.label, columns.path_leaf) if column]
     for path in paths:
         with damage(path):
-            with pyarrow.parquet.ParquetFile(path) as file:
-                groups += _groups(path, file.metadata, columns)
+            place = by_path(path)
+            with stream(place) as opened, pyarrow.parquet.ParquetFile(opened) as file:
+                groups += _groups(place, file.metadata, columns)
                 count = file.metadata.num_rows
                 table = file.read(columns=small, use_threads=False) if small else None
         if table is not None:
@@ -103,11 +105,11 @@ def _column(tables: Sequence[Any], leaf: str) -> Any:
     return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
 
 
-def _groups(path: str, metadata: Any, columns: Columns) -> list[Group]:
+def _groups(file: File, metadata: Any, columns: Columns) -> list[Group]:
     """Returns the row groups of a file, after a check of what its metadata claim."""
     leaves = [metadata.schema.column(i) for i in range(metadata.num_columns)]
     index = next((i for i, leaf in enumerate(leaves) if leaf.path == columns.bytes_leaf), None)
-    size = os.path.getsize(path)
+    size = file.size
     if index is None or leaves[index].max_repetition_level:
         raise ValueError(f"it has no column {columns.bytes_leaf}")
     nullable = leaves[index].max_definition_level > 0
@@ -121,7 +123,7 @@ def _groups(path: str, metadata: Any, columns: Columns) -> list[Group]:
         plain = chunk.compression == "UNCOMPRESSED" and set(chunk.encodings) <= _PLAIN
         decoded, end = chunk.total_uncompressed_size, start + chunk.total_compressed_size
         direct = plain and not chunk.has_dictionary_page and 0 <= start <= end <= size
-        groups.append(Group(path, number, group.num_rows, start, end, decoded, direct, nullable))
+        groups.append(Group(file, number, group.num_rows, start, end, decoded, direct, nullable))
     if sum(group.rows for group in groups) != metadata.num_rows or metadata.num_rows > size:
         raise ValueError(f"its metadata claim {metadata.num_rows} rows in {size} bytes")
     return groups
@@ -157,10 +159,10 @@ class _Reader:
             known = self._find(number)
         if known:
             size = int(self._sizes[row])
-            return read_at(self._groups[number].path, int(self._offsets[row]), size)
+            return read_at(self._groups[number].file, int(self._offsets[row]), size)
         value = self._decoded(number)[row - int(self.first[number])].as_py()
         if value is None:
-            raise no_image(self._groups[number].path, row)
+            raise no_image(self._groups[number].file.path, row)
         return value
 
     def decoded_together(self) -> np.ndarray | None:
@@ -178,11 +180,11 @@ class _Reader:
         for group in self._groups:
             if not group.direct and group.decoded > self._most:
                 raise ValueError(
-                    f"row group {group.number} of {group.path} has {group.decoded >> 20:,} MB of "
-                    f"images that are compressed or encoded; allowed: {self._most >> 20:,} MB (1 "
-                    "GiB, or a quarter of the free memory), as it is decoded whole. Write the file "
-                    "again with smaller row groups, or by pyarrow with compression='none' and "
-                    "use_dictionary=False, which has no limit"
+                    f"row group {group.number} of {group.file.path} has "
+                    f"{group.decoded >> 20:,} MB of images that are compressed or encoded; "
+                    f"allowed: {self._most >> 20:,} MB (1 GiB, or a quarter of the free memory), "
+                    "as it is decoded whole. Write the file again with smaller row groups, or by "
+                    "pyarrow with compression='none' and use_dictionary=False, which has no limit"
                 )
         decoded = sum(group.decoded for group in self._groups if not group.direct)
         if decoded <= self._most:
@@ -201,7 +203,7 @@ class _Reader:
             if (known := self._known[number]) is not None:
                 return known
             try:
-                with open(group.path, "rb") as file:
+                with stream(group.file) as file:
                     found = value_extents(file, group.start, group.end, group.rows, group.nullable)
             except NotPlain:  # nulls, or damage that pyarrow explains
                 self._known[number] = False
@@ -221,17 +223,19 @@ class _Reader:
     def _decode(self, group: Group) -> Any:
         import pyarrow.parquet
 
-        leaf = self._columns.bytes_leaf
+        leaf, path = self._columns.bytes_leaf, group.file.path
         try:
-            with pyarrow.parquet.ParquetFile(group.path) as file:
+            with stream(group.file) as opened, pyarrow.parquet.ParquetFile(opened) as file:
                 table = file.read_row_group(group.number, columns=[leaf], use_threads=False)
+        except buckets.BucketError:
+            raise
         except Exception as error:  # pyarrow raises many types for damaged files
             raise OSError(
-                f"can't read {group.path}: row group {group.number} is damaged: {error}"
+                f"can't read {path}: row group {group.number} is damaged: {error}"
             ) from error
         found = _column([table], leaf)
         if len(found) != group.rows:
-            raise OSError(f"can't read {group.path}: row group {group.number} is damaged")
+            raise OSError(f"can't read {path}: row group {group.number} is damaged")
         return found
 
 

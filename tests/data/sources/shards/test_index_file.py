@@ -10,6 +10,7 @@ import pytest
 
 from moco_jax.data.sources.shards import index_file
 from moco_jax.data.sources.shards.index_file import open_shard
+from moco_jax.data.sources.storage.files import open_file
 from tests.data.sources.shards.writing import samples, write_shard
 from tests.data.sources.stores import contents, open_images
 
@@ -109,7 +110,7 @@ def test_damaged_index_is_written_again(shard, listings, seeds):
 def test_index_of_a_liar_is_not_used(shard, name, how):
     """A whole index with a right digest, whose arrays do not fit."""
     found = open_shard(str(shard)).samples
-    bound = index_file._identity(str(shard), shard.stat())
+    bound = index_file._identity(open_file(str(shard)))
     holder = found.labels[".cls"] if name == "codes" else found
     array = getattr(holder, name)
     if how == "negative":

@@ -11,6 +11,7 @@ import pytest
 
 from moco_jax.data.sources.folders import Keys
 from moco_jax.data.sources.tables import arrow, columns, pages, parquet
+from moco_jax.data.sources.tables.extents import by_path
 from tests.data.sources.stores import open_images
 from tests.data.sources.tables import layouts
 
@@ -231,7 +232,7 @@ def test_a_claim_of_many_rows_allocates_nothing(tmp_path):
         schema, num_columns, row_group = metadata.schema, metadata.num_columns, metadata.row_group
 
     with pytest.raises(ValueError, match="its metadata claim 1099511627776 rows in"):
-        parquet._groups(str(path), Claim(), found)
+        parquet._groups(by_path(str(path)), Claim(), found)
 
 
 @pytest.mark.parametrize("ends", [[0, 9, 4], [5, 2, 7]])

@@ -1,0 +1,195 @@
+"""Objects in buckets by URL: patience with a server that is gone, and errors in words.
+
+An error that concerns the bucket ends the run: images that can't be reached are not damaged images,
+which a run may skip.
+"""
+
+import contextlib
+import functools
+import posixpath
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from moco_jax.data.sources.storage.client import Client, Entry, Kind, Problem, connect
+from moco_jax.terminal import logs
+
+# Seconds that a request is repeated, before and after the first answer of the bucket: a run that
+# has begun is worth more waiting than a wrong endpoint.
+FIRST_PATIENCE, PATIENCE = 20.0, 1800.0
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
+_SILENT = 2.0  # seconds of waiting that need no message
+_SLICE = 0.5  # seconds between two looks whether to go on
+_CREDENTIALS = {
+    "s3://": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need boto3), or "
+    "AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs://": "set GOOGLE_APPLICATION_CREDENTIALS to a key file or run gcloud auth "
+    "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+}
+
+T = TypeVar("T")
+
+
+class BucketError(ValueError):
+    """Raised if a bucket can't be read; the message has the reason and what to do."""
+
+
+_wanted: list[Callable[[], bool]] = [lambda: True]  # the last one: whether to go on waiting
+
+
+@contextlib.contextmanager
+def waiting_while(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Requests that begin within the block wait for a server only while `wanted` returns true."""
+    _wanted.append(wanted)
+    try:
+        yield
+    finally:
+        _wanted.pop()
+
+
+class Bucket:
+    """One bucket, and whether its server answers; safe to use from threads."""
+
+    def __init__(self, root: str, client: Client):
+        self._root, self.client = root, client
+        self._answered = False
+        self._gone_since: float | None = None  # from the first request that is repeated
+        self._said = False  # whether the message that it is gone is printed
+        self._lock = threading.Lock()
+
+    def ask(self, url: str, request: Callable[[], T]) -> T:
+        """Returns the answer to a request, which is repeated as long as the server is gone.
+
+        Raises:
+          FileNotFoundError: if there is no such object.
+          OSError: if the object is another one by now.
+          BucketError: if the bucket can't be read.
+        """
+        delay, wanted = _FIRST_DELAY, _wanted[-1]
+        while True:
+            try:
+                answer = request()
+            except Problem as problem:
+                waited = self._gone() if problem.kind == Kind.PASSING else 0.0
+                patience = PATIENCE if self._answered else FIRST_PATIENCE
+                if problem.kind != Kind.PASSING or waited > patience or not wanted():
+                    raise _error(problem, self._root, url, waited) from problem
+                self._say_gone(problem, waited, patience)
+            else:
+                self._here()
+                return answer
+            _sleep(delay * random.uniform(0.5, 1.0), wanted)  # not all threads at once
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    def _gone(self) -> float:
+        """Returns for how many seconds the server has been gone, for all threads."""
+        with self._lock:
+            self._gone_since = self._gone_since or time.monotonic()
+            return time.monotonic() - self._gone_since
+
+    def _say_gone(self, problem: Problem, waited: float, patience: float) -> None:
+        with self._lock:
+            if self._said or waited <= _SILENT:
+                return
+            self._said = True
+        logs.warning(
+            "%s does not answer (%s); waiting for it up to %.0f s", self._root, problem, patience
+        )
+
+    def _here(self) -> None:
+        self._answered = True
+        if self._gone_since is None:
+            return
+        with self._lock:
+            since, said, self._gone_since, self._said = self._gone_since, self._said, None, False
+        if since is not None and said:
+            logs.warning("%s answers again after %.0f s", self._root, time.monotonic() - since)
+
+
+def _sleep(seconds: float, wanted: Callable[[], bool]) -> None:
+    """Sleeps, less if waiting is not wanted any more."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and wanted():
+        time.sleep(min(left, _SLICE))
+
+
+@functools.cache
+def bucket(root: str) -> Bucket:
+    """Returns the bucket of a URL without a key."""
+    return Bucket(root, connect(root))
+
+
+def split(url: str) -> tuple[str, str]:
+    """Returns the root of a bucket and the key in it: 's3://b/x/y' gives 's3://b' and 'x/y'.
+
+    Raises:
+      BucketError: if the URL names no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    name, _, key = rest.partition("/")
+    if not name:
+        raise BucketError(f"--config.data.path={url} names no bucket; allowed: {scheme}://bucket/x")
+    return f"{scheme}://{name}", posixpath.normpath(f"/{key}").lstrip("/")
+
+
+def stat(url: str) -> Entry:
+    """Returns size and version of an object; raises as `Bucket.ask`."""
+    root, key = split(url)
+    if not key:
+        raise FileNotFoundError(f"there is no object {url}: it is a bucket")
+    place = bucket(root)
+    return place.ask(url, lambda: place.client.stat(key))
+
+
+def read(url: str, entry: Entry, offset: int, size: int) -> bytes:
+    """Returns bytes of an object, fewer at its end; raises as `Bucket.ask`."""
+    size = min(size, entry.size - offset)
+    if size <= 0:
+        return b""
+    place = bucket(split(url)[0])
+    return place.ask(url, lambda: place.client.read(entry, offset, size))
+
+
+def read_whole(url: str, limit: int) -> tuple[int, bytes]:
+    """Returns size and contents of an object, b'' if it is larger; raises as `Bucket.ask`."""
+    root, key = split(url)
+    place = bucket(root)
+    return place.ask(url, lambda: place.client.whole(key, limit))
+
+
+def below(url: str) -> list[Entry]:
+    """Returns all objects below a folder, [] if there are none; raises as `Bucket.ask`."""
+    root, key = split(url)
+    place = bucket(root)
+    return place.ask(url, lambda: place.client.names(key))
+
+
+def directly_in(url: str) -> list[Entry]:
+    """Returns the objects of a folder without those of its subfolders; raises as `Bucket.ask`."""
+    root, key = split(url)
+    place = bucket(root)
+    return place.ask(url, lambda: place.client.names_in(key))
+
+
+def _error(problem: Problem, root: str, url: str, waited: float) -> Exception:
+    """Returns the error for the user."""
+    if problem.kind == Kind.NO_OBJECT:
+        return FileNotFoundError(f"there is no object {url}")
+    if problem.kind == Kind.CHANGED:
+        return OSError(f"can't read {url}: it was changed or replaced after it was listed")
+    if problem.kind == Kind.NO_BUCKET:
+        return BucketError(f"there is no bucket {root}: correct --config.data.path")
+    if problem.kind == Kind.DENIED:
+        return BucketError(
+            f"permission denied for {url} ({problem}): the credentials must allow to list the "
+            "bucket and to read its objects"
+        )
+    if problem.kind == Kind.NO_CREDENTIALS:
+        how = next(text for scheme, text in _CREDENTIALS.items() if root.startswith(scheme))
+        return BucketError(f"there are no credentials for {root} ({problem}): {how}")
+    if problem.kind == Kind.PASSING:
+        return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})")
+    hint = "; AWS_REGION must be the region of the bucket" if "redirect" in str(problem) else ""
+    return BucketError(f"can't read {url}: {problem}{hint}")

@@ -1,0 +1,162 @@
+"""The requests to a bucket, by obstore, with its errors sorted into kinds."""
+
+import dataclasses
+import enum
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "token request")
+_TOO_MANY = 429
+
+
+class Kind(enum.Enum):
+    """What is wrong with a request."""
+
+    NO_OBJECT = "there is no such object"
+    NO_BUCKET = "there is no such bucket"
+    DENIED = "permission denied"
+    NO_CREDENTIALS = "no credentials"
+    CHANGED = "the object is another one by now"
+    PASSING = "the server is gone or has too much to do"
+    OTHER = "other"
+
+
+class Problem(Exception):
+    """Raised by the requests of a `Client`; the message has the words of the server."""
+
+    def __init__(self, kind: Kind, text: str):
+        super().__init__(text)
+        self.kind = kind
+
+
+class Entry(NamedTuple):
+    """An object of a bucket."""
+
+    key: str
+    size: int  # bytes
+    version: str  # changes when the object is replaced; '' if the server has none
+
+
+@dataclasses.dataclass(frozen=True)
+class Client:
+    """The requests to one bucket; threads can make them at once. All raise a `Problem`."""
+
+    stat: Callable[[str], Entry]  # of a key
+    read: Callable[[Entry, int, int], bytes]  # offset, size >= 1
+    whole: Callable[[str, int], tuple[int, bytes]]  # key, limit; size, b"" if it is larger
+    names: Callable[[str], list[Entry]]  # below a folder, '' for all
+    names_in: Callable[[str], list[Entry]]  # directly in a folder
+
+
+def connect(root: str) -> Client:
+    """Returns the client of a bucket such as 's3://bucket'; asks nothing yet.
+
+    Raises:
+      ValueError: if obstore is not installed.
+    """
+    if importlib.util.find_spec("obstore") is None:
+        raise ValueError(f"{root} needs obstore: pip install 'moco-jax[bucket]'")
+    import obstore  # pyright: ignore[reportMissingImports]
+    from obstore.store import from_url  # pyright: ignore[reportMissingImports]
+
+    store: Any = from_url(
+        root,
+        # Short: `buckets.Bucket` waits longer, and says so.
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+        client_options={
+            "allow_http": True,  # of an endpoint that begins with http://
+            "connect_timeout": timedelta(seconds=10),
+            "timeout": timedelta(seconds=120),
+        },
+        **_credentials(root),
+    )
+
+    def stat(key: str) -> Entry:
+        return _entry(obstore.head(store, key))
+
+    def read(entry: Entry, offset: int, size: int) -> bytes:
+        options: Any = {"range": (offset, offset + size)}
+        if entry.version:
+            options["if_match"] = entry.version
+        return obstore.get(store, entry.key, options=options).bytes().to_bytes()
+
+    def whole(key: str, limit: int) -> tuple[int, bytes]:
+        found = obstore.get(store, key)
+        size = found.meta["size"]
+        return size, found.bytes().to_bytes() if size <= limit else b""
+
+    def names(folder: str) -> list[Entry]:
+        return [_entry(found) for chunk in obstore.list(store, folder) for found in chunk]
+
+    def names_in(folder: str) -> list[Entry]:
+        found: Any = obstore.list_with_delimiter(store, folder)
+        return [_entry(each) for each in found["objects"]]
+
+    return Client(*map(_sorted_errors, (stat, read, whole, names, names_in)))
+
+
+def _credentials(root: str) -> dict[str, Any]:
+    """Returns where the credentials of S3 are from: the profiles in ~/.aws need boto3."""
+    given = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & os.environ.keys()
+    if not root.startswith("s3://") or given or importlib.util.find_spec("boto3") is None:
+        return {}
+    import boto3  # pyright: ignore[reportMissingImports]
+    from obstore.auth.boto3 import (  # pyright: ignore[reportMissingImports]
+        Boto3CredentialProvider,
+    )
+
+    session = boto3.Session()
+    return {} if session.get_credentials() is None else {
+        "credential_provider": Boto3CredentialProvider(session)
+    }  # fmt: skip
+
+
+def _entry(found: Any) -> Entry:
+    return Entry(found["path"], found["size"], found["e_tag"] or found["version"] or "")
+
+
+def _sorted_errors(request: Callable) -> Callable:
+    """Returns a request whose errors are a `Problem`."""
+    from obstore import exceptions  # pyright: ignore[reportMissingImports]
+
+    def asked(*arguments: Any) -> Any:
+        try:
+            return request(*arguments)
+        except (exceptions.BaseError, OSError) as error:
+            raise Problem(kind_of(error), words(str(error))) from error
+
+    return asked
+
+
+def kind_of(error: Exception) -> Kind:
+    """Returns what is wrong, by the type and the text of an error of obstore."""
+    name, text = type(error).__name__, str(error)
+    found = _STATUS.search(text)
+    status = int(found[1]) if found else 0
+    if any(place in text for place in _NO_CREDENTIALS):
+        return Kind.NO_CREDENTIALS
+    if "NoSuchBucket" in text or "bucket does not exist" in text:
+        return Kind.NO_BUCKET
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return Kind.NO_OBJECT
+    if name == "PreconditionError" or status == 412:
+        return Kind.CHANGED
+    if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
+        return Kind.DENIED
+    # A status below 500 is an answer; without one, the connection failed.
+    passing = status >= 500 or status == _TOO_MANY or (not status and "HTTP error" in text)
+    return Kind.PASSING if passing else Kind.OTHER
+
+
+def words(text: str) -> str:
+    """Returns the reason in an error of obstore, without its XML and its debug output."""
+    code = _CODE.search(text)
+    first = text.partition("\n\nDebug source")[0].partition("<?xml")[0].partition("\n")[0]
+    reason = first.rpartition(" - ")[2].strip().rstrip(":")
+    return f"{reason} ({code[1]})" if code else reason

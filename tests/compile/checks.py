@@ -15,6 +15,7 @@ from moco_jax.plan.kernels import kernels
 # Of a GPU's memory, what JAX takes.
 _GPU_FRACTION = 0.75
 _REUSED = 0.95  # least fraction of a donated state; a step counter may be copied
+_FEWEST = 8  # views that may move: a kernel [3, 3, 16, 16] has the numbers of views of 16 pixels
 _CALLBACK = re.compile(
     r'custom_call_target="[^"]*callback[^"]*"|is_host_transfer=true', re.IGNORECASE
 )
@@ -62,7 +63,7 @@ def faults_of_text(
         yield "has float64"
     if view:
         sides = {"view": view, "canvas": canvas}
-        for move in excess_image_moves(collectives(text), images=shuffled, **sides):
+        for move in excess_image_moves(collectives(text), images=max(shuffled, _FEWEST), **sides):
             yield f"moves images: {move}"
     for kernel in kernels(text) if resident else ():
         if any(array.dtype == "u8" and array.bytes >= resident for array in kernel.results):

@@ -15,7 +15,7 @@ from moco_jax.plan.kernels import kernels
 # Of a GPU's memory, what JAX takes.
 _GPU_FRACTION = 0.75
 _REUSED = 0.95  # least fraction of a donated state; a step counter may be copied
-_FEWEST = 8  # views that may move: a kernel [3, 3, 16, 16] has the numbers of views of 16 pixels
+_FEWEST = 4  # views that may move: a kernel [3, 3, 16, 16] has the numbers of views of 16 pixels
 _CALLBACK = re.compile(
     r'custom_call_target="[^"]*callback[^"]*"|is_host_transfer=true', re.IGNORECASE
 )

@@ -62,16 +62,10 @@ def jit_step(step: Callable, layout: Layout) -> Any:
 
 
 def compile_step(step: Any, *arguments: Any) -> jax.stages.Compiled:
-    """Returns the jitted step compiled for these arguments."""
-    return begin_compiling(step, *arguments)()
-
-
-def begin_compiling(step: Any, *arguments: Any) -> Callable[[], jax.stages.Compiled]:
-    """Begins to compile the jitted step for these arguments; returns what waits for the result.
+    """Returns the jitted step compiled for these arguments.
 
     A thread compiles: it takes minutes for a large model, and the main thread could not handle a
-    signal meanwhile. For a GPU it begins when the result is asked for: its compiler chooses kernels
-    by their speed, which other work on the GPU would change.
+    signal meanwhile.
     """
     result = {}
 
@@ -82,22 +76,14 @@ def begin_compiling(step: Any, *arguments: Any) -> Callable[[], jax.stages.Compi
             result["error"] = error
 
     thread = threading.Thread(target=work, daemon=True, name="compile")
-    waits = jax.default_backend() == "gpu"
-    if not waits:
-        thread.start()
-
-    def compiled() -> jax.stages.Compiled:
-        if waits:
-            thread.start()
-        expects = _COMPILE_TIMES.get(jax.default_backend(), "")
-        with progress.phase("compiling the training step", expects):
-            while thread.is_alive():
-                thread.join(0.1)
-        if "error" in result:
-            raise result["error"]
-        return result["step"]
-
-    return compiled
+    thread.start()
+    expects = _COMPILE_TIMES.get(jax.default_backend(), "")
+    with progress.phase("compiling the training step", expects):
+        while thread.is_alive():
+            thread.join(0.1)
+    if "error" in result:
+        raise result["error"]
+    return result["step"]
 
 
 def step_memory(step: jax.stages.Compiled) -> dict[str, float]:

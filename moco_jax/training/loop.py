@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 import math
 import pathlib
@@ -21,7 +20,7 @@ from moco_jax.terminal import progress
 from moco_jax.training import absent_images, interruption, workdir
 from moco_jax.training.checkpoints import Checkpoints, StateNotFinite
 from moco_jax.training.comparison import Kind
-from moco_jax.training.compilation import begin_compiling, step_memory
+from moco_jax.training.compilation import compile_step, step_memory
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.interruption import Interruption
@@ -182,10 +181,9 @@ def _loop(
     task.begin(checkpoints.since)
     # A run that ended between saving and evaluating catches up.
     made_up = not log.evaluated and (_due(task, first) or first == total)
-    evaluate = functools.partial(_evaluate, task, state, first, console, log)
-    at_first = evaluate if (task.at_first if first == 0 else made_up) else lambda: None
+    if task.at_first if first == 0 else made_up:
+        _evaluate(task, state, first, console, log)
     if first >= total:
-        at_first()
         _end(task, console, log, folder)
         return state
     notices, pending = Notices(run.layout), collections.deque()
@@ -193,7 +191,7 @@ def _loop(
     stopped = lambda by: _interrupted(by, checkpoints, _reached(task, log))  # noqa: E731
     reading = contextlib.closing(run.data.batches(run.order, first))
     with absent_images.saving(asked, save, stopped), reading as batches:
-        train_step, batches = _compiled(task, state, batches, notices, clock, at_first)
+        train_step, batches = _compiled(task, state, batches, notices, clock)
         memory, watch = step_memory(train_step), Stopwatch()
         with asked.waiting(), console.counting():
             for step in range(first + 1, total + 1):
@@ -246,28 +244,17 @@ def _save_done(
 
 
 def _compiled(
-    task: Task,
-    state: Any,
-    batches: Iterator[Any],
-    notices: Notices,
-    clock: ending.Clock,
-    meanwhile: Callable[[], None],
+    task: Task, state: Any, batches: Iterator[Any], notices: Notices, clock: ending.Clock
 ) -> tuple[Any, Iterator[Any]]:
-    """Returns the compiled step, and all batches: the first one is needed to compile.
-
-    `meanwhile`, the first evaluation, also compiles programs.
-    """
+    """Returns the compiled step, and all batches: the first one is needed to compile."""
     run = task.run
+    clock.passed("first evaluation")
     with progress.phase("reading the first images"):
         batch = next(batches)
-    clock.passed("first images")
     if int(state.step) == 0:
         task.show(batch)
     notes = notices.put(stop=0, bad_images=run.data.bad)
-    compiled = begin_compiling(run.step, state, run.arrays, batch, notes)
-    meanwhile()
-    clock.passed("first evaluation")
-    step = compiled()
+    step = compile_step(run.step, state, run.arrays, batch, notes)
     clock.passed("compiling")
     return step, itertools.chain([batch], batches)
 

@@ -7,16 +7,8 @@
 #   WHEELS   folder with wheels of packages that the machine lacks, such as clu and ml_collections
 # PYTHON=python3 and LIMIT=585 (seconds, for all stages) are variables of the environment.
 set -uo pipefail
-out=$(realpath -m "${1:?usage: bash benchmarks/accept_gpu.sh OUT [WHEELS]}")
-wheels=${2:+$(realpath "$2")}
-python=${PYTHON:-python3} limit=${LIMIT:-585} begun=$SECONDS failed=0
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p "$out"
-export PYTHONUNBUFFERED=1 TQDM_DISABLE=1
-if [ -n "$wheels" ]; then
-  "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$out/site" "$wheels"/*.whl || exit 1
-  export PYTHONPATH=$out/site${PYTHONPATH:+:$PYTHONPATH}
-fi
+out=${1:?usage: bash benchmarks/accept_gpu.sh OUT [WHEELS]} wheels=${2-} failed=0
+. "$(dirname "${BASH_SOURCE[0]}")/gpu.sh"
 
 # stage NAME SECONDS COMMAND...: runs it for at most SECONDS and for what is left of the limit.
 stage() {

@@ -9,16 +9,9 @@
 # Exit codes: 0 all is done; 75 stopped in time, start the same command again; else an error.
 set -uo pipefail
 use='usage: bash benchmarks/train_gpu.sh OUT CIFAR10 [WHEELS]'
-out=$(realpath -m "${1:?$use}") images=${2?$use} wheels=${3:+$(realpath "$3")}
-python=${PYTHON:-python3} limit=${LIMIT:-585} begun=$SECONDS
+out=${1:?$use} images=${2?$use} wheels=${3-}
 [ -z "$images" ] || images=$(realpath "$images")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p "$out"
-export PYTHONUNBUFFERED=1 TQDM_DISABLE=1
-if [ -n "$wheels" ]; then
-  "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$out/site" "$wheels"/*.whl || exit 1
-  export PYTHONPATH=$out/site${PYTHONPATH:+:$PYTHONPATH}
-fi
+. "$(dirname "${BASH_SOURCE[0]}")/gpu.sh"
 
 # train NAME FLAG...: continues a run in $out/NAME until the limit; a run that is done stays as it is.
 train() {

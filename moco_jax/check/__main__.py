@@ -203,13 +203,7 @@ def _checked_file(path: str) -> pathlib.Path | None:
     if not path:
         return None
     file = pathlib.Path(path).expanduser()
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"--json={path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"--json={path}: permission denied to write in {folder}")
-    if file.is_dir():
-        raise ValueError(f"--json={path} is a folder; allowed: a file, or --json= for none")
+    command_line.check_out(file, "--json")
     if file.exists() and not _is_ours(file):
         raise ValueError(f"--json={path}: the file exists and has other contents; give another one")
     return file

@@ -212,15 +212,15 @@ def images_config(recorded: ConfigDict, images: str | None, without: Iterable[st
     return found
 
 
-def check_out(out: pathlib.Path) -> None:
-    """Raises a ValueError unless a file can be written at --out, before any work for it."""
+def check_out(out: pathlib.Path, flag: str = "--out") -> None:
+    """Raises a ValueError unless a file can be written at the value of a flag, before any work."""
     folder = out.absolute().parent
     if not folder.is_dir():
-        raise ValueError(f"--out={out}: there is no folder {folder}")
+        raise ValueError(f"{flag}={out}: there is no folder {folder}")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"--out={out}: permission denied to write in {folder}")
+        raise ValueError(f"{flag}={out}: permission denied to write in {folder}")
     if out.is_dir():
-        raise ValueError(f"--out={out} is a folder; allowed: a file")
+        raise ValueError(f"{flag}={out} is a folder; allowed: a file")
 
 
 @contextlib.contextmanager

@@ -213,18 +213,15 @@ def _find(
 ) -> str:
     """Returns the folder of a split: of that name, else of that role; '' if there is none."""
     wanted = unicodedata.normalize("NFC", wanted)
-    if wanted in top:
-        return wanted
-    own = split_names.role(wanted)
-    if not own or wanted not in split_names.STANDARD:
-        return ""
-    found = sorted(name for name in top if roles[name] == own)
-    if len(found) > 1:
-        raise ValueError(
+    return split_names.find(
+        top,
+        roles,
+        wanted,
+        lambda found: (
             f"{where} has several folders that look like {wanted}: {listed_folders(found)}; "
             f"set --config.data.{key} to one of them"
-        )
-    return found[0] if found else ""
+        ),
+    )
 
 
 def _label(paths: Sequence[str], depth: int, folder: str, keys: Keys) -> Split:

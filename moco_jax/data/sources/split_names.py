@@ -1,11 +1,11 @@
-"""Tells from the name of a folder whether it holds a split, masks, or only images.
+"""Finds by the name of a folder whether it holds a split, masks, or only images.
 
 Data sets write split names in many ways: 'Training', 'train2017', 'seg_train', 'TrainingSet'.
 """
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 # The one table of split names. 'predict' and 'unlabeled' hold images that have no labels.
 _WORDS = {
@@ -119,3 +119,31 @@ def _affixed(found: list[str]) -> tuple[str, tuple[str, ...]]:
             rest = found[1:] if index == 0 else found[:-1]
             return _ROLES[found[index]], tuple(rest)
     return "", ()
+
+
+def find(
+    names: Iterable[str],
+    role_of: Mapping[str, str],
+    wanted: str,
+    ambiguous: Callable[[list[str]], str],
+) -> str:
+    """Returns the split of that name, else of that role; '' if there is none.
+
+    Args:
+      names: of the splits that there are.
+      role_of: the role of each name, see `roles`.
+      wanted: a name; only those of `STANDARD` also stand for other names.
+      ambiguous: returns the error message for several splits of the role.
+
+    Raises:
+      ValueError: if several splits have the role.
+    """
+    names, own = list(names), role(wanted)
+    if wanted in names:
+        return wanted
+    if not own or wanted not in STANDARD:
+        return ""
+    found = sorted(name for name in names if role_of[name] == own)
+    if len(found) > 1:
+        raise ValueError(ambiguous(found))
+    return found[0] if found else ""

@@ -82,7 +82,7 @@ def _saved(path: str, bound: dict[str, Any], remote: bool) -> Samples | None:
 
 
 def _identity(file: File) -> dict[str, Any]:
-    """Returns what tells a file from others."""
+    """Returns the identity of a file: its name, size, version and a digest of its ends."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for offset in (0, max(0, file.size - _END_BYTES)):
         digest.update(file.read_at(offset, _END_BYTES))

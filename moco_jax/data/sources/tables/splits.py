@@ -111,17 +111,15 @@ def _tests(names: Sequence[str], train: str, where: str, keys: Keys) -> list[str
 
 def _find(names: Sequence[str], wanted: str, where: str, key: str) -> str:
     """Returns the split of that name, else of that role; '' if there is none."""
-    own = split_names.role(wanted)
-    if wanted in names or not own or wanted not in split_names.STANDARD:
-        return wanted if wanted in names else ""
-    roles = split_names.roles(names)
-    found = sorted(name for name in names if roles[name] == own)
-    if len(found) > 1:
-        raise ValueError(
+    return split_names.find(
+        names,
+        split_names.roles(names),
+        wanted,
+        lambda found: (
             f"{where} has several splits that look like {wanted}: {listed(found)}; set "
             f"--config.data.{key} to one of them"
-        )
-    return found[0] if found else ""
+        ),
+    )
 
 
 def _all(names) -> str:

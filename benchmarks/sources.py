@@ -49,7 +49,7 @@ from moco_jax.data.sources.shards import index_file
 from moco_jax.data.sources.shards.samples import Labels, Samples
 from moco_jax.data.sources.source import Source, fingerprint
 from moco_jax.data.sources.storage.files import open_file
-from tests.data.sources.storage.server import settings
+from tests.buckets.server import settings
 
 _CHUNK = 16  # images of a task
 _CLASSES = 1000
@@ -109,7 +109,7 @@ def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
         bucket = pathlib.Path(made)
         shutil.copy(root / "x.tar", bucket)
         shutil.copytree(root / "shards", bucket / "shards")
-        command = [sys.executable, "-m", "tests.data.sources.storage.server", made, str(latency)]
+        command = [sys.executable, "-m", "tests.buckets.server", made, str(latency)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes) as server:
             os.environ.update(settings(server.stdout.readline().strip()))

@@ -24,7 +24,7 @@ ORDER = (
     ("data.view_table",),
     ("data.loading", "data.augment"),
     ("data.sources",),
-    ("models",),
+    ("models", "buckets"),
     ("terminal",),
     ("parallel",),
     ("text", "configs"),

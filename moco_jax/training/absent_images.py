@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from moco_jax.data.sources.storage import buckets
+from moco_jax.buckets import objects
 from moco_jax.training.interruption import Interruption
 
 
@@ -22,12 +22,12 @@ def saving(
       stopped: returns the error to raise after a signal.
 
     Raises:
-      buckets.BucketError: without a signal, if the bucket can't be read.
+      objects.BucketError: without a signal, if the bucket can't be read.
     """
     try:
-        with buckets.waiting_while(lambda: asked.by is None):
+        with objects.waiting_while(lambda: asked.by is None):
             yield
-    except buckets.BucketError:
+    except objects.BucketError:
         if jax.process_count() == 1:
             save()
         if asked.by:

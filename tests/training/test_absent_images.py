@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from moco_jax.data.sources.storage import buckets, client
+from moco_jax.buckets import client, objects
 from moco_jax.training import absent_images
 from moco_jax.training.interruption import Interruption
 
@@ -16,9 +16,9 @@ class Stop(Exception):
 @pytest.fixture
 def gone(monkeypatch):
     """A bucket whose server is gone after its first answer."""
-    made = buckets.Bucket("s3://b", client.Client(*[lambda *_: None] * 5))
+    made = objects.Bucket("s3://b", client.Client(*[lambda *_: None] * 5))
     made.ask("s3://b/x", lambda: None)
-    monkeypatch.setattr(buckets, "_SLICE", 0.01)
+    monkeypatch.setattr(objects, "_SLICE", 0.01)
 
     def request():
         raise client.Problem(client.Kind.PASSING, "gone")
@@ -41,17 +41,17 @@ def test_a_signal_ends_the_wait_and_the_state_is_saved(gone):
 
 
 def test_the_state_is_saved_when_patience_ends(gone, monkeypatch):
-    monkeypatch.setattr(buckets, "PATIENCE", 0.0)
+    monkeypatch.setattr(objects, "PATIENCE", 0.0)
     saved = []
-    with pytest.raises(buckets.BucketError, match="s3://b did not answer"):
+    with pytest.raises(objects.BucketError, match="s3://b did not answer"):
         with absent_images.saving(Interruption(), lambda: saved.append(1), lambda by: Stop()):
             gone()
     assert saved == [1]
 
 
 def test_several_processes_do_not_save(gone, monkeypatch):
-    monkeypatch.setattr(buckets, "PATIENCE", 0.0)
+    monkeypatch.setattr(objects, "PATIENCE", 0.0)
     monkeypatch.setattr(absent_images.jax, "process_count", lambda: 2)
-    with pytest.raises(buckets.BucketError):
+    with pytest.raises(objects.BucketError):
         with absent_images.saving(Interruption(), pytest.fail, lambda by: Stop()):
             gone()

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from moco_jax.data.sources.storage import buckets
+from moco_jax.buckets import objects
 from moco_jax.terminal.paths import is_url
 
 MAX_BYTES = 1 << 30
@@ -30,7 +30,7 @@ def read_file(path: str | os.PathLike, limit: int = MAX_BYTES) -> bytes:
     Raises:
       OSError: if the path is absent, unreadable, not a regular file, or larger than the limit, or
         if the memory does not suffice.
-      buckets.BucketError: if the bucket of a URL can't be read.
+      objects.BucketError: if the bucket of a URL can't be read.
     """
     path = os.fspath(path)
     if is_url(path):
@@ -59,11 +59,11 @@ def from_disk(error: BaseException) -> bool:
     """
     contents = (None, errno.EINVAL, errno.EOVERFLOW)
     on_disk = isinstance(error, OSError) and error.errno not in contents
-    return on_disk or isinstance(error, buckets.BucketError)
+    return on_disk or isinstance(error, objects.BucketError)
 
 
 def _read_object(url: str, limit: int) -> bytes:
-    size, data = buckets.read_whole(url, limit)
+    size, data = objects.read_whole(url, limit)
     if size > limit:
         raise _too_large(url, f"it has {size} bytes", limit)
     return data

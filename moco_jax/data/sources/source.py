@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from moco_jax.buckets.objects import BucketError
 from moco_jax.data.sources.packed_names import PackedNames
-from moco_jax.data.sources.storage.buckets import BucketError
 
 # The kNN monitor compares every held-out image with all others; more images only cost time.
 MAX_HELD_OUT = 10_000

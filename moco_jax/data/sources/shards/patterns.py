@@ -9,8 +9,8 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from moco_jax.buckets import objects
 from moco_jax.data.sources.file_types import counted, is_hidden, is_image, listed
-from moco_jax.data.sources.storage import buckets
 from moco_jax.terminal.paths import SCHEMES, is_url
 
 ENDING = ".tar"
@@ -150,7 +150,7 @@ def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
       ValueError: if the URLs name no bucket, or several.
     """
-    roots = {buckets.split(url)[0] for url in urls}
+    roots = {objects.split(url)[0] for url in urls}
     root = roots.pop()
     if roots or "*" in root:
         raise ValueError(
@@ -162,7 +162,7 @@ def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
         start, star, rest = url.partition("*")
         folder, deep = start.rpartition("/")[0], "/" in rest  # '*' in the name of a folder
         if (folder, deep) not in listings:
-            entries = (buckets.below if deep else buckets.directly_in)(folder)
+            entries = (objects.below if deep else objects.directly_in)(folder)
             listings[folder, deep] = dict.fromkeys(f"{root}/{entry.key}" for entry in entries)
         listing = listings[folder, deep]
         if star:

@@ -3,6 +3,7 @@
 A bucket has no folders: they are the parts of keys between slashes.
 """
 
+from moco_jax.buckets import objects
 from moco_jax.data.sources.archives.members import Members, clean, open_members
 from moco_jax.data.sources.file_types import LeftOut, is_hidden, is_image
 from moco_jax.data.sources.folders import Keys
@@ -10,7 +11,6 @@ from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.shards import patterns, shard_set
 from moco_jax.data.sources.shards.index_file import ENDING as INDEX
 from moco_jax.data.sources.source import Opened
-from moco_jax.data.sources.storage import buckets
 from moco_jax.data.sources.tables import files
 from moco_jax.terminal import progress
 
@@ -21,17 +21,17 @@ def open_folder(url: str, keys: Keys) -> Opened:
     Raises:
       FileNotFoundError: if there is nothing.
       ValueError: if there are no images, or the structure is not supported.
-      buckets.BucketError: if the bucket can't be read.
+      objects.BucketError: if the bucket can't be read.
     """
     url = url.rstrip("/")
     with progress.phase(f"listing {url}"):
-        entries = buckets.below(url)
+        entries = objects.below(url)
     if not entries:
         raise FileNotFoundError(
             f"there is no object and no folder {url}: correct --config.data.path, or the path "
             "after the config file"
         )
-    start = len(buckets.split(url)[1])
+    start = len(objects.split(url)[1])
     names = [entry.key[start:].lstrip("/") for entry in entries]
     names = [name for name in names if not any(map(is_hidden, name.split("/")))]
     if not any(map(is_image, names)):

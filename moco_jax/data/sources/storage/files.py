@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from moco_jax.buckets import objects
 from moco_jax.data.sources.regular_file import kind
-from moco_jax.data.sources.storage import buckets
 from moco_jax.terminal.paths import is_url
 
 # Of a stream from a bucket: a request takes 20 ms or more, in which as many bytes could come.
@@ -30,11 +30,11 @@ def open_file(path: str) -> File:
 
     Raises:
       OSError: if the file is absent, unreadable or not a regular file.
-      buckets.BucketError: if its bucket can't be read.
+      objects.BucketError: if its bucket can't be read.
     """
     if is_url(path):
-        entry = buckets.stat(path)
-        read = lambda offset, size: buckets.read(path, entry, offset, size)  # noqa: E731
+        entry = objects.stat(path)
+        read = lambda offset, size: objects.read(path, entry, offset, size)  # noqa: E731
         return File(path, entry.size, entry.version, read)
     # Without O_NONBLOCK, opening a named pipe would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from moco_jax.buckets import objects
 from moco_jax.data.sources.archives.memory import available_bytes
-from moco_jax.data.sources.storage import buckets
 from moco_jax.data.sources.storage.files import File, open_file, stream
 from moco_jax.data.sources.tables import labels
 from moco_jax.data.sources.tables.columns import Columns
@@ -227,7 +227,7 @@ class _Reader:
         try:
             with stream(group.file) as opened, pyarrow.parquet.ParquetFile(opened) as file:
                 table = file.read_row_group(group.number, columns=[leaf], use_threads=False)
-        except buckets.BucketError:
+        except objects.BucketError:
             raise
         except Exception as error:  # pyarrow raises many types for damaged files
             raise OSError(

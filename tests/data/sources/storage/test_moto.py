@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from moco_jax.data.sources.storage import buckets
-from tests.data.sources.storage.server import settings
+from moco_jax.buckets import objects
+from tests.buckets.server import settings
 from tests.data.sources.storage.test_sources import PATHS, described, inside, write_all
 from tests.data.sources.stores import open_images
 
@@ -39,16 +39,16 @@ def moto(monkeypatch):
         server.send_signal(signal.SIGKILL)
 
 
-def test_all_formats(objects, moto):
-    write_all(objects)
-    for path in filter(os.path.isfile, objects.rglob("*")):
-        obstore.put(moto, os.fspath(path.relative_to(objects)), path.read_bytes())
+def test_all_formats(bucket, moto):
+    write_all(bucket)
+    for path in filter(os.path.isfile, bucket.rglob("*")):
+        obstore.put(moto, os.fspath(path.relative_to(bucket)), path.read_bytes())
     for path in PATHS:
         found = described(open_images(f"s3://bucket/{path}"))
         assert inside(found, "s3://bucket") == inside(
-            described(open_images(objects / path)), str(objects)
+            described(open_images(bucket / path)), str(bucket)
         ), path
-    with pytest.raises(buckets.BucketError, match="there is no bucket s3://absent"):
+    with pytest.raises(objects.BucketError, match="there is no bucket s3://absent"):
         open_images("s3://absent/x.tar")
     with pytest.raises(FileNotFoundError, match="no object and no folder s3://bucket/y.tar"):
         open_images("s3://bucket/y.tar")
@@ -58,7 +58,7 @@ def test_all_formats(objects, moto):
         train.read(0)
 
 
-def test_a_listing_of_several_pages(objects, moto):
+def test_a_listing_of_several_pages(bucket, moto):
     for number in range(1200):
         obstore.put(moto, f"many/{number % 3}/{number}.jpg", b"x")
     assert len(open_images("s3://bucket/many").train) == 1200

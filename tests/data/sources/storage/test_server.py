@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from moco_jax.data.sources.storage import buckets
+from moco_jax.buckets import objects
+from tests.buckets.server import serving, settings
 from tests.data.sources.shards.writing import samples, write_shard
-from tests.data.sources.storage.server import serving, settings
 from tests.data.sources.storage.test_sources import PATHS, described, inside, write_all
 from tests.data.sources.stores import open_images, write_tar
 
@@ -15,7 +15,7 @@ pytest.importorskip("obstore")
 
 
 @pytest.fixture
-def server(objects, monkeypatch):
+def server(bucket, monkeypatch):
     """Serves the objects, read when it starts, in the bucket b."""
     with serving({"b": {}}) as made:
         for key, value in settings(made.url).items():
@@ -23,59 +23,59 @@ def server(objects, monkeypatch):
         yield made
 
 
-def load(server, objects):
-    files = [path for path in objects.rglob("*") if path.is_file()]
-    server.buckets["b"] = {str(path.relative_to(objects)): path.read_bytes() for path in files}
+def load(server, bucket):
+    files = [path for path in bucket.rglob("*") if path.is_file()]
+    server.buckets["b"] = {str(path.relative_to(bucket)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_all_formats(objects, server, scheme):
-    write_all(objects)
-    load(server, objects)
+def test_all_formats(bucket, server, scheme):
+    write_all(bucket)
+    load(server, bucket)
     for path in PATHS:
         found = described(open_images(f"{scheme}://b/{path}"))
-        expected = inside(described(open_images(objects / path)), str(objects))
+        expected = inside(described(open_images(bucket / path)), str(bucket))
         assert inside(found, f"{scheme}://b") == expected, path
 
 
 @pytest.mark.parametrize("name", ["a +%20b.tar", "ä.tar", "a&b=c;d.tar", "~#?.tar"])
-def test_odd_keys(objects, server, name):
-    write_tar(objects / name, ["a/1.jpg"])
-    load(server, objects)
+def test_odd_keys(bucket, server, name):
+    write_tar(bucket / name, ["a/1.jpg"])
+    load(server, bucket)
     start = name.partition("+")[0]
     assert open_images(f"gs://b/{start}*").train.read(0) == b"a/1.jpg"
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_what_is_wrong_is_said(objects, server, scheme):
-    write_shard(objects / "x.tar", samples(["1a"]))
-    load(server, objects)
+def test_what_is_wrong_is_said(bucket, server, scheme):
+    write_shard(bucket / "x.tar", samples(["1a"]))
+    load(server, bucket)
     for path in ("x.tar", "folder", "a-{0..3}.tar", "*.tar", "l.csv", "x.zip"):
-        with pytest.raises(buckets.BucketError, match=f"there is no bucket {scheme}://absent"):
+        with pytest.raises(objects.BucketError, match=f"there is no bucket {scheme}://absent"):
             open_images(f"{scheme}://absent/{path}")
     with pytest.raises(FileNotFoundError, match=f"no object and no folder {scheme}://b/y.tar"):
         open_images(f"{scheme}://b/y.tar")
     server.refuses = True
     for path in ("x.tar", "a-{0..3}.tar", "*.tar"):
-        with pytest.raises(buckets.BucketError, match=f"permission denied for {scheme}://b"):
+        with pytest.raises(objects.BucketError, match=f"permission denied for {scheme}://b"):
             open_images(f"{scheme}://b/{path}")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_a_replaced_object_is_named(objects, server, scheme):
-    write_shard(objects / "s/x.tar", samples(["1a", "2b"]))
-    load(server, objects)
+def test_a_replaced_object_is_named(bucket, server, scheme):
+    write_shard(bucket / "s/x.tar", samples(["1a", "2b"]))
+    load(server, bucket)
     train = open_images(f"{scheme}://b/s").train
-    write_shard(objects / "s/x.tar", samples(["1c", "2d"]))
-    load(server, objects)
+    write_shard(bucket / "s/x.tar", samples(["1c", "2d"]))
+    load(server, bucket)
     with pytest.raises(OSError, match=f"{scheme}://b/s/x.tar: it was changed or replaced after"):
         train.read(0)
 
 
-def test_a_server_that_is_stopped_and_started(objects, server, caplog, monkeypatch):
-    write_tar(objects / "x.tar", ["a/1.jpg", "b/2.jpg"])
-    load(server, objects)
-    monkeypatch.setattr(buckets, "_SILENT", 0.1)
+def test_a_server_that_is_stopped_and_started(bucket, server, caplog, monkeypatch):
+    write_tar(bucket / "x.tar", ["a/1.jpg", "b/2.jpg"])
+    load(server, bucket)
+    monkeypatch.setattr(objects, "_SILENT", 0.1)
     train = open_images("s3://b/x.tar").train
     server.stop()
     timer = threading.Timer(1.0, server.start)

@@ -5,12 +5,12 @@ import threading
 
 import pytest
 
+from moco_jax.buckets import client, objects
+from moco_jax.buckets.client import Kind
 from moco_jax.data.loading.decoding import Decoding
 from moco_jax.data.loading.reader import Reader
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.source import Source, fingerprint
-from moco_jax.data.sources.storage import buckets, client
-from moco_jax.data.sources.storage.client import Kind
 from tests.data.sources.storage.test_sources import write_all
 from tests.data.sources.stores import open_images, write_tar
 
@@ -30,8 +30,8 @@ class Clock:
 
 
 @pytest.fixture
-def tar(objects, folder):
-    write_tar(objects / "x.tar", ["a/1.jpg", "b/2.jpg"])
+def tar(bucket, folder):
+    write_tar(bucket / "x.tar", ["a/1.jpg", "b/2.jpg"])
     return "s3://b/x.tar"
 
 
@@ -44,7 +44,7 @@ def clock(folder, monkeypatch):
             folder.problem = None
 
     made = Clock(then)
-    monkeypatch.setattr(buckets, "time", made)
+    monkeypatch.setattr(objects, "time", made)
     return made
 
 
@@ -74,35 +74,35 @@ def test_a_short_failure_prints_nothing(tar, folder, monkeypatch, caplog):
     def then(seconds):
         folder.problem = None
 
-    monkeypatch.setattr(buckets, "time", Clock(then))
+    monkeypatch.setattr(objects, "time", Clock(then))
     folder.problem = Kind.PASSING
     assert train.read(0) == b"a/1.jpg" and not caplog.records
 
 
 def test_patience_has_an_end(tar, folder, monkeypatch):
     train, clock = open_images(tar).train, Clock()
-    monkeypatch.setattr(buckets, "time", clock)
+    monkeypatch.setattr(objects, "time", clock)
     folder.problem = Kind.PASSING
-    with pytest.raises(buckets.BucketError, match="s3://b did not answer for 18.. s"):
+    with pytest.raises(objects.BucketError, match="s3://b did not answer for 18.. s"):
         train.read(0)
-    assert buckets.PATIENCE < clock.seconds < buckets.PATIENCE + 30
+    assert objects.PATIENCE < clock.seconds < objects.PATIENCE + 30
 
 
 def test_a_server_that_never_answered_is_given_up_soon(tar, folder, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(buckets, "time", clock)
+    monkeypatch.setattr(objects, "time", clock)
     folder.problem = Kind.PASSING
-    with pytest.raises(buckets.BucketError, match="s3://b did not answer for [23]. s"):
+    with pytest.raises(objects.BucketError, match="s3://b did not answer for [23]. s"):
         open_images(tar)
 
 
 def test_waiting_ends_when_it_is_not_wanted(tar, folder, monkeypatch):
     train, clock = open_images(tar).train, Clock()
-    monkeypatch.setattr(buckets, "time", clock)
+    monkeypatch.setattr(objects, "time", clock)
     folder.problem = Kind.PASSING
     with (
-        buckets.waiting_while(lambda: clock.seconds < 40),
-        pytest.raises(buckets.BucketError, match="s3://b did not answer for [34]. s"),
+        objects.waiting_while(lambda: clock.seconds < 40),
+        pytest.raises(objects.BucketError, match="s3://b did not answer for [34]. s"),
     ):
         train.read(0)
     assert clock.seconds < 41
@@ -121,17 +121,17 @@ def test_errors_of_the_bucket_end_a_run(tar, folder, kind, message):
     """They are not damaged images, which a run skips, nor other contents."""
     train = open_images(tar).train
     folder.problem = kind
-    with pytest.raises(buckets.BucketError, match=message):
+    with pytest.raises(objects.BucketError, match=message):
         open_images(tar)
-    with pytest.raises(buckets.BucketError, match=message):
+    with pytest.raises(objects.BucketError, match=message):
         Reader(train, Decoding(64), max_bad_fraction=1.0).read(0)
-    with pytest.raises(buckets.BucketError, match=message):
+    with pytest.raises(objects.BucketError, match=message):
         fingerprint(train)
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x.tar.gz", "x.parquet"])
-def test_a_bucket_that_fails_is_no_damage(objects, folder, name, monkeypatch):
-    write_all(objects)
+def test_a_bucket_that_fails_is_no_damage(bucket, folder, name, monkeypatch):
+    write_all(bucket)
     ask, asked = folder._ask, []
 
     def later(request, argument):
@@ -140,18 +140,18 @@ def test_a_bucket_that_fails_is_no_damage(objects, folder, name, monkeypatch):
         ask(request, argument)
 
     monkeypatch.setattr(folder, "_ask", later)
-    with pytest.raises(buckets.BucketError, match=f"permission denied for s3://b/{name}"):
+    with pytest.raises(objects.BucketError, match=f"permission denied for s3://b/{name}"):
         open_images(f"s3://b/{name}")
 
 
 def test_no_credentials_of_google(folder):
     folder.problem = Kind.NO_CREDENTIALS
-    with pytest.raises(buckets.BucketError, match="gs://b .*set GOOGLE_APPLICATION_CREDENTIALS to"):
+    with pytest.raises(objects.BucketError, match="gs://b .*set GOOGLE_APPLICATION_CREDENTIALS to"):
         open_images("gs://b/x")
 
 
-def test_a_large_object_is_not_read(objects, folder):
-    (objects / "x.jpg").write_bytes(bytes(100))
+def test_a_large_object_is_not_read(bucket, folder):
+    (bucket / "x.jpg").write_bytes(bytes(100))
     with pytest.raises(OSError, match="can't read s3://b/x.jpg: it has 100 bytes; allowed: at mos"):
         read_file("s3://b/x.jpg", limit=99)
     assert read_file("s3://b/x.jpg", limit=100) == bytes(100)
@@ -174,7 +174,7 @@ def test_the_package_that_is_needed_is_named(monkeypatch):
     ],
 )
 def test_split(url, expected):
-    assert buckets.split(url) == expected
+    assert objects.split(url) == expected
 
 
 _RETRIED = "Error performing GET http://x/y in 1s, after 2 retries, max_retries: 2 - "

@@ -67,7 +67,7 @@ def connect(root: str) -> Client:
 
     store: Any = from_url(
         root,
-        # Short: `buckets.Bucket` waits longer, and says so.
+        # Short: `objects.Bucket` waits longer, and says so.
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
         client_options={
             "allow_http": True,  # of an endpoint that begins with http://

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from moco_jax.data.sources.storage.client import Client, Entry, Kind, Problem
+from moco_jax.buckets.client import Client, Entry, Kind, Problem
 
 
 class Folder:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from moco_jax.data.sources.storage.client import Client, Entry, Kind, Problem, connect
+from moco_jax.buckets.client import Client, Entry, Kind, Problem, connect
 from moco_jax.terminal import logs
 
 # Seconds that a request is repeated, before and after the first answer of the bucket: a run that

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,17 +15,44 @@ from moco_jax.check.findings import Finding, Verdict
 from moco_jax.check.mechanisms import Deviation, Results, Steps
 from moco_jax.check.timing import threads
 from moco_jax.data.loading.loader import cores
-from moco_jax.parallel.mesh import make_layout
+from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.training.integrity import checksums
 
-# Largest deviations from float64, by dtype. Float32 differs by less than 4e-3 in an update whose
-# EMA is of the size of its rounding errors, and by less than 2e-6 elsewhere. The steps of bfloat16
-# soon part in these tiny networks, so only the first one counts.
-LIMITS = {
-    "float32": Deviation(loss=1e-4, gradient=1e-3, update=0.03),
-    "bfloat16": Deviation(loss=0.03, gradient=0.1, update=math.inf),
+
+class Arithmetic(NamedTuple):
+    """How a device computes, and how far that may be from float64.
+
+    Attributes:
+      dtype: of the step.
+      exact: whether products of float32 are products of float32. As a run is trained, a GPU
+        multiplies them as TensorFloat-32, and a TPU as bfloat16.
+      limit: largest deviations.
+      steps: number of first steps that are compared.
+      mechanisms: that are computed in it.
+    """
+
+    dtype: str
+    exact: bool
+    limit: Deviation
+    steps: int
+    mechanisms: tuple[str, ...]
+
+
+# Float32 differs from float64 by less than 4e-3 in an update whose EMA is of the size of its
+# rounding errors, and by less than 2e-6 elsewhere. The steps of lower precision soon part in these
+# tiny networks, so only the first one counts.
+_LOW = Deviation(loss=0.03, gradient=0.1, update=math.inf)
+ARITHMETICS = {
+    "exact float32": Arithmetic(
+        "float32",
+        True,
+        Deviation(loss=1e-4, gradient=1e-3, update=0.03),
+        mechanisms.STEPS,
+        tuple(mechanisms.MECHANISMS),
+    ),
+    "float32": Arithmetic("float32", False, _LOW, 1, ("queue", "v3 with ViT")),
+    "bfloat16": Arithmetic("bfloat16", False, _LOW, 1, ("queue", "v3 with ViT")),
 }
-IN_BFLOAT16 = ("queue", "v3 with ViT")
 _ADVICE = (
     "do not train here: the step computes something else than the paper. Another version of JAX or "
     "of the driver may help; report this line and the JSON file"
@@ -40,37 +68,38 @@ def checks() -> Iterator[tuple[str, Callable[[], Finding]]]:
     layout, references = make_layout(jax.local_devices()[:1]), mechanisms.references()
     with threads(min(8, cores())) as pool:
         waiting: dict[tuple[str, str], Future[Steps]] = {}
-        for dtype in LIMITS:
-            for name in mechanisms.MECHANISMS if dtype == "float32" else IN_BFLOAT16:
-                config = _in(mechanisms.MECHANISMS[name](), dtype)
-                waiting[name, dtype] = pool.submit(mechanisms.prepare, config, layout)
-        for (name, dtype), steps in waiting.items():
-            yield name, functools.partial(_compared, name, dtype, steps, references[name])
-        yield "NaN guard", lambda: guarded(waiting["queue", "float32"].result())
+        for title, each in ARITHMETICS.items():
+            for name in each.mechanisms:
+                waiting[name, title] = pool.submit(prepare, name, each, layout)
+        for (name, title), steps in waiting.items():
+            yield name, functools.partial(_compared, name, title, steps, references[name])
+        yield "NaN guard", lambda: guarded(waiting["queue", "exact float32"].result())
 
 
-def _compared(name: str, dtype: str, steps: Future[Steps], reference: Results) -> Finding:
-    return compared(name, dtype, mechanisms.run(steps.result()), reference)
+def prepare(name: str, arithmetic: Arithmetic, layout: Layout) -> Steps:
+    """Returns the compiled steps of a mechanism."""
+    config = mechanisms.MECHANISMS[name]()
+    config.dtype = arithmetic.dtype
+    return mechanisms.prepare(config, layout, exact=arithmetic.exact)
 
 
-def _in(config: ConfigDict, dtype: str) -> ConfigDict:
-    config.dtype = dtype
-    return config
+def _compared(name: str, title: str, steps: Future[Steps], reference: Results) -> Finding:
+    return compared(name, title, mechanisms.run(steps.result()), reference)
 
 
-def compared(name: str, dtype: str, found: Results, reference: Results) -> Finding:
-    """Returns the verdict on the results of a mechanism."""
-    limit, count = LIMITS[dtype], mechanisms.STEPS if dtype == "float32" else 1
+def compared(name: str, title: str, found: Results, reference: Results) -> Finding:
+    """Returns the verdict on the results of a mechanism, in one of the ARITHMETICS."""
+    _, _, limit, count, _ = ARITHMETICS[title]
     away = mechanisms.deviation(_first(found, count), _first(reference, count))
     right = all(a <= b for a, b in zip(away, limit, strict=True))  # not if NaN
     steps = "1 step" if count == 1 else f"{count} steps"
     shown = away._asdict() if count > 1 else {"loss": away.loss, "gradient": away.gradient}
     parts = (f"{part} {x:.0e}" for part, x in shown.items())
-    text = f"{steps} in {dtype} differ from float64 by: {', '.join(parts)}"
+    text = f"{steps} in {title} differ from float64 by: {', '.join(parts)}"
     if not right:
         text += f"; allowed: {', '.join(f'{getattr(limit, part):.0e}' for part in shown)}"
     verdict = Verdict.OK if right else Verdict.WRONG
-    values = {**away._asdict(), "dtype": dtype, "losses": found.losses}
+    values = {**away._asdict(), "arithmetic": title, "losses": found.losses}
     return Finding(name, verdict, text, "" if right else _ADVICE, values)
 
 
@@ -110,7 +139,8 @@ def check_devices(make: Callable[[], ConfigDict] = mechanisms.queue) -> Finding:
         for layout in (make_layout(jax.local_devices()[:1]), make_layout())
     )
     updates = {k: x for k, x in one.updates.items() if k in every.updates}
-    away, limit = mechanisms.deviation(every, one._replace(updates=updates)), LIMITS["float32"]
+    away = mechanisms.deviation(every, one._replace(updates=updates))
+    limit = ARITHMETICS["exact float32"].limit
     text = f"{devices} devices and one: loss within {away.loss:.0e}, weights {away.update:.0e}"
     if all(a <= b for a, b in zip(away, limit, strict=True)):
         return Finding(name, Verdict.OK, text, values=away._asdict())

@@ -134,8 +134,15 @@ class Steps(NamedTuple):
     inputs: Callable[[int], tuple]
 
 
-def prepare(config: ConfigDict, layout: Layout) -> Steps:
-    """Returns the steps of a config, compiled for these devices."""
+def prepare(config: ConfigDict, layout: Layout, *, exact: bool = True) -> Steps:
+    """Returns the steps of a config, compiled for these devices.
+
+    Args:
+      config: of the run.
+      layout: the devices.
+      exact: whether products of float32 are as exact as float32. Otherwise a GPU multiplies them as
+        TensorFloat-32, and a TPU as bfloat16.
+    """
     method = make_method(config, layout, _IMAGES)
     dtype = np.float64 if config.dtype == "float64" else np.float32  # of weights and views
     abstract = jax.tree.map(
@@ -157,9 +164,7 @@ def prepare(config: ConfigDict, layout: Layout) -> Steps:
         return layout.put_batch((tuple(v[rows].astype(dtype) for v in views), indices[rows]))
 
     step = layout.jit(method.train_step(), donate_argnums=0)
-    # Otherwise a GPU multiplies float32 as TensorFloat-32, and a TPU as bfloat16.
-    precision = None if config.dtype == "bfloat16" else "highest"
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision("highest" if exact else None):
         lowered = step.lower(abstract, *inputs(0))
     return Steps(layout, lowered.compile(), start, inputs)
 

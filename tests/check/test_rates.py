@@ -46,6 +46,12 @@ def test_a_slow_chip_is_slow(monkeypatch):
     assert finding.values["images_per_second"] < low < high and "bound by memory" in finding.text
 
 
+def test_a_network_between_gpus_has_no_limit(monkeypatch):
+    monkeypatch.setattr(speed.jax, "process_count", lambda: 2)
+    finding = speed.check(on_a_chip(timed(FIRST), monkeypatch, bytes_moved=1e9))
+    assert finding.verdict is Verdict.OK and "network between hosts" in finding.text
+
+
 def test_a_chip_that_is_as_fast_as_expected(monkeypatch):
     finding = speed.check(on_a_chip(timed(FIRST), monkeypatch, bytes_moved=1e15))
     assert finding.verdict is Verdict.OK and finding.values["model_flops_utilisation"] < 0.1

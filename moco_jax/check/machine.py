@@ -11,8 +11,9 @@ from typing import Any
 
 import jax
 
-from moco_jax.check.findings import Finding, Verdict, reason
+from moco_jax.check.findings import Finding, Verdict
 from moco_jax.data.loading.loader import cores
+from moco_jax.parallel import devices
 
 # What JAX needs for an accelerator, any one of these.
 _PLUGINS = {"NVIDIA GPU": ("jax-cuda13-plugin", "jax-cuda12-plugin"), "TPU": ("libtpu",)}
@@ -32,11 +33,7 @@ def check() -> Finding:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError if there is no device
-        text = f"JAX can't open the devices: {reason(error)}"
-        advice = "look at their driver and at the programs that use them"
-        if chosen := os.environ.get("JAX_PLATFORMS"):
-            advice = f"this machine may not have what JAX_PLATFORMS={chosen} names; else {advice}"
-        return Finding("machine", Verdict.WRONG, text, advice)
+        return Finding("machine", Verdict.WRONG, devices.reason(error), devices.advice())
     facts = found()
     memory = f", {facts['memory_gib']:.0f} GiB each" if facts["memory_gib"] else ""
     several = f" of {facts['processes']} processes" if facts["processes"] > 1 else ""

@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from moco_jax import text
-from moco_jax.parallel import cluster, roll_call
+from moco_jax.parallel import cluster, devices, roll_call
 from moco_jax.terminal import arguments, help, logs, signals, style
 from moco_jax.terminal.paths import each, missing
 
@@ -114,6 +114,10 @@ def _run(work: Callable[[], int | None], errors: tuple, interrupted: str) -> int
         if logging.level_debug():
             raise
         fail(str(error) if _is_explained(error) else f"{error}\n{_TRACEBACK}")
+    except (RuntimeError, AssertionError) as error:
+        if logging.level_debug() or not devices.not_opened(error):
+            raise
+        fail(f"{devices.reason(error)}; {devices.advice()}")
     except (KeyboardInterrupt, signals.Terminated) as stop:
         # Not a return: `cluster.joined` would wait for the other processes.
         sys.exit(_stopped(stop, interrupted))

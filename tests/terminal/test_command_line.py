@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from moco_jax.parallel import cluster, roll_call
 from moco_jax.terminal import command_line, logs
 from moco_jax.terminal.arguments import _override_problem, _overrides
+from tests.conftest import run_command
 from tests.in_process import exit_code
 
 FILE = """
@@ -201,6 +202,13 @@ def test_other_errors_and_verbose_errors_keep_their_traceback(run):
         run(raises(KeyError("bug")), config="none")
     with pytest.raises(ValueError, match="bad value"):
         run(raises(ValueError("bad value")), "--verbosity=1", config="none")
+
+
+def test_devices_that_jax_cannot_open_are_one_message(repository):
+    done = run_command(repository, "moco_jax.main", "--config=configs/digits.py", JAX_PLATFORMS="x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: JAX can't open the devices: Unable to initialize backend")
+    assert done.stderr.endswith("else look at their driver and at the programs that use them\n")
 
 
 def test_interrupt_is_one_message(run):

@@ -1,9 +1,11 @@
 """The requests to a bucket, by obstore, with its errors sorted into kinds."""
 
+import contextlib
 import dataclasses
 import enum
 import importlib.util
 import os
+import pathlib
 import re
 from collections.abc import Callable
 from datetime import timedelta
@@ -13,6 +15,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "token request")
 _TOO_MANY = 429
+_PART = 8 << 20  # bytes of a part of a larger object
 
 
 class Kind(enum.Enum):
@@ -23,6 +26,7 @@ class Kind(enum.Enum):
     DENIED = "permission denied"
     NO_CREDENTIALS = "no credentials"
     CHANGED = "the object is another one by now"
+    UNCONDITIONAL = "the server can't write on a condition"
     PASSING = "the server is gone or has too much to do"
     OTHER = "other"
 
@@ -41,6 +45,14 @@ class Entry(NamedTuple):
     key: str
     size: int  # bytes
     version: str  # changes when the object is replaced; '' if the server has none
+    generation: str = ""  # what Google's conditional writes need; '' in a list of objects
+
+
+class Over(enum.Enum):
+    """What a write replaces; the other choice is an `Entry`: this version of the object only."""
+
+    ANYTHING = "anything"
+    NOTHING = "nothing: there must be no such object"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +64,10 @@ class Client:
     whole: Callable[[str, int], tuple[int, bytes]]  # key, limit; size, b"" if it is larger
     names: Callable[[str], list[Entry]]  # below a folder, '' for all
     names_in: Callable[[str], list[Entry]]  # directly in a folder
+    # Key, contents or the file with them, what is replaced; `Kind.CHANGED` if it is another object,
+    # which may be our own write whose answer was lost. An entry must be of `stat` or `write`.
+    write: Callable[[str, bytes | pathlib.Path, Over | Entry], Entry]
+    remove: Callable[[str], None]  # of a key; nothing happens if there is no such object
 
 
 def connect(root: str) -> Client:
@@ -98,7 +114,19 @@ def connect(root: str) -> Client:
         found: Any = obstore.list_with_delimiter(store, folder)
         return [_entry(each) for each in found["objects"]]
 
-    return Client(*map(_sorted_errors, (stat, read, whole, names, names_in)))
+    def write(key: str, data: bytes | pathlib.Path, over: Over | Entry) -> Entry:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        several = over == Over.ANYTHING and size > _PART  # parts can't be written on a condition
+        put = obstore.put(
+            store, key, data, mode=_mode(over), use_multipart=several, chunk_size=_PART
+        )
+        return Entry(key, size, *_versions(put))
+
+    def remove(key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # S3 has no such error
+            obstore.delete(store, key)
+
+    return Client(*map(_sorted_errors, (stat, read, whole, names, names_in, write, remove)))
 
 
 def _credentials(root: str) -> dict[str, Any]:
@@ -118,7 +146,18 @@ def _credentials(root: str) -> dict[str, Any]:
 
 
 def _entry(found: Any) -> Entry:
-    return Entry(found["path"], found["size"], found["e_tag"] or found["version"] or "")
+    return Entry(found["path"], found["size"], *_versions(found))
+
+
+def _versions(found: Any) -> tuple[str, str]:
+    return found["e_tag"] or found["version"] or "", found["version"] or ""
+
+
+def _mode(over: Over | Entry) -> Any:
+    """Returns the condition of a write: S3 compares the ETag, Google the generation."""
+    if isinstance(over, Entry):
+        return {"e_tag": over.version, "version": over.generation or None}
+    return "create" if over == Over.NOTHING else "overwrite"
 
 
 def _sorted_errors(request: Callable) -> Callable:
@@ -128,7 +167,7 @@ def _sorted_errors(request: Callable) -> Callable:
     def asked(*arguments: Any) -> Any:
         try:
             return request(*arguments)
-        except (exceptions.BaseError, OSError) as error:
+        except (exceptions.BaseError, OSError, NotImplementedError) as error:
             raise Problem(kind_of(error), words(str(error))) from error
 
     return asked
@@ -145,8 +184,10 @@ def kind_of(error: Exception) -> Kind:
         return Kind.NO_BUCKET
     if isinstance(error, FileNotFoundError) or status == 404:
         return Kind.NO_OBJECT
-    if name == "PreconditionError" or status == 412:
+    if name in ("PreconditionError", "AlreadyExistsError") or status in (409, 412):
         return Kind.CHANGED
+    if name in ("NotSupportedError", "NotImplementedError") or status == 501:
+        return Kind.UNCONDITIONAL
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return Kind.DENIED
     # A status below 500 is an answer; without one, the connection failed.

@@ -51,6 +51,12 @@ def below(root: str, path: str) -> str:
     return path if is_url(path) else os.path.join(root, path)
 
 
+def cache_folder() -> str:
+    """Returns the folder for what can be read or computed again, such as indices of shards."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(root, "moco_jax")
+
+
 def is_pattern(path: str) -> bool:
     """Returns whether a path has braces or '*', and is no file or folder itself."""
     return ("{" in path or "*" in path) and not os.path.exists(path)

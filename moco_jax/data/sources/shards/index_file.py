@@ -25,7 +25,7 @@ import numpy as np
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.shards.samples import KINDS, Labels, Samples, list_samples
 from moco_jax.data.sources.storage.files import File, open_file
-from moco_jax.terminal.paths import is_url
+from moco_jax.terminal.paths import cache_folder, is_url
 
 ENDING = ".moco-index"
 _MAGIC = b"moco_jax index 1"
@@ -95,10 +95,9 @@ def _identity(file: File) -> dict[str, Any]:
 
 
 def _in_cache(path: str) -> str:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = path if is_url(path) else os.path.realpath(path)
     name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
-    return os.path.join(root, "moco_jax", name + ENDING)
+    return os.path.join(cache_folder(), name + ENDING)
 
 
 def _write(place: str, data: bytes) -> bool:

@@ -134,28 +134,37 @@ def test_what_does_not_fit_is_not_kept_and_the_first_images_stay(tmp_path):
     assert cache.get(NAME, 5 * 4096) is None
 
 
-def test_old_images_of_other_data_make_room(tmp_path):
-    root, hours = tmp_path / "cache", 3600
+def test_images_of_other_data_make_room_after_an_hour(tmp_path):
+    root = tmp_path / "cache"
     before = Cache(str(root), 64 * 4 * 4096)
-    for name, age in zip(names(4), (3, 2, 4, 0), strict=True):
+    for name, hours in zip(names(4), (3, 2, 4, 0), strict=True):
         before.put(name, bytes(4000))
-        path = root / f"{int(name[-4:], 16) % 64:02}" / name
-        os.utime(path, (path.stat().st_mtime - age * hours,) * 2)
+        path = root / "00" / name
+        os.utime(path, (path.stat().st_mtime - 3600 * hours,) * 2)
     (root / "00/notes of mine").write_bytes(b"")
     os.utime(root / "00/notes of mine", (1, 1))
     now = Cache(str(root), 64 * 4 * 4096)
     now.own.add("89abcdef")
     [new] = names(1, "89abcdef")
     now.put(new, bytes(4000))
-    assert now.get(new, 4000) is not None and (root / "00/notes of mine").exists()
-    left = [now.get(name, 4000) is not None for name in names(4)]
-    assert left == [True, True, False, True] or left == [False, True, False, True]
-    own = Cache(str(root), 64 * 4 * 4096)
-    own.own |= {"89abcdef", "01234567"}
-    kept_before = len(kept(root))
-    for name in names(9, "89abcdef"):
-        own.put(name, bytes(4000))
-    assert len(kept(root)) >= kept_before  # those of its own data are younger than a week
+    found = [now.get(name, 4000) is not None for name in (*names(4), new)]
+    assert found == [False, True, False, True, True]  # the oldest ones went
+    assert (root / "00/notes of mine").exists()
+
+
+def test_own_images_stay_for_a_week(tmp_path):
+    root = tmp_path / "cache"
+    for days in (6, 8):
+        cache = Cache(str(root), 64 * 4 * 4096)
+        cache.own.add("01234567")
+        for name in names(9):
+            cache.put(name, bytes(4000))
+        for path in kept(root):
+            os.utime(path, (path.stat().st_mtime - 24 * 3600 * days,) * 2)
+        again = Cache(str(root), 64 * 4 * 4096)
+        again.own.add("01234567")
+        again.put(names(9)[8], bytes(4000))
+        assert (again.get(names(9)[8], 4000) is not None) == (days == 8)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -7,14 +7,18 @@ import importlib.util
 import os
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "token request")
 _TOO_MANY = 429
+_PLAIN = ("http://", "https://")  # servers of files, which are no buckets
+_WEAK = "W/"  # an ETag that no condition matches
+_MODIFIED = "modified "
 _PART = 8 << 20  # bytes of a part of a larger object
 
 
@@ -27,6 +31,7 @@ class Kind(enum.Enum):
     NO_CREDENTIALS = "no credentials"
     CHANGED = "the object is another one by now"
     UNCONDITIONAL = "the server can't write on a condition"
+    NO_LISTS = "the server can't list objects"
     PASSING = "the server is gone or has too much to do"
     OTHER = "other"
 
@@ -74,43 +79,40 @@ def connect(root: str) -> Client:
     """Returns the client of a bucket such as 's3://bucket'; asks nothing yet.
 
     Raises:
-      ValueError: if obstore is not installed.
+      ValueError: if obstore is not installed, or the URL can't be used.
     """
     if importlib.util.find_spec("obstore") is None:
         raise ValueError(f"{root} needs obstore: pip install 'moco-jax[bucket]'")
     import obstore  # pyright: ignore[reportMissingImports]
-    from obstore.store import from_url  # pyright: ignore[reportMissingImports]
 
-    store: Any = from_url(
-        root,
-        # Short: `objects.Bucket` waits longer, and says so.
-        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
-        client_options={
-            "allow_http": True,  # of an endpoint that begins with http://
-            "connect_timeout": timedelta(seconds=10),
-            "timeout": timedelta(seconds=120),
-        },
-        **_credentials(root),
-    )
+    store, plain = _store(root), root.startswith(_PLAIN)
+    # obstore escapes the keys of a plain server; its URLs are escaped already.
+    of_url: Callable[[str], str] = urllib.parse.unquote if plain else str
 
     def stat(key: str) -> Entry:
-        return _entry(obstore.head(store, key))
+        return _entry(obstore.head(store, of_url(key)))
 
     def read(entry: Entry, offset: int, size: int) -> bytes:
         options: Any = {"range": (offset, offset + size)}
-        if entry.version:
+        if entry.version.startswith(_MODIFIED):
+            options["if_unmodified_since"] = _time(entry.version)
+        elif entry.version:
             options["if_match"] = entry.version
         return obstore.get(store, entry.key, options=options).bytes().to_bytes()
 
     def whole(key: str, limit: int) -> tuple[int, bytes]:
-        found = obstore.get(store, key)
+        found = obstore.get(store, of_url(key))
         size = found.meta["size"]
         return size, found.bytes().to_bytes() if size <= limit else b""
 
     def names(folder: str) -> list[Entry]:
+        if plain:
+            raise Problem(Kind.NO_LISTS, "")
         return [_entry(found) for chunk in obstore.list(store, folder) for found in chunk]
 
     def names_in(folder: str) -> list[Entry]:
+        if plain:
+            raise Problem(Kind.NO_LISTS, "")
         found: Any = obstore.list_with_delimiter(store, folder)
         return [_entry(each) for each in found["objects"]]
 
@@ -127,6 +129,27 @@ def connect(root: str) -> Client:
             obstore.delete(store, key)
 
     return Client(*map(_sorted_errors, (stat, read, whole, names, names_in, write, remove)))
+
+
+def _store(root: str) -> Any:
+    from obstore import exceptions  # pyright: ignore[reportMissingImports]
+    from obstore.store import HTTPStore, from_url  # pyright: ignore[reportMissingImports]
+
+    open_store: Any = HTTPStore.from_url if root.startswith(_PLAIN) else from_url
+    try:
+        return open_store(
+            root,
+            # Short: `objects.Bucket` waits longer, and says so.
+            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+            client_options={
+                "allow_http": True,  # of an endpoint that begins with http://
+                "connect_timeout": timedelta(seconds=10),
+                "timeout": timedelta(seconds=120),
+            },
+            **_credentials(root),
+        )
+    except exceptions.BaseError as error:
+        raise ValueError(f"can't use {root}: {words(str(error))}") from error
 
 
 def _credentials(root: str) -> dict[str, Any]:
@@ -150,7 +173,16 @@ def _entry(found: Any) -> Entry:
 
 
 def _versions(found: Any) -> tuple[str, str]:
-    return found["e_tag"] or found["version"] or "", found["version"] or ""
+    """Returns what reads and what conditional writes compare."""
+    tag, generation = found["e_tag"] or "", found["version"] or ""
+    if tag and not tag.startswith(_WEAK) or generation:
+        return tag or generation, generation
+    changed = found.get("last_modified")  # a plain server may know the time only
+    return f"{_MODIFIED}{changed.isoformat()}" if changed else "", generation
+
+
+def _time(version: str) -> datetime:
+    return datetime.fromisoformat(version.removeprefix(_MODIFIED))
 
 
 def _mode(over: Over | Entry) -> Any:

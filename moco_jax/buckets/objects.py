@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from moco_jax.buckets.client import Client, Entry, Kind, Over, Problem, connect
+from moco_jax.buckets.client import Client, Entry, Kind, Over, Problem
+from moco_jax.buckets.schemes import connect
 from moco_jax.terminal import logs
 
 # Seconds that a request is repeated, before and after the first answer of the bucket: a run that
@@ -25,12 +26,14 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _SILENT = 2.0  # seconds of waiting that need no message
 _SLICE = 0.5  # seconds between two looks whether to go on
 _CREDENTIALS = {
-    "s3://": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need boto3), or "
-    "AWS_SKIP_SIGNATURE=true for a public bucket",
-    "gs://": "set GOOGLE_APPLICATION_CREDENTIALS to a key file or run gcloud auth "
+    ("s3://", "s3a://"): "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need "
+    "boto3), or AWS_SKIP_SIGNATURE=true for a public bucket",
+    ("gs://",): "set GOOGLE_APPLICATION_CREDENTIALS to a key file or run gcloud auth "
     "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    ("az", "abfs", "adl"): "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or "
+    "AZURE_SKIP_SIGNATURE=true for a public container",
+    ("",): "see the documentation of this store in fsspec",
 }
-
 _READING = "to list the bucket and to read its objects"
 _WRITING = "to list the bucket, and to read, write and delete its objects"
 # The flag or key that gives the URLs, for errors.
@@ -259,10 +262,16 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
             f"permission denied for {url} ({problem}): the credentials must allow {needs}", kind
         )
     if kind == Kind.NO_CREDENTIALS:
-        how = next(text for scheme, text in _CREDENTIALS.items() if root.startswith(scheme))
+        how = next(text for schemes, text in _CREDENTIALS.items() if root.startswith(schemes))
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
         return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})", kind)
+    if kind == Kind.NO_LISTS:
+        return BucketError(
+            f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "
+            f"files that are there, such as {root}/a.tar or '{root}/a-{{000..255}}.tar'",
+            kind,
+        )
     hint = "; AWS_REGION must be the region of the bucket" if "redirect" in str(problem) else ""
     return BucketError(
         f"can't {'read' if needs == _READING else 'write'} {url}: {problem}{hint}", kind

@@ -55,6 +55,7 @@ def test_lists():
     assert keys(objects.below("memory://s")) == ["4", "a/1", "a/deep/2", "ab/3"]
     assert keys(objects.below("memory://s/a")) == ["a/1", "a/deep/2"]
     assert keys(objects.directly_in("memory://s/a")) == ["a/1"]
+    assert objects.below("memory://s/4") == []  # a file
     assert objects.below("memory://s/absent") == objects.directly_in("memory://s/absent") == []
     with pytest.raises(FileNotFoundError):
         objects.stat("memory://s/a")  # a folder

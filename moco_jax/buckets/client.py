@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "token request")
+_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _TOO_MANY = 429
 _PLAIN = ("http://", "https://")  # servers of files, which are no buckets
 _WEAK = "W/"  # an ETag that no condition matches
@@ -212,7 +213,7 @@ def kind_of(error: Exception) -> Kind:
     status = int(found[1]) if found else 0
     if any(place in text for place in _NO_CREDENTIALS):
         return Kind.NO_CREDENTIALS
-    if "NoSuchBucket" in text or "bucket does not exist" in text:
+    if any(part in text for part in _NO_BUCKET):
         return Kind.NO_BUCKET
     if isinstance(error, FileNotFoundError) or status == 404:
         return Kind.NO_OBJECT

@@ -48,6 +48,20 @@ def test_a_plain_server(bucket, server, path):
     assert inside(found, f"{server.url}/d") == expected
 
 
+@pytest.mark.parametrize("scheme", ["az", "abfs"])
+def test_azure(bucket, server, scheme, monkeypatch):
+    """Its lists are not emulated."""
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", server.url)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    write_all(bucket)
+    load(server, bucket)
+    for path in ("x.tar", "x.zip", "x.parquet"):
+        found = described(open_images(f"{scheme}://d/{path}"))
+        expected = inside(described(open_images(bucket / path)), str(bucket))
+        assert inside(found, f"{scheme}://d") == expected
+
+
 def test_a_store_of_fsspec(bucket, memory):
     write_all(bucket)
     for path in filter(os.path.isfile, bucket.rglob("*")):

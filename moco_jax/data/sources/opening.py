@@ -8,7 +8,8 @@
 .zip), shards (a folder of tars, or a pattern such as 'a-{000..255}.tar'), an .npz of arrays, or,
 with 'tfds:<name>', a TFDS data directory that has <name>. It may also be a folder of Parquet or
 Arrow files, one such file, a list of paths (.csv, .tsv, .jsonl, .txt), or several of all these,
-joined by '+'. All but .npz and Arrow files may lie in a bucket: s3://bucket/x.tar.
+joined by '+'. All but .npz and Arrow files may lie in a bucket or behind another
+URL: s3://bucket/x.tar, https://host/x.tar.
 """
 
 import dataclasses

@@ -104,14 +104,16 @@ class Cache:
             return None
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > most + _CHECK.size:
+            size = status.st_size - _CHECK.size
+            if not stat.S_ISREG(status.st_mode) or not 0 <= size <= most:
                 return None
             check = os.pread(descriptor, _CHECK.size, 0)
-            data = os.pread(descriptor, most, _CHECK.size)
+            data = os.pread(descriptor, size, _CHECK.size)
             if check != _check(name, data):
                 return None
             if time.time() - status.st_mtime > _OTHERS / 2:
-                os.utime(descriptor)  # the time of the last use
+                with contextlib.suppress(OSError):  # a file of another user
+                    os.utime(descriptor)  # the time of the last use
             return data
         except (OSError, MemoryError):
             return None

@@ -188,6 +188,18 @@ def test_a_use_is_recorded(cache, tmp_path):
     assert cache.get(NAME, 1) == b"x" and path.stat().st_mtime > 1e9
 
 
+def test_a_use_that_can_not_be_recorded_is_a_use(cache, tmp_path, monkeypatch):
+    cache.put(NAME, b"x")
+    [path] = kept(tmp_path / "cache")
+    os.utime(path, (1, 1))
+
+    def refuse(*arguments):
+        raise PermissionError
+
+    monkeypatch.setattr(image_cache.os, "utime", refuse)
+    assert cache.get(NAME, 1) == b"x"
+
+
 def test_a_disk_that_is_full_is_no_error(bucket, folder, monkeypatch, caplog):
     write_tar(bucket / "x.tar", [f"a/{i}.jpg" for i in range(9)])
     monkeypatch.setattr(image_cache, "_FREE", 1 << 60)

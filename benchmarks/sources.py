@@ -8,8 +8,9 @@ With --path, the images are copied into a folder, a tar, zips (stored and deflat
 in a random order, with one thread per core. Prints for each format the median, lowest and highest
 images/s, the median ratio to the tar, and the median ratio of CPU seconds.
 With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
-waits that many seconds before each answer. It needs obstore. On a machine that does other work
-too, more threads get more of it: --threads makes the formats comparable.
+waits that many seconds before each answer. It needs obstore. "bucket, kept" is that tar with
+data.cache_gigabytes: after the first turn, its images are on the disk. On a machine that does other
+work too, more threads get more of it: --threads makes the formats comparable.
 
 With --entries, that many images without contents are written: indices beside empty shards (with
 labels or folders), or a list, Parquet or Arrow. A new process opens them as a run does. Prints the
@@ -56,8 +57,8 @@ _CLASSES = 1000
 _LAYOUTS = ("labels", "folders", "list", "parquet", "arrow")  # of entries; the first are of shards
 
 
-def open_train(path: os.PathLike | str) -> Source:
-    return open_sources(source="images", path=str(path), held_out=0.0, seed=0).train
+def open_train(path: os.PathLike | str, **options: Any) -> Source:
+    return open_sources(source="images", path=str(path), held_out=0.0, seed=0, **options).train
 
 
 def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -113,6 +114,7 @@ def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes) as server:
             os.environ.update(settings(server.stdout.readline().strip()))
+            os.environ["XDG_CACHE_HOME"] = str(bucket / "cache")
             yield {"tar, bucket": "s3://b/x.tar", "shards, bucket": "gs://b/shards"}
             server.stdin.close()
 
@@ -142,6 +144,9 @@ def compare(path: str, turns: int, latency: float, threads: int) -> None:
         if latency:
             places |= stack.enter_context(in_bucket(pathlib.Path(made), latency))
         sources = {form: open_train(place) for form, place in places.items()}
+        if latency:
+            place = places["tar, bucket"]
+            sources["bucket, kept"] = open_train(place, cache_gigabytes=10)
         rates: dict[str, list[tuple[float, float]]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():

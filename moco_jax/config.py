@@ -190,6 +190,8 @@ def _data() -> ConfigDict:
     c.resident_megabytes = 2048  # smaller data sets stay decoded in device memory
     # Threads that read and decode; 0: one per core, at most 64; 32 per core for a bucket.
     c.threads = 0
+    # GB of images from buckets that are kept on the disk, in the cache folder; 0: none.
+    c.cache_gigabytes = 0.0
     c.exif_orientation = True  # turn images upright by their EXIF orientation
     c.bit_depth = 16  # significant bits of 16-bit images, such as 12 for a 12-bit sensor
     c.max_megapixels = 89.5  # images with more pixels are unreadable
@@ -295,6 +297,7 @@ RULES = checks.COMMON_RULES | {
     "data.eval_resize": whole,
     "data.canvas": whole,
     "data.resident_megabytes": whole_or_zero,
+    "data.cache_gigabytes": not_negative,
     "data.max_bad_fraction": fraction,
     "knn.every_epochs": not_negative,
     "knn.k": whole,

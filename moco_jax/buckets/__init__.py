@@ -1,1 +1,1 @@
-"""Buckets of S3 and Google Cloud Storage: requests, patience with a server, errors in words."""
+"""Buckets and other stores by URL: requests, patience with a server, errors in words."""

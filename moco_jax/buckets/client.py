@@ -1,18 +1,26 @@
 """The requests to a bucket, by obstore, with its errors sorted into kinds."""
 
+import contextlib
 import dataclasses
 import enum
 import importlib.util
 import os
+import pathlib
 import re
+import urllib.parse
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "token request")
+_NO_BUCKET = ("NoSuchBucket", "bucket does not exist", "ContainerNotFound")
 _TOO_MANY = 429
+_PLAIN = ("http://", "https://")  # servers of files, which are no buckets
+_WEAK = "W/"  # an ETag that no condition matches
+_MODIFIED = "modified "
+_PART = 8 << 20  # bytes of a part of a larger object
 
 
 class Kind(enum.Enum):
@@ -23,6 +31,8 @@ class Kind(enum.Enum):
     DENIED = "permission denied"
     NO_CREDENTIALS = "no credentials"
     CHANGED = "the object is another one by now"
+    UNCONDITIONAL = "the server can't write on a condition"
+    NO_LISTS = "the server can't list objects"
     PASSING = "the server is gone or has too much to do"
     OTHER = "other"
 
@@ -41,6 +51,14 @@ class Entry(NamedTuple):
     key: str
     size: int  # bytes
     version: str  # changes when the object is replaced; '' if the server has none
+    generation: str = ""  # what Google's conditional writes need; '' in a list of objects
+
+
+class Over(enum.Enum):
+    """What a write replaces; the other choice is an `Entry`: this version of the object only."""
+
+    ANYTHING = "anything"
+    NOTHING = "nothing: there must be no such object"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,53 +70,87 @@ class Client:
     whole: Callable[[str, int], tuple[int, bytes]]  # key, limit; size, b"" if it is larger
     names: Callable[[str], list[Entry]]  # below a folder, '' for all
     names_in: Callable[[str], list[Entry]]  # directly in a folder
+    # Key, contents or the file with them, what is replaced; `Kind.CHANGED` if it is another object,
+    # which may be our own write whose answer was lost. An entry must be of `stat` or `write`.
+    write: Callable[[str, bytes | pathlib.Path, Over | Entry], Entry]
+    remove: Callable[[str], None]  # of a key; nothing happens if there is no such object
 
 
 def connect(root: str) -> Client:
     """Returns the client of a bucket such as 's3://bucket'; asks nothing yet.
 
     Raises:
-      ValueError: if obstore is not installed.
+      ValueError: if obstore is not installed, or the URL can't be used.
     """
     if importlib.util.find_spec("obstore") is None:
         raise ValueError(f"{root} needs obstore: pip install 'moco-jax[bucket]'")
     import obstore  # pyright: ignore[reportMissingImports]
-    from obstore.store import from_url  # pyright: ignore[reportMissingImports]
 
-    store: Any = from_url(
-        root,
-        # Short: `objects.Bucket` waits longer, and says so.
-        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
-        client_options={
-            "allow_http": True,  # of an endpoint that begins with http://
-            "connect_timeout": timedelta(seconds=10),
-            "timeout": timedelta(seconds=120),
-        },
-        **_credentials(root),
-    )
+    store, plain = _store(root), root.startswith(_PLAIN)
+    # obstore escapes the keys of a plain server; its URLs are escaped already.
+    of_url: Callable[[str], str] = urllib.parse.unquote if plain else str
 
     def stat(key: str) -> Entry:
-        return _entry(obstore.head(store, key))
+        return _entry(obstore.head(store, of_url(key)))
 
     def read(entry: Entry, offset: int, size: int) -> bytes:
         options: Any = {"range": (offset, offset + size)}
-        if entry.version:
+        if entry.version.startswith(_MODIFIED):
+            options["if_unmodified_since"] = _time(entry.version)
+        elif entry.version:
             options["if_match"] = entry.version
         return obstore.get(store, entry.key, options=options).bytes().to_bytes()
 
     def whole(key: str, limit: int) -> tuple[int, bytes]:
-        found = obstore.get(store, key)
+        found = obstore.get(store, of_url(key))
         size = found.meta["size"]
         return size, found.bytes().to_bytes() if size <= limit else b""
 
     def names(folder: str) -> list[Entry]:
+        if plain:
+            raise Problem(Kind.NO_LISTS, "")
         return [_entry(found) for chunk in obstore.list(store, folder) for found in chunk]
 
     def names_in(folder: str) -> list[Entry]:
+        if plain:
+            raise Problem(Kind.NO_LISTS, "")
         found: Any = obstore.list_with_delimiter(store, folder)
         return [_entry(each) for each in found["objects"]]
 
-    return Client(*map(_sorted_errors, (stat, read, whole, names, names_in)))
+    def write(key: str, data: bytes | pathlib.Path, over: Over | Entry) -> Entry:
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        several = over == Over.ANYTHING and size > _PART  # parts can't be written on a condition
+        put = obstore.put(
+            store, key, data, mode=_mode(over), use_multipart=several, chunk_size=_PART
+        )
+        return Entry(key, size, *_versions(put))
+
+    def remove(key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # S3 has no such error
+            obstore.delete(store, key)
+
+    return Client(*map(_sorted_errors, (stat, read, whole, names, names_in, write, remove)))
+
+
+def _store(root: str) -> Any:
+    from obstore import exceptions  # pyright: ignore[reportMissingImports]
+    from obstore.store import HTTPStore, from_url  # pyright: ignore[reportMissingImports]
+
+    open_store: Any = HTTPStore.from_url if root.startswith(_PLAIN) else from_url
+    try:
+        return open_store(
+            root,
+            # Short: `objects.Bucket` waits longer, and says so.
+            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+            client_options={
+                "allow_http": True,  # of an endpoint that begins with http://
+                "connect_timeout": timedelta(seconds=10),
+                "timeout": timedelta(seconds=120),
+            },
+            **_credentials(root),
+        )
+    except exceptions.BaseError as error:
+        raise ValueError(f"can't use {root}: {words(str(error))}") from error
 
 
 def _credentials(root: str) -> dict[str, Any]:
@@ -118,7 +170,27 @@ def _credentials(root: str) -> dict[str, Any]:
 
 
 def _entry(found: Any) -> Entry:
-    return Entry(found["path"], found["size"], found["e_tag"] or found["version"] or "")
+    return Entry(found["path"], found["size"], *_versions(found))
+
+
+def _versions(found: Any) -> tuple[str, str]:
+    """Returns what reads and what conditional writes compare."""
+    tag, generation = found["e_tag"] or "", found["version"] or ""
+    if tag and not tag.startswith(_WEAK) or generation:
+        return tag or generation, generation
+    changed = found.get("last_modified")  # a plain server may know the time only
+    return f"{_MODIFIED}{changed.isoformat()}" if changed else "", generation
+
+
+def _time(version: str) -> datetime:
+    return datetime.fromisoformat(version.removeprefix(_MODIFIED))
+
+
+def _mode(over: Over | Entry) -> Any:
+    """Returns the condition of a write: S3 compares the ETag, Google the generation."""
+    if isinstance(over, Entry):
+        return {"e_tag": over.version, "version": over.generation or None}
+    return "create" if over == Over.NOTHING else "overwrite"
 
 
 def _sorted_errors(request: Callable) -> Callable:
@@ -128,7 +200,7 @@ def _sorted_errors(request: Callable) -> Callable:
     def asked(*arguments: Any) -> Any:
         try:
             return request(*arguments)
-        except (exceptions.BaseError, OSError) as error:
+        except (exceptions.BaseError, OSError, NotImplementedError) as error:
             raise Problem(kind_of(error), words(str(error))) from error
 
     return asked
@@ -141,12 +213,14 @@ def kind_of(error: Exception) -> Kind:
     status = int(found[1]) if found else 0
     if any(place in text for place in _NO_CREDENTIALS):
         return Kind.NO_CREDENTIALS
-    if "NoSuchBucket" in text or "bucket does not exist" in text:
+    if any(part in text for part in _NO_BUCKET):
         return Kind.NO_BUCKET
     if isinstance(error, FileNotFoundError) or status == 404:
         return Kind.NO_OBJECT
-    if name == "PreconditionError" or status == 412:
+    if name in ("PreconditionError", "AlreadyExistsError") or status in (409, 412):
         return Kind.CHANGED
+    if name in ("NotSupportedError", "NotImplementedError") or status == 501:
+        return Kind.UNCONDITIONAL
     if name in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403):
         return Kind.DENIED
     # A status below 500 is an answer; without one, the connection failed.

@@ -5,7 +5,9 @@ which a run may skip.
 """
 
 import contextlib
+import contextvars
 import functools
+import pathlib
 import posixpath
 import random
 import threading
@@ -13,7 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from moco_jax.buckets.client import Client, Entry, Kind, Problem, connect
+from moco_jax.buckets.client import Client, Entry, Kind, Over, Problem
+from moco_jax.buckets.schemes import connect
 from moco_jax.terminal import logs
 
 # Seconds that a request is repeated, before and after the first answer of the bucket: a run that
@@ -23,17 +26,32 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _SILENT = 2.0  # seconds of waiting that need no message
 _SLICE = 0.5  # seconds between two looks whether to go on
 _CREDENTIALS = {
-    "s3://": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need boto3), or "
-    "AWS_SKIP_SIGNATURE=true for a public bucket",
-    "gs://": "set GOOGLE_APPLICATION_CREDENTIALS to a key file or run gcloud auth "
+    ("s3://", "s3a://"): "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles in ~/.aws need "
+    "boto3), or AWS_SKIP_SIGNATURE=true for a public bucket",
+    ("gs://",): "set GOOGLE_APPLICATION_CREDENTIALS to a key file or run gcloud auth "
     "application-default login, or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    ("az", "abfs", "adl"): "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or "
+    "AZURE_SKIP_SIGNATURE=true for a public container",
+    ("",): "see the documentation of this store in fsspec",
 }
+_READING = "to list the bucket and to read its objects"
+_WRITING = "to list the bucket, and to read, write and delete its objects"
+# The flag or key that gives the URLs, for errors.
+_flag = contextvars.ContextVar("flag", default="--config.data.path")
 
 T = TypeVar("T")
 
 
 class BucketError(ValueError):
-    """Raised if a bucket can't be read; the message has the reason and what to do."""
+    """Raised if a bucket can't be used; the message has the reason and what to do."""
+
+    def __init__(self, text: str, kind: Kind = Kind.OTHER):
+        super().__init__(text)
+        self.kind = kind
+
+
+class Changed(OSError):
+    """Raised if an object is another one than the caller knows."""
 
 
 _wanted: list[Callable[[], bool]] = [lambda: True]  # the last one: whether to go on waiting
@@ -49,6 +67,16 @@ def waiting_while(wanted: Callable[[], bool]) -> Iterator[None]:
         _wanted.pop()
 
 
+@contextlib.contextmanager
+def given_by(flag: str) -> Iterator[None]:
+    """Errors within the block name this flag or key, in this thread."""
+    token = _flag.set(flag)
+    try:
+        yield
+    finally:
+        _flag.reset(token)
+
+
 class Bucket:
     """One bucket, and whether its server answers; safe to use from threads."""
 
@@ -59,15 +87,27 @@ class Bucket:
         self._said = False  # whether the message that it is gone is printed
         self._lock = threading.Lock()
 
-    def ask(self, url: str, request: Callable[[], T]) -> T:
+    def ask(
+        self,
+        url: str,
+        request: Callable[[], T],
+        needs: str = _READING,
+        wanted: Callable[[], bool] | None = None,
+    ) -> T:
         """Returns the answer to a request, which is repeated as long as the server is gone.
+
+        Args:
+          url: of the object or folder, for errors.
+          request: is made again and again.
+          needs: what the credentials must allow, for errors.
+          wanted: whether to go on waiting for a server that is gone; default see `waiting_while`.
 
         Raises:
           FileNotFoundError: if there is no such object.
-          OSError: if the object is another one by now.
-          BucketError: if the bucket can't be read.
+          Changed: if the object is another one by now.
+          BucketError: if the bucket can't be used.
         """
-        delay, wanted = _FIRST_DELAY, _wanted[-1]
+        delay, wanted = _FIRST_DELAY, wanted or _wanted[-1]
         while True:
             try:
                 answer = request()
@@ -75,7 +115,7 @@ class Bucket:
                 waited = self._gone() if problem.kind == Kind.PASSING else 0.0
                 patience = PATIENCE if self._answered else FIRST_PATIENCE
                 if problem.kind != Kind.PASSING or waited > patience or not wanted():
-                    raise _error(problem, self._root, url, waited) from problem
+                    raise _error(problem, self._root, url, waited, needs) from problem
                 self._say_gone(problem, waited, patience)
             else:
                 self._here()
@@ -130,7 +170,7 @@ def split(url: str) -> tuple[str, str]:
     scheme, _, rest = url.partition("://")
     name, _, key = rest.partition("/")
     if not name:
-        raise BucketError(f"--config.data.path={url} names no bucket; allowed: {scheme}://bucket/x")
+        raise BucketError(f"{_flag.get()}={url} names no bucket; allowed: {scheme}://bucket/x")
     return f"{scheme}://{name}", posixpath.normpath(f"/{key}").lstrip("/")
 
 
@@ -173,23 +213,66 @@ def directly_in(url: str) -> list[Entry]:
     return place.ask(url, lambda: place.client.names_in(key))
 
 
-def _error(problem: Problem, root: str, url: str, waited: float) -> Exception:
+def write(
+    url: str,
+    data: bytes | pathlib.Path,
+    over: Over | Entry = Over.ANYTHING,
+    wanted: Callable[[], bool] | None = None,
+) -> Entry:
+    """Writes bytes or a file to an object; the whole object appears at once.
+
+    Args:
+      url: of the object.
+      data: the contents, or the file that has them.
+      over: what is replaced; an entry, of `stat` or of an earlier write, is this version only.
+      wanted: see `Bucket.ask`.
+
+    Returns:
+      The object, for a later write over it.
+
+    Raises:
+      Changed: if there is another object than `over` names. A write whose answer is lost is
+        repeated, so that it may be our own.
+      FileNotFoundError: if there is no such file.
+      BucketError: as `Bucket.ask`; of `Kind.UNCONDITIONAL` if the server knows no conditions.
+    """
+    root, key = split(url)
+    place = bucket(root)
+    return place.ask(url, lambda: place.client.write(key, data, over), _WRITING, wanted)
+
+
+def remove(url: str, wanted: Callable[[], bool] | None = None) -> None:
+    """Removes an object if it is there; raises as `Bucket.ask`."""
+    root, key = split(url)
+    place = bucket(root)
+    place.ask(url, lambda: place.client.remove(key), _WRITING, wanted)
+
+
+def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> Exception:
     """Returns the error for the user."""
-    if problem.kind == Kind.NO_OBJECT:
+    kind = problem.kind
+    if kind == Kind.NO_OBJECT:
         return FileNotFoundError(f"there is no object {url}")
-    if problem.kind == Kind.CHANGED:
-        return OSError(f"can't read {url}: it was changed or replaced after it was listed")
-    if problem.kind == Kind.NO_BUCKET:
-        return BucketError(f"there is no bucket {root}: correct --config.data.path")
-    if problem.kind == Kind.DENIED:
+    if kind == Kind.CHANGED:
+        return Changed(f"can't read {url}: it was changed or replaced after it was listed")
+    if kind == Kind.NO_BUCKET:
+        return BucketError(f"there is no bucket {root}: correct {_flag.get()}", kind)
+    if kind == Kind.DENIED:
         return BucketError(
-            f"permission denied for {url} ({problem}): the credentials must allow to list the "
-            "bucket and to read its objects"
+            f"permission denied for {url} ({problem}): the credentials must allow {needs}", kind
         )
-    if problem.kind == Kind.NO_CREDENTIALS:
-        how = next(text for scheme, text in _CREDENTIALS.items() if root.startswith(scheme))
-        return BucketError(f"there are no credentials for {root} ({problem}): {how}")
-    if problem.kind == Kind.PASSING:
-        return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})")
+    if kind == Kind.NO_CREDENTIALS:
+        how = next(text for schemes, text in _CREDENTIALS.items() if root.startswith(schemes))
+        return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
+    if kind == Kind.PASSING:
+        return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})", kind)
+    if kind == Kind.NO_LISTS:
+        return BucketError(
+            f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "
+            f"files that are there, such as {root}/a.tar or '{root}/a-{{000..255}}.tar'",
+            kind,
+        )
     hint = "; AWS_REGION must be the region of the bucket" if "redirect" in str(problem) else ""
-    return BucketError(f"can't read {url}: {problem}{hint}")
+    return BucketError(
+        f"can't {'read' if needs == _READING else 'write'} {url}: {problem}{hint}", kind
+    )

@@ -138,6 +138,7 @@ _CLASSIFICATION_RULES = DOWNSTREAM_RULES | {
     "data.eval_resize": whole_or_zero,
     "data.canvas": whole,
     "data.resident_megabytes": whole_or_zero,
+    "data.cache_gigabytes": not_negative,
     "data.max_bad_fraction": fraction,
 }
 RULES = {

@@ -1,10 +1,12 @@
 """Several paths in one argument, joined by '+'."""
 
 import os
+import re
 from collections.abc import Callable
 
 SEPARATOR = "+"
-SCHEMES = ("s3://", "gs://")  # of buckets
+SCHEMES = ("s3://", "gs://")  # of the buckets that most people use, for messages
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]+://")
 
 
 def parts(path: str) -> list[str]:
@@ -42,13 +44,19 @@ def missing(path: str) -> str:
 
 
 def is_url(path: str) -> bool:
-    """Returns whether a path is in a bucket, such as 's3://bucket/x.tar'."""
-    return path.startswith(SCHEMES)
+    """Returns whether a path is a URL, such as 's3://bucket/x.tar'."""
+    return _SCHEME.match(path) is not None
 
 
 def below(root: str, path: str) -> str:
     """Returns a path that may be relative to root, absolute, or a URL."""
     return path if is_url(path) else os.path.join(root, path)
+
+
+def cache_folder() -> str:
+    """Returns the folder for what can be read or computed again, such as indices of shards."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(root, "moco_jax")
 
 
 def is_pattern(path: str) -> bool:

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from moco_jax.buckets.client import Client, Entry, Kind, Problem
+from moco_jax.buckets.client import Client, Entry, Kind, Over, Problem
 
 
 class Folder:
@@ -12,15 +12,18 @@ class Folder:
     Attributes:
       problem: the kind of problem that each request has, None for answers.
       requests: the name and the argument of each request.
+      conditional: whether it knows conditional writes.
     """
 
     def __init__(self, root: pathlib.Path):
         self._root = root
         self.problem: Kind | None = None
         self.requests: list[tuple[str, str]] = []
+        self.conditional = True
 
     def client(self, _root: str = "") -> Client:
-        return Client(self._stat, self._read, self._whole, self._names, self._names_in)
+        reads = (self._stat, self._read, self._whole, self._names, self._names_in)
+        return Client(*reads, self._write, self._remove)
 
     def _ask(self, name: str, argument: str) -> None:
         self.requests.append((name, argument))
@@ -56,3 +59,19 @@ class Folder:
 
     def _names_in(self, folder: str) -> list[Entry]:
         return [entry for entry in self._names(folder) if os.path.dirname(entry.key) == folder]
+
+    def _write(self, key: str, data: bytes | pathlib.Path, over: Over | Entry) -> Entry:
+        self._ask("write", key)
+        if over != Over.ANYTHING and not self.conditional:
+            raise Problem(Kind.UNCONDITIONAL, "501")
+        path = self._root / key
+        there = self._entry(key) if path.is_file() else Over.NOTHING
+        if over not in (Over.ANYTHING, there):
+            raise Problem(Kind.CHANGED, "412")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.read_bytes())
+        return self._entry(key)
+
+    def _remove(self, key: str) -> None:
+        self._ask("remove", key)
+        (self._root / key).unlink(missing_ok=True)

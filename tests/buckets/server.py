@@ -95,7 +95,7 @@ class Server:
         if key not in objects:
             return _failed(404, "NoSuchKey")
         data = objects[key]
-        tag = f'"{hashlib.md5(data[:64] + b"%d" % len(data)).hexdigest()}"'
+        tag = _tag(data)
         wanted = _MATCH.search(head)
         if wanted and wanted[1].decode() != tag:
             return _failed(412, "PreconditionFailed")
@@ -108,10 +108,15 @@ class Server:
         return _answered(206, memoryview(data)[start:end], more)
 
 
+def _tag(data: bytes) -> str:
+    return f'"{hashlib.md5(data[:64] + b"%d" % len(data)).hexdigest()}"'
+
+
 def _listing(objects: dict[str, bytes], query: dict[str, str]) -> bytes:
     prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
     rows = [
-        f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size><ETag>&quot;x&quot;</ETag>"
+        f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size>"
+        f"<ETag>{escape(_tag(data))}</ETag>"
         "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         for key, data in sorted(objects.items())
         if key.startswith(prefix) and not (delimiter and delimiter in key[len(prefix) :])

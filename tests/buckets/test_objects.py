@@ -188,6 +188,7 @@ _RETRIED = "Error performing GET http://x/y in 1s, after 2 retries, max_retries:
         (_RETRIED + "Server returned non-2xx status code: 429 Too Many", Kind.PASSING),
         ("Server returned non-2xx status code: 403 Forbidden: <Code>X</Code>", Kind.DENIED),
         ("status code: 404 Not Found: <Code>NoSuchBucket</Code>", Kind.NO_BUCKET),
+        ("status code: 404 Not Found: <Code>ContainerNotFound</Code>", Kind.NO_BUCKET),
         ("status code: 404 Not Found: <Code>NoSuchKey</Code>", Kind.NO_OBJECT),
         ("status code: 412 Precondition Failed", Kind.CHANGED),
         ("status code: 400 Bad Request: <Code>ExpiredToken</Code>", Kind.OTHER),

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from moco_jax.data.loading import loader
 from moco_jax.data.loading.decode import decode
 from moco_jax.data.loading.decoding import Decoding
 from moco_jax.data.prepare import __main__ as command_module
@@ -355,7 +356,7 @@ def test_compressed_row_groups_are_decoded_once_for_each_window(tmp_path, monkey
         return decode_group(self, group)
 
     monkeypatch.setattr(parquet._Reader, "_decode", decode_counted)
-    monkeypatch.setattr(command_module, "cores", lambda: 1)
+    monkeypatch.setattr(loader, "cores", lambda: 1)
     expected = contents(open_images(source).train)
     assert len(decoded) > 150  # in the order of the source
     decoded.clear()

@@ -16,7 +16,7 @@ class Stop(Exception):
 @pytest.fixture
 def gone(monkeypatch):
     """A bucket whose server is gone after its first answer."""
-    made = objects.Bucket("s3://b", client.Client(*[lambda *_: None] * 5))
+    made = objects.Bucket("s3://b", client.Client(*[lambda *_: None] * 7))
     made.ask("s3://b/x", lambda: None)
     monkeypatch.setattr(objects, "_SLICE", 0.01)
 

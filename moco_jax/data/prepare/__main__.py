@@ -15,13 +15,15 @@ import pathlib
 import re
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from moco_jax.data.loading.loader import cores
+from moco_jax.data.loading import loader
 from moco_jax.data.prepare import shards, tfds
 from moco_jax.data.prepare.encoding import Encoding
 from moco_jax.data.sources import opening
 from moco_jax.data.sources.folders import CLASS_FOLDERS
 from moco_jax.terminal import command_line
+from moco_jax.terminal.paths import is_url
 
 _NAME = flags.DEFINE_string("name", None, "TFDS name, such as cifar10 or voc/2012:5.0.0.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data directory; default that of TFDS.")
@@ -103,7 +105,7 @@ def convert(origin: str, out: str) -> None:
         Encoding(_SIDE.value, _QUALITY.value),
         images_per_shard=_IMAGES.value,
         max_bad_fraction=_BAD.value,
-        threads=cores(),
+        threads=loader.threads(ConfigDict({"threads": 0}), sources.train.remote),
     )
 
 
@@ -128,6 +130,11 @@ def main() -> None:
         _refuse(_OF_NAME if not _FROM.value.startswith("tfds:") else _OF_NAME[1:], "name")
         if not (_TO.value and _OUT.value):
             command_line.fail("--from needs --to and --out, such as --to=shards --out=/data/shards")
+        if is_url(_OUT.value):
+            command_line.fail(
+                f"--out={_OUT.value} must be a folder on a disk; copy the tars, their .moco-index "
+                "files and shards.json to the bucket afterwards"
+            )
         convert(_FROM.value, _OUT.value)
     else:
         command_line.fail("--name or --from must be given, such as --name=cifar10")

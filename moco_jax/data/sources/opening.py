@@ -8,7 +8,8 @@
 .zip), shards (a folder of tars, or a pattern such as 'a-{000..255}.tar'), an .npz of arrays, or,
 with 'tfds:<name>', a TFDS data directory that has <name>. It may also be a folder of Parquet or
 Arrow files, one such file, a list of paths (.csv, .tsv, .jsonl, .txt), or several of all these,
-joined by '+'. All but .npz and Arrow files may lie in a bucket: s3://bucket/x.tar.
+joined by '+'. All but .npz and Arrow files may lie in a bucket or behind another
+URL: s3://bucket/x.tar, https://host/x.tar.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from moco_jax.data.sources.source import (
     hold_out,
     one_image_a_class,
 )
-from moco_jax.data.sources.storage import bucket_folders
+from moco_jax.data.sources.storage import bucket_folders, image_cache
 from moco_jax.data.sources.storage.files import open_file
 from moco_jax.data.sources.tables import files, list_file, lists
 from moco_jax.terminal.paths import is_pattern, is_url, parts
@@ -41,7 +42,7 @@ _KNOWN = "digits, images (with a path), tfds:<name>"
 # Of `data` in a config.
 _KEYS = (
     *("source", "path", "held_out", "train_split", "test_split", "class_folders", "exclude"),
-    *("image_column", "label_column", "max_bad_fraction"),
+    *("image_column", "label_column", "max_bad_fraction", "cache_gigabytes"),
 )
 # Archives that are not read: what unpacks them into a folder.
 _UNPACK = {
@@ -78,6 +79,7 @@ def open_sources(
     image_column: str = "",
     label_column: str = "",
     max_bad_fraction: float = 0.01,
+    cache_gigabytes: float = 0.0,
 ) -> Sources:
     """Returns the train images and the labelled test images, with notes about both.
 
@@ -98,6 +100,7 @@ def open_sources(
       exclude: names of folders that are left out, separated by commas.
       image_column, label_column: of a table; '' to find them.
       max_bad_fraction: of the rows of a list that can't be read; more of them are an error.
+      cache_gigabytes: images of buckets that are kept on the disk, in GB; 0 for none.
 
     Raises:
       ValueError: if the source is unknown, the path holds no images, the data are damaged, or a
@@ -114,7 +117,8 @@ def open_sources(
     )
     try:
         paths = parts(path)
-        opened = [_marked(_open(source, part, keys), part) for part in paths]
+        with image_cache.keeping(cache_gigabytes):
+            opened = [_marked(_open(source, part, keys), part) for part in paths]
         opened = joined.join(opened, paths) if len(paths) > 1 else opened[0]
     except OSError as error:
         if not error.filename or not path:  # the message says what to correct
@@ -124,7 +128,10 @@ def open_sources(
     if opened.test is None:
         sources = hold_out(opened.train, held_out, seed)
     tested = bool(test_split or held_out)
-    return dataclasses.replace(sources, notes=_notes(opened, sources, held_out, tested))
+    notes = _notes(opened, sources, held_out, tested)
+    if cache_gigabytes and sources.train.remote:
+        notes += (image_cache.note(cache_gigabytes),)
+    return dataclasses.replace(sources, notes=notes)
 
 
 def _notes(opened: Opened, sources: Sources, held_out: float, tested: bool) -> tuple[str, ...]:

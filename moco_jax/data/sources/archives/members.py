@@ -175,7 +175,7 @@ def reader_by_offset(file: File) -> Callable[[Extent], bytes]:
     def read_at(extent: Extent) -> bytes:
         offset, size = extent
         check_size(size)
-        data = file.read_at(offset, size)
+        data = file.image_at(offset, size)
         if len(data) < size:
             raise OSError(f"the archive ends {size - len(data)} bytes too early")
         return data

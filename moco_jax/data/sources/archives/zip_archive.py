@@ -147,7 +147,7 @@ def _read(file: File, place: _Place) -> bytes:
     check_size(max(place.size, place.stored))
     if not 0 <= place.header < _MAX_OFFSET:
         raise OSError(f"the archive has no byte {place.header}: it is damaged")
-    found = file.read_at(place.header, _LOCAL.size + _MOST_SLACK + place.stored)
+    found = file.image_at(place.header, _LOCAL.size + _MOST_SLACK + place.stored)
     if len(found) < _LOCAL.size:
         raise OSError(f"the archive ends {_LOCAL.size - len(found)} bytes too early")
     magic, *_, name, extra = _LOCAL.unpack_from(found)
@@ -156,7 +156,7 @@ def _read(file: File, place: _Place) -> bytes:
     start = _LOCAL.size + name + extra
     data = found[start : start + place.stored]
     if name + extra > _MOST_SLACK:
-        data = file.read_at(place.header + start, place.stored)
+        data = file.image_at(place.header + start, place.stored)
     if len(data) < place.stored:
         raise OSError(f"the archive ends {place.stored - len(data)} bytes too early")
     if place.method == zipfile.ZIP_DEFLATED:

@@ -4,8 +4,8 @@ It lies beside the shard, or in the cache folder of the user if that folder can'
 belongs to one file: to its size, its version (the time of change, or that of a bucket) and a digest
 of its ends. Nothing in it is trusted; a damaged or outdated index is written again.
 
-The index of a shard in a bucket is written into the cache folder. One that was copied into the
-bucket with its shard is read; of this shard it knows another version.
+The index of a shard in a bucket is written into the cache folder, by one process of a machine. One
+that was copied into the bucket with its shard is read; of this shard it knows another version.
 
 The format: magic, uint32 length of a JSON header, the header, the arrays that it lists, and a
 BLAKE2b digest of all before it.
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from moco_jax.data.sources.regular_file import read_file
+from moco_jax.data.sources.shards import once
 from moco_jax.data.sources.shards.samples import KINDS, Labels, Samples, list_samples
 from moco_jax.data.sources.storage.files import File, open_file
-from moco_jax.terminal.paths import is_url
+from moco_jax.terminal.paths import cache_folder, is_url
 
 ENDING = ".moco-index"
 _MAGIC = b"moco_jax index 1"
@@ -63,12 +64,21 @@ def open_shard(path: str) -> Shard:
     bound = _identity(file)
     remote = is_url(path)
     samples, saved = _saved(path, bound, remote), True
-    if samples is None:
-        samples = list_samples(path)
-        data = encoded(samples, bound)
-        places = [_in_cache(path)] if remote else [path + ENDING, _in_cache(path)]
-        saved = any(_write(place, data) for place in places)
+    if samples is None and remote:
+        with once.alone(_in_cache(path)):  # listing reads much of the shard
+            samples = _saved(path, bound, remote)
+            if samples is None:
+                samples, saved = _listed(path, bound, [_in_cache(path)])
+    elif samples is None:
+        samples, saved = _listed(path, bound, [path + ENDING, _in_cache(path)])
     return Shard(path, file.size, file.version, samples, saved, file if remote else None)
+
+
+def _listed(path: str, bound: dict[str, Any], places: list[str]) -> tuple[Samples, bool]:
+    """Returns the samples of a shard, and whether their index could be written to a place."""
+    samples = list_samples(path)
+    data = encoded(samples, bound)
+    return samples, any(_write(place, data) for place in places)
 
 
 def _saved(path: str, bound: dict[str, Any], remote: bool) -> Samples | None:
@@ -95,10 +105,9 @@ def _identity(file: File) -> dict[str, Any]:
 
 
 def _in_cache(path: str) -> str:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     path = path if is_url(path) else os.path.realpath(path)
     name = hashlib.blake2b(os.fsencode(path), digest_size=16).hexdigest()
-    return os.path.join(root, "moco_jax", name + ENDING)
+    return os.path.join(cache_folder(), name + ENDING)
 
 
 def _write(place: str, data: bytes) -> bool:

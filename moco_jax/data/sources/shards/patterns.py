@@ -8,10 +8,12 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from moco_jax.buckets import objects
+from moco_jax.buckets.client import Kind
 from moco_jax.data.sources.file_types import counted, is_hidden, is_image, listed
-from moco_jax.terminal.paths import SCHEMES, is_url
+from moco_jax.terminal.paths import is_url
 
 ENDING = ".tar"
 _MOST = 1_000_000  # shards of one path
@@ -19,6 +21,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,12})\.\.(\d{1,12})")
 _NUMBERS = re.compile(r"(\d+)")
 _SHOWN = 5
+_THREADS = 16
 
 
 def expanded(path: str) -> list[str]:
@@ -71,7 +74,7 @@ def in_folder(root: str) -> list[str]:
 
 def common_folder(shards: Sequence[str]) -> str:
     """Returns the deepest folder that all shards are in."""
-    scheme = next((scheme for scheme in SCHEMES if shards[0].startswith(scheme)), "")
+    scheme = "".join(shards[0].partition("://")[:2]) if is_url(shards[0]) else ""
     return scheme + os.path.commonpath([os.path.dirname(s.removeprefix(scheme)) for s in shards])
 
 
@@ -162,7 +165,12 @@ def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
         start, star, rest = url.partition("*")
         folder, deep = start.rpartition("/")[0], "/" in rest  # '*' in the name of a folder
         if (folder, deep) not in listings:
-            entries = (objects.below if deep else objects.directly_in)(folder)
+            try:
+                entries = (objects.below if deep else objects.directly_in)(folder)
+            except objects.BucketError as error:
+                if error.kind != Kind.NO_LISTS or any("*" in url for url in urls):
+                    raise
+                return _one_by_one(urls)
             listings[folder, deep] = dict.fromkeys(f"{root}/{entry.key}" for entry in entries)
         listing = listings[folder, deep]
         if star:
@@ -172,6 +180,21 @@ def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
             found.append(url)
             missing += [] if url in listing else [url]
     return found, missing
+
+
+def _one_by_one(urls: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the URLs and those that are missing, of a server that can't list objects."""
+
+    def is_there(url: str) -> bool:
+        try:
+            objects.stat(url)
+            return True
+        except FileNotFoundError:
+            return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(is_there, urls))
+    return list(urls), [url for url, there in zip(urls, found, strict=True) if not there]
 
 
 def _matches(pattern: str) -> list[str]:

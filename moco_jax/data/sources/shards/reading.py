@@ -24,14 +24,14 @@ class ShardFiles:
         self._lock = threading.Lock()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Returns bytes of a shard.
+        """Returns the bytes of an image.
 
         Raises:
           OSError: if the shard is gone, another file by now, or shorter; the message names it.
         """
         check_size(size)
         file = self._opened(shard)
-        data = file.read_at(offset, size)
+        data = file.image_at(offset, size)
         if len(data) < size:
             raise OSError(f"can't read {file.path}: it ends {size - len(data)} bytes too early")
         return data

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from moco_jax.buckets import objects
 from moco_jax.data.sources.regular_file import kind
+from moco_jax.data.sources.storage import image_cache
 from moco_jax.terminal.paths import is_url
 
 # Of a stream from a bucket: a request takes 20 ms or more, in which as many bytes could come.
@@ -17,12 +18,14 @@ _BUFFER = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """An open file; it is closed with the last reference to `read_at`."""
+    """An open file; it is closed with the last reference to its functions."""
 
     path: str  # or URL
     size: int  # bytes
     version: str | int  # changes when the file is replaced
     read_at: Callable[[int, int], bytes]  # offset, size; fewer bytes at the end; threads at once
+    # As `read_at`, of the bytes of an image: those in a bucket may be kept on the disk.
+    image_at: Callable[[int, int], bytes]
 
 
 def open_file(path: str) -> File:
@@ -35,7 +38,9 @@ def open_file(path: str) -> File:
     if is_url(path):
         entry = objects.stat(path)
         read = lambda offset, size: objects.read(path, entry, offset, size)  # noqa: E731
-        return File(path, entry.size, entry.version, read)
+        image = image_cache.reader()
+        read_image = lambda offset, size: image(path, entry, offset, size)  # noqa: E731
+        return File(path, entry.size, entry.version, read, read_image)
     # Without O_NONBLOCK, opening a named pipe would block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
@@ -49,7 +54,7 @@ def open_file(path: str) -> File:
     status = os.fstat(descriptor)
     if what := kind(status.st_mode):
         raise OSError(f"can't read {path}: it is {what}; allowed: a regular file")
-    return File(path, status.st_size, status.st_mtime_ns, read_at)
+    return File(path, status.st_size, status.st_mtime_ns, read_at, read_at)
 
 
 def stream(file: File, buffering: int = -1) -> BinaryIO:

@@ -14,11 +14,11 @@ def by_path(path: str) -> File:
     if is_url(path):
         return file
     read = lambda offset, size: open_file(path).read_at(offset, size)  # noqa: E731
-    return File(path, file.size, file.version, read)
+    return File(path, file.size, file.version, read, read)
 
 
 def read_at(file: File, offset: int, size: int) -> bytes:
-    """Returns bytes of a file; safe to call from several threads at once.
+    """Returns the bytes of an image; safe to call from several threads at once.
 
     The file is not mapped into memory: if it was cut off meanwhile, a read of a map would end the
     process.
@@ -29,7 +29,7 @@ def read_at(file: File, offset: int, size: int) -> bytes:
     path = file.path
     if size > MAX_BYTES:
         raise OSError(f"can't read {path}: an image of {size} bytes; allowed: at most {MAX_BYTES}")
-    data = file.read_at(offset, size)
+    data = file.image_at(offset, size)
     if len(data) != size:
         raise OSError(f"can't read {path}: it ends before byte {offset + size}")
     return data

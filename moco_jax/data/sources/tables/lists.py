@@ -23,7 +23,7 @@ from moco_jax.data.sources.tables import columns, list_file
 from moco_jax.data.sources.tables.rows import TEXT, Rows, as_source
 from moco_jax.data.sources.tables.splits import Part, open_splits
 from moco_jax.terminal import progress
-from moco_jax.terminal.paths import SCHEMES, is_url
+from moco_jax.terminal.paths import is_url
 
 _CHUNK = 1 << 14
 _PROBED = 20  # rows whose cells say what a column without a name has
@@ -112,8 +112,7 @@ def _source(
 
     rows = Rows(lambda row: read_file(name(row)), name, paths, labels, class_names)
     source = as_source(rows, f"{where}, {split}" if split else where)
-    in_bucket = any(bool(np.strings.startswith(paths, scheme).any()) for scheme in SCHEMES)
-    return dataclasses.replace(source, remote=in_bucket)
+    return dataclasses.replace(source, remote=bool((np.strings.find(paths, "://") > 0).any()))
 
 
 def _numbers() -> dict[str, int]:

@@ -36,7 +36,7 @@ class Lock:
 
     def __init__(self, url: str):
         """Asks nothing yet; `url` is that of the object."""
-        self.url, self.lost = url, False
+        self.url, self.lost, self._held = url, False, False
         self._token = uuid.uuid4().hex
         self._entry: Entry | None = None  # None also if the server knows no conditions
         self._renewed = 0.0
@@ -63,6 +63,7 @@ class Lock:
                 raise
             logs.warning("no lock for %s (%s): start one run at a time there", self.url, error)
             objects.write(self.url, self._content())
+        self._held = True
 
     def renew(self, after: float = RENEWED_EVERY) -> bool:
         """Writes the lock again if it is older than `after` seconds; returns whether it is held.
@@ -79,7 +80,7 @@ class Lock:
 
     def release(self) -> None:
         """Removes the lock if it is held; raises as `renew`."""
-        if self.renew(after=0.0):
+        if self._held and self.renew(after=0.0):
             objects.remove(self.url, wanted=_never)
 
     def _write(self, over: Over | Entry) -> bool:

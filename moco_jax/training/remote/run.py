@@ -89,10 +89,16 @@ class _Copy:
             self._start(self._renew, RENEWED_EVERY)  # to fetch may take long
             self._read()
             self._start(self._scan, SCAN_EVERY)
-        except Held as error:
-            raise self._in_use(str(error)) from None
-        except objects.BucketError as error:
-            raise ValueError(f"--workdir={self._url}: {error}") from error
+        except BaseException as error:
+            self._stopping.set()
+            with contextlib.suppress(Exception):
+                self._lock.release()
+            self._unlock_here()
+            if isinstance(error, Held):
+                raise self._in_use(str(error)) from None
+            if isinstance(error, objects.BucketError):
+                raise ValueError(f"--workdir={self._url}: {error}") from error
+            raise
 
     def _start(self, work: Callable[[], None], every: float) -> None:
         """Calls `work` in a thread again and again, until the end."""
@@ -116,6 +122,10 @@ class _Copy:
             raise self._in_use("on this machine") from None
         except OSError as error:
             logs.warning("no lock in %s (%s)", self._folder.parent, error)
+
+    def _unlock_here(self) -> None:
+        if self._local_lock:
+            self._local_lock.close()
 
     def _in_use(self, by: str) -> ValueError:
         return ValueError(
@@ -162,7 +172,7 @@ class _Copy:
 
     def _renew(self) -> None:
         with contextlib.suppress(objects.BucketError):  # the mirror says that the server is gone
-            if not self._lock.renew():
+            if not self._lock.renew(after=RENEWED_EVERY):
                 self._stopping.set()
                 # The loop saves, and `end` says why.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
@@ -208,8 +218,7 @@ class _Copy:
         try:
             self._end(error)
         finally:
-            if self._local_lock:
-                self._local_lock.close()
+            self._unlock_here()
 
     def _end(self, error: BaseException | None) -> None:
         if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C waits for nothing

@@ -194,7 +194,7 @@ def test_a_killed_run_ends_as_an_undisturbed_local_one(runs, server, images, tmp
 
 def test_signals_and_errors(runs, server, images, tmp_path):
     url = "s3://b/runs/a"
-    running = runs.start(url, images, devices=1, SLOW="1")
+    running = runs.start(url, images, devices=1, SLOW="5")
     wait_for(lambda: b'"step": 2' in keys(server, "runs/a/").get("metrics.jsonl", b""), running)
     assert runs.ends(url, images, devices=1) == [2]  # on the same machine
     assert runs.ends(url, images, machine="two", devices=1) == [2]
@@ -208,10 +208,10 @@ def test_signals_and_errors(runs, server, images, tmp_path):
     before = time.monotonic()
     assert runs.ends(url, images, devices=1) == [2]
     assert "--workdir=s3://b/runs/a: permission denied for s3://b/runs/a/.lock" in runs.output()
+    server.read_only = False
     assert runs.ends("gs://absent/runs/a", images, devices=1) == [2]
     assert "there is no bucket gs://absent: correct --workdir" in runs.output()
     assert time.monotonic() - before < 60 and "Traceback" not in runs.output()
-    server.read_only = False
     running = runs.start(url, images, devices=1, SLOW="1")
     wait_for(lambda: "resumed at step" in runs.output(), running)
     server.read_only = True  # until the end

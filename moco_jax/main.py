@@ -9,7 +9,8 @@ The same command continues an interrupted run.
 Exit codes:
 
 - 0: done.
-- 1: not all processes joined, the last state can't be saved, or a crash.
+- 1: not all processes joined, the last state can't be saved or is not in the bucket of the workdir,
+  or a crash.
 - 2: a problem that the message names.
 - 75: stopped by SIGTERM, start the same command again. The state is saved, if a step was done.
   Before the first step there is nothing to save, and the code is the same: a launcher must bound

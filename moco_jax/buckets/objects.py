@@ -262,7 +262,8 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
         how = next(text for scheme, text in _CREDENTIALS.items() if root.startswith(scheme))
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
-        return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})", kind)
+        how = f"did not answer for {waited:.0f} s" if waited >= 1 else "does not answer"
+        return BucketError(f"{root} {how} ({problem})", kind)
     hint = "; AWS_REGION must be the region of the bucket" if "redirect" in str(problem) else ""
     return BucketError(
         f"can't {'read' if needs == _READING else 'write'} {url}: {problem}{hint}", kind

@@ -31,6 +31,7 @@ SCAN_EVERY = 3.0  # seconds between two looks at the local files
 # SIGTERM.
 _PATIENCE, _PATIENCE_AFTER_ERROR, _PATIENCE_AFTER_SIGTERM = 1800.0, 60.0, 20.0
 _RETRY_EVERY = 2.0
+_TRIES = 5  # to copy files that change meanwhile
 _LARGEST_LOG = 1 << 28  # bytes of starts.jsonl
 
 
@@ -171,7 +172,9 @@ class _Copy:
         appending.write_whole(self._record, self._mirror.record())
 
     def _renew(self) -> None:
-        with contextlib.suppress(objects.BucketError):  # the mirror says that the server is gone
+        with contextlib.suppress(
+            objects.BucketError, OSError
+        ):  # the mirror says that the server is gone
             if not self._lock.renew(after=RENEWED_EVERY):
                 self._stopping.set()
                 # The loop saves, and `end` says why.
@@ -253,13 +256,15 @@ class _Copy:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
-        why = ""
+        why, tries = "", 0
         while not self._lock.lost:
             try:
                 if self._mirror.scan(final=True):
                     self._leave()
                     return
-                why = "files change all the time"
+                why = "files change all the time, or a checkpoint is incomplete"
+                if (tries := tries + 1) == _TRIES:
+                    break
             except NotAllowed:
                 break
             except Exception as problem:

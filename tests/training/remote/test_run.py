@@ -207,8 +207,14 @@ def test_a_server_that_is_gone_meanwhile(bucket, folder, caplog):
         wait_for(lambda: "is written again; nothing is missing" in caplog.text)
         assert f"checkpoints/4/{LAST}" in there(bucket)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and said[0].startswith(f"{URL} can't be written: s3://b did not answer")
+    assert len(said) == 2 and said[0].startswith(f"{URL} can't be written: s3://b does not answer")
     assert f"The run goes on; what is missing is in {local}" in said[0]
+
+
+def test_a_checkpoint_that_is_not_complete_stays_here(bucket):
+    with pytest.raises(NotSaved, match="or a checkpoint is incomplete"), opened(URL) as local:
+        write(local, checkpoints__4__state="s")
+    assert (place() / "checkpoints/4/state").is_file()
 
 
 def test_a_permission_that_is_lost_meanwhile_is_an_error_at_the_end(bucket, folder, caplog):

@@ -29,6 +29,9 @@ from moco_jax.supervised import evaluate as supervised
 from moco_jax.supervised.results import Row
 from moco_jax.terminal import style
 from moco_jax.text import printable
+from moco_jax.training.remote import copies
+from moco_jax.training.remote.reading import fetched
+from moco_jax.training.remote.run import opened
 
 cluster.print_text = style.say
 _EVALUATIONS = {  # by the config's `task`
@@ -48,7 +51,8 @@ def pretrain(
 
     Args:
       config: of the run, such as `moco_jax.configs.digits.get_config()`. Its `task` is 'pretrain'.
-      workdir: folder for checkpoints and metrics; default runs/<config.name>.
+      workdir: folder for checkpoints and metrics, or its URL in a bucket; default
+        runs/<config.name>.
       devices: `jax.Device`s; default all.
 
     Raises:
@@ -58,9 +62,11 @@ def pretrain(
       moco_jax.training.loop.Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     _check_task(config, ("pretrain",))
-    folder = _folder(config, workdir)
-    pretraining.pretrain(config, folder, devices=devices)
-    return load(folder)
+    with opened(_workdir(config, workdir)) as folder:
+        pretraining.pretrain(config, folder, devices=devices)
+        if cluster.is_first() or not copies.is_own(folder):
+            return load(folder)
+    return load(_workdir(config, workdir))  # process 0 has written it to the bucket
 
 
 def evaluate(
@@ -74,7 +80,8 @@ def evaluate(
     Args:
       config: of the evaluation, such as `moco_jax.configs.digits_linear.get_config()`. Its `task`
         is 'linear', 'finetune' or 'segment', its `pretrained` the encoder.
-      workdir: folder for checkpoints and metrics; default runs/<config.name>.
+      workdir: folder for checkpoints and metrics, or its URL in a bucket; default
+        runs/<config.name>.
       devices: `jax.Device`s; default all.
 
     Returns:
@@ -89,7 +96,8 @@ def evaluate(
       moco_jax.training.loop.Interrupted: after Ctrl-C or SIGTERM, with the state saved.
     """
     _check_task(config, tuple(_EVALUATIONS))
-    return _EVALUATIONS[config.task](config, _folder(config, workdir), devices=devices)
+    with opened(_workdir(config, workdir)) as folder:
+        return _EVALUATIONS[config.task](config, folder, devices=devices)
 
 
 def embed(
@@ -182,8 +190,9 @@ def report(
     """Writes the report of a run, or of several runs to compare them, as one HTML file.
 
     Args:
-      workdirs: a workdir, or several.
-      out: the file; default report.html in the first workdir.
+      workdirs: a workdir, or several; also their URLs in buckets.
+      out: the file; default report.html in the first workdir, <name>_report.html in the current
+        folder for one in a bucket.
       most_images: most images on the map of the features of the first run; 0: no map.
 
     Returns:
@@ -198,9 +207,9 @@ def report(
         raise ValueError(f"workdirs={workdirs!r}; allowed: the workdir of a run, or several")
     if most_images < 0:
         raise ValueError(f"most_images={most_images} must be 0 or more")
-    folders = [pathlib.Path(folder).expanduser() for folder in several]
+    folders = [fetched(folder) for folder in several]
     read(folders)
-    path = pathlib.Path(out).expanduser() if out else folders[0] / writing.FILE
+    path = pathlib.Path(out).expanduser() if out else writing.place(several[0])
     try:
         writing.check(path)
     except ValueError as error:
@@ -219,8 +228,8 @@ def _name(image: Any, number: int) -> str:
     return printable(os.fspath(image)) if is_path else str(number)
 
 
-def _folder(config: ConfigDict, workdir: str | os.PathLike | None) -> pathlib.Path:
-    return pathlib.Path(workdir or f"runs/{config.name}").expanduser()
+def _workdir(config: ConfigDict, given: str | os.PathLike | None) -> str:
+    return os.path.expanduser(given or f"runs/{config.name}")
 
 
 def _check_task(config: ConfigDict, allowed: tuple[str, ...]) -> None:

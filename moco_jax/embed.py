@@ -32,7 +32,9 @@ from moco_jax.parallel.mesh import Layout, make_layout
 from moco_jax.terminal import arguments, command_line, logs, paths, progress
 from moco_jax.text import printable
 
-_ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
+_ENCODER = flags.DEFINE_string(
+    "encoder", None, "Workdir, checkpoint or .safetensors file, or its URL."
+)
 _IMAGES = flags.DEFINE_string(
     "images",
     None,

@@ -20,7 +20,9 @@ from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.terminal import command_line
 
-_ENCODER = flags.DEFINE_string("encoder", None, "Workdir, checkpoint or .safetensors file.")
+_ENCODER = flags.DEFINE_string(
+    "encoder", None, "Workdir, checkpoint or .safetensors file, or its URL."
+)
 _IMAGES = flags.DEFINE_string(
     "images",
     None,

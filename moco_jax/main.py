@@ -9,7 +9,8 @@ The same command continues an interrupted run.
 Exit codes:
 
 - 0: done.
-- 1: not all processes joined, the last state can't be saved, or a crash.
+- 1: not all processes joined, the last state can't be saved or is not in the bucket of the workdir,
+  or a crash.
 - 2: a problem that the message names.
 - 75: stopped by SIGTERM, start the same command again. The state is saved, if a step was done.
   Before the first step there is nothing to save, and the code is the same: a launcher must bound
@@ -61,7 +62,11 @@ TASKS = {  # by the config's `task`
     "segment": _segment,
 }
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/<config.name>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run, or its URL such as s3://bucket/runs/a; default runs/<config.name>.",
+)
 flags.adopt_module_key_flags(processes)
 _REPORT = flags.DEFINE_bool("report", True, "At the end, write report.html to the workdir.")
 
@@ -71,25 +76,36 @@ _EXIT_CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 def main() -> int:
     """Runs the task of the config; returns the exit code."""
     from moco_jax.training import checkpoints, loop
+    from moco_jax.training.remote import run as remote
 
     config = command_line.config()
     if config.get("task") not in TASKS:
         raise ValueError(f"task={config.get('task')!r} is unknown; allowed: {', '.join(TASKS)}")
-    folder = pathlib.Path(_WORKDIR.value or f"runs/{config.name}")
     try:
-        TASKS[config.task](config, folder)
+        with remote.opened(_WORKDIR.value or f"runs/{config.name}") as folder:
+            _run(config, folder)
     except loop.Interrupted as stop:
-        style.print_line(f"\n{stop}", sys.stderr)
-        if stop.signal == signal.SIGINT:  # after SIGTERM there may be little time
-            _write_report(folder, views=False)
         return _EXIT_CODES[stop.signal]
     except loop.NotFinite as error:
         raise ValueError(str(error)) from error
     except checkpoints.NotSaved as error:
         style.print_line(f"\nerror: {error}", sys.stderr)
         sys.exit(1)  # at once: other processes may wait for this one in a step
-    _write_report(folder, views=True)
     return 0
+
+
+def _run(config: ConfigDict, folder: pathlib.Path) -> None:
+    """Runs the task and writes the report."""
+    from moco_jax.training import loop
+
+    try:
+        TASKS[config.task](config, folder)
+    except loop.Interrupted as stop:
+        style.print_line(f"\n{stop}", sys.stderr)
+        if stop.signal == signal.SIGINT:  # after SIGTERM there may be little time
+            _write_report(folder, views=False)
+        raise
+    _write_report(folder, views=True)
 
 
 def _write_report(folder: pathlib.Path, *, views: bool) -> None:

@@ -19,8 +19,11 @@ from moco_jax.encoders.images import open_split, where
 from moco_jax.pages import space, writing
 from moco_jax.pages.record import read
 from moco_jax.terminal import command_line, progress
+from moco_jax.training.remote.reading import fetched
 
-_WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of runs, separated by commas.")
+_WORKDIR = flags.DEFINE_list(
+    "workdir", None, "Workdirs of runs or their URLs, separated by commas."
+)
 _FEATURES = flags.DEFINE_string(
     "features", None, "File that `moco_jax.embed --out` wrote, in place of --workdir."
 )
@@ -36,7 +39,8 @@ _SPLIT = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "File to write; default report.html in the first workdir, or .html beside --features.",
+    "File to write; default report.html in the first workdir, <name>_report.html in the current "
+    "folder for a workdir in a bucket, or .html beside --features.",
 )
 _MOST_IMAGES = flags.DEFINE_integer(
     "most_images",
@@ -56,12 +60,12 @@ def main() -> None:
     names = _WORKDIR.value or []
     if not all(names):
         command_line.fail("--workdir has an empty name between its commas")
-    folders = [pathlib.Path(name) for name in names]
     file = pathlib.Path(_FEATURES.value or "").expanduser()
-    default = folders[0].expanduser() / writing.FILE if folders else file.with_suffix(".html")
+    default = writing.place(names[0]) if names else file.with_suffix(".html")
     out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else default
-    if folders:
+    if names:
         with command_line.naming(f"--workdir={','.join(names)}"):
+            folders = [fetched(name) for name in names]
             read(folders)
         writing.check(out)
         writing.write(folders, out, images=_MOST_IMAGES.value)

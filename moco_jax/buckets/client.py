@@ -189,7 +189,8 @@ def _time(version: str) -> datetime:
 def _mode(over: Over | Entry) -> Any:
     """Returns the condition of a write: S3 compares the ETag, Google the generation."""
     if isinstance(over, Entry):
-        return {"e_tag": over.version, "version": over.generation or None}
+        generation = {"version": over.generation} if over.generation else {}
+        return {"e_tag": over.version, **generation}
     return "create" if over == Over.NOTHING else "overwrite"
 
 

@@ -265,7 +265,8 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
         how = next(text for schemes, text in _CREDENTIALS.items() if root.startswith(schemes))
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
-        return BucketError(f"{root} did not answer for {waited:.0f} s ({problem})", kind)
+        how = f"did not answer for {waited:.0f} s" if waited >= 1 else "does not answer"
+        return BucketError(f"{root} {how} ({problem})", kind)
     if kind == Kind.NO_LISTS:
         return BucketError(
             f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "

@@ -19,10 +19,14 @@ from ml_collections import ConfigDict
 from moco_jax.convert import targets
 from moco_jax.models.vit import NETWORKS
 from moco_jax.terminal import arguments, command_line, style
+from moco_jax.training.remote import copies
+from moco_jax.training.remote.reading import fetched
 from moco_jax.weights import network, sources
 
 _SOURCE = flags.DEFINE_string(
-    "source", None, "Weights to read: a file, a workdir or a Hugging Face folder."
+    "source",
+    None,
+    "Weights to read: a file, a workdir or a Hugging Face folder, or the URL of one.",
 )
 _TO = flags.DEFINE_string("to", None, f"Format to write: {', '.join(targets.TARGETS)}.")
 _OUT = flags.DEFINE_string("out", None, "File or folder to write; must not exist.")
@@ -55,7 +59,7 @@ def convert(path: pathlib.Path, to: str, out: pathlib.Path, config: ConfigDict |
     if _HEADS.value and (source.path is not None or found.config.model.name not in NETWORKS):
         raise ValueError(f"--heads is for ViTs of other projects; {path} is {source.title}")
     about = network.describe(found.config, found.variables), *source.notes
-    _print(f"{path}: {source.title}", *(f"  {line}" for line in about))
+    _print(f"{copies.named(path)}: {source.title}", *(f"  {line}" for line in about))
     lines = targets.write(source, to, out, _IMAGES.value)
     left_out = targets.left_out(source, to)
     if left_out:
@@ -77,8 +81,10 @@ def main() -> None:
             "--source, --to and --out must be given, such as "
             "--source=moco_v2_800ep.pth.tar --to=moco_jax --out=v2.safetensors"
         )
-    path, out = pathlib.Path(_SOURCE.value), pathlib.Path(_OUT.value)
-    convert(path.expanduser(), _TO.value, out.expanduser().absolute(), config)
+    with command_line.naming(f"--source={_SOURCE.value}"):
+        path = fetched(_SOURCE.value)
+    out = pathlib.Path(_OUT.value)
+    convert(path, _TO.value, out.expanduser().absolute(), config)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from moco_jax.training.comparison import check_kind
 from moco_jax.training.flat_config import flatten, unflatten
 from moco_jax.training.integrity import checkpoint_files, checksums
 from moco_jax.training.integrity.checkpoint_files import Damaged
+from moco_jax.training.remote import copies
+from moco_jax.training.remote.reading import fetched
 
 FORMAT = "moco_jax.encoder"  # of encoder files
 PRETRAIN_KIND = "moco_jax.pretrain"  # of checkpoints that hold an encoder
@@ -85,16 +87,17 @@ def read(path: str | os.PathLike) -> Pretrained:
 
     Args:
       path: a workdir, of which the newest whole checkpoint is read, its folder
-        `checkpoints/<step>`, or a file that `write` or `python -m moco_jax.convert` wrote.
+        `checkpoints/<step>`, or a file that `write` or `python -m moco_jax.convert` wrote; also
+        their URL in a bucket.
 
     Raises:
       FileNotFoundError: if the path does not exist.
       ValueError: if it is not an encoder, or damaged; the message says what is allowed.
     """
-    where = pathlib.Path(path).expanduser().absolute()
+    where = fetched(path).absolute()
     if not where.exists():
         raise FileNotFoundError(f"there is no encoder at {where}: no such file or folder")
-    with progress.phase(f"reading the encoder {where}"):
+    with progress.phase(f"reading the encoder {copies.named(where)}"):
         return _read_file(where) if where.is_file() else _read_folder(where)
 
 
@@ -171,7 +174,9 @@ def of_checkpoint(folder: pathlib.Path, about: dict[str, Any], arrays: Any) -> P
     variables = {part: arrays[part] for part in _PARTS if part in arrays}
     config = _config(about["recipe"], str(folder))
     _check_variables(variables, config, str(folder))
-    return Pretrained(config, variables, f"{folder} ({config.name}, step {about['step']})")
+    return Pretrained(
+        config, variables, f"{copies.named(folder)} ({config.name}, step {about['step']})"
+    )
 
 
 def _read_file(file: pathlib.Path) -> Pretrained:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from moco_jax.training.flat_config import flatten
+from moco_jax.training.remote import copies
 
 Line = dict[str, Any]
 
@@ -49,9 +50,10 @@ def read(folders: Sequence[pathlib.Path]) -> list[Record]:
       ValueError: for a folder that is no workdir or has no metrics yet.
     """
     folders = [folder.expanduser().absolute() for folder in folders]
-    names = [folder.name for folder in folders]
+    shown = [pathlib.PurePosixPath(copies.named(folder)) for folder in folders]
+    names = [path.name for path in shown]
     if len(set(names)) < len(names):
-        names = [f"{folder.parent.name}/{folder.name}" for folder in folders]
+        names = [f"{path.parent.name}/{path.name}" for path in shown]
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 

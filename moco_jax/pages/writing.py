@@ -6,9 +6,18 @@ from collections.abc import Callable, Sequence
 
 from moco_jax.pages.record import read
 from moco_jax.terminal import command_line, logs, progress, signals
+from moco_jax.terminal.paths import is_url
 
 FILE = "report.html"
 IMAGES = 2000  # on the map
+
+
+def place(workdir: str | os.PathLike) -> pathlib.Path:
+    """Returns the file of the report of a workdir, in the current folder if it is in a bucket."""
+    if is_url(os.fspath(workdir)):
+        name = os.fspath(workdir).rstrip("/").rpartition("/")[2]
+        return pathlib.Path(f"{name}_{FILE}")
+    return pathlib.Path(workdir).expanduser() / FILE
 
 
 def check(out: pathlib.Path) -> None:

@@ -19,6 +19,8 @@ from moco_jax.pretraining import fit, validation
 from moco_jax.pretraining.run import PretrainRun
 from moco_jax.terminal import logs, progress
 from moco_jax.training.integrity import checkpoint_files, checksums
+from moco_jax.training.remote import copies
+from moco_jax.training.remote.reading import fetched
 from moco_jax.training.task import Content
 from moco_jax.weights import sources
 from moco_jax.weights.sources import Source
@@ -139,13 +141,15 @@ def _start(state: TrainState, initial: Initial) -> TrainState:
 
 def _read(path: str, heads: int | None) -> Source:
     with progress.phase(f"reading {path}"):
-        return sources.read(pathlib.Path(path).expanduser(), heads=heads)
+        return sources.read(fetched(path), heads=heads)
 
 
 def _described(source: Source) -> str:
     """Returns where a source is and what it is."""
     path, about = source.path, source.pretrained.source
-    return f"{path}, made from {about}" if path is not None and path.is_file() else about
+    return (
+        f"{copies.named(path)}, made from {about}" if path is not None and path.is_file() else about
+    )
 
 
 def _misfit(source: Source, config: ConfigDict) -> str:

@@ -28,6 +28,7 @@ from moco_jax.training import workdir
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.outputs import ending
 from moco_jax.training.outputs.metrics_log import MetricsLog
+from moco_jax.training.remote import copies
 
 _SCORE_BATCH = 1024
 
@@ -52,7 +53,8 @@ def evaluate(
             train, test = _normalized(train, test)
         unreadable = len(sources.train) + len(sources.test) - len(train) - len(test)
         cluster.say(
-            f"workdir {folder}\n{len(train)} + {len(test)} features of {train.shape[1]} in "
+            f"workdir {copies.described(folder)}\n"
+            f"{len(train)} + {len(test)} features of {train.shape[1]} in "
             f"{time.perf_counter() - begun:.0f} s, {(train.nbytes + test.nbytes) >> 20} MB"
             + (f"; {unreadable} of the images can't be read" if unreadable else "")
         )

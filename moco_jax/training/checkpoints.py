@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
@@ -31,6 +31,7 @@ from moco_jax.training.comparison import (
 )
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.integrity import checkpoint_files, checksums
+from moco_jax.training.remote import copies, gathering, together
 from moco_jax.training.task import Content
 
 _RETRIES = (1, 4, 10, 20, 25)  # seconds to wait before the last state is saved again
@@ -67,6 +68,8 @@ class Checkpoints:
           kind: of the run.
         """
         self.folder, self._keep, self._recipe, self._kind = folder.absolute(), keep, recipe, kind
+        # Only process 0 has the files, and saves for all.
+        self._alone = jax.process_count() > 1 and copies.is_own(folder)
         self.latest: int | None = None
         self.since = 0
         self._about: dict[str, Any] = {}  # of the checkpoint that `check` chose
@@ -90,6 +93,12 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.LatestN(self._keep),
             enable_async_checkpointing=True,
         )
+        if self._alone:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options.create = False  # Orbax asks for it
+            options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+                primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
+            )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _remove_unfinished(self) -> None:
@@ -201,6 +210,15 @@ class Checkpoints:
         assert self.latest is not None
         path = self.path(self.latest)
         arrays, self._arrays = self._arrays, None
+        wanted = checksums.named(target)
+        if self._alone:
+            cluster.on_first(lambda: self._check_arrays(path, arrays, wanted))
+            named = checksums.named(arrays)
+            placed = [
+                place(gathering.received(named.get(name), x), x.sharding)
+                for name, x in wanted.items()
+            ]
+            return jax.tree.unflatten(jax.tree.structure(target), placed)
         if arrays is None:  # on another process than the one that chose the checkpoint
             try:
                 arrays = checkpoint_files.read_arrays(path, self._about)
@@ -209,16 +227,21 @@ class Checkpoints:
                     f"{path} is whole for process 0, but here {error}. All machines must see the "
                     "same files."
                 ) from error
-        arrays, wanted = checksums.named(arrays), checksums.named(target)
-        old, new = ({n: [str(x.dtype), [*x.shape]] for n, x in t.items()} for t in (arrays, wanted))
+        self._check_arrays(path, arrays, wanted)
+        named = checksums.named(arrays)
+        placed = [place(named[name], x.sharding) for name, x in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(target), placed)
+
+    def _check_arrays(self, path: pathlib.Path, arrays: Any, wanted: dict[str, Any]) -> None:
+        """Raises a ValueError unless a checkpoint has the arrays that are wanted."""
+        found = checksums.named(arrays)
+        old, new = ({n: [str(x.dtype), [*x.shape]] for n, x in t.items()} for t in (found, wanted))
         other = checksums.unequal(old, new)
         if other:
             raise ValueError(
                 f"{path} can't be continued: the config or this version of moco_jax has other "
                 f"arrays: {shapes(other, old, new)}. Give another --workdir."
             )
-        placed = [place(arrays[name], x.sharding) for name, x in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(target), placed)
 
     def save(self, step: int, state: Any) -> bool:
         """Starts saving; returns when the arrays are copied, so that they may be donated.
@@ -248,17 +271,30 @@ class Checkpoints:
             "since": self.since,
             "arrays": found.arrays,
         }
+        if self._alone:
+            state = gathering.gathered(state)
+        self._saving = step
+        if not self._agreed(lambda: self._begin(step, state, about)):
+            self._saving = None
+            return False
+        return True
+
+    def _begin(self, step: int, state: Any, about: dict[str, Any]) -> bool:
+        """Starts to write; returns whether that is possible."""
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             about=ocp.args.JsonSave(checkpoint_files.sealed(about)),  # pyright: ignore[reportCallIssue]
         )
-        self._saving = step
         try:
             self._manager.save(step, args=args, force=True)
         except Exception as error:  # Orbax and TensorStore raise many types
             self._report(error)
             return False
         return True
+
+    def _agreed(self, work: Callable[[], bool]) -> bool:
+        """Returns what `work` returns, on process 0 if that saves for all."""
+        return together.on_first(work) if self._alone else work()
 
     def _diverges(self, name: str) -> bool:
         return self._kind.may_diverge in name.split("/")
@@ -267,12 +303,20 @@ class Checkpoints:
         """Returns when no save is under way: whether the last one is complete on disk."""
         if self._saving is None:
             return True
+        step = self._saving
+        if not self._agreed(self._written):
+            self._saving = None
+            return False
+        self.latest, self._saving = step, None
+        return True
+
+    def _written(self) -> bool:
+        """Waits for the save under way; returns whether it is complete."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
             self._report(error)
             return False
-        self.latest, self._saving = self._saving, None
         return True
 
     def _report(self, error: Exception) -> None:
@@ -283,7 +327,7 @@ class Checkpoints:
             f"step {step} could not be saved in {self.folder}: {checkpoint_files.reason(error)}\n"
             f"Last good checkpoint: {good}."
         )
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and not self._alone:
             raise NotSaved(message) from error
         logs.warning("%s The run goes on; the next save is tried as usual.", message)
         manager = self.__dict__.pop("_manager", None)
@@ -317,7 +361,10 @@ class Checkpoints:
         """Waits for a save under way; warns if it fails."""
         if "_manager" not in self.__dict__:
             return
-        self.wait()
+        # Not `wait`: the other processes may have ended.
+        if self._saving is not None and self._written():
+            self.latest = self._saving
+        self._saving = None
         manager = self.__dict__.pop("_manager", None)
         if manager is not None:
             manager.close()

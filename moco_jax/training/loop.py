@@ -27,6 +27,7 @@ from moco_jax.training.interruption import Interruption
 from moco_jax.training.outputs import appending, ending
 from moco_jax.training.outputs.console import Console, Stopwatch, parameter_table
 from moco_jax.training.outputs.metrics_log import MetricsLog
+from moco_jax.training.remote import copies
 from moco_jax.training.task import Finished, Scalars, Task
 
 
@@ -366,7 +367,7 @@ def _introduce(task: Task, state: Any, console: Console, checkpoints: Checkpoint
     table, step = parameter_table(state.params), int(state.step)
     content = f"{table}\n".encode()
     cluster.on_first(lambda: appending.write_whole(folder / "parameters.txt", content))
-    console.say(f"workdir {folder}")
+    console.say(f"workdir {copies.described(folder)}")
     console.say(task.run.data.describe(config.batch_size))
     if config.steps is not None and config.epochs is not None:
         console.say(

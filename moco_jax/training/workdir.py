@@ -20,6 +20,7 @@ from moco_jax.parallel import cluster
 from moco_jax.terminal import logs
 from moco_jax.training import compiled
 from moco_jax.training.outputs import appending
+from moco_jax.training.remote import copies
 
 _STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
@@ -36,8 +37,7 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         the processes see different folders.
     """
     folder, locks = pathlib.Path(path).expanduser().absolute(), []
-    if "://" in str(path):
-        raise ValueError(f"--workdir={path} must be a local or mounted folder, not a URL")
+    own = copies.is_own(folder)  # then only process 0 has the folder
 
     def open_first() -> str:
         locks.append(open_workdir(folder))
@@ -48,8 +48,11 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     try:
         mark = cluster.on_first(open_first)
-        cluster.check_all(f"the workdir {folder}", lambda: _seen(folder, mark))
-        with compiled.kept(folder):
+        if not own:
+            cluster.check_all(f"the workdir {folder}", lambda: _seen(folder, mark))
+        # All processes must find the same programs, or none.
+        alike = jax.process_count() == 1 or not own
+        with compiled.kept(folder) if alike else contextlib.nullcontext():
             yield folder
     finally:
         for lock in locks:

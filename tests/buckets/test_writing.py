@@ -58,6 +58,6 @@ def test_errors_of_a_write(folder):
 
 def test_a_write_that_is_not_worth_waiting_for_ends(folder):
     folder.problem = Kind.PASSING
-    with pytest.raises(objects.BucketError, match="s3://b did not answer") as error:
+    with pytest.raises(objects.BucketError, match="s3://b does not answer") as error:
         objects.write(URL, b"1", wanted=lambda: False)
     assert error.value.kind == Kind.PASSING

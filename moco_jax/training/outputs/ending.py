@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import moco_jax
 from moco_jax.terminal.progress import duration
+from moco_jax.training.remote import copies
 
 _PACKAGE = pathlib.Path(moco_jax.__file__).absolute().parent
 # Keys of `data` that say which images a run has; the commands after a run repeat them.
@@ -78,7 +79,12 @@ def _process_seconds() -> float:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Returns a path as a user of this folder writes it: relative if it is inside the folder."""
+    """Returns a path as a user of this folder writes it: relative if it is inside the folder.
+
+    A path in the copy of a run in a bucket is a URL.
+    """
+    if url := copies.url_of(path):
+        return url
     absolute = pathlib.Path(path).absolute()
     here = pathlib.Path.cwd()
     return str(absolute.relative_to(here) if absolute.is_relative_to(here) else absolute)
@@ -130,12 +136,13 @@ def encoder_commands(config: ConfigDict, workdir: pathlib.Path, *, classes: bool
             # Its default workdir may hold the evaluation of another run.
             own = f"--workdir={place}_linear"
             yield command("moco_jax.main", *arguments, f"--config.pretrained={place}", own)
-    features = f"--out={os.path.join(place, 'features.npz')}"
+    outputs = "" if copies.url_of(workdir) else place  # the commands write local files
+    features = f"--out={os.path.join(outputs, 'features.npz')}"
     yield command("moco_jax.embed", f"--encoder={place}", features)
     # timm has no narrower or wider ResNets.
     to = "timm" if config.model.width == 1 else "moco_jax"
     file = "encoder_timm.safetensors" if to == "timm" else "encoder.safetensors"
-    out = f"--out={os.path.join(place, file)}"
+    out = f"--out={os.path.join(outputs, file)}"
     yield command("moco_jax.convert", f"--source={place}", f"--to={to}", out)
 
 

@@ -1,0 +1,124 @@
+"""Runs and weights in buckets, read: what is needed of them is copied to the cache folder."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+
+from moco_jax.buckets import fetching, objects
+from moco_jax.buckets.client import Entry
+from moco_jax.terminal import progress
+from moco_jax.terminal.paths import is_url
+from moco_jax.training.integrity import checkpoint_files
+from moco_jax.training.remote import copies, layout
+
+_RECORDS = (".json", ".jsonl", ".txt", ".png")  # of a run, besides its checkpoints
+_TRIES = 5  # a run may change its files meanwhile
+_OLD = 86400.0  # seconds after which nobody reads an older checkpoint any more
+
+
+def fetched(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a local path for a path or URL; that of a URL is a copy of what is there now.
+
+    Of a run, the newest complete checkpoint and its records are copied; one of its checkpoints, a
+    folder of weights and a single file are copied whole. What the cache folder has of the same
+    version is not copied again.
+
+    Raises:
+      FileNotFoundError: if a URL names neither an object nor a folder.
+      OSError: if the cache folder can't be written.
+      ValueError: if the bucket can't be read.
+    """
+    url = os.fspath(path).rstrip("/")
+    if not is_url(url):
+        return pathlib.Path(path).expanduser()
+    place = fetching.cache("read", url)
+    # The same name: a checkpoint is named after its step, and a file has its suffix.
+    local = place / (url.rpartition("/")[2])
+    with objects.given_by("the path"), _locked(place), progress.phase(f"reading {url}"):
+        for left in reversed(range(_TRIES)):
+            try:
+                _copy(url, place, local)
+                break
+            except (objects.Changed, FileNotFoundError):
+                if not left or not _is_there(url):
+                    raise
+    copies.note(local, url)
+    return local
+
+
+def _is_there(url: str) -> bool:
+    return bool(objects.below(url)) or _object(url) is not None
+
+
+def _copy(url: str, place: pathlib.Path, local: pathlib.Path) -> None:
+    """Makes the copy equal to what is there."""
+    parent = url.rpartition("/")[0]
+    versions = place / "versions.json"
+    known = json.loads(versions.read_bytes()) if versions.exists() else {}
+    if entry := _object(url):
+        wanted = {local.name: entry}
+    else:
+        found = fetching.relative(url, objects.below(url))
+        if not found:
+            raise FileNotFoundError(f"there is no object and no folder {url}")
+        wanted = {f"{local.name}/{name}": entry for name, entry in _needed(found).items()}
+    stale = {
+        name: entry for name, entry in wanted.items() if not _is_here(place, entry, name, known)
+    }
+    fetching.download(parent, place, stale)
+    versions.write_text(json.dumps({name: entry.version for name, entry in wanted.items()}))
+    _remove_old(local, wanted)
+
+
+def _object(url: str) -> Entry | None:
+    try:
+        return objects.stat(url)
+    except FileNotFoundError:
+        return None
+
+
+def _needed(found: dict[str, Entry]) -> dict[str, Entry]:
+    """Returns the objects of a folder that are read, by the path from the folder."""
+    if f"{layout.RULES.last}" in found and "about/metadata" in found:
+        return found  # a checkpoint
+    here = {name: entry for name, entry in found.items() if "/" not in name}
+    last = f"/{layout.RULES.last}"
+    whole = [layout.checkpoint_of(name) for name in found if name.endswith(last)]
+    steps = [folder for folder in whole if folder.startswith("checkpoints/")]
+    if not steps:
+        return {name: x for name, x in here.items() if not name.startswith(".")}
+    newest = max(steps, key=lambda folder: int(folder.rpartition("/")[2]))
+    records = {name: entry for name, entry in here.items() if name.endswith(_RECORDS)}
+    return records | {n: x for n, x in found.items() if layout.checkpoint_of(n) == newest}
+
+
+def _is_here(place: pathlib.Path, entry: Entry, name: str, known: dict[str, str]) -> bool:
+    """Returns whether the copy of an object has its version."""
+    file = place / name
+    same = bool(entry.version) and known.get(name) == entry.version
+    return same and file.is_file() and file.stat().st_size == entry.size
+
+
+def _remove_old(local: pathlib.Path, wanted: dict[str, Entry]) -> None:
+    """Removes older checkpoints, unless they are so new that somebody may be reading them."""
+    checkpoints = local / "checkpoints"
+    for step in checkpoint_files.steps(checkpoints):
+        folder = checkpoints / str(step)
+        is_wanted = any(name.startswith(f"{local.name}/checkpoints/{step}/") for name in wanted)
+        if not is_wanted and time.time() - folder.stat().st_mtime > _OLD:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(place: pathlib.Path) -> Iterator[None]:
+    """Waits until no other process changes the copy."""
+    place.mkdir(parents=True, exist_ok=True)
+    with open(place / "lock", "a") as lock:
+        with contextlib.suppress(OSError):  # the cache folder may lie on NFS without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,301 @@
+"""A run whose workdir is in a bucket: the run works in a local copy, and a mirror copies it."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import IO
+
+import jax
+
+from moco_jax.buckets import fetching, objects
+from moco_jax.buckets.client import Kind
+from moco_jax.buckets.lock import RENEWED_EVERY, Held, Lock
+from moco_jax.buckets.mirror import Mirror, NotAllowed
+from moco_jax.parallel import cluster
+from moco_jax.terminal import logs, progress
+from moco_jax.terminal.paths import SCHEMES, is_url
+from moco_jax.training import interruption
+from moco_jax.training.checkpoints import NotSaved
+from moco_jax.training.loop import Interrupted
+from moco_jax.training.outputs import appending
+from moco_jax.training.remote import copies, layout, together
+
+_ONLY_READ = ("http://", "https://")
+SCAN_EVERY = 3.0  # seconds between two looks at the local files
+# Seconds that the end of a run waits for a server that is gone: launchers kill some time after
+# SIGTERM.
+_PATIENCE, _PATIENCE_AFTER_ERROR, _PATIENCE_AFTER_SIGTERM = 1800.0, 60.0, 20.0
+_RETRY_EVERY = 2.0
+_TRIES = 5  # to copy files that change meanwhile
+_LARGEST_LOG = 1 << 28  # bytes of starts.jsonl
+
+
+@contextlib.contextmanager
+def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields the local folder of a workdir; that of a URL is a copy, written back to the bucket.
+
+    Of several processes only the first one has the copy. The folder of the others does not exist.
+
+    Raises:
+      ValueError: if the bucket can't be used, or another process is running in the workdir.
+      NotSaved: at the end, if the bucket does not have the last state.
+    """
+    url = os.fspath(workdir).rstrip("/")
+    if url.startswith(_ONLY_READ):
+        allowed = " or ".join(f"{scheme}..." for scheme in SCHEMES)
+        raise ValueError(f"--workdir={url} must be a folder, or the URL of one: {allowed}")
+    if not is_url(url):
+        yield pathlib.Path(url)
+        return
+    with objects.given_by("--workdir"):
+        folder = fetching.cache("runs", url)
+        if not cluster.is_first():
+            folder = folder.with_name(f"{folder.name}-process-{jax.process_index()}")
+        copy = _Copy(folder, url)
+        with copies.workdir(folder, url):
+            with progress.phase(f"reading {url}"):
+                together.on_first(copy.begin)
+            try:
+                yield folder
+            except BaseException as error:
+                copy.end(error)
+                raise
+            copy.end(None)
+
+
+class _Copy:
+    """The local copy of a workdir in a bucket, on process 0."""
+
+    def __init__(self, folder: pathlib.Path, url: str):
+        """Asks nothing yet."""
+        self._folder, self._url = folder, url
+        self._lock = Lock(f"{url}/.lock")
+        self._mirror = Mirror(folder, url, layout.RULES, self._may_write)
+        self._record = folder.with_name(f"{folder.name}.json")
+        self._local_lock: IO | None = None
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._failed = ""  # why the last copy failed
+
+    def begin(self) -> None:
+        """Locks the workdir, makes the local copy equal to it, and begins to mirror the copy."""
+        try:
+            self._lock_here()
+            self._lock.acquire()
+            self._start(self._renew, RENEWED_EVERY)  # to fetch may take long
+            self._read()
+            self._start(self._scan, SCAN_EVERY)
+        except BaseException as error:
+            self._stopping.set()
+            with contextlib.suppress(Exception):
+                self._lock.release()
+            self._unlock_here()
+            if isinstance(error, Held):
+                raise self._in_use(str(error)) from None
+            if isinstance(error, objects.BucketError):
+                raise ValueError(f"--workdir={self._url}: {error}") from error
+            raise
+
+    def _start(self, work: Callable[[], None], every: float) -> None:
+        """Calls `work` in a thread again and again, until the end."""
+
+        def repeat() -> None:
+            with objects.given_by("--workdir"):
+                while not self._stopping.wait(every):
+                    work()
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _lock_here(self) -> None:
+        """Locks the copy on this machine, where a second start is found at once."""
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        self._local_lock = open(self._folder.with_name(f"{self._folder.name}.lock"), "a")
+        try:
+            fcntl.flock(self._local_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._in_use("on this machine") from None
+        except OSError as error:
+            logs.warning("no lock in %s (%s)", self._folder.parent, error)
+
+    def _unlock_here(self) -> None:
+        if self._local_lock:
+            self._local_lock.close()
+
+    def _in_use(self, by: str) -> ValueError:
+        return ValueError(
+            f"another process is running in {self._url} ({by}); wait for it, or give another "
+            "--workdir"
+        )
+
+    def _read(self) -> None:
+        """Goes on with the local copy of an earlier start, if there is one, or fetches the run."""
+        found = self._mirror.list_bucket()
+        if self._folder.exists() and self._record.exists():
+            if self._is_newest(self._mirror.resume(self._record.read_bytes())):
+                logs.warning("going on with the local copy of %s: %s", self._url, self._folder)
+                return
+            aside = self._folder.with_name(f"{self._folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+            self._folder.rename(aside)
+            logs.warning(
+                "%s was continued elsewhere: the local copy of an earlier start is now %s",
+                self._url,
+                aside,
+            )
+        elif self._folder.exists():  # half of a copy, which no run has used
+            shutil.rmtree(self._folder)
+        self._record.unlink(missing_ok=True)
+        self._folder.mkdir()
+        self._mirror.fetch(self._mirror.complete(found))
+        self._write_record()
+
+    def _is_newest(self, copied: set[str]) -> bool:
+        """Returns whether nobody has started the run elsewhere since this copy was made.
+
+        Args:
+          copied: the files that the bucket got from it.
+        """
+        try:
+            there = objects.read_whole(f"{self._url}/{layout.STARTS}", _LARGEST_LOG)[1]
+        except FileNotFoundError:
+            return layout.STARTS not in copied  # else somebody removed the run
+        here = self._folder / layout.STARTS
+        return here.is_file() and here.read_bytes().startswith(there)
+
+    def _write_record(self) -> None:
+        appending.write_whole(self._record, self._mirror.record())
+
+    def _renew(self) -> None:
+        with contextlib.suppress(
+            objects.BucketError, OSError
+        ):  # the mirror says that the server is gone
+            if not self._lock.renew(after=RENEWED_EVERY):
+                self._stopping.set()
+                # The loop saves, and `end` says why.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _may_write(self) -> bool:
+        """Returns whether the lock is held; a process that was asleep has to renew it first."""
+        return self._lock.renew(after=2 * RENEWED_EVERY)
+
+    def _scan(self) -> None:
+        """Copies what is new; warns if that fails, once, and when it works again."""
+        failed = ""
+        try:
+            self._mirror.scan()
+        except NotAllowed:
+            return
+        except Exception as error:  # the run goes on, whatever it is
+            failed = f"{error}" or type(error).__name__
+            logs.debug("copying to %s: %s", self._url, error)
+        with contextlib.suppress(OSError, ValueError):
+            self._write_record()
+        if failed and not self._failed:
+            logs.warning(
+                "%s can't be written: %s. The run goes on; what is missing is in %s and is "
+                "written later.",
+                self._url,
+                failed,
+                self._folder,
+            )
+        elif self._failed and not failed:
+            logs.warning("%s is written again; nothing is missing.", self._url)
+        self._failed = failed
+
+    def end(self, error: BaseException | None) -> None:
+        """Copies what is left, and removes the local copy if the bucket has everything.
+
+        Args:
+          error: that ended the run.
+
+        Raises:
+          NotSaved: if the bucket does not have everything; the local copy stays.
+          ValueError: if another process has taken over the workdir.
+        """
+        try:
+            self._end(error)
+        finally:
+            self._unlock_here()
+
+    def _end(self, error: BaseException | None) -> None:
+        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C waits for nothing
+            self._stopping.set()
+            cluster.say(f"{self._kept()} has what is not in {self._url} yet")
+            return
+        together_ = error is None or isinstance(error, Interrupted)
+        if not together_ and not cluster.is_first():
+            return
+        by = error.signal if isinstance(error, Interrupted) else None
+        seconds = _PATIENCE if error is None else _PATIENCE_AFTER_ERROR
+        seconds = _PATIENCE_AFTER_SIGTERM if by == signal.SIGTERM else seconds
+        # A second Ctrl-C ends the wait; a launcher may repeat SIGTERM.
+        caught = contextlib.nullcontext() if by == signal.SIGINT else interruption.watch(
+            always_waits=True
+        )  # fmt: skip
+        try:
+            with caught as asked, progress.phase(f"writing {self._url}"):
+                together.on_first(lambda: self._finish(seconds, asked), alone=not together_)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"stopped at once; {self._kept()} has what is not in {self._url} yet"
+            ) from None
+
+    def _finish(self, seconds: float, asked: interruption.Interruption | None) -> None:
+        begun = time.monotonic()
+
+        def wanted() -> bool:
+            waited = time.monotonic() - begun
+            return waited < (_PATIENCE_AFTER_SIGTERM if asked and asked.by else seconds)
+
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        why, tries = "", 0
+        while not self._lock.lost:
+            try:
+                if self._mirror.scan(final=True):
+                    self._leave()
+                    return
+                why = "files change all the time, or a checkpoint is incomplete"
+                if (tries := tries + 1) == _TRIES:
+                    break
+            except NotAllowed:
+                break
+            except Exception as problem:
+                why = f"{problem}" or type(problem).__name__
+                passing = isinstance(problem, objects.BucketError) and problem.kind == Kind.PASSING
+                if not passing:
+                    break
+            if not wanted():
+                break
+            time.sleep(_RETRY_EVERY)
+        with contextlib.suppress(OSError, ValueError):
+            self._write_record()
+        if self._lock.lost:
+            raise ValueError(
+                f"another process has taken over {self._url}, so this run stopped. {self._kept()} "
+                "has its last state"
+            )
+        with contextlib.suppress(OSError, ValueError):
+            self._lock.release()
+        raise NotSaved(
+            f"{self._url} does not have the last state of the run: {why}. {self._kept()} has it. "
+            "Start the same command again on this machine: it goes on from there."
+        )
+
+    def _kept(self) -> str:
+        return f"The local copy {self._folder}"
+
+    def _leave(self) -> None:
+        """Gives the bucket free, and removes the local copy."""
+        with contextlib.suppress(objects.BucketError):
+            self._lock.release()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._record.unlink(missing_ok=True)

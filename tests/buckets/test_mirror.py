@@ -1,0 +1,211 @@
+"""A folder and its copy in a bucket: what is copied, in which order, and what is not removed."""
+
+import os
+import pathlib
+
+import pytest
+
+from moco_jax.buckets import mirror as mirror_lib
+from moco_jax.buckets import objects
+from moco_jax.buckets.client import Kind
+from moco_jax.buckets.mirror import Mirror, NotAllowed, Rules
+
+URL = "s3://b/runs/x"
+
+
+def group(name: str) -> str:
+    first, _, rest = name.partition("/")
+    return first if first.startswith("group") and rest else ""
+
+
+RULES = Rules(skipped=lambda name: "tmp" in name, group=group, last="LAST", every=10.0)
+
+
+@pytest.fixture
+def local(tmp_path):
+    (tmp_path / "local").mkdir()
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def mirror(local, folder):
+    return Mirror(local, URL, RULES, lambda: True)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of the mirror."""
+
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    made = Clock()
+    monkeypatch.setattr(mirror_lib, "time", made)
+    return made
+
+
+def write(folder: pathlib.Path, **files: str) -> None:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def there(bucket) -> dict[str, str]:
+    root = bucket / "runs/x"
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_text() for path in files}
+
+
+def changes(folder) -> list[str]:
+    """Returns the writes and removals since the last call."""
+    found = [
+        ("-" if name == "remove" else "") + argument.removeprefix("runs/x/")
+        for name, argument in folder.requests
+        if name in ("write", "remove")
+    ]
+    folder.requests.clear()
+    return found
+
+
+def test_new_and_changed_files_are_copied(local, bucket, folder, mirror):
+    write(local, a="1", tmp="2", sub__b="3")
+    assert mirror.scan(final=True) and there(bucket) == {"a": "1", "sub/b": "3"}
+    assert changes(folder) == ["a", "sub/b"]
+    assert mirror.scan(final=True) and changes(folder) == []
+    write(local, a="11")
+    assert mirror.scan(final=True) and changes(folder) == ["a"]
+    (local / "a").unlink()
+    assert mirror.scan(final=True) and there(bucket) == {"sub/b": "3"}
+
+
+def test_a_growing_file_is_not_copied_all_the_time(local, bucket, folder, mirror, clock):
+    write(local, a="1")
+    assert mirror.scan()
+    for second in range(1, 25):
+        clock.now = float(second)
+        write(local, a="1" * (second + 1))
+        mirror.scan()
+    assert changes(folder) == ["a"] * 3
+
+
+def test_a_group_is_copied_after_other_files_and_its_last_file_after_its_others(
+    local, folder, mirror, clock
+):
+    write(local, a="1")
+    assert mirror.scan() and changes(folder) == ["a"]
+    write(local, a="22", group1__LAST="l", group1__x="x", group1__sub__y="y")
+    assert mirror.scan()
+    first, *middle, last = changes(folder)
+    assert (first, sorted(middle), last) == ("a", ["group1/sub/y", "group1/x"], "group1/LAST")
+
+
+def test_an_incomplete_group_is_not_copied(local, bucket, mirror):
+    write(local, group1__x="x")
+    assert not mirror.scan(final=True) and not there(bucket)
+
+
+def test_a_group_is_removed_after_the_next_one_is_there(local, bucket, folder, mirror):
+    write(local, group1__LAST="l", group1__x="x")
+    assert mirror.scan()
+    changes(folder)
+    for name in ("LAST", "x"):
+        (local / "group1" / name).unlink()
+    write(local, group2__LAST="l", group2__x="x")
+    assert mirror.scan()
+    assert changes(folder) == ["group2/x", "group2/LAST", "-group1/LAST", "-group1/x"]
+
+
+def test_a_group_that_is_being_removed_is_neither_copied_nor_removed(local, folder, mirror):
+    write(local, group1__LAST="l", group1__x="x")
+    assert mirror.scan()
+    changes(folder)
+    (local / "group1/x").unlink()
+    mirror.scan()
+    assert changes(folder) == []
+
+
+def test_a_group_that_is_replaced_is_incomplete_meanwhile(local, folder, mirror):
+    write(local, group1__LAST="l", group1__x="x", group1__y="y")
+    assert mirror.scan()
+    changes(folder)
+    (local / "group1/y").unlink()
+    write(local, group1__LAST="new", group1__x="new")
+    assert mirror.scan()
+    expected = ["-group1/LAST", "-group1/y", "group1/x", "group1/LAST"]
+    assert changes(folder) == expected
+
+
+def test_the_last_file_waits_if_another_one_changes_meanwhile(local, bucket, mirror, monkeypatch):
+    write(local, group1__LAST="l", group1__x="x")
+    put = Mirror._put
+
+    def change(self, name, size):
+        if name == "group1/x":
+            write(local, group1__x="changed")
+        return put(self, name, size)
+
+    monkeypatch.setattr(Mirror, "_put", change)
+    assert not mirror.scan() and there(bucket).keys() == {"group1/x"}
+    monkeypatch.undo()
+
+
+def test_nothing_is_removed_while_something_can_not_be_copied(local, bucket, folder, mirror):
+    write(local, group1__LAST="l")
+    assert mirror.scan()
+    os.rename(local / "group1", local / "group2")
+    folder.problem = Kind.PASSING
+    with pytest.raises(objects.BucketError):
+        mirror.scan()
+    assert there(bucket).keys() == {"group1/LAST"}
+    folder.problem = None
+    assert mirror.scan() and there(bucket).keys() == {"group2/LAST"}
+
+
+def test_what_another_program_wrote_stays(local, bucket, mirror):
+    write(bucket / "runs/x", foreign="1", group9__x="half")
+    write(local, a="1")
+    mirror.list_bucket()
+    assert mirror.scan(final=True)
+    assert there(bucket).keys() == {"a", "foreign", "group9/x"}
+
+
+def test_a_fetched_folder_is_equal(local, bucket, folder, mirror):
+    write(bucket / "runs/x", a="1", tmp="2", group1__LAST="l", group1__x="x", group2__x="half")
+    mirror.fetch(mirror.complete(mirror.list_bucket()))
+    files = {str(path.relative_to(local)) for path in local.rglob("*") if path.is_file()}
+    assert files == {"a", "group1/LAST", "group1/x"}
+    changes(folder)
+    assert mirror.scan(final=True) and changes(folder) == []
+
+
+def test_a_later_mirror_copies_only_what_changed(local, bucket, folder, mirror):
+    write(local, a="1", b="2", c="3")
+    assert mirror.scan(final=True)
+    write(local, a="11")
+    write(bucket / "runs/x", b="other")
+    changes(folder)
+    later = Mirror(local, URL, RULES, lambda: True)
+    later.list_bucket()
+    assert later.resume(mirror.record()) == {"a", "b", "c"}
+    assert later.scan(final=True) and sorted(changes(folder)) == ["a", "b"]
+
+
+def test_nothing_is_written_that_is_not_allowed(local, bucket, folder):
+    write(local, a="1")
+    with pytest.raises(NotAllowed):
+        Mirror(local, URL, RULES, lambda: False).scan(final=True)
+    assert not there(bucket)
+
+
+def test_a_key_that_leaves_the_folder_is_refused(folder, mirror, monkeypatch):
+    from moco_jax.buckets.client import Entry
+
+    bad = [Entry("runs/x/../../y", 1, "1")]
+    monkeypatch.setattr(folder, "_names", lambda folder: bad)
+    objects.bucket.cache_clear()
+    with pytest.raises(objects.BucketError, match="whose name is no path"):
+        mirror.list_bucket()

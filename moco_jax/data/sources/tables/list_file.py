@@ -18,6 +18,7 @@ from moco_jax.terminal.paths import is_url
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".txt")
 _MAX_LINE = 1 << 20  # characters
+_SPACES = " \t\r\n"  # around a cell; other white space may be a part of a name
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _Cells = tuple[int, "list[str] | dict[str, str]", str]
 
@@ -58,11 +59,10 @@ def _columns(path: str, encoding: str) -> tuple[list[str], bool]:
         if bad:
             raise ValueError(f"the list {path}, line 1: {bad}")
         return list(cells), True
-    texts = [text.strip() for text in cells]
-    named = len(set(texts)) == len(texts) and not any(map(_is_path, texts))
+    named = len(set(cells)) == len(cells) and not any(map(_is_path, cells))
     if named and not path.lower().endswith(".txt"):
-        return texts, True
-    return [str(number + 1) for number in range(len(texts))], False
+        return cells, True
+    return [str(number + 1) for number in range(len(cells))], False
 
 
 def _is_path(text: str) -> bool:
@@ -131,7 +131,7 @@ def _cells(path: str, lines: Iterator[str]) -> Iterator[_Cells]:
     elif ending == ".txt":
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield number, _words(line.rstrip("\r\n")), ""
+                yield number, [cell.strip(_SPACES) for cell in _words(line)], ""
     else:
         yield from _csv(path, ending, lines)
 
@@ -155,7 +155,8 @@ def _csv(path: str, ending: str, lines: Iterator[str]) -> Iterator[_Cells]:
             raise ValueError(
                 f"the list {path}, line {start}: {error}; a quote may not be closed"
             ) from error
-        if any(map(str.strip, cells)):
+        cells = [cell.strip(_SPACES) for cell in cells]
+        if any(cells):
             yield start, cells, ""
         start = reader.line_num + 1
 
@@ -164,10 +165,10 @@ def _words(line: str) -> list[str]:
     """Returns the path, and the label behind a tab or behind the ending of an image and a space."""
     if "\t" in line:
         return line.split("\t")
-    path, space, label = line.rstrip().rpartition(" ")
-    if space and is_image(path.rstrip()) and not is_image(label):
-        return [path.rstrip(), label]
-    return [line.strip()]
+    path, space, label = line.rstrip(_SPACES).rpartition(" ")
+    if space and is_image(path.rstrip(_SPACES)) and not is_image(label):
+        return [path, label]
+    return [line]
 
 
 def _json(line: str) -> tuple[dict[str, str], str]:

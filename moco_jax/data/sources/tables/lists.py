@@ -182,7 +182,7 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
     count = bad_count = 0
     for line, cells, why in rows:
         count += 1
-        found = "" if why else cells[path_at].strip()
+        found = "" if why else cells[path_at]
         if not found or "\0" in found:
             bad_count += 1
             why = why or ("a NUL character in the path" if found else "no path")
@@ -190,8 +190,8 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             continue
         if folder != "." and not is_url(found):
             found = os.path.normpath(os.path.join(folder, found))
-        label = "" if label_at is None else cells[label_at].strip()
-        own = "" if split_at is None else cells[split_at].strip()
+        label = "" if label_at is None else cells[label_at]
+        own = "" if split_at is None else cells[split_at]
         table.add(found.removeprefix("./"), label, own or split)
     if not bad_count:
         return []
@@ -251,7 +251,7 @@ def _probe(path: str, names: list[str]) -> dict[str, list[str]]:
     """Returns the cells of the first rows, by column."""
     _, _, rows = list_file.read(path)
     first = [cells for _, cells, bad in itertools.islice(rows, _PROBED) if not bad]
-    return {name: [cells[at].strip() for cells in first] for at, name in enumerate(names)}
+    return {name: [cells[at] for cells in first] for at, name in enumerate(names)}
 
 
 def _kept(table: _Table, keys: Keys, where: str) -> tuple[np.ndarray, list[str]]:

@@ -37,6 +37,23 @@ def test_shards_are_one_source(shards, pattern):
     assert train.names[3] == "set-001.tar/1b.jpg"
 
 
+def test_accents_in_both_forms_are_one_class(tmp_path):
+    labels = {"1": "\u00e9", "2": "e\u0301", "3": "f\u3000", "4": "f\n"}
+    write_shard(tmp_path / "a-train-0.tar", samples(labels, label=labels.__getitem__))
+    write_shard(tmp_path / "a-test-0.tar", samples("34", label={"3": "e\u0301", "4": "f"}.get))
+    sources = open_images(tmp_path)
+    assert sources.train.class_names == ("f", "f\u3000", "\u00e9")
+    assert sources.train.labels.tolist() == [2, 2, 1, 0] and sources.test.labels.tolist() == [2, 0]
+
+
+def test_class_names_of_numbers_in_another_form(tmp_path):
+    write_shard(tmp_path / "shards/a-0.tar", samples("01"))
+    (tmp_path / "shards/shards.json").write_text(json.dumps({"class_names": ["e\u0301", "b"]}))
+    own = write_folder(tmp_path / "own", ["\u00e9/1.jpg", "b/1.jpg"])
+    train = open_images(f"{tmp_path}/shards+{own}").train
+    assert train.class_names == ("\u00e9", "b") and train.labels.tolist() == [0, 1, 1, 0]
+
+
 def test_missing_shard_is_named(shards):
     (shards / "set-001.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 shard of the 3 .* missing: .*set-001.tar"):

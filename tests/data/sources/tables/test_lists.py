@@ -71,6 +71,27 @@ def test_lists_without_labels(tmp_path, name, text):
     assert contents(train) == sorted(PATHS) and train.labels is None
 
 
+def test_white_space_in_names(tmp_path):
+    names = ["\u3000d/1.jpg", "d\u3000", "d ", "d"]
+    write_folder(tmp_path, names[:1])
+    text = f"path,label\n{names[0]}, {names[1]} \n{names[0]},{names[2]}\n{names[0]},{names[3]}\n"
+    train = open_images(write(tmp_path, text)).train
+    assert read(train) == [(names[0], "d"), (names[0], "d"), (names[0], "d\u3000")]
+    text = "\n".join(json.dumps({"path": names[0], "label": label}) for label in names[1:])
+    train = open_images(write(tmp_path, text, "a.jsonl")).train
+    assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
+
+
+@pytest.mark.parametrize(
+    "labels, classes", [("2 -1 10", ["2", "10"]), ("a -1 b", ["-1", "a", "b"])]
+)
+def test_minus_one_is_no_label_among_numbers(tmp_path, labels, classes):
+    text = "".join(f"{path},{label}\n" for path, label in zip(PATHS, labels.split(), strict=True))
+    train = open_images(write(tmp_path, text)).train
+    assert list(train.class_names) == classes
+    assert dict(read(train))["d/1.jpg"] == ("-1" if "-1" in classes else "")
+
+
 def test_splits_of_a_list(tmp_path):
     text = "path,label,split\nd/1.jpg,b,Training\nd/2.jpg,a,training\ne f/3.jpg,b,val\n"
     with pytest.raises(ValueError, match="several splits that look like train: Training, training"):

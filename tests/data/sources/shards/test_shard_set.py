@@ -70,6 +70,18 @@ def test_hostile_patterns(tmp_path, pattern):
         open_images(tmp_path / f"{pattern}.tar")
 
 
+@pytest.mark.parametrize("folder", ["c++", "{a,b}", "a*", "{0..9}[1]/c++"])
+def test_patterns_in_folders_of_odd_names(tmp_path, folder):
+    for number in range(2):
+        write_shard(tmp_path / folder / f"x+{number}.tar", {f"{number}.jpg": str(number)})
+    write_shard(tmp_path / "a/x+0.tar", {"1.jpg": "other"})
+    pattern = f"{tmp_path}/{folder}/x+{{0..1}}.tar"
+    assert contents(open_images(pattern).train) == ["0", "1"]
+    assert contents(open_images(f"{tmp_path}/a/*.tar+{pattern}").train) == ["other", "0", "1"]
+    with pytest.raises(FileNotFoundError, match="there is no file or folder .*y.tar: correct"):
+        open_images(f"{tmp_path}/{folder}/y.tar")
+
+
 def test_numbers_in_names_are_sorted_by_value(tmp_path):
     for number in (10, 9, 100):
         write_shard(tmp_path / f"a-{number}.tar", {f"{number}.jpg": str(number)})

@@ -58,11 +58,11 @@ def _columns(path: str, encoding: str) -> tuple[list[str], bool]:
     if isinstance(cells, dict):
         if bad:
             raise ValueError(f"the list {path}, line 1: {bad}")
-        return list(cells), True
-    named = len(set(cells)) == len(cells) and not any(map(_is_path, cells))
-    if named and not path.lower().endswith(".txt"):
-        return cells, True
-    return [str(number + 1) for number in range(len(cells))], False
+        return list(filter(None, cells)), True
+    numbers = [str(number + 1) for number in range(len(cells))]
+    names = [cell or number for cell, number in zip(cells, numbers, strict=True)]
+    named = len(set(names)) == len(names) and not any(map(_is_path, names))
+    return (names, True) if named and not path.lower().endswith(".txt") else (numbers, False)
 
 
 def _is_path(text: str) -> bool:

@@ -82,6 +82,16 @@ def test_white_space_in_names(tmp_path):
     assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
 
 
+def test_columns_without_a_name_have_their_number(tmp_path):
+    path = write(tmp_path, ",label\nd/1.jpg,b\nd/2.jpg,a\n")
+    assert read(open_images(path).train) == [("d/2.jpg", "a"), ("d/1.jpg", "b")]
+    path = write(tmp_path, "path,,\nd/1.jpg,x,b\nd/2.jpg,y,a\n")
+    train = open_images(path, label_column="3").train
+    assert read(train) == [("d/2.jpg", "a"), ("d/1.jpg", "b")]
+    path = write(tmp_path, '{"": "d/1.jpg", "path": "d/2.jpg"}', "a.jsonl")
+    assert read(open_images(path).train) == [("d/2.jpg", "")]
+
+
 @pytest.mark.parametrize(
     "labels, classes", [("2 -1 10", ["2", "10"]), ("a -1 b", ["-1", "a", "b"])]
 )

@@ -28,7 +28,7 @@ def source(names):
 
 
 def computed(names):
-    return ComputedNames(len(names), names.__getitem__)
+    return ComputedNames(len(names), lambda indices: [names[index] for index in indices])
 
 
 def digest_at_once(names):
@@ -53,6 +53,10 @@ def test_names_are_those_packed():
 def test_names_taken():
     some = take(source(packed(NAMES)), np.array([3, 0, 3]), "y").names
     assert list(some) == [NAMES[3], NAMES[0], NAMES[3]]
+
+
+def computed_names(indices):
+    return [f"image {index}" for index in indices.tolist()]
 
 
 _PARTS = ("a", "b", "ab", "é", "\udcff", "e\u0301", "\u0301e", "\u0338", " ", "\n")
@@ -87,9 +91,7 @@ def test_fingerprint_of_names_in_parts(chunk, names, data):
             assert fingerprint(take(source(kind(names)), np.array(order), "y")) == expected
 
 
-@pytest.mark.parametrize(
-    "kind", [packed, lambda names: ComputedNames(len(names), "image {}".format)]
-)
+@pytest.mark.parametrize("kind", [packed, lambda names: ComputedNames(len(names), computed_names)])
 def test_fingerprint_does_not_hold_all_names(monkeypatch, kind):
     monkeypatch.setattr(packed_names, "_CHUNK", 1 << 10)
     monkeypatch.setattr(source_lib, "_CHUNK", 1 << 10)

@@ -1,6 +1,7 @@
 """Any list, shard or metadata is a data set, or an error that names what to change."""
 
 import csv
+import io
 import json
 import pathlib
 import tempfile
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moco_jax.data.sources.source import Sources
+from moco_jax.data.sources.tables import list_file
 from tests.data.sources.properties.data_sets import names
 from tests.data.sources.shards.writing import write_shard
 from tests.data.sources.stores import open_images, write_folder
@@ -109,6 +111,14 @@ def test_any_members_of_shards(shards, name):
         for number, members in enumerate(shards):
             write_shard(root / name.format(number), members)
         check(root)
+
+
+@given(st.text("ab\r\n\x85\u2028é", max_size=60), st.integers(1, 9))
+def test_lines_do_not_depend_on_the_blocks_that_are_read(text, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(list_file, "_BLOCK", block)
+        file = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="")
+        assert list(list_file._lines(file, "x.csv")) == list(io.StringIO(text, newline=""))
 
 
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=20), st.randoms(use_true_random=False))

@@ -132,20 +132,23 @@ def _lines(file: TextIO, path: str) -> Iterator[str]:
     """Yields the lines; raises a ValueError for one that is not text."""
     number, rest, last = 0, "", False
     encoding = file.encoding.upper().removesuffix("-SIG")
-    no_text = f"the text is not {encoding}; save the list as UTF-8"
     while not last:
         try:
             read = file.read(_BLOCK)
         except UnicodeError as error:
             raise ValueError(
-                f"the list {path}, line {number + 1} or a later one: {no_text}"
+                f"the list {path}, line {number + 1} or later: the text is not {encoding}; save "
+                "the list as UTF-8"
             ) from error
         text, last = rest + read, not read
         # Of a '\r' at the end, the other half of the line break may follow.
         end = len(text) if last else max(text.rfind("\n"), text.rfind("\r", 0, -1)) + 1
         lines, rest = list(io.StringIO(text[:end], newline="")), text[end:]
         if not text.isascii() and (wrong := next(filter(_has_surrogate, lines), None)):
-            raise ValueError(f"the list {path}, line {number + lines.index(wrong) + 1}: {no_text}")
+            raise ValueError(
+                f"the list {path}, line {number + lines.index(wrong) + 1}: the text is not "
+                f"{encoding}; save the list as UTF-8"
+            )
         if len(text) >= _MAX_LINE:
             long = (
                 i for i, line in enumerate([*lines, rest], number + 1) if len(line) >= _MAX_LINE

@@ -10,13 +10,14 @@ turns:
 
   ours             threads read and decode the shards in one random order of all images; batches
                    uint8 [B, 512, 512, 3] on JAX's devices, as a step takes them. The step then
-                   draws both views on the devices.
+                   draws both views on the devices, which is not part of this.
   wds, canvas      webdataset shuffles the shards and a buffer of 1000 images, decodes by Pillow,
                    and makes images larger than 512 smaller by Pillow; the same batches in PyTorch's
                    memory; processes
   wds, views       the same, but with MoCo v2's two views on the host, float32 [B, 2, 3, 224, 224]
   folder, canvas   DataLoader over the same files in a folder, in one random order of all images;
-                   Pillow decodes and makes smaller as above; processes
+                   Pillow decodes and makes smaller as above; processes. There is no reader of
+                   shards in torch
   folder, views    the same, with MoCo v2's two views on the host: what its users run
 
 Prints for each method the median, lowest and highest images/s of the turns, images for a CPU

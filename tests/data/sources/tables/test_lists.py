@@ -82,6 +82,16 @@ def test_white_space_in_names(tmp_path):
     assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
 
 
+def test_lines_of_cells_with_line_breaks(tmp_path):
+    path = write(tmp_path, 'path,label\n"d/1.jpg","a\r\nb"\n\nd/2.jpg\n"d/2.jpg","\n"\n')
+    sources = open_images(path)
+    assert read(sources.train) == [("d/2.jpg", ""), ("d/1.jpg", "a\r\nb")]
+    assert "(line 5: 1 columns; expected 2)" in sources.notes[1]
+    path.write_text('path,label\n"d/1.jpg","a\nb"\nd/1.jpg,"' + "x" * 200_000)
+    with pytest.raises(ValueError, match="list.csv, line 4: .*a quote may not be closed"):
+        open_images(path)
+
+
 def test_columns_without_a_name_have_their_number(tmp_path):
     path = write(tmp_path, ",label\nd/1.jpg,b\nd/2.jpg,a\n")
     assert read(open_images(path).train) == [("d/2.jpg", "a"), ("d/1.jpg", "b")]

@@ -8,7 +8,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moco_jax.data.sources.source import Sources
@@ -114,6 +114,7 @@ def test_any_members_of_shards(shards, name):
 
 
 @given(st.text("ab\r\n\x85\u2028é", max_size=60), st.integers(1, 9))
+@settings(max_examples=20 * settings().max_examples)
 def test_lines_do_not_depend_on_the_blocks_that_are_read(text, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(list_file, "_BLOCK", block)

@@ -82,6 +82,12 @@ def test_white_space_in_names(tmp_path):
     assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
 
 
+def test_a_nul_character_in_a_path_is_a_bad_row(tmp_path):
+    sources = open_images(write(tmp_path, "path,label\nd/1.jpg,b\nd/\0.jpg,b\n"))
+    assert read(sources.train) == [("d/1.jpg", "b")]
+    assert "(line 3: a NUL character in the path)" in sources.notes[1]
+
+
 def test_lines_of_cells_with_line_breaks(tmp_path):
     path = write(tmp_path, 'path,label\n"d/1.jpg","a\r\nb"\n\nd/2.jpg\n"d/2.jpg","\n"\n')
     sources = open_images(path)

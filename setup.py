@@ -77,6 +77,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.5",
+            "hypothesis>=6.100",  # draws names and layouts of data sets
             "ruff",
             "pyright",
             "chex>=0.1.90",

@@ -3,10 +3,11 @@
     python -m benchmarks.sources --path=imagenet_samples.tar --turns=5
     python -m benchmarks.sources --entries=10000000 --layout=labels
 
-With --path, the images are copied into a folder, a tar, zips (stored and deflated), shards, Parquet
-(plain and compressed), Arrow and a list. The formats take turns: each reads and decodes all images
-in a random order, with one thread per core. Prints for each format the median, lowest and highest
-images/s, the median ratio to the tar, and the median ratio of CPU seconds.
+With --path, the images are copied into a folder, one with metadata, tars (plain and compressed),
+zips (stored and deflated), shards, Parquet (plain and compressed), Arrow and a list. The formats
+take turns: each reads and decodes all images in a random order, with one thread per core. Prints
+for each format the median, lowest and highest images/s, the median ratio to the tar, and the median
+ratio of CPU seconds.
 With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
 waits that many seconds before each answer. It needs obstore. "bucket, kept" is that tar with
 data.cache_gigabytes: after the first turn, its images are on the disk. On a machine that does other
@@ -72,6 +73,15 @@ def write_formats(path: str, root: pathlib.Path) -> dict[str, pathlib.Path]:
     with tarfile.open(root / "x.tar", "w") as archive:
         for name in names:
             archive.add(root / "folder" / name, name)
+    with tarfile.open(root / "x.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name in names:
+            archive.add(root / "folder" / name, name)
+    found |= {"tar.gz, in memory": root / "x.tar.gz", "metadata": root / "metadata"}
+    found["metadata"].mkdir()
+    rows = [f"{name.replace('/', '_')},{name[0]}" for name in names]
+    (found["metadata"] / "metadata.csv").write_text("\n".join(["file_name,label", *rows]))
+    for name in names:
+        os.link(root / "folder" / name, found["metadata"] / name.replace("/", "_"))
     for title, method in (("zip, stored", 0), ("zip, deflated", zipfile.ZIP_DEFLATED)):
         found[title] = root / f"{method}.zip"
         with zipfile.ZipFile(found[title], "w", method) as archive:
@@ -162,7 +172,7 @@ def compare(path: str, turns: int, latency: float, threads: int) -> None:
         wall, used = (statistics.median(a[i] / b[i] for a, b in pairs) for i in (0, 1))
         own = [value for value, _ in values]
         middle, low, high = statistics.median(own), min(own), max(own)
-        print(f"{form:16} {middle:6.0f} ({low:.0f}..{high:.0f}) {wall:.2f}, for a CPU s {used:.2f}")
+        print(f"{form:17} {middle:6.0f} ({low:.0f}..{high:.0f}) {wall:.2f}, for a CPU s {used:.2f}")
 
 
 def write_indices(root: pathlib.Path, entries: int, shards: int, folders: bool) -> None:

@@ -54,6 +54,7 @@ if _FAST_COMPILE not in os.environ:
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # progress depends on the speed of the machine
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -61,6 +62,19 @@ from moco_jax.terminal import logs  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 logs.LOGGER.propagate = True  # to pytest's `caplog`
+
+# MOCO_JAX_TESTS_EXAMPLES=1000 searches longer. Examples that fail are not kept in the clone.
+hypothesis.settings.register_profile(
+    "moco_jax",
+    max_examples=int(os.environ.get("MOCO_JAX_TESTS_EXAMPLES", "10")),
+    derandomize="MOCO_JAX_TESTS_EXAMPLES" not in os.environ,
+    deadline=None,  # the machine may be slow
+    database=None,
+    print_blob=False,
+    phases=[phase for phase in hypothesis.Phase if phase != hypothesis.Phase.explain],
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("moco_jax")
 
 
 def devices_flags(devices: int) -> str:

@@ -1,5 +1,6 @@
 """Several paths in one argument, joined by '+'."""
 
+import glob
 import os
 import re
 from collections.abc import Callable
@@ -7,14 +8,15 @@ from collections.abc import Callable
 SEPARATOR = "+"
 SCHEMES = ("s3://", "gs://")  # of the buckets that most people use, for messages
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]+://")
+_BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def parts(path: str) -> list[str]:
     """Returns the paths that are joined: '/a+/b' gives ['/a', '/b'], with '~' expanded.
 
     A path that exists as it is written is one path, and so is each part that exists: 'c+++/b' may
-    be 'c++' and '/b'. A part that does not exist ends at the next separator, and so does a URL:
-    its bucket is not asked.
+    be 'c++' and '/b'. A pattern exists if it names a file. A part that does not exist ends at the
+    next separator behind its folder, and so does a URL: its bucket is not asked.
     """
     if SEPARATOR not in path or _exists(path):
         return [os.path.expanduser(path)]
@@ -22,8 +24,8 @@ def parts(path: str) -> list[str]:
     found: list[str] = []
     while pieces:
         lengths = [1] if is_url(pieces[0]) else range(len(pieces), 0, -1)
-        tried = (SEPARATOR.join(pieces[:end]) for end in lengths)
-        part = next(filter(_exists, tried), pieces[0])
+        tried = [SEPARATOR.join(pieces[:end]) for end in lengths]
+        part = next(filter(_exists, tried), None) or next(filter(_folder_exists, tried), pieces[0])
         found.append(os.path.expanduser(part))
         pieces = pieces[part.count(SEPARATOR) + 1 :]
     return found
@@ -60,9 +62,46 @@ def cache_folder() -> str:
 
 
 def is_pattern(path: str) -> bool:
-    """Returns whether a path has braces or '*', and is no file or folder itself."""
-    return ("{" in path or "*" in path) and not os.path.exists(path)
+    """Returns whether a path, no file or folder itself, has braces or '*' behind its folder."""
+    if not ("{" in path or "*" in path) or os.path.exists(path):
+        return False
+    rest = path if is_url(path) else path.removeprefix(existing_folder(path))
+    return "{" in rest or "*" in rest
+
+
+def existing_folder(path: str) -> str:
+    """Returns the deepest folder at the start of a path that exists, '' for none.
+
+    Braces and '*' in it are plain characters.
+    """
+    while path and not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def matches(folder: str, rest: str) -> list[str]:
+    """Returns the files that a pattern with '*' names behind a folder, in any order.
+
+    Brackets and question marks are plain characters.
+    """
+    plain = re.sub(r"([\[?])", r"[\1]", rest)
+    return [path for path in glob.iglob(glob.escape(folder) + plain) if os.path.isfile(path)]
+
+
+def _folder_exists(path: str) -> bool:
+    """Returns whether all separators in a path are in the folder that exists."""
+    path = os.path.expanduser(path)
+    return SEPARATOR not in path.removeprefix(existing_folder(path))
 
 
 def _exists(path: str) -> bool:
-    return bool(path) and os.path.exists(os.path.expanduser(path))
+    path = os.path.expanduser(path)
+    if not path or os.path.exists(path):
+        return bool(path)
+    if not is_pattern(path):
+        return False
+    folder = existing_folder(path)
+    rest, count = path.removeprefix(folder), 1
+    while count:
+        rest, count = _BRACES.subn("*", rest)
+    return bool(matches(folder, rest))

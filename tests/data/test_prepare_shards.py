@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import random
 import signal
 import subprocess
 import sys
@@ -105,28 +104,6 @@ def test_digits_and_arrays(tmp_path):
     assert sources.train.labels.tolist() == [0, 1, 2] * 4 and sources.test.labels.tolist() == [2, 0]
     read = [decode(sources.train.read(i), Decoding(512)) for i in range(12)]
     np.testing.assert_array_equal(read, images)
-
-
-def odd_name(rng):
-    parts = ("a", "a.b", "é", "e\u0301", " ", "%2E", "x_y", "\udcff", "日本", "n" * 120, "..a", "-")
-    return "".join(rng.choice(parts) for _ in range(rng.randrange(1, 3)))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_odd_names_keep_images_and_labels(tmp_path, seed):
-    rng = random.Random(seed)
-    names = {
-        f"{odd_name(rng).lstrip('.') or 'c'}/{odd_name(rng).lstrip('.') or 'x'}.{ending}"
-        for _ in range(12)
-        for ending in rng.sample(("jpg", "JPG", "png"), 2)
-    }
-    write_folder(tmp_path / "folder", sorted(names))
-    assert to_shards(tmp_path / "folder", tmp_path / "out", "--images_per_shard=7") == 0
-    expected, found = open_images(tmp_path / "folder").train, open_images(tmp_path / "out").train
-    read = lambda source: [source.read(i) for i in range(len(source))]  # noqa: E731
-    assert read(expected) == read(found) and expected.class_names == found.class_names
-    assert np.array_equal(expected.labels, found.labels)
-    assert len(set(found.names)) == len(found)
 
 
 def test_names_with_the_same_key(tmp_path):

@@ -14,6 +14,9 @@ import time
 import numpy as np
 import pytest
 
+from moco_jax.data.prepare import shards as conversion
+from moco_jax.data.prepare.encoding import Encoding
+from moco_jax.data.sources.opening import open_sources
 from moco_jax.parallel import cluster
 from moco_jax.training.integrity import checkpoint_files
 from tests.conftest import devices_flags
@@ -198,6 +201,23 @@ def test_a_run_resumes_bit_for_bit_after_a_kill_and_a_signal(two, start, tmp_pat
 
     assert ended(start(folder, 2)) == [0, 0], output(folder)
     assert f"resumed at step {stopped}" in output(folder)
+    assert measured(folder, "loss") == measured(two, "loss")
+
+
+@pytest.mark.slow  # four processes
+def test_two_processes_resume_on_shards_bit_for_bit(two, start, tmp_path, config):
+    sources = open_sources(
+        source="images", path=str(config.parent / "images.npz"), held_out=0.0, seed=0
+    )
+    shards, folder = tmp_path / "shards", tmp_path / "run"
+    conversion.convert(
+        sources, shards, Encoding(), images_per_shard=50, max_bad_fraction=0.0, threads=2
+    )
+    data = (f"--config.data.path={shards}", "--config.data.resident_megabytes=0")
+    assert ended(start(folder, 2, *data, "--config.steps=7")) == [0, 0], output(folder)
+    assert "streamed by" in output(folder) and len(measured(folder, "loss")) == 7
+    assert ended(start(folder, 2, *data)) == [0, 0], output(folder)
+    assert "resumed at step 7" in output(folder)
     assert measured(folder, "loss") == measured(two, "loss")
 
 

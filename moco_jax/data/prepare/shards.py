@@ -22,6 +22,7 @@ import numpy as np
 
 from moco_jax.data.prepare.encoding import Encoding, common_folder, key_and_ending
 from moco_jax.data.prepare.reading import Read, read_images
+from moco_jax.data.sources.class_names import plain
 from moco_jax.data.sources.file_types import counted, listed
 from moco_jax.data.sources.shards import about_file
 from moco_jax.data.sources.shards.index_file import open_shard
@@ -106,7 +107,7 @@ def _about(splits: dict[str, Source], encoding: Encoding, images_per_shard: int)
     return {
         "written_by": about_file.WRITER,
         "complete": False,
-        "class_names": list(names),
+        "class_names": list(map(plain, names)),
         "source": {split: fingerprint(source) for split, source in splits.items()},
         "options": {
             "side": encoding.side,

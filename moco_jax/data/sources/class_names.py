@@ -44,19 +44,34 @@ def named_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray,
 
     Names that differ only in the Unicode form of accents (NFC, NFD) are equal.
     """
-    plain = [unicodedata.normalize("NFC", name) for name in names]
-    unique = tuple(dict.fromkeys(plain))
+    known = list(map(plain, names))
+    unique = tuple(dict.fromkeys(known))
     if len(unique) == len(names):
         return labels.astype(np.int32), unique
     number = {name: label for label, name in enumerate(unique)}
-    return np.array([*(number[name] for name in plain), NO_LABEL], np.int32)[labels], unique
+    return np.array([*(number[name] for name in known), NO_LABEL], np.int32)[labels], unique
+
+
+def plain(name: str) -> str:
+    """Returns the name of a class in the Unicode form in which classes are compared, NFC."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def sorted_classes(labels: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns labels int32 [N] and class names in their order; whole numbers by value."""
+    """Returns labels int32 [N] and class names in their order; whole numbers by value.
+
+    Where the names are whole numbers, -1 is no class.
+    """
     labels, found = named_classes(labels, names)
-    numbers = all(name.isascii() and name.isdigit() and len(name) < 19 for name in found)
-    order = sorted(range(len(found)), key=lambda i: (int(found[i]) if numbers else 0, found[i]))
-    new = np.empty(len(found) + 1, np.int32)
-    new[order], new[-1] = np.arange(len(found)), NO_LABEL
+    kept = [label for label, name in enumerate(found) if name != "-1"]
+    numbers = all(map(_is_number, (found[label] for label in kept)))
+    if not numbers:
+        kept = range(len(found))
+    order = sorted(kept, key=lambda i: (int(found[i]) if numbers else 0, found[i]))
+    new = np.full(len(found) + 1, NO_LABEL, np.int32)
+    new[order] = np.arange(len(order))
     return new[labels], tuple(found[i] for i in order)
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 19

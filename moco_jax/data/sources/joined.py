@@ -64,11 +64,11 @@ def _joined(sources: Sequence[Source], name: str) -> Source:
         source, own = place(index)
         return source.read(own)
 
-    def name_of(index: int) -> str:
-        source, own = place(index)
-        return source.names[own]
+    def names_of(indices: np.ndarray) -> list[str]:
+        places = map(place, indices.tolist())
+        return [source.names[own] for source, own in places]
 
-    names = ComputedNames(int(first[-1]), name_of)
+    names = ComputedNames(int(first[-1]), names_of)
     remote = any(source.remote for source in sources)
     return Source(name, read, names, labels, class_names, _groups(sources), remote)
 

@@ -164,18 +164,26 @@ class NumberedNames(Sequence):
 
 
 class ComputedNames(Sequence):
-    """Names that a function of the index computes on access."""
+    """Names that a function of their indices computes on access, many at once."""
 
-    def __init__(self, length: int, name: Callable[[int], str]):
-        self._length, self._name = length, name
+    def __init__(self, length: int, at: Callable[[np.ndarray], list[str]]):
+        """Keeps the function: indices int64 [M] -> M names."""
+        self._length, self.at = length, at
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return list(map(self._name, range(self._length)[index]))
-        return self._name(range(self._length)[index])
+            return self.at(np.arange(*index.indices(self._length)))
+        return self.at(np.array([range(self._length)[index]]))[0]
+
+
+def names_at(names: Sequence[str], indices: np.ndarray) -> list[str]:
+    """Returns the names at indices int64 [M]."""
+    if isinstance(names, ComputedNames):
+        return names.at(indices)
+    return [names[int(index)] for index in indices]
 
 
 def array_source(images, labels=None, name="arrays", class_names=()) -> Source:
@@ -244,7 +252,7 @@ def take(source: Source, indices: np.ndarray, name: str) -> Source:
     if isinstance(source.names, PackedNames):
         names = source.names.take(indices)
     else:
-        names = ComputedNames(len(indices), lambda i: source.names[int(indices[i])])
+        names = ComputedNames(len(indices), lambda rows: names_at(source.names, indices[rows]))
     labels = None if source.labels is None else source.labels[indices]
     groups = None if source.groups is None else source.groups[indices]
     read = lambda i: source.read(int(indices[i]))  # noqa: E731

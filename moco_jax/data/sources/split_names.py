@@ -27,6 +27,7 @@ _FILLERS = frozenset(
     "cls photos pictures pics small full raw resized cropped crops x v version ilsvrc the of and "
     "p px clean final".split()
 )
+_KNOWN = _FILLERS | _ROLES.keys()
 _IMAGES = frozenset(
     "images image imgs img jpegimages pngimages photos photo pictures picture pics rgb frames "
     "jpegs leftimgbit".split()
@@ -53,7 +54,12 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 def words(name: str) -> list[str]:
     """Returns the words of a name in lower case, without digits: 'valSet2' gives [val, set]."""
     found = _WORD.findall(unicodedata.normalize("NFC", name))
-    return [word.casefold() for part in found for word in _CAMEL.split(part)]
+    return [word.casefold() for part in found for word in _in_camel_case(part)]
+
+
+def _in_camel_case(part: str) -> list[str]:
+    """Returns the words of 'valSet'; a word in odd case, such as 'tEST', is one word."""
+    return [part] if part.casefold() in _KNOWN else _CAMEL.split(part)
 
 
 def role(name: str) -> str:

@@ -115,7 +115,7 @@ def test_two_processes_and_a_resume_draw_the_views_of_one_process(draw, megabyte
         np.testing.assert_array_equal(views, whole[place])
 
 
-def test_two_processes_over_shards_read_disjoint_parts(draw, tmp_path):
+def test_two_processes_over_shards_read_disjoint_parts_and_resume(draw, tmp_path):
     images = tiny_sources(200).train
     shards = tmp_path / "shards"
     conversion.convert(
@@ -136,3 +136,7 @@ def test_two_processes_over_shards_read_disjoint_parts(draw, tmp_path):
     half = BATCH * (len(images) // BATCH) // 2  # of the images of the batches of an epoch
     first, second = (set(np.concatenate(own).tolist()[:half]) for own in rows)
     assert len(first) == len(second) == half and not first & second
+    resumed = draw(2, start=2, path=str(shards))
+    assert set(resumed) == {place for place in whole if int(place.split()[0]) >= 2}
+    for place, views in resumed.items():
+        np.testing.assert_array_equal(views, whole[place])

@@ -2,12 +2,13 @@
 
 import hashlib
 import os
-import random
 import tracemalloc
 import unicodedata
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moco_jax.data.sources import packed_names
 from moco_jax.data.sources import source as source_lib
@@ -27,7 +28,7 @@ def source(names):
 
 
 def computed(names):
-    return ComputedNames(len(names), names.__getitem__)
+    return ComputedNames(len(names), lambda indices: [names[index] for index in indices])
 
 
 def digest_at_once(names):
@@ -54,30 +55,43 @@ def test_names_taken():
     assert list(some) == [NAMES[3], NAMES[0], NAMES[3]]
 
 
+def computed_names(indices):
+    return [f"image {index}" for index in indices.tolist()]
+
+
+_PARTS = ("a", "b", "ab", "é", "\udcff", "e\u0301", "\u0301e", "\u0338", " ", "\n")
+_FOLDERS = ("", "/", "/data/", "data/train/", "dät/\udcfe/", "e\u0301/")
+
+
+def below_one_folder() -> st.SearchStrategy[list[str]]:
+    """Returns names of which all are in one folder."""
+    part = st.sampled_from(_PARTS) | st.characters(
+        exclude_categories=("Cs",), exclude_characters="\0"
+    )
+    path = st.lists(part, min_size=1, max_size=3).map("/".join)
+    paths = st.lists(path, min_size=1, max_size=9)
+    return st.builds(
+        lambda start, rest: [start + x for x in rest], st.sampled_from(_FOLDERS), paths
+    )
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 1 << 16])
-@pytest.mark.parametrize("seed", range(20))
-def test_fingerprint_of_names_in_parts(monkeypatch, chunk, seed):
-    monkeypatch.setattr(packed_names, "_CHUNK", chunk)
-    monkeypatch.setattr(source_lib, "_CHUNK", chunk)
-    rng = random.Random(seed)
-    start = rng.choice(("", "/", "/data/", "data/train/", "dät/\udcfe/", "e\u0301/"))
-    parts = ("a", "b", "ab", "é", "\udcff", "e\u0301", "\u0301e", "\u0338", " ")
-    names = [
-        start + "/".join(rng.choice(parts) for _ in range(rng.randrange(1, 4)))
-        for _ in range(rng.randrange(1, 9))
-    ]
-    expected = digest_at_once(names)
-    for kind in (list, packed, computed):
-        assert fingerprint(source(kind(names))) == expected
-    order = np.array(rng.sample(range(len(names)), len(names)))
-    expected = digest_at_once([names[i] for i in order])
-    for kind in (packed, computed):
-        assert fingerprint(take(source(kind(names)), order, "y")) == expected
+@given(names=below_one_folder(), data=st.data())
+@settings(max_examples=5 * settings().max_examples)
+def test_fingerprint_of_names_in_parts(chunk, names, data):
+    order = data.draw(st.permutations(range(len(names))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_names, "_CHUNK", chunk)
+        patch.setattr(source_lib, "_CHUNK", chunk)
+        expected = digest_at_once(names)
+        for kind in (list, packed, computed):
+            assert fingerprint(source(kind(names))) == expected
+        expected = digest_at_once([names[i] for i in order])
+        for kind in (packed, computed):
+            assert fingerprint(take(source(kind(names)), np.array(order), "y")) == expected
 
 
-@pytest.mark.parametrize(
-    "kind", [packed, lambda names: ComputedNames(len(names), "image {}".format)]
-)
+@pytest.mark.parametrize("kind", [packed, lambda names: ComputedNames(len(names), computed_names)])
 def test_fingerprint_does_not_hold_all_names(monkeypatch, kind):
     monkeypatch.setattr(packed_names, "_CHUNK", 1 << 10)
     monkeypatch.setattr(source_lib, "_CHUNK", 1 << 10)

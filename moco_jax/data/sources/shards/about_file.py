@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from moco_jax.data.sources.class_names import plain
 from moco_jax.data.sources.file_types import counted, listed
 from moco_jax.data.sources.regular_file import read_file
 from moco_jax.data.sources.shards.samples import KINDS
@@ -34,14 +35,16 @@ def read(folder: str) -> dict[str, Any]:
     if content.get("labels") not in (None, *_LABELS):
         raise ValueError(f"{path}: labels must be one of {', '.join(map(repr, _LABELS))}")
     names = content.get("class_names")
-    if names is not None and not _are_names(names):
+    if names is None:
+        return content
+    if not _are_names(names):
         raise ValueError(f"{path}: class_names must be a list of different texts")
-    return content
+    return content | {"class_names": list(map(plain, names))}
 
 
 def _are_names(names: Any) -> bool:
     texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return texts and len(set(names)) == len(names)
+    return texts and len(set(map(plain, names))) == len(names)
 
 
 def is_converted(about: dict[str, Any]) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moco_jax.data.sources.class_names import plain
 from moco_jax.data.sources.file_types import cut
 from moco_jax.data.sources.shards.samples import KINDS, Samples
 
 _MOST_CLASSES = 100_000  # or twice the images, as of arrays
 _IMAGES_A_TEXT = 4
 _CHANGE = '"labels" in shards.json names the kind'
-_INTEGER = re.compile(r"\d{1,9}")
+_INTEGER = re.compile(r"[0-9]{1,9}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def of_test(parts: Sequence[Samples], train: Classes, where: str) -> tuple[Class
         numbers = {text: int(text) for text in texts if int(text) < len(train.names)}
     else:
         known = {name: label for label, name in enumerate(train.names)}
-        numbers = {text: known[text] for text in texts if text in known}
+        numbers = {text: known[plain(text)] for text in texts if plain(text) in known}
     if unknown := [text for text in texts if text not in numbers]:
         raise ValueError(
             f"{where} has the classes {cut(unknown)}, not among the {len(train.names)} classes of "
@@ -129,9 +130,10 @@ def _numbered(
 
 
 def _named(codes: np.ndarray, texts: list[str], kind: str) -> Classes:
-    names = tuple(sorted(texts))
+    names = tuple(sorted(set(map(plain, texts))))
     number = {name: label for label, name in enumerate(names)}
-    return Classes(np.array([number[t] for t in texts], np.int32)[codes], names, kind, False)
+    labels = np.array([number[plain(text)] for text in texts], np.int32)
+    return Classes(labels[codes], names, kind, False)
 
 
 def _described(found: Classes) -> str:

@@ -1,10 +1,11 @@
 """Finds the shards that a path names: 'a-{000..255}.tar', 'a-{train,val}-*.tar', or a folder.
 
+Folders that exist as a pattern writes them stand for themselves, also with braces and '*'.
+
 Shards are sorted as people count: 'a-10.tar' comes after 'a-9.tar'.
 """
 
 import contextlib
-import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from moco_jax.buckets import objects
 from moco_jax.buckets.client import Kind
 from moco_jax.data.sources.file_types import counted, is_hidden, is_image, listed
-from moco_jax.terminal.paths import is_url
+from moco_jax.terminal.paths import existing_folder, is_url, matches
 
 ENDING = ".tar"
 _MOST = 1_000_000  # shards of one path
@@ -31,8 +32,11 @@ def expanded(path: str) -> list[str]:
       FileNotFoundError: if a shard is missing; the message names the first ones.
       ValueError: if the pattern names too many shards.
     """
-    paths = list(dict.fromkeys(_alternatives(path)))
-    found, missing = _in_bucket(paths) if is_url(path) else _on_disk(paths)
+    if is_url(path):
+        found, missing = _in_bucket(list(dict.fromkeys(_alternatives(path, path))))
+    else:
+        folder = existing_folder(path)
+        found, missing = _on_disk(folder, _alternatives(path, path.removeprefix(folder)))
     if not found or len(missing) == len(found):
         raise FileNotFoundError(
             f"no file is named {path}: --config.data.path must name shards, such as "
@@ -111,9 +115,9 @@ def _absent(numbers: Iterable[int]) -> Iterator[int]:
                 return
 
 
-def _alternatives(pattern: str) -> Iterator[str]:
-    """Yields the texts that a pattern with braces stands for."""
-    pending, count = [pattern], 0
+def _alternatives(pattern: str, rest: str) -> Iterator[str]:
+    """Yields the texts that the rest of a pattern with braces stands for."""
+    pending, count = [rest], 0
     while pending:
         text = pending.pop()
         braces = next((b for b in _BRACES.finditer(text) if "," in b[1] or ".." in b[1]), None)
@@ -141,10 +145,17 @@ def _choices(inner: str, pattern: str) -> list[str]:
     return [f"{number:0{width}}" for number in range(first, last + 1)]
 
 
-def _on_disk(paths: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the files that paths name, which may have a '*', and those that are missing."""
-    found = [found for each in paths for found in (_matches(each) if "*" in each else [each])]
-    return found, [each for each in found if not os.path.isfile(each)]
+def _on_disk(folder: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Returns the files below a folder that names name, and those that are missing.
+
+    A name begins with a slash, if the folder has a name, and may have a '*'.
+    """
+    found = [
+        path
+        for name in dict.fromkeys(names)
+        for path in (matches(folder, name) if "*" in name else [folder + name])
+    ]
+    return found, [path for path in found if not os.path.isfile(path)]
 
 
 def _in_bucket(urls: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -195,9 +206,3 @@ def _one_by_one(urls: Sequence[str]) -> tuple[list[str], list[str]]:
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(is_there, urls))
     return list(urls), [url for url, there in zip(urls, found, strict=True) if not there]
-
-
-def _matches(pattern: str) -> list[str]:
-    """Returns the files of a pattern with '*'; brackets in it are plain characters."""
-    plain = re.sub(r"([\[?])", r"[\1]", pattern)
-    return [path for path in glob.glob(plain) if os.path.isfile(path)]

@@ -25,6 +25,7 @@ JSON_KEYS = (
 )  # fmt: skip
 KINDS = (".cls", *(f".json {key}" for key in JSON_KEYS), ".txt")
 _MAX_BYTES = {"cls": 1024, "txt": 1024, "json": 1 << 20}
+_SPACES = " \t\r\n"  # around the text of a .cls or .txt; other white space may be a part of a name
 MOST_CHARACTERS = 200  # of the name of a class
 _MOST_VALUES = 1000  # of labels in a shard, or a quarter of its images; more are no classes
 _SHOWN = 5  # names of what is left out
@@ -170,7 +171,7 @@ def split_key(path: str) -> tuple[str, str]:
 def _labels(ending: str, data: bytes) -> dict[str, str]:
     """Returns {kind: text} of a file beside an image."""
     if ending != "json":
-        text = data.decode("utf-8", "replace").strip()
+        text = data.decode("utf-8", "replace").strip(_SPACES)
         return {f".{ending}": text} if 0 < len(text) <= MOST_CHARACTERS else {}
     try:
         content = json.loads(data)
@@ -180,9 +181,9 @@ def _labels(ending: str, data: bytes) -> dict[str, str]:
         return {}
     found = {f".json {key}": content.get(key) for key in JSON_KEYS}
     return {
-        kind: str(value).strip()
+        kind: str(value)
         for kind, value in found.items()
-        if type(value) in (str, int) and 0 < len(str(value).strip()) <= MOST_CHARACTERS
+        if type(value) in (str, int) and 0 < len(str(value)) <= MOST_CHARACTERS
     }
 
 

@@ -68,20 +68,20 @@ def _texts(column: Any) -> Iterator[str]:
 
 def row_names(
     paths: np.ndarray | None, labels: np.ndarray, class_names: tuple[str, ...], name: str
-) -> Callable[[int], str]:
-    """Returns a function: row -> the name of its image.
+) -> Callable[[np.ndarray], list[str]]:
+    """Returns a function: rows int64 [M] -> the names of their images.
 
     A path without a folder gets the split and its class as folders, which the images may have had
     before they became a table. Without paths the rows are numbered.
     """
 
-    def of_path(row: int) -> str:
-        assert paths is not None
-        path = str(paths[row])
-        if "/" in path:
-            return path
-        label = int(labels[row])
-        folder = class_names[label].replace("/", "_") if label != NO_LABEL else ""
-        return "/".join(filter(None, (name, folder, path)))
+    classes = [*(text.replace("/", "_") for text in class_names), ""]  # the last is of NO_LABEL
+    folders = ["".join(f"{part}/" for part in (name, own) if part) for own in classes]
 
-    return of_path if paths is not None else lambda row: f"{name}/{row}"
+    def of_paths(rows: np.ndarray) -> list[str]:
+        assert paths is not None
+        own = zip(paths[rows].tolist(), labels[rows].tolist(), strict=True)
+        return [path if "/" in path else folders[label] + path for path, label in own]
+
+    numbered = lambda rows: [f"{name}/{row}" for row in rows.tolist()]  # noqa: E731
+    return numbered if paths is None else of_paths

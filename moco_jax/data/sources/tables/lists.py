@@ -7,7 +7,6 @@ name files anywhere, as a link in a folder may.
 import array
 import collections
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -61,6 +60,7 @@ def open_lists(lists: Sequence[tuple[str, str]], where: str, root: str, keys: Ke
     kept, excluded = _kept(table, keys, where)
     labels, class_names = sorted_classes(table.labels, list(table.label_texts))
     splits, split_names_found = _splits(table)
+    urls = any(is_url(f"{folder}//") for folder in table.folder_texts)
 
     def opener(number: int, name: str) -> Callable[[], Part]:
         def opened() -> Part:
@@ -69,7 +69,9 @@ def open_lists(lists: Sequence[tuple[str, str]], where: str, root: str, keys: Ke
             new = np.full(len(class_names) + 1, NO_LABEL, np.int32)
             new[used] = np.arange(len(used))
             names = tuple(class_names[label] for label in used)
-            return _source(table.paths[chosen], new[labels[chosen]], names, root, name, where), ()
+            paths = table.paths if len(chosen) == table.count else table.paths[chosen]
+            source = _source(paths, new[labels[chosen]], names, root, name, where)
+            return dataclasses.replace(source, remote=urls and _have_urls(paths)), ()
 
         return opened
 
@@ -106,13 +108,17 @@ def _source(
 ) -> Source:
     start = os.path.join(root, "")
 
-    def name(row: int) -> str:  # os.path.join takes twice the time
-        path = str(paths[row])
-        return path if path.startswith("/") or is_url(path) else start + path
+    def names(rows: np.ndarray) -> list[str]:
+        found = paths[rows].tolist()
+        return [path if path.startswith("/") or is_url(path) else start + path for path in found]
 
-    rows = Rows(lambda row: read_file(name(row)), name, paths, labels, class_names)
-    source = as_source(rows, f"{where}, {split}" if split else where)
-    return dataclasses.replace(source, remote=bool((np.strings.find(paths, "://") > 0).any()))
+    read = lambda row: read_file(names(np.array([row]))[0])  # noqa: E731
+    rows = Rows(read, names, paths, labels, class_names)
+    return as_source(rows, f"{where}, {split}" if split else where)
+
+
+def _have_urls(paths: np.ndarray) -> bool:
+    return bool((np.strings.find(paths, "://") > 0).any())
 
 
 def _numbers() -> dict[str, int]:
@@ -137,12 +143,11 @@ class _Table:
     def count(self) -> int:
         return len(self.splits) + len(self._last[0])
 
-    def add(self, path: str, label: str, split: str) -> None:
-        """Adds a row; '' for no label."""
-        self._last[0].append(path)
-        self._last[1].append(label)
-        self._last[2].append(split)
-        if len(self._last[0]) == _CHUNK:
+    def add(self, *columns: Sequence[str]) -> None:
+        """Adds rows: paths, labels and splits; '' for no label."""
+        for kept, column in zip(self._last, columns, strict=True):
+            kept.extend(column)
+        if len(self._last[0]) >= _CHUNK:
             self._pack()
 
     def _pack(self) -> None:
@@ -173,25 +178,25 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
       folder: of the list, relative to the root of the data set.
       keys: of `data`.
     """
-    names, has_header, rows = list_file.read(path)
+    names, has_header, blocks = list_file.read(path)
     columns_found = _columns(path, names, has_header, keys)
     path_at, label_at, split_at = (names.index(x) if x else None for x in columns_found)
     assert path_at is not None
     bad: list[str] = []
     count = bad_count = 0
-    for line, cells, why in rows:
-        count += 1
-        found = "" if why else cells[path_at].strip()
-        if not found or "\0" in found:
-            bad_count += 1
-            why = why or ("a NUL character in the path" if found else "no path")
-            bad += [f"line {line}: {why}"] if len(bad) < _NAMED else []
-            continue
-        if folder != "." and not is_url(found):
-            found = os.path.normpath(os.path.join(folder, found))
-        label = "" if label_at is None else cells[label_at].strip()
-        own = "" if split_at is None else cells[split_at].strip()
-        table.add(found.removeprefix("./"), label, own or split)
+    for block in blocks:
+        block = _with_paths(block, path_at)
+        paths = block.columns[path_at]
+        count += len(paths) + len(block.bad)
+        bad_count += len(block.bad)
+        bad += [f"line {line}: {why}" for line, why in block.bad[: _NAMED - len(bad)]]
+        empty = [""] * len(paths)
+        labels = empty if label_at is None else block.columns[label_at]
+        splits = empty if split_at is None else block.columns[split_at]
+        splits = [own or split for own in splits] if split else splits
+        if folder != "." or "./" in "".join(paths):
+            paths = [_inside(path, folder) for path in paths]
+        table.add(paths, labels, splits)
     if not bad_count:
         return []
     what = f"{bad_count} of the {count} rows of {path} can't be read"
@@ -201,6 +206,30 @@ def _read(table: _Table, path: str, split: str, folder: str, keys: Keys) -> list
             f"{what}, more than data.max_bad_fraction={keys.max_bad_fraction} allows ({shown})"
         )
     return [f"warning: {what} ({shown})"]
+
+
+def _with_paths(block: list_file.Block, path_at: int) -> list_file.Block:
+    """Returns the rows that have a path; the others are bad."""
+    paths = block.columns[path_at]
+    if all(paths) and "\0" not in "".join(paths):
+        return block
+    kept: list[int] = []
+    bad = list(block.bad)
+    for row, path in enumerate(paths):
+        if path and "\0" not in path:
+            kept.append(row)
+        else:
+            why = "a NUL character in the path" if path else "no path"
+            bad.append((block.lines[row], why))
+    columns = [[column[row] for row in kept] for column in block.columns]
+    return list_file.Block([block.lines[row] for row in kept], columns, sorted(bad))
+
+
+def _inside(path: str, folder: str) -> str:
+    """Returns a path relative to the root, of one that is relative to a folder in it."""
+    if folder != "." and not is_url(path):
+        path = os.path.normpath(os.path.join(folder, path))
+    return path.removeprefix("./")
 
 
 def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple[str, str, str]:
@@ -242,15 +271,15 @@ def _columns(path: str, names: list[str], has_header: bool, keys: Keys) -> tuple
     return image, rest[0] if rest else "", split
 
 
-def _are_images(cells: list[str]) -> bool:
+def _are_images(cells: Sequence[str]) -> bool:
     return 2 * sum(map(is_image, cells)) > len(cells)
 
 
-def _probe(path: str, names: list[str]) -> dict[str, list[str]]:
+def _probe(path: str, names: list[str]) -> dict[str, Sequence[str]]:
     """Returns the cells of the first rows, by column."""
-    _, _, rows = list_file.read(path)
-    first = [cells for _, cells, bad in itertools.islice(rows, _PROBED) if not bad]
-    return {name: [cells[at].strip() for cells in first] for at, name in enumerate(names)}
+    _, _, blocks = list_file.read(path)
+    first = next((block.columns for block in blocks if block.lines), [[] for _ in names])
+    return {name: column[:_PROBED] for name, column in zip(names, first, strict=True)}
 
 
 def _kept(table: _Table, keys: Keys, where: str) -> tuple[np.ndarray, list[str]]:

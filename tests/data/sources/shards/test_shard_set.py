@@ -37,6 +37,23 @@ def test_shards_are_one_source(shards, pattern):
     assert train.names[3] == "set-001.tar/1b.jpg"
 
 
+def test_accents_in_both_forms_are_one_class(tmp_path):
+    labels = {"1": "\u00e9", "2": "e\u0301", "3": "f\u3000", "4": "f\n"}
+    write_shard(tmp_path / "a-train-0.tar", samples(labels, label=labels.__getitem__))
+    write_shard(tmp_path / "a-test-0.tar", samples("34", label={"3": "e\u0301", "4": "f"}.get))
+    sources = open_images(tmp_path)
+    assert sources.train.class_names == ("f", "f\u3000", "\u00e9")
+    assert sources.train.labels.tolist() == [2, 2, 1, 0] and sources.test.labels.tolist() == [2, 0]
+
+
+def test_class_names_of_numbers_in_another_form(tmp_path):
+    write_shard(tmp_path / "shards/a-0.tar", samples("01"))
+    (tmp_path / "shards/shards.json").write_text(json.dumps({"class_names": ["e\u0301", "b"]}))
+    own = write_folder(tmp_path / "own", ["\u00e9/1.jpg", "b/1.jpg"])
+    train = open_images(f"{tmp_path}/shards+{own}").train
+    assert train.class_names == ("\u00e9", "b") and train.labels.tolist() == [0, 1, 1, 0]
+
+
 def test_missing_shard_is_named(shards):
     (shards / "set-001.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 shard of the 3 .* missing: .*set-001.tar"):
@@ -51,6 +68,18 @@ def test_missing_shard_is_named(shards):
 def test_hostile_patterns(tmp_path, pattern):
     with pytest.raises(ValueError, match="--config.data.path=.*1,000,000"):
         open_images(tmp_path / f"{pattern}.tar")
+
+
+@pytest.mark.parametrize("folder", ["c++", "{a,b}", "a*", "{0..9}[1]/c++"])
+def test_patterns_in_folders_of_odd_names(tmp_path, folder):
+    for number in range(2):
+        write_shard(tmp_path / folder / f"x+{number}.tar", {f"{number}.jpg": str(number)})
+    write_shard(tmp_path / "a/x+0.tar", {"1.jpg": "other"})
+    pattern = f"{tmp_path}/{folder}/x+{{0..1}}.tar"
+    assert contents(open_images(pattern).train) == ["0", "1"]
+    assert contents(open_images(f"{tmp_path}/a/*.tar+{pattern}").train) == ["other", "0", "1"]
+    with pytest.raises(FileNotFoundError, match="there is no file or folder .*y.tar: correct"):
+        open_images(f"{tmp_path}/{folder}/y.tar")
 
 
 def test_numbers_in_names_are_sorted_by_value(tmp_path):

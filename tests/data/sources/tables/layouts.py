@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import random
+import unicodedata
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,11 @@ def of_split(found: list[Item], split: str) -> list[Item]:
 
 def splits(found: list[Item]) -> list[str]:
     return sorted({item.split for item in found})
+
+
+def plain(name: str) -> str:
+    """Returns a name in the Unicode form in which names of classes are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 def folder(root: pathlib.Path, found: list[Item]) -> pathlib.Path:

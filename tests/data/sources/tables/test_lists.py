@@ -71,6 +71,53 @@ def test_lists_without_labels(tmp_path, name, text):
     assert contents(train) == sorted(PATHS) and train.labels is None
 
 
+def test_white_space_in_names(tmp_path):
+    names = ["\u3000d/1.jpg", "d\u3000", "d ", "d"]
+    write_folder(tmp_path, names[:1])
+    text = f"path,label\n{names[0]}, {names[1]} \n{names[0]},{names[2]}\n{names[0]},{names[3]}\n"
+    train = open_images(write(tmp_path, text)).train
+    assert read(train) == [(names[0], "d"), (names[0], "d"), (names[0], "d\u3000")]
+    text = "\n".join(json.dumps({"path": names[0], "label": label}) for label in names[1:])
+    train = open_images(write(tmp_path, text, "a.jsonl")).train
+    assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
+
+
+def test_a_nul_character_in_a_path_is_a_bad_row(tmp_path):
+    sources = open_images(write(tmp_path, "path,label\nd/1.jpg,b\nd/\0.jpg,b\n"))
+    assert read(sources.train) == [("d/1.jpg", "b")]
+    assert "(line 3: a NUL character in the path)" in sources.notes[1]
+
+
+def test_lines_of_cells_with_line_breaks(tmp_path):
+    path = write(tmp_path, 'path,label\n"d/1.jpg","a\r\nb"\n\nd/2.jpg\n"d/2.jpg","\n"\n')
+    sources = open_images(path)
+    assert read(sources.train) == [("d/2.jpg", ""), ("d/1.jpg", "a\r\nb")]
+    assert "(line 5: 1 columns; expected 2)" in sources.notes[1]
+    path.write_text('path,label\n"d/1.jpg","a\nb"\nd/1.jpg,"' + "x" * 200_000)
+    with pytest.raises(ValueError, match="list.csv, line 4: .*a quote may not be closed"):
+        open_images(path)
+
+
+def test_columns_without_a_name_have_their_number(tmp_path):
+    path = write(tmp_path, ",label\nd/1.jpg,b\nd/2.jpg,a\n")
+    assert read(open_images(path).train) == [("d/2.jpg", "a"), ("d/1.jpg", "b")]
+    path = write(tmp_path, "path,,\nd/1.jpg,x,b\nd/2.jpg,y,a\n")
+    train = open_images(path, label_column="3").train
+    assert read(train) == [("d/2.jpg", "a"), ("d/1.jpg", "b")]
+    path = write(tmp_path, '{"": "d/1.jpg", "path": "d/2.jpg"}', "a.jsonl")
+    assert read(open_images(path).train) == [("d/2.jpg", "")]
+
+
+@pytest.mark.parametrize(
+    "labels, classes", [("2 -1 10", ["2", "10"]), ("a -1 b", ["-1", "a", "b"])]
+)
+def test_minus_one_is_no_label_among_numbers(tmp_path, labels, classes):
+    text = "".join(f"{path},{label}\n" for path, label in zip(PATHS, labels.split(), strict=True))
+    train = open_images(write(tmp_path, text)).train
+    assert list(train.class_names) == classes
+    assert dict(read(train))["d/1.jpg"] == ("-1" if "-1" in classes else "")
+
+
 def test_splits_of_a_list(tmp_path):
     text = "path,label,split\nd/1.jpg,b,Training\nd/2.jpg,a,training\ne f/3.jpg,b,val\n"
     with pytest.raises(ValueError, match="several splits that look like train: Training, training"):

@@ -31,7 +31,7 @@ class Classes:
 
 
 def classes(
-    parts: Sequence[Samples], given: Sequence[str] | None, wanted: str | None = None
+    parts: Sequence[Samples], given: Sequence[str] | None, wanted: str | None, where: str
 ) -> tuple[Classes | None, tuple[str, ...]]:
     """Returns the classes of the images to train on, None without any, and lines about them.
 
@@ -39,6 +39,7 @@ def classes(
       parts: the samples of all shards, at least one image.
       given: the names of integer labels; None if nothing gives them.
       wanted: the kind of labels that the user names; None for the first one that fits.
+      where: the shards, for messages.
 
     Raises:
       ValueError: if a label has no name among the given ones.
@@ -55,7 +56,7 @@ def classes(
         ):
             problem = f"{len(texts):,} different texts for {count:,} images are captions"
         if not problem and all(map(_INTEGER.fullmatch, texts)):
-            found = _numbered(codes, texts, kind, given)
+            found = _numbered(codes, texts, kind, given, where)
         elif not problem:
             found = _named(codes, texts, kind)
         else:
@@ -112,18 +113,19 @@ def _merged(parts: Sequence[Samples], kind: str) -> tuple[np.ndarray, list[str],
 
 
 def _numbered(
-    codes: np.ndarray, texts: list[str], kind: str, given: Sequence[str] | None
+    codes: np.ndarray, texts: list[str], kind: str, given: Sequence[str] | None, where: str
 ) -> Classes:
     numbers = np.array([int(text) for text in texts], np.int64)
     largest, most = int(numbers.max()), max(_MOST_CLASSES, 2 * len(codes))
     if given is not None and largest >= len(given):
         raise ValueError(
-            f"the label {largest} has no name among the {len(given)} of class_names in shards.json"
+            f"{where}: the label {largest} has no name among the {len(given)} of class_names in "
+            "shards.json"
         )
     if largest >= most:
         raise ValueError(
-            f"the largest label of the {kind} files is {largest}; allowed: below {most} with "
-            f"{len(codes)} images. Number the classes from 0 without gaps"
+            f"{where}: the largest label of the {kind} files is {largest}; allowed: below "
+            f"{most} with {len(codes)} images. Number the classes from 0 without gaps"
         )
     names = tuple(given or map(str, range(largest + 1)))
     return Classes(numbers.astype(np.int32)[codes], names, kind, True)

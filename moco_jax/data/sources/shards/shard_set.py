@@ -124,7 +124,7 @@ def _with_label_files(
     if about.get("labels") == about_file.NONE:
         given, candidates = [], []
     if given != []:
-        classes, lines = labels.classes(samples, given, about.get("labels"))
+        classes, lines = labels.classes(samples, given, about.get("labels"), where)
     if classes is None and given is None and folder_classes.have_folders(shards):
         return None
     train = _source(shards, where, name, about, classes)
@@ -132,7 +132,10 @@ def _with_label_files(
     for position, (candidate, part) in enumerate(candidates):
         tested = [shard.samples for shard in part]
         if classes is None:  # its own classes are those of the test
-            found, problem = labels.classes(tested, given, about.get("labels"))[0], "has no labels"
+            found, problem = (
+                labels.classes(tested, given, about.get("labels"), where)[0],
+                "has no labels",
+            )
         else:
             found, problem = labels.of_test(tested, classes, f"{where}, {candidate}")
         if found is not None:

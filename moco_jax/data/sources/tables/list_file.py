@@ -61,10 +61,10 @@ def read(path: str) -> tuple[list[str], bool, Iterator[Block]]:
 def _columns(path: str, encoding: str) -> tuple[list[str], bool]:
     """Returns the names of the columns, and whether the file names them."""
     with _opened(path, encoding) as file:
-        for _, rows, bad in _rows(path, _lines(file, path)):
-            if path.lower().endswith(".jsonl"):
-                if bad and (not rows or bad[0][0] == 1):
-                    raise ValueError(f"the list {path}, line {bad[0][0]}: {bad[0][1]}")
+        for lines, rows, bad in _rows(path, _lines(file, path)):
+            if bad and (not rows or bad[0][0] < lines[0]):
+                raise ValueError(f"the list {path}, line {bad[0][0]}: {bad[0][1]}")
+            if rows and path.lower().endswith(".jsonl"):
                 return list(filter(None, rows[0])), True
             if cells := next(filter(any, map(_stripped, rows)), None):
                 break

@@ -153,7 +153,7 @@ FORMATS = {
         root / "v2", found, data_page_version="2.0", data_page_size=64
     ),
     "class_label": lambda root, found: parquet(
-        root / "labels", found, sorted({item.label for item in found})
+        root / "labels", found, sorted({item.label for item in found}, key=plain)
     ),
     "arrow": lambda root, found: arrow(root / "arrow", found),
     "list": lambda root, found: csv_list(root / "list.csv", found, "folder"),

@@ -82,6 +82,12 @@ def test_white_space_in_names(tmp_path):
     assert read(train) == [(names[0], "d"), (names[0], "d "), (names[0], "d\u3000")]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
+def test_a_list_of_empty_lines_is_empty(tmp_path, name):
+    with pytest.raises(ValueError, match="the list .* is empty"):
+        open_images(write(tmp_path, " \n\n", name))
+
+
 def test_a_nul_character_in_a_path_is_a_bad_row(tmp_path):
     sources = open_images(write(tmp_path, "path,label\nd/1.jpg,b\nd/\0.jpg,b\n"))
     assert read(sources.train) == [("d/1.jpg", "b")]

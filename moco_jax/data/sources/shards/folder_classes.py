@@ -19,6 +19,7 @@ from moco_jax.data.sources.shards.samples import Samples
 from moco_jax.data.sources.source import Opened, Source
 
 Candidates = Sequence[tuple[str, list[Shard]]]  # splits that may be the test, and their names
+_NUMBER = re.compile(r"\d+")
 _WORDNET = re.compile(r"n\d{8}")  # the names of ImageNet's classes
 
 
@@ -30,13 +31,18 @@ def have_folders(shards: Sequence[Shard]) -> bool:
 def are_classes(shards: Sequence[Shard]) -> bool:
     """Returns whether each shard seems to be a class: without labels, folders and numbering."""
     names = [_class_of(shard) for shard in shards]
-    numbered = len({splits.unnumbered(name) for name in names}) < len(names)
     return (
         len(set(names)) > 1
-        and (not numbered or all(map(_WORDNET.fullmatch, names)))
+        and (not _are_numbered(names) or all(map(_WORDNET.fullmatch, names)))
         and not any(shard.samples.labels for shard in shards)
         and not have_folders(shards)
     )
+
+
+def _are_numbered(names: Sequence[str]) -> bool:
+    """Returns whether some names differ in a number at their end, or all in numbers anywhere."""
+    one_name = len({_NUMBER.sub("0", name) for name in names}) == 1
+    return one_name or len({splits.unnumbered(name) for name in names}) < len(names)
 
 
 def by_shards(

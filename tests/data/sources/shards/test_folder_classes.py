@@ -32,7 +32,7 @@ def test_shards_of_one_class_are_the_folder_of_their_images(tmp_path, classes):
     assert '{"labels": "none"} in shards.json beside the shards means no classes' in line
 
 
-@pytest.mark.parametrize("names", ["a-0 a-1", "n00 n01", "cat-0 cat-1 dog-0"])
+@pytest.mark.parametrize("names", ["a-0 a-1", "n00 n01", "cat-0 cat-1 dog-0", "a-0_x a-10_x"])
 def test_numbered_shards_are_no_classes(tmp_path, names):
     sources = open_images(write_classes(tmp_path, images(names)))
     assert sources.train.labels is None and GUESS not in "".join(sources.notes)

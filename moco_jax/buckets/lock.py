@@ -72,7 +72,7 @@ class Lock:
           BucketError: if the bucket can't be written.
         """
         with self._mutex:
-            if self.lost or self._entry is None:
+            if self.lost or not self._held or self._entry is None:
                 return not self.lost
             if _now() - self._renewed >= after:
                 self.lost = not self._write(self._entry)
@@ -80,7 +80,10 @@ class Lock:
 
     def release(self) -> None:
         """Removes the lock if it is held; raises as `renew`."""
-        if self._held and self.renew(after=0.0):
+        if not self._held or not self.renew(after=0.0):
+            return
+        with self._mutex:  # no thread renews it any more
+            self._held = False
             objects.remove(self.url, wanted=_never)
 
     def _write(self, over: Over | Entry) -> bool:

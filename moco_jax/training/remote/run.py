@@ -79,8 +79,8 @@ class _Copy:
         self._mirror = Mirror(folder, url, layout.RULES, self._may_write)
         self._record = folder.with_name(f"{folder.name}.json")
         self._local_lock: IO | None = None
-        self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._stopping, self._ended = threading.Event(), threading.Event()
+        self._scanning: threading.Thread | None = None
         self._failed = ""  # why the last copy failed
 
     def begin(self) -> None:
@@ -88,11 +88,12 @@ class _Copy:
         try:
             self._lock_here()
             self._lock.acquire()
-            self._start(self._renew, RENEWED_EVERY)  # to fetch may take long
+            # To fetch, and to copy at the end, may take long.
+            self._start(self._renew, RENEWED_EVERY, self._ended)
             self._read()
-            self._start(self._scan, SCAN_EVERY)
+            self._scanning = self._start(self._scan, SCAN_EVERY, self._stopping)
         except BaseException as error:
-            self._stopping.set()
+            self._ended.set()
             with contextlib.suppress(Exception):
                 self._lock.release()
             self._unlock_here()
@@ -102,17 +103,19 @@ class _Copy:
                 raise ValueError(f"--workdir={self._url}: {error}") from error
             raise
 
-    def _start(self, work: Callable[[], None], every: float) -> None:
-        """Calls `work` in a thread again and again, until the end."""
+    def _start(
+        self, work: Callable[[], None], every: float, end: threading.Event
+    ) -> threading.Thread:
+        """Calls `work` in a thread again and again, until the end; returns the thread."""
 
         def repeat() -> None:
             with objects.given_by("--workdir"):
-                while not self._stopping.wait(every):
+                while not end.wait(every):
                     work()
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
-        self._threads.append(thread)
+        return thread
 
     def _lock_here(self) -> None:
         """Locks the copy on this machine, where a second start is found at once."""
@@ -178,6 +181,7 @@ class _Copy:
         ):  # the mirror says that the server is gone
             if not self._lock.renew(after=RENEWED_EVERY):
                 self._stopping.set()
+                self._ended.set()
                 # The loop saves, and `end` says why.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
@@ -222,6 +226,7 @@ class _Copy:
         try:
             self._end(error)
         finally:
+            self._ended.set()
             self._unlock_here()
 
     def _end(self, error: BaseException | None) -> None:
@@ -229,8 +234,8 @@ class _Copy:
             self._stopping.set()
             cluster.say(f"{self._kept()} has what is not in {self._url} yet")
             return
-        together_ = error is None or isinstance(error, Interrupted)
-        if not together_ and not cluster.is_first():
+        with_others = error is None or isinstance(error, Interrupted)
+        if not with_others and not cluster.is_first():
             return
         by = error.signal if isinstance(error, Interrupted) else None
         seconds = _PATIENCE if error is None else _PATIENCE_AFTER_ERROR
@@ -241,7 +246,7 @@ class _Copy:
         )  # fmt: skip
         try:
             with caught as asked, progress.phase(f"writing {self._url}"):
-                together.on_first(lambda: self._finish(seconds, asked), alone=not together_)
+                together.on_first(lambda: self._finish(seconds, asked), alone=not with_others)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"stopped at once; {self._kept()} has what is not in {self._url} yet"
@@ -255,8 +260,8 @@ class _Copy:
             return waited < (_PATIENCE_AFTER_SIGTERM if asked and asked.by else seconds)
 
         self._stopping.set()
-        for thread in self._threads:
-            thread.join()
+        if self._scanning:
+            self._scanning.join()
         why, tries = "", 0
         while not self._lock.lost:
             try:

@@ -241,6 +241,23 @@ def test_a_run_that_was_taken_over_stops(bucket, monkeypatch):
     assert (place() / "metrics.jsonl").is_file()
 
 
+def test_the_lock_is_renewed_while_the_last_files_are_copied(bucket, monkeypatch):
+    monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
+    renewed, scan = [], run.Mirror.scan
+
+    def slow(self, *, final=False):
+        before = there(bucket)[".lock"]
+        if final:
+            wait_for(lambda: there(bucket)[".lock"] != before)
+            renewed.append(True)
+        return scan(self, final=final)
+
+    monkeypatch.setattr(run.Mirror, "scan", slow)
+    with opened(URL) as local:
+        write(local, metrics="1")
+    assert renewed and there(bucket) == {"metrics.jsonl": "1"}
+
+
 def test_an_error_of_the_run_is_copied_and_raised(bucket):
     with pytest.raises(ZeroDivisionError), opened(URL) as local:
         write(local, metrics="1")

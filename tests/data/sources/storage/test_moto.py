@@ -9,6 +9,8 @@ import urllib.request
 import pytest
 
 from moco_jax.buckets import objects
+from moco_jax.buckets.client import Over
+from moco_jax.buckets.lock import Lock
 from tests.buckets.server import settings
 from tests.data.sources.storage.test_sources import PATHS, described, inside, write_all
 from tests.data.sources.stores import open_images
@@ -62,3 +64,21 @@ def test_a_listing_of_several_pages(bucket, moto):
     for number in range(1200):
         obstore.put(moto, f"many/{number % 3}/{number}.jpg", b"x")
     assert len(open_images("s3://bucket/many").train) == 1200
+
+
+def test_writes_on_a_condition_and_a_lock(moto, tmp_path):
+    url = "s3://bucket/runs/x"
+    first = objects.write(url, b"1", Over.NOTHING)
+    for over in (Over.NOTHING, first._replace(version='"other"')):
+        with pytest.raises(objects.Changed):
+            objects.write(url, b"2", over)
+    (tmp_path / "x").write_bytes(b"x" * (20 << 20))
+    objects.write(url, b"22", first)
+    entry = objects.write(url, tmp_path / "x")
+    assert [found[:3] for found in objects.below("s3://bucket/runs")] == [entry[:3]]
+    objects.remove(url)
+    lock = Lock(f"{url}/.lock")
+    lock.acquire()
+    assert lock.renew(after=0.0)
+    lock.release()
+    assert objects.below("s3://bucket/runs") == []

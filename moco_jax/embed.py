@@ -64,7 +64,7 @@ _FORMAT = flags.DEFINE_enum("format", "table", command_line.FORMATS, "Of the pri
 def _run() -> None:
     searched = bool(_QUERY.value) or _DUPLICATES.value is not None
     _check_flags(searched)
-    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else None
+    out = command_line.on_disk(_OUT.value) if _OUT.value else None
     if out:
         feature_file.check_writable(out, _OVERWRITE.value)
     if _IMAGES.value:

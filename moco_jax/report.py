@@ -62,7 +62,7 @@ def main() -> None:
         command_line.fail("--workdir has an empty name between its commas")
     file = pathlib.Path(_FEATURES.value or "").expanduser()
     default = writing.place(names[0]) if names else file.with_suffix(".html")
-    out = pathlib.Path(_OUT.value).expanduser() if _OUT.value else default
+    out = command_line.on_disk(_OUT.value) if _OUT.value else default
     if names:
         with command_line.naming(f"--workdir={','.join(names)}"):
             folders = [fetched(name) for name in names]

@@ -74,8 +74,8 @@ def main() -> int:
     if _STUDY.value is None:
         command_line.fail(f"--study must be given; allowed: {', '.join([*STUDIES, _PRETEXT])}")
     _check_flags()
-    folder = pathlib.Path(_OUT.value or f"runs/ablate_{_STUDY.value}_{config.get('name')}")
-    folder = folder.expanduser().absolute()
+    folder = command_line.on_disk(_OUT.value or f"runs/ablate_{_STUDY.value}_{config.get('name')}")
+    folder = folder.absolute()
     try:
         if _STUDY.value == _PRETEXT:
             _compare_pretexts(config, folder)

@@ -202,7 +202,7 @@ def _checked_file(path: str) -> pathlib.Path | None:
     """
     if not path:
         return None
-    file = pathlib.Path(path).expanduser()
+    file = command_line.on_disk(path, "--json")
     command_line.check_out(file, "--json")
     if file.exists() and not _is_ours(file):
         raise ValueError(f"--json={path}: the file exists and has other contents; give another one")

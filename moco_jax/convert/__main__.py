@@ -81,10 +81,10 @@ def main() -> None:
             "--source, --to and --out must be given, such as "
             "--source=moco_v2_800ep.pth.tar --to=moco_jax --out=v2.safetensors"
         )
+    out = command_line.on_disk(_OUT.value).absolute()
     with command_line.naming(f"--source={_SOURCE.value}"):
         path = fetched(_SOURCE.value)
-    out = pathlib.Path(_OUT.value)
-    convert(path, _TO.value, out.expanduser().absolute(), config)
+    convert(path, _TO.value, out, config)
 
 
 if __name__ == "__main__":

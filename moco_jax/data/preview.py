@@ -8,7 +8,6 @@ masked (pretext=masked or both), the visible patches of each are beside it.
 """
 
 import os
-import pathlib
 
 from absl import flags
 from PIL import Image
@@ -28,7 +27,7 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # by the ending of 
 
 def main() -> None:
     config = command_line.config("pretrain")
-    out = pathlib.Path(_OUT.value).expanduser()
+    out = command_line.on_disk(_OUT.value)
     if out.suffix.lower() not in _FORMATS:
         raise ValueError(f"--out={out} must end in {', '.join(_FORMATS)}")
     if out.is_dir():

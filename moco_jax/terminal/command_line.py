@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from moco_jax import text
 from moco_jax.parallel import cluster, devices, roll_call
 from moco_jax.terminal import arguments, help, logs, signals, style
-from moco_jax.terminal.paths import each, missing
+from moco_jax.terminal.paths import each, is_url, missing
 
 FORMATS = ("table", "csv", "json")  # of `print_rows`
 _LONGEST_LINE = 1000  # characters of a line of a message
@@ -214,6 +214,17 @@ def images_config(recorded: ConfigDict, images: str | None, without: Iterable[st
         check_recorded_images(found.data.path)
     found.data.update(changes)
     return found
+
+
+def on_disk(out: str, flag: str = "--out") -> pathlib.Path:
+    """Returns the path of what a command writes, '~' expanded.
+
+    Raises:
+      ValueError: if it is a URL.
+    """
+    if is_url(out):
+        raise ValueError(f"{flag}={out} must be on a disk; copy it to the bucket afterwards")
+    return pathlib.Path(out).expanduser()
 
 
 def check_out(out: pathlib.Path, flag: str = "--out") -> None:

@@ -211,6 +211,28 @@ def test_devices_that_jax_cannot_open_are_one_message(repository):
     assert done.stderr.endswith("else look at their driver and at the programs that use them\n")
 
 
+def test_what_a_command_writes_is_on_a_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command_line.on_disk("~/x.npz") == tmp_path / "x.npz"
+    with pytest.raises(ValueError, match="--json=s3://b/x must be on a disk"):
+        command_line.on_disk("s3://b/x", "--json")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("moco_jax.convert", ["--source=/none", "--to=moco_jax"]),
+        ("moco_jax.embed", ["--encoder=/none"]),
+        ("moco_jax.report", ["--workdir=/none"]),
+        ("moco_jax.data.preview", ["--config=configs/digits.py"]),
+        ("moco_jax.ablate", ["--config=configs/digits.py", "--study=queue_size"]),
+    ],
+)
+def test_a_url_to_write_to_is_an_error(repository, module, arguments):
+    done = run_command(repository, module, *arguments, "--out=s3://b/x.png")
+    assert done.returncode == 2 and "--out=s3://b/x.png must be on a disk" in done.stderr
+
+
 def test_interrupt_is_one_message(run):
     assert run(raises(KeyboardInterrupt), config="none") == (130, "\ninterrupted\n")
     code, printed = run(raises(KeyboardInterrupt), config="none", interrupted="nothing is saved")

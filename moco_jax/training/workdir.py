@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from moco_jax.parallel import cluster
 from moco_jax.terminal import logs
+from moco_jax.terminal.paths import is_url
 from moco_jax.training import compiled
 from moco_jax.training.outputs import appending
 from moco_jax.training.remote import copies
@@ -36,6 +37,11 @@ def opened(path: str | os.PathLike) -> Iterator[pathlib.Path]:
       ValueError: if it can't be written, has files of another program, another run is using it, or
         the processes see different folders.
     """
+    if is_url(str(path)):
+        raise ValueError(
+            f"the workdir {path} must be a local or mounted folder here; "
+            "python -m moco_jax.main --workdir takes URLs"
+        )
     folder, locks = pathlib.Path(path).expanduser().absolute(), []
     own = copies.is_own(folder)  # then only process 0 has the folder
 

@@ -2,6 +2,7 @@
 
 import re
 
+from moco_jax.buckets import fetching
 from moco_jax.buckets.mirror import Rules
 from moco_jax.training import compiled
 
@@ -23,10 +24,12 @@ def _is_skipped(name: str) -> bool:
     Programs that are executed are not read from a bucket, which others may write.
     """
     parts = name.split("/")
+    if fetching.is_unfinished(parts[-1]):
+        return True
     if checkpoint_of(name):
         return False
     unfinished = parts[-1].endswith(".unfinished") or ".orbax-checkpoint-tmp" in name
     return unfinished or compiled.FOLDER in parts[:-1] or any(p.startswith(".") for p in parts)
 
 
-RULES = Rules(skipped=_is_skipped, group=checkpoint_of, last=_LAST, every=_EVERY)
+RULES = Rules(skipped=_is_skipped, group=checkpoint_of, last=_LAST, mark=STARTS, every=_EVERY)

@@ -144,6 +144,8 @@ class _Copy:
         if self._folder.exists() and self._record.exists():
             if self._is_newest(self._mirror.resume(self._record.read_bytes())):
                 logs.warning("going on with the local copy of %s: %s", self._url, self._folder)
+                # A cleaner of disks may have removed files of the copy.
+                self._mirror.fetch(self._mirror.absent(self._mirror.complete(found)))
                 return
             aside = self._folder.with_name(f"{self._folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self._folder.rename(aside)
@@ -302,5 +304,5 @@ class _Copy:
         """Gives the bucket free, and removes the local copy."""
         with contextlib.suppress(objects.BucketError):
             self._lock.release()
+        self._record.unlink(missing_ok=True)  # first: what is left without it is no copy
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._record.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import time
 
@@ -156,6 +157,32 @@ def test_a_copy_is_set_aside_if_the_run_was_removed(bucket, monkeypatch):
         assert not list(local.iterdir())
     assert not there(bucket)
     assert len([path for path in here.parent.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_copy_that_lost_its_checkpoints_gets_them_back(bucket, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Copy, "_leave", lambda self: self._lock.release())
+        with opened(URL) as local:
+            begin(local, 1)
+            write(local, **{f"checkpoints__4__{LAST}": "l", "checkpoints__4__state": "s"})
+            record = place().with_name(f"{local.name}.json")
+            wait_for(lambda: f"checkpoints/4/{LAST}" in record.read_text())
+    shutil.rmtree(local / "checkpoints")
+    with opened(URL) as local:
+        assert (local / "checkpoints/4/state").read_text() == "s"
+    assert f"checkpoints/4/{LAST}" in there(bucket)
+
+
+def test_a_copy_that_is_half_removed_at_the_end_is_no_copy(bucket, monkeypatch):
+    def killed(folder, **_):
+        (folder / "checkpoints/4/state").unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit), opened(URL) as local:
+        begin(local, 1)
+        write(local, **{f"checkpoints__4__{LAST}": "l", "checkpoints__4__state": "s"})
+        patch.setattr(run.shutil, "rmtree", killed)
+    assert local.exists() and not place().with_name(f"{local.name}.json").exists()
 
 
 def test_a_half_fetched_copy_is_fetched_again(bucket):

@@ -174,13 +174,20 @@ def split(url: str) -> tuple[str, str]:
     return f"{scheme}://{name}", posixpath.normpath(f"/{key}").lstrip("/")
 
 
-def stat(url: str) -> Entry:
-    """Returns size and version of an object; raises as `Bucket.ask`."""
+def stat(url: str, wanted: Callable[[], bool] | None = None, *, to_write: bool = False) -> Entry:
+    """Returns size and version of an object.
+
+    Args:
+      url: of the object.
+      wanted: see `Bucket.ask`, which raises the errors.
+      to_write: whether a write follows, for errors.
+    """
     root, key = split(url)
     if not key:
         raise FileNotFoundError(f"there is no object {url}: it is a bucket")
     place = bucket(root)
-    return place.ask(url, lambda: place.client.stat(key))
+    needs = _WRITING if to_write else _READING
+    return place.ask(url, lambda: place.client.stat(key), needs, wanted)
 
 
 def read(url: str, entry: Entry, offset: int, size: int) -> bytes:
@@ -192,11 +199,11 @@ def read(url: str, entry: Entry, offset: int, size: int) -> bytes:
     return place.ask(url, lambda: place.client.read(entry, offset, size))
 
 
-def read_whole(url: str, limit: int) -> tuple[int, bytes]:
-    """Returns size and contents of an object, b'' if it is larger; raises as `Bucket.ask`."""
+def read_whole(url: str, limit: int, wanted: Callable[[], bool] | None = None) -> tuple[int, bytes]:
+    """Returns size and contents of an object, b'' if it is larger; see `Bucket.ask`."""
     root, key = split(url)
     place = bucket(root)
-    return place.ask(url, lambda: place.client.whole(key, limit))
+    return place.ask(url, lambda: place.client.whole(key, limit), wanted=wanted)
 
 
 def below(url: str) -> list[Entry]:

@@ -111,7 +111,10 @@ class _Copy:
         def repeat() -> None:
             with objects.given_by("--workdir"):
                 while not end.wait(every):
-                    work()
+                    try:
+                        work()
+                    except Exception as error:  # a lock that nobody renews is taken over
+                        logs.warning("%s: %s; it is tried again", self._url, error)
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()

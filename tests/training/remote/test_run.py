@@ -268,6 +268,23 @@ def test_a_run_that_was_taken_over_stops(bucket, monkeypatch):
     assert (place() / "metrics.jsonl").is_file()
 
 
+def test_the_lock_is_renewed_after_an_error_that_nobody_expects(bucket, monkeypatch, caplog):
+    monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
+    renew, calls = run.Lock.renew, []
+
+    def fail_once(self, after=0.0):
+        calls.append(after)
+        if len(calls) == 1:
+            raise RuntimeError("unexpected")
+        return renew(self, after)
+
+    with opened(URL):
+        before = there(bucket)[".lock"]
+        monkeypatch.setattr(run.Lock, "renew", fail_once)
+        wait_for(lambda: there(bucket)[".lock"] != before)
+    assert f"{URL}: unexpected; it is tried again" in caplog.text
+
+
 def test_the_lock_is_renewed_while_the_last_files_are_copied(bucket, monkeypatch):
     monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
     renewed, scan = [], run.Mirror.scan

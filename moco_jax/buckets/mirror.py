@@ -36,7 +36,7 @@ class Rules:
       skipped: path from the folder -> whether it is not copied.
       group: path from the folder -> the folder of its group, '' for other files.
       last: the name of the file of a group that is copied last.
-      mark: a file in no group that stays as long as the folder; without it, the folder was emptied.
+      mark: the name of files in no group that stay; a folder without one of them was emptied.
       every: seconds between two copies of other files, unless a group is new.
     """
 
@@ -127,8 +127,9 @@ class Mirror:
           OSError: if the folder can't be read, or was emptied.
         """
         files = self._files()
-        if self._rules.mark in self._copied and self._rules.mark not in files:
-            raise OSError(f"{self.folder} was emptied: it has no {self._rules.mark}")
+        for name in self._copied.keys() - files.keys():
+            if posixpath.basename(name) == self._rules.mark:
+                raise OSError(f"{self.folder} was emptied: it has no {name}")
         groups: dict[str, Files] = {}
         for name, found in files.items():
             groups.setdefault(self._rules.group(name), {})[name] = found

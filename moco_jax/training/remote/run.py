@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import jax
@@ -60,11 +60,16 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         copy = _Copy(folder, url)
         with copies.workdir(folder, url):
             with progress.phase(f"reading {url}"):
-                together.on_first(copy.begin)
+                copy.begin_on_first()
             try:
                 yield folder
             except BaseException as error:
-                copy.end(error)
+                try:
+                    copy.end(error)
+                except (NotSaved, ValueError) as second:
+                    if isinstance(error, Interrupted):
+                        raise
+                    logs.warning("%s", second)  # the error of the run is not hidden by it
                 raise
             copy.end(None)
 
@@ -83,6 +88,14 @@ class _Copy:
         self._scanning: threading.Thread | None = None
         self._failed = ""  # why the last copy failed
 
+    def begin_on_first(self) -> None:
+        """Begins on process 0; raises as `begin`."""
+        try:
+            together.on_first(self.begin)
+        except KeyboardInterrupt:
+            self._ended.set()  # the thread may still wait for the lock, or fetch
+            raise
+
     def begin(self) -> None:
         """Locks the workdir, makes the local copy equal to it, and begins to mirror the copy."""
         try:
@@ -91,6 +104,8 @@ class _Copy:
             # To fetch, and to copy at the end, may take long.
             self._start(self._renew, RENEWED_EVERY, self._ended)
             self._read()
+            if self._ended.is_set():  # nobody waits any more
+                raise KeyboardInterrupt
             self._scanning = self._start(self._scan, SCAN_EVERY, self._stopping)
         except BaseException as error:
             self._ended.set()
@@ -145,7 +160,7 @@ class _Copy:
         """Goes on with the local copy of an earlier start, if there is one, or fetches the run."""
         found = self._mirror.list_bucket()
         if self._folder.exists() and self._record.exists():
-            if self._is_newest(self._mirror.resume(self._record.read_bytes())):
+            if self._is_newest(found, self._mirror.resume(self._record.read_bytes())):
                 logs.warning("going on with the local copy of %s: %s", self._url, self._folder)
                 # A cleaner of disks may have removed files of the copy.
                 self._mirror.fetch(self._mirror.absent(self._mirror.complete(found)))
@@ -159,23 +174,31 @@ class _Copy:
             )
         elif self._folder.exists():  # half of a copy, which no run has used
             shutil.rmtree(self._folder)
+        if found and not layout.starts(found):
+            raise ValueError(
+                f"--workdir={self._url} has {next(iter(found))} but no starts.jsonl, so no run of "
+                "moco_jax wrote it; give another --workdir"
+            )
         self._record.unlink(missing_ok=True)
         self._folder.mkdir()
         self._mirror.fetch(self._mirror.complete(found))
         self._write_record()
 
-    def _is_newest(self, copied: set[str]) -> bool:
+    def _is_newest(self, found: Iterable[str], copied: set[str]) -> bool:
         """Returns whether nobody has started the run elsewhere since this copy was made.
 
         Args:
-          copied: the files that the bucket got from it.
+          found: the files in the bucket.
+          copied: those that the bucket got from this copy.
         """
-        try:
-            there = objects.read_whole(f"{self._url}/{layout.STARTS}", _LARGEST_LOG)[1]
-        except FileNotFoundError:
-            return layout.STARTS not in copied  # else somebody removed the run
-        here = self._folder / layout.STARTS
-        return here.is_file() and here.read_bytes().startswith(there)
+        if layout.starts(copied) - layout.starts(found):
+            return False  # somebody removed the run
+        for name in layout.starts(found):
+            there = objects.read_whole(f"{self._url}/{name}", _LARGEST_LOG)[1]
+            here = self._folder / name
+            if not (here.is_file() and here.read_bytes().startswith(there)):
+                return False
+        return True
 
     def _write_record(self) -> None:
         appending.write_whole(self._record, self._mirror.record())

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -149,6 +150,26 @@ def test_a_copy_is_set_aside_if_the_run_was_continued_elsewhere(
     assert "was continued elsewhere" in caplog.text and str(aside) in caplog.text
 
 
+def test_a_copy_of_two_runs_is_set_aside_if_one_was_continued_elsewhere(
+    bucket, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Copy, "_leave", lambda self: self._lock.release())
+        with opened(URL) as local:
+            (local / "cached").mkdir()
+            begin(local / "cached", 1)
+            record = place().with_name(f"{local.name}.json")
+            wait_for(lambda: "starts.jsonl" in record.read_text())
+    cache = os.environ["XDG_CACHE_HOME"]
+    move_machine(monkeypatch, tmp_path)
+    with opened(URL) as local:
+        begin(local / "cached", 2)
+        write(local, cached__metrics="other")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    with opened(URL) as local:
+        assert (local / "cached/metrics.jsonl").read_text() == "other"
+
+
 def test_a_copy_is_set_aside_if_the_run_was_removed(bucket, monkeypatch):
     here = killed(monkeypatch)
     for name in there(bucket):
@@ -187,9 +208,46 @@ def test_a_copy_that_is_half_removed_at_the_end_is_no_copy(bucket, monkeypatch):
 
 def test_a_half_fetched_copy_is_fetched_again(bucket):
     write(bucket / "runs/x", metrics="1")
+    begin(bucket / "runs/x", 1)
     write(place(), metrics="half")
     with opened(URL) as local:
         assert (local / "metrics.jsonl").read_text() == "1"
+
+
+def test_a_folder_of_other_files_is_not_fetched(bucket, folder):
+    write(bucket / "runs/x", photos__1="large")
+    with pytest.raises(ValueError, match="x has photos/1 but no starts.jsonl"), opened(URL):
+        pytest.fail("the run began")
+    assert there(bucket).keys() == {"photos/1"} and not place().exists()
+    assert ("read", "runs/x/photos/1") not in folder.requests
+
+
+def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
+    going_on, read, asked = threading.Event(), run._Copy._read, []
+
+    def slow(self):
+        if not asked:
+            asked.append(True)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            assert going_on.wait(10)
+        read(self)
+
+    monkeypatch.setattr(run._Copy, "_read", slow)
+    with pytest.raises(KeyboardInterrupt), opened(URL):
+        pytest.fail("the run began")
+    going_on.set()
+    wait_for(lambda: not there(bucket))
+    with opened(URL):  # the same process may start again
+        pass
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_bucket(bucket, folder, caplog):
+    with pytest.raises(ZeroDivisionError), opened(URL) as local:
+        write(local, metrics="1")
+        folder.problem = Kind.DENIED
+        raise ZeroDivisionError
+    assert f"{URL} does not have the last state of the run" in caplog.text
+    assert (place() / "metrics.jsonl").is_file()
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ class Mirror:
         # What is left of a group that was copied as a whole is being removed.
         copied = {group: self._of_group(self._copied, group) for group in ready}
         new = {g: x for g, x in ready.items() if not x.items() <= copied[g].items()}
+        if new:  # what came before the group, but after the list of these files
+            others = self._of_group(self._files(), "")
         due = final or bool(new) or time.monotonic() >= self._next
         if due and any(self._copied.get(name) != found for name, found in others.items()):
             self._copy({n: x for n, x in others.items() if self._copied.get(n) != x})

@@ -160,6 +160,26 @@ def test_a_group_is_copied_after_other_files_and_its_last_file_after_its_others(
     assert (first, sorted(middle), last) == ("a", ["group1/sub/y", "group1/x"], "group1/LAST")
 
 
+def test_a_line_that_comes_while_files_are_listed_is_copied_before_the_group(
+    local, bucket, folder, mirror, clock, monkeypatch
+):
+    write(local, a="1")
+    assert mirror.scan() and changes(folder) == ["a"]
+    write(local, group1__LAST="l")
+    listed, calls = Mirror._files, []
+
+    def late(self):
+        found = listed(self)
+        if not calls:
+            write(local, a="11")
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(Mirror, "_files", late)
+    mirror.scan()
+    assert changes(folder) == ["a", "group1/LAST"]
+
+
 def test_an_incomplete_group_is_not_copied(local, bucket, mirror):
     write(local, group1__x="x")
     assert not mirror.scan(final=True) and not there(bucket)

@@ -7,7 +7,7 @@ from moco_jax.buckets import fetching
 from moco_jax.buckets.mirror import Rules
 from moco_jax.training import compiled
 
-_STARTS = "starts.jsonl"  # every start adds a line, before it changes anything else
+STARTS = "starts.jsonl"  # every start adds a line, before it changes anything else
 _CHECKPOINT = re.compile(r"((?:.*/)?checkpoints/(?:0|[1-9][0-9]*))/")
 _LAST = "_CHECKPOINT_METADATA"  # Orbax writes it to every checkpoint
 _EVERY = 10.0  # seconds between two copies of metrics
@@ -15,7 +15,7 @@ _EVERY = 10.0  # seconds between two copies of metrics
 
 def starts(names: Iterable[str]) -> set[str]:
     """Returns the files with the starts of runs: a command may run twice, in folders of its own."""
-    return {name for name in names if name.rpartition("/")[2] == _STARTS}
+    return {name for name in names if name.rpartition("/")[2] == STARTS}
 
 
 def checkpoint_of(name: str) -> str:
@@ -38,4 +38,4 @@ def _is_skipped(name: str) -> bool:
     return unfinished or compiled.FOLDER in parts[:-1] or any(p.startswith(".") for p in parts)
 
 
-RULES = Rules(skipped=_is_skipped, group=checkpoint_of, last=_LAST, mark=_STARTS, every=_EVERY)
+RULES = Rules(skipped=_is_skipped, group=checkpoint_of, last=_LAST, mark=STARTS, every=_EVERY)

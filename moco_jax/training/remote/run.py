@@ -176,8 +176,8 @@ class _Copy:
             shutil.rmtree(self._folder)
         if found and not layout.starts(found):
             raise ValueError(
-                f"--workdir={self._url} has {next(iter(found))} but no starts.jsonl, so no run of "
-                "moco_jax wrote it; give another --workdir"
+                f"--workdir={self._url} has {next(iter(found))} but no {layout.STARTS}, "
+                "so no run of moco_jax wrote it; give another --workdir"
             )
         self._record.unlink(missing_ok=True)
         self._folder.mkdir()

@@ -224,6 +224,7 @@ def test_a_folder_of_other_files_is_not_fetched(bucket, folder):
 
 def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
     going_on, read, asked = threading.Event(), run._Copy._read, []
+    threads = threading.active_count()
 
     def slow(self):
         if not asked:
@@ -236,7 +237,8 @@ def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
     with pytest.raises(KeyboardInterrupt), opened(URL):
         pytest.fail("the run began")
     going_on.set()
-    wait_for(lambda: not there(bucket))
+    wait_for(lambda: threading.active_count() == threads)
+    assert not there(bucket)
     with opened(URL):  # the same process may start again
         pass
 

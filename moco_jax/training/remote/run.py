@@ -210,8 +210,19 @@ class _Copy:
             if not self._lock.renew(after=RENEWED_EVERY):
                 self._stopping.set()
                 self._ended.set()
-                # The loop saves, and `end` says why.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                self._stop_the_run()
+
+    def _stop_the_run(self) -> None:
+        """Makes the loop save and stop, if it catches signals: then `end` says why."""
+        if callable(signal.getsignal(signal.SIGTERM)):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            return
+        # The signal would end a Python program that runs the loop in a thread of its own.
+        logs.warning(
+            "another process has taken over %s: what this run writes stays in %s",
+            self._url,
+            self._folder,
+        )
 
     def _may_write(self) -> bool:
         """Returns whether the lock is held; a process that was asleep has to renew it first."""

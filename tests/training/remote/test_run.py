@@ -314,6 +314,26 @@ def test_a_permission_that_is_lost_meanwhile_is_an_error_at_the_end(bucket, fold
     assert (place() / "checkpoints/4" / LAST).is_file()
 
 
+@pytest.fixture
+def caught():
+    """SIGTERM is caught, as the loop does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_was_taken_over_kills_no_program_that_catches_no_signals(
+    bucket, monkeypatch, caplog
+):
+    monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
+    monkeypatch.setattr(run.signal, "pthread_kill", lambda *_: pytest.fail("it is killed"))
+    message = f"another process has taken over {URL}, so this run stopped"
+    with pytest.raises(ValueError, match=message), opened(URL) as local:
+        objects.write(f"{URL}/.lock", b'{"host": "other"}')
+        wait_for(lambda: f"what this run writes stays in {local}" in caplog.text)
+
+
+@pytest.mark.usefixtures("caught")
 def test_a_run_that_was_taken_over_stops(bucket, monkeypatch):
     monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
     came = []

@@ -10,6 +10,7 @@ import functools
 import pathlib
 import posixpath
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ _CREDENTIALS = {
 }
 _READING = "to list the bucket and to read its objects"
 _WRITING = "to list the bucket, and to read, write and delete its objects"
+_PASSWORD = re.compile("[^/@]*:[^/@]*@")  # at the start of a URL without its scheme
+_SIGNED = re.compile("[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 # The flag or key that gives the URLs, for errors.
 _flag = contextvars.ContextVar("flag", default="--config.data.path")
 
@@ -165,9 +168,20 @@ def split(url: str) -> tuple[str, str]:
     """Returns the root of a bucket and the key in it: 's3://b/x/y' gives 's3://b' and 'x/y'.
 
     Raises:
-      BucketError: if the URL names no bucket.
+      BucketError: if the URL names no bucket, or has a password or a signature.
     """
     scheme, _, rest = url.partition("://")
+    if _PASSWORD.match(rest):
+        shown = f"{scheme}://{rest.partition(':')[0]}:...@{rest.partition('@')[2]}"
+        raise BucketError(
+            f"{_flag.get()}={shown} has a password, which the files of a run would show; leave it "
+            "out, and give it in the settings of the store"
+        )
+    if scheme.lower() in ("http", "https") and _SIGNED.search(rest):
+        raise BucketError(
+            f"{_flag.get()}={scheme}://{rest.partition('?')[0]}?... is a signed URL, which can't "
+            "be read; give the URL of the bucket, such as s3://bucket/x, and credentials"
+        )
     name, _, key = rest.partition("/")
     if not name:
         raise BucketError(f"{_flag.get()}={url} names no bucket; allowed: {scheme}://bucket/x")

@@ -13,6 +13,7 @@ from moco_jax.terminal import paths
 
 _CHUNK = 16 << 20  # bytes of a request
 _FILES_AT_ONCE = 8
+_UNFINISHED = ".fetched"
 
 
 def cache(kind: str, url: str) -> pathlib.Path:
@@ -77,10 +78,15 @@ def download(url: str, folder: pathlib.Path, entries: dict[str, Entry]) -> None:
             raise
 
 
+def is_unfinished(name: str) -> bool:
+    """Returns whether a file of this name is what a killed process left of an object."""
+    return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
 def copy_object(url: str, entry: Entry, path: pathlib.Path) -> None:
     """Writes an object to a file, which appears as a whole; raises as `download`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.fetched")
+    temporary = path.with_name(f".{path.name}{_UNFINISHED}")
     try:
         with open(temporary, "wb") as file:
             for offset in range(0, entry.size, _CHUNK):

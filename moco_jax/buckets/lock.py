@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from moco_jax.buckets import objects
@@ -50,20 +51,26 @@ class Lock:
           BucketError: if the bucket can't be read or written.
         """
         try:
-            while not self._write(Over.NOTHING):
-                if not (found := self._found()):
-                    continue  # it is released
-                entry, holder = found
-                if not _is_dead(holder):
-                    self._watch(entry, holder)
-                if self._write(entry):
-                    break
+            while not self._write(self._free()):
+                pass  # another process was faster
         except objects.BucketError as error:
             if error.kind != Kind.UNCONDITIONAL:
                 raise
             logs.warning("no lock for %s (%s): start one run at a time there", self.url, error)
             objects.write(self.url, self._content())
         self._held = True
+
+    def _free(self) -> Over | Entry:
+        """Returns what may be replaced, as soon as nobody holds the lock.
+
+        It looks for a lock first: some servers write whatever the condition is.
+        """
+        if not (found := self._found()):
+            return Over.NOTHING
+        entry, holder = found
+        if not _is_dead(holder):
+            self._watch(entry, holder)
+        return entry
 
     def renew(self, after: float = RENEWED_EVERY) -> bool:
         """Writes the lock again if it is older than `after` seconds; returns whether it is held.
@@ -89,24 +96,28 @@ class Lock:
     def _write(self, over: Over | Entry) -> bool:
         """Writes the lock; returns False if another process has done so."""
         begun = _now()
-        wanted = None if self._entry is None else _never  # a holder tries again itself
+        wanted = _never if self._held else None  # a holder tries again itself
         try:
             self._entry = objects.write(self.url, self._content(), over, wanted)
         except (objects.Changed, FileNotFoundError):
-            found = self._found()
+            found = self._found(wanted)
             if not found:  # somebody removed it
-                return over != Over.NOTHING and self._write(Over.NOTHING)
+                # Another process may have taken it over, and have ended.
+                outdated = self._held and begun - self._renewed >= ABANDONED_AFTER
+                return over != Over.NOTHING and not outdated and self._write(Over.NOTHING)
             if found[1].get("token") != self._token:
                 return False
             self._entry = found[0]  # our own write, whose answer was lost
         self._renewed = begun
         return True
 
-    def _found(self) -> tuple[Entry, dict[str, Any]] | None:
+    def _found(
+        self, wanted: Callable[[], bool] | None = None
+    ) -> tuple[Entry, dict[str, Any]] | None:
         """Returns the lock in the bucket and its holder, None without one."""
         try:
-            entry = objects.stat(self.url)
-            holder = json.loads(objects.read_whole(self.url, _LARGEST)[1])
+            entry = objects.stat(self.url, wanted, to_write=True)
+            holder = json.loads(objects.read_whole(self.url, _LARGEST, wanted)[1])
         except FileNotFoundError:
             return None
         except ValueError as error:

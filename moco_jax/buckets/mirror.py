@@ -3,6 +3,9 @@
 Files that belong together, such as those of a checkpoint, are a group. A group is copied when it is
 complete, and its last file is copied last and removed first: who finds this file finds all of them.
 All other files are copied before the groups that are new.
+
+A file that is absent may be one that a cleaner of disks removed. So only a group leaves the bucket,
+and only while another whole one is there.
 """
 
 import contextvars
@@ -10,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import posixpath
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -32,12 +36,14 @@ class Rules:
       skipped: path from the folder -> whether it is not copied.
       group: path from the folder -> the folder of its group, '' for other files.
       last: the name of the file of a group that is copied last.
+      mark: the name of files in no group that stay; a folder without one of them was emptied.
       every: seconds between two copies of other files, unless a group is new.
     """
 
     skipped: Callable[[str], bool]
     group: Callable[[str], str]
     last: str
+    mark: str
     every: float
 
 
@@ -82,7 +88,7 @@ class Mirror:
         """Writes objects to the folder, and notes that both are equal; raises as `download`."""
         fetching.download(self.url, self.folder, entries)
         files = self._files()
-        self._copied = {name: files[name] for name in entries}
+        self._copied |= {name: files[name] for name in entries}
 
     def record(self) -> bytes:
         """Returns what a later mirror of the same folder needs to know."""
@@ -95,11 +101,19 @@ class Mirror:
         Returns:
           The files that the earlier mirror copied.
         """
-        copied = json.loads(record)
+        try:
+            copied = json.loads(record)
+        except ValueError:  # after a crash of the machine the record may be empty
+            copied = {}
         for name, (size, changed, version) in copied.items():
             if version and self._there.get(name) == version:
                 self._copied[name] = (size, changed)
         return set(copied)
+
+    def absent(self, entries: dict[str, Entry]) -> dict[str, Entry]:
+        """Returns those of the objects that were copied and are no longer in the folder."""
+        files = self._files()
+        return {x: e for x, e in entries.items() if x in self._copied and x not in files}
 
     def scan(self, *, final: bool = False) -> bool:
         """Copies what is new; returns whether the bucket is equal to the folder.
@@ -110,8 +124,12 @@ class Mirror:
         Raises:
           BucketError: if the bucket can't be written; what is copied before is noted.
           NotAllowed: if `allowed` returns false.
+          OSError: if the folder can't be read, or was emptied.
         """
         files = self._files()
+        for name in self._copied.keys() - files.keys():
+            if posixpath.basename(name) == self._rules.mark:
+                raise OSError(f"{self.folder} was emptied: it has no {name}")
         groups: dict[str, Files] = {}
         for name, found in files.items():
             groups.setdefault(self._rules.group(name), {})[name] = found
@@ -120,6 +138,8 @@ class Mirror:
         # What is left of a group that was copied as a whole is being removed.
         copied = {group: self._of_group(self._copied, group) for group in ready}
         new = {g: x for g, x in ready.items() if not x.items() <= copied[g].items()}
+        if new:  # what came before the group, but after the list of these files
+            others = self._of_group(self._files(), "")
         due = final or bool(new) or time.monotonic() >= self._next
         if due and any(self._copied.get(name) != found for name, found in others.items()):
             self._copy({n: x for n, x in others.items() if self._copied.get(n) != x})
@@ -150,12 +170,18 @@ class Mirror:
                 name: pool.submit(contextvars.copy_context().run, self._put, name, size)
                 for name, (size, _) in files.items()
             }
+        failed = None
         for name, copy in work.items():
             try:
                 entry = copy.result()
             except FileNotFoundError:
                 continue
+            except Exception as error:  # the other files are noted before it is raised
+                failed = error
+                continue
             self._there[name], self._copied[name] = entry.version, files[name]
+        if failed:
+            raise failed
 
     def _put(self, name: str, size: int) -> Entry:
         self._check()
@@ -164,15 +190,21 @@ class Mirror:
         return objects.write(f"{self.url}/{name}", data, wanted=self.wanted)
 
     def _remove_absent(self, files: Files) -> None:
-        """Removes from the bucket what was removed from the folder; the last file of a group first.
+        """Removes from the bucket groups that were removed from the folder, if another is there.
 
-        A group that is there in part is being removed, or it is not complete yet.
+        A group that is there in part is being removed, or it is not complete yet. The last file of
+        a group is removed first.
         """
         present = {self._rules.group(name) for name in files} - {""}
+        last = {group: f"{group}/{self._rules.last}" for group in present}
+        whole = {group for group in present if last[group] in files and last[group] in self._copied}
+        others = {posixpath.dirname(group) for group in whole}
         gone = [
             name
             for name in self._copied
-            if name not in files and self._rules.group(name) not in present
+            if (group := self._rules.group(name))
+            and group not in present
+            and posixpath.dirname(group) in others
         ]
         for name in sorted(gone, key=lambda name: name.rpartition("/")[2] != self._rules.last):
             self._remove(name)
@@ -189,8 +221,13 @@ class Mirror:
 
     def _files(self) -> Files:
         """Returns the files of the folder that are copied."""
+
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError) or error.filename == str(self.folder):
+                raise error
+
         found: Files = {}
-        for root, _, names in os.walk(self.folder):
+        for root, _, names in os.walk(str(self.folder), onerror=fail):
             for name in names:
                 path = os.path.join(root, name)
                 short = os.path.relpath(path, self.folder)

@@ -10,6 +10,7 @@ import functools
 import pathlib
 import posixpath
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ _CREDENTIALS = {
 }
 _READING = "to list the bucket and to read its objects"
 _WRITING = "to list the bucket, and to read, write and delete its objects"
+_PASSWORD = re.compile("[^/@]*:[^/@]*@")  # at the start of a URL without its scheme
+_SIGNED = re.compile("[?&](X-Amz-Signature|X-Goog-Signature|Signature|sig)=", re.IGNORECASE)
 # The flag or key that gives the URLs, for errors.
 _flag = contextvars.ContextVar("flag", default="--config.data.path")
 
@@ -165,22 +168,40 @@ def split(url: str) -> tuple[str, str]:
     """Returns the root of a bucket and the key in it: 's3://b/x/y' gives 's3://b' and 'x/y'.
 
     Raises:
-      BucketError: if the URL names no bucket.
+      BucketError: if the URL names no bucket, or has a password or a signature.
     """
     scheme, _, rest = url.partition("://")
+    if _PASSWORD.match(rest):
+        shown = f"{scheme}://{rest.partition(':')[0]}:...@{rest.partition('@')[2]}"
+        raise BucketError(
+            f"{_flag.get()}={shown} has a password, which the files of a run would show; leave it "
+            "out, and give it in the settings of the store"
+        )
+    if scheme.lower() in ("http", "https") and _SIGNED.search(rest):
+        raise BucketError(
+            f"{_flag.get()}={scheme}://{rest.partition('?')[0]}?... is a signed URL, which can't "
+            "be read; give the URL of the bucket, such as s3://bucket/x, and credentials"
+        )
     name, _, key = rest.partition("/")
     if not name:
         raise BucketError(f"{_flag.get()}={url} names no bucket; allowed: {scheme}://bucket/x")
     return f"{scheme}://{name}", posixpath.normpath(f"/{key}").lstrip("/")
 
 
-def stat(url: str) -> Entry:
-    """Returns size and version of an object; raises as `Bucket.ask`."""
+def stat(url: str, wanted: Callable[[], bool] | None = None, *, to_write: bool = False) -> Entry:
+    """Returns size and version of an object.
+
+    Args:
+      url: of the object.
+      wanted: see `Bucket.ask`, which raises the errors.
+      to_write: whether a write follows, for errors.
+    """
     root, key = split(url)
     if not key:
         raise FileNotFoundError(f"there is no object {url}: it is a bucket")
     place = bucket(root)
-    return place.ask(url, lambda: place.client.stat(key))
+    needs = _WRITING if to_write else _READING
+    return place.ask(url, lambda: place.client.stat(key), needs, wanted)
 
 
 def read(url: str, entry: Entry, offset: int, size: int) -> bytes:
@@ -192,11 +213,11 @@ def read(url: str, entry: Entry, offset: int, size: int) -> bytes:
     return place.ask(url, lambda: place.client.read(entry, offset, size))
 
 
-def read_whole(url: str, limit: int) -> tuple[int, bytes]:
-    """Returns size and contents of an object, b'' if it is larger; raises as `Bucket.ask`."""
+def read_whole(url: str, limit: int, wanted: Callable[[], bool] | None = None) -> tuple[int, bytes]:
+    """Returns size and contents of an object, b'' if it is larger; see `Bucket.ask`."""
     root, key = split(url)
     place = bucket(root)
-    return place.ask(url, lambda: place.client.whole(key, limit))
+    return place.ask(url, lambda: place.client.whole(key, limit), wanted=wanted)
 
 
 def below(url: str) -> list[Entry]:

@@ -22,8 +22,9 @@ from moco_jax.terminal.paths import is_url
 from moco_jax.training import compiled
 from moco_jax.training.outputs import appending
 from moco_jax.training.remote import copies
+from moco_jax.training.remote.layout import STARTS
 
-_STARTS, _LOCK, _MARK = "starts.jsonl", ".lock", ".start"
+_LOCK, _MARK = ".lock", ".start"
 _OURS = ("config.json", "metrics.jsonl", "parameters.txt", "checkpoints", "tensorboard")
 _APPEARS_WITHIN = 20  # seconds until a shared folder shows a file of another machine
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -101,10 +102,10 @@ def open_workdir(folder: pathlib.Path) -> IO:
     except OSError as error:  # Lustre and NFS may be mounted without locks
         logs.warning("no lock in %s (%s): start one run at a time there", folder, error)
     foreign = [name for name in _OURS if _holds_something(folder / name)]
-    if foreign and not (folder / _STARTS).exists():
+    if foreign and not (folder / STARTS).exists():
         lock.close()
         raise ValueError(
-            f"{folder} has {', '.join(foreign)} but no {_STARTS}, so no run of moco_jax wrote "
+            f"{folder} has {', '.join(foreign)} but no {STARTS}, so no run of moco_jax wrote "
             "them; give another --workdir"
         )
     return lock
@@ -133,7 +134,7 @@ def record(folder: pathlib.Path, config: ConfigDict, start_step: int) -> None:
         "processes": jax.process_count(),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
-    appending.append_line(folder / _STARTS, json.dumps(start))  # first: it marks the others as ours
+    appending.append_line(folder / STARTS, json.dumps(start))  # first: it marks the others as ours
     content = config.to_json_best_effort(indent=2) + "\n"
     appending.write_whole(folder / "config.json", content.encode())
 

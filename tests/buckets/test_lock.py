@@ -9,7 +9,7 @@ import pytest
 
 from moco_jax.buckets import lock as lock_lib
 from moco_jax.buckets import objects
-from moco_jax.buckets.client import Kind
+from moco_jax.buckets.client import Kind, Over
 from moco_jax.buckets.lock import Held, Lock
 
 URL = "s3://b/runs/x/.lock"
@@ -96,6 +96,43 @@ def test_a_lock_that_somebody_removed_is_written_again(clock):
     lock.acquire()
     objects.remove(URL)
     assert lock.renew(after=0.0) and objects.stat(URL)
+
+
+def test_a_lock_that_is_gone_after_a_long_sleep_is_lost(clock):
+    sleeper, other = Lock(URL), Lock(URL)
+    sleeper.acquire()
+    on_another_machine(sleeper)
+    other.acquire()  # while the machine of the first one sleeps
+    other.release()
+    assert not sleeper.renew(after=0.0) and sleeper.lost
+    Lock(URL).acquire()
+
+
+def test_a_server_that_ignores_conditions(clock, folder, monkeypatch):
+    write = folder._write
+    monkeypatch.setattr(folder, "_write", lambda key, data, over: write(key, data, Over.ANYTHING))
+    first = Lock(URL)
+    first.acquire()
+    clock.then = first.renew
+    with pytest.raises(Held):
+        Lock(URL).acquire()
+
+
+def test_a_renewal_waits_for_no_server(clock, folder, monkeypatch):
+    lock = Lock(URL)
+    lock.acquire()
+    write = folder._write
+
+    def vanish(key, data, over):
+        folder.problem = Kind.PASSING
+        monkeypatch.setattr(folder, "_write", write)
+        raise lock_lib.objects.Problem(Kind.CHANGED, "412")
+
+    monkeypatch.setattr(folder, "_write", vanish)
+    objects.bucket.cache_clear()
+    monkeypatch.setattr(objects, "_sleep", lambda *_: pytest.fail("it waits"))
+    with pytest.raises(objects.BucketError, match="does not answer"):
+        lock.renew(after=0.0)
 
 
 def test_a_write_whose_answer_is_lost_is_our_own(clock, folder, monkeypatch):

@@ -1,7 +1,9 @@
 """A folder and its copy in a bucket: what is copied, in which order, and what is not removed."""
 
+import errno
 import os
 import pathlib
+import shutil
 
 import pytest
 
@@ -18,7 +20,7 @@ def group(name: str) -> str:
     return first if first.startswith("group") and rest else ""
 
 
-RULES = Rules(skipped=lambda name: "tmp" in name, group=group, last="LAST", every=10.0)
+RULES = Rules(skipped=lambda name: "tmp" in name, group=group, last="LAST", mark="MARK", every=10.0)
 
 
 @pytest.fixture
@@ -74,12 +76,67 @@ def changes(folder) -> list[str]:
 def test_new_and_changed_files_are_copied(local, bucket, folder, mirror):
     write(local, a="1", tmp="2", sub__b="3")
     assert mirror.scan(final=True) and there(bucket) == {"a": "1", "sub/b": "3"}
-    assert changes(folder) == ["a", "sub/b"]
+    assert sorted(changes(folder)) == ["a", "sub/b"]
     assert mirror.scan(final=True) and changes(folder) == []
     write(local, a="11")
     assert mirror.scan(final=True) and changes(folder) == ["a"]
     (local / "a").unlink()
-    assert mirror.scan(final=True) and there(bucket) == {"sub/b": "3"}
+    assert mirror.scan(final=True) and there(bucket) == {"a": "11", "sub/b": "3"}
+
+
+@pytest.mark.parametrize("left", [(), ("a",), ("a", "group1/LAST")])
+def test_a_folder_that_somebody_empties_takes_nothing_from_the_bucket(local, bucket, mirror, left):
+    write(local, MARK="1", a="1", group1__LAST="l", group1__x="x")
+    assert mirror.scan(final=True)
+    before = there(bucket)
+    shutil.rmtree(local)
+    write(local.parent, **{f"local/{name}": "begun anew" for name in left})
+    with pytest.raises(OSError, match="local"):
+        mirror.scan(final=True)
+    assert there(bucket) == before
+
+
+def test_a_folder_that_can_not_be_read_takes_nothing_from_the_bucket(
+    local, bucket, mirror, monkeypatch
+):
+    write(local, a="1", group1__LAST="l", group2__LAST="l")
+    assert mirror.scan(final=True)
+    before, scandir = there(bucket), os.scandir
+
+    def refuse(path):
+        if str(path).endswith("group1"):
+            raise OSError(errno.ESTALE, "stale handle", str(path))
+        return scandir(path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="stale handle"):
+        patch.setattr(os, "scandir", refuse)
+        mirror.scan(final=True)
+    assert there(bucket) == before
+
+
+def test_the_last_whole_group_stays_in_the_bucket(local, bucket, mirror):
+    write(local, group1__LAST="l", group1__x="x")
+    assert mirror.scan(final=True)
+    shutil.rmtree(local / "group1")
+    write(local, group2__x="half")
+    mirror.scan(final=True)
+    assert there(bucket).keys() == {"group1/LAST", "group1/x"}
+
+
+def test_files_that_were_copied_before_one_failed_are_noted(local, bucket, folder, mirror):
+    write(local, a="1", b="2", c="3")
+    put, (first, *others) = Mirror._put, list(mirror._files())
+
+    def refuse(self, name, size):
+        if name == first:
+            raise OSError("refused")
+        return put(self, name, size)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="refused"):
+        patch.setattr(Mirror, "_put", refuse)
+        mirror.scan(final=True)
+    assert sorted(changes(folder)) == sorted(others)
+    assert mirror.scan(final=True) and changes(folder) == [first]
 
 
 def test_a_growing_file_is_not_copied_all_the_time(local, bucket, folder, mirror, clock):
@@ -101,6 +158,26 @@ def test_a_group_is_copied_after_other_files_and_its_last_file_after_its_others(
     assert mirror.scan()
     first, *middle, last = changes(folder)
     assert (first, sorted(middle), last) == ("a", ["group1/sub/y", "group1/x"], "group1/LAST")
+
+
+def test_a_line_that_comes_while_files_are_listed_is_copied_before_the_group(
+    local, bucket, folder, mirror, clock, monkeypatch
+):
+    write(local, a="1")
+    assert mirror.scan() and changes(folder) == ["a"]
+    write(local, group1__LAST="l")
+    listed, calls = Mirror._files, []
+
+    def late(self):
+        found = listed(self)
+        if not calls:
+            write(local, a="11")
+        calls.append(found)
+        return found
+
+    monkeypatch.setattr(Mirror, "_files", late)
+    mirror.scan()
+    assert changes(folder) == ["a", "group1/LAST"]
 
 
 def test_an_incomplete_group_is_not_copied(local, bucket, mirror):
@@ -192,6 +269,27 @@ def test_a_later_mirror_copies_only_what_changed(local, bucket, folder, mirror):
     later.list_bucket()
     assert later.resume(mirror.record()) == {"a", "b", "c"}
     assert later.scan(final=True) and sorted(changes(folder)) == ["a", "b"]
+
+
+def test_a_damaged_record_copies_all_again(local, bucket, folder, mirror):
+    write(local, a="1")
+    assert mirror.scan(final=True)
+    later = Mirror(local, URL, RULES, lambda: True)
+    assert later.resume(b"") == set()
+    assert later.scan(final=True) and changes(folder) == ["a", "a"]
+
+
+def test_copied_files_that_the_folder_lost_are_fetched_again(local, bucket, mirror):
+    write(local, group1__LAST="l", group1__x="x", group2__LAST="l")
+    write(bucket / "runs/x", foreign="1")
+    assert mirror.scan(final=True)
+    (local / "group1/x").unlink()
+    later = Mirror(local, URL, RULES, lambda: True)
+    found = later.list_bucket()
+    later.resume(mirror.record())
+    later.fetch(later.absent(found))
+    assert (local / "group1/x").read_text() == "x" and not (local / "foreign").exists()
+    assert later.scan(final=True) and later.absent(later.list_bucket()) == {}
 
 
 def test_nothing_is_written_that_is_not_allowed(local, bucket, folder):

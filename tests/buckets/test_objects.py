@@ -181,6 +181,26 @@ _RETRIED = "Error performing GET http://x/y in 1s, after 2 retries, max_retries:
 
 
 @pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://me:hidden@host/x.tar", "=https://me:...@host/x.tar has a password"),
+        ("sftp://me:hidden@host:22/x", "=sftp://me:...@host:22/x has a password"),
+        ("https://h/x.tar?a=1&X-Amz-Signature=hidden", "=https://h/x.tar?... is a signed URL"),
+        ("https://h/x.tar?sig=hidden", "=https://h/x.tar?... is a signed URL"),
+    ],
+)
+def test_secrets_in_urls_are_errors_that_do_not_show_them(url, shown):
+    with pytest.raises(objects.BucketError) as error:
+        objects.stat(url)
+    assert shown in str(error.value) and "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["s3://b/k:1@x", "abfs://c@account/x", "https://h:80/a?b=1@x"])
+def test_other_urls_have_no_secrets(url):
+    assert objects.split(url)
+
+
+@pytest.mark.parametrize(
     "text, kind",
     [
         (_RETRIED + "HTTP error: error sending request", Kind.PASSING),

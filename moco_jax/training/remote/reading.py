@@ -59,7 +59,7 @@ def _copy(url: str, place: pathlib.Path, local: pathlib.Path) -> None:
     """Makes the copy equal to what is there."""
     parent = url.rpartition("/")[0]
     versions = place / "versions.json"
-    known = json.loads(versions.read_bytes()) if versions.exists() else {}
+    known = _known(versions)
     if entry := _object(url):
         wanted = {local.name: entry}
     else:
@@ -72,7 +72,16 @@ def _copy(url: str, place: pathlib.Path, local: pathlib.Path) -> None:
     }
     fetching.download(parent, place, stale)
     versions.write_text(json.dumps({name: entry.version for name, entry in wanted.items()}))
-    _remove_old(local, wanted)
+    _remove_other(local, wanted)
+
+
+def _known(versions: pathlib.Path) -> dict[str, str]:
+    """Returns the versions of the files of a copy, {} if a killed process left half of them."""
+    try:
+        found = json.loads(versions.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _object(url: str) -> Entry | None:
@@ -104,14 +113,24 @@ def _is_here(place: pathlib.Path, entry: Entry, name: str, known: dict[str, str]
     return same and file.is_file() and file.stat().st_size == entry.size
 
 
-def _remove_old(local: pathlib.Path, wanted: dict[str, Entry]) -> None:
-    """Removes older checkpoints, unless they are so new that somebody may be reading them."""
+def _remove_other(local: pathlib.Path, wanted: dict[str, Entry]) -> None:
+    """Removes what is no longer there: it may be of another run that was at the same URL.
+
+    Checkpoints before the wanted one stay for a day: somebody may be reading them.
+    """
+    names = {name.removeprefix(f"{local.name}/") for name in wanted}
+    groups = {layout.checkpoint_of(name) for name in names} - {""}
+    newest = max((int(group.rpartition("/")[2]) for group in groups), default=-1)
     checkpoints = local / "checkpoints"
     for step in checkpoint_files.steps(checkpoints):
         folder = checkpoints / str(step)
-        is_wanted = any(name.startswith(f"{local.name}/checkpoints/{step}/") for name in wanted)
-        if not is_wanted and time.time() - folder.stat().st_mtime > _OLD:
+        is_old = time.time() - folder.stat().st_mtime > _OLD
+        if f"checkpoints/{step}" not in groups and (step > newest or is_old):
             shutil.rmtree(folder, ignore_errors=True)
+    for path in [path for path in local.rglob("*") if path.is_file()]:
+        name = path.relative_to(local).as_posix()
+        if name not in names and layout.checkpoint_of(name) in ("", *groups):
+            path.unlink()
 
 
 @contextlib.contextmanager

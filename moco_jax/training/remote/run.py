@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import jax
@@ -60,11 +60,16 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
         copy = _Copy(folder, url)
         with copies.workdir(folder, url):
             with progress.phase(f"reading {url}"):
-                together.on_first(copy.begin)
+                copy.begin_on_first()
             try:
                 yield folder
             except BaseException as error:
-                copy.end(error)
+                try:
+                    copy.end(error)
+                except (NotSaved, ValueError) as second:
+                    if isinstance(error, Interrupted):
+                        raise
+                    logs.warning("%s", second)  # the error of the run is not hidden by it
                 raise
             copy.end(None)
 
@@ -83,6 +88,14 @@ class _Copy:
         self._scanning: threading.Thread | None = None
         self._failed = ""  # why the last copy failed
 
+    def begin_on_first(self) -> None:
+        """Begins on process 0; raises as `begin`."""
+        try:
+            together.on_first(self.begin)
+        except KeyboardInterrupt:
+            self._ended.set()  # the thread may still wait for the lock, or fetch
+            raise
+
     def begin(self) -> None:
         """Locks the workdir, makes the local copy equal to it, and begins to mirror the copy."""
         try:
@@ -91,6 +104,8 @@ class _Copy:
             # To fetch, and to copy at the end, may take long.
             self._start(self._renew, RENEWED_EVERY, self._ended)
             self._read()
+            if self._ended.is_set():  # nobody waits any more
+                raise KeyboardInterrupt
             self._scanning = self._start(self._scan, SCAN_EVERY, self._stopping)
         except BaseException as error:
             self._ended.set()
@@ -111,7 +126,10 @@ class _Copy:
         def repeat() -> None:
             with objects.given_by("--workdir"):
                 while not end.wait(every):
-                    work()
+                    try:
+                        work()
+                    except Exception as error:  # a lock that nobody renews is taken over
+                        logs.warning("%s: %s; it is tried again", self._url, error)
 
         thread = threading.Thread(target=repeat, daemon=True)
         thread.start()
@@ -142,8 +160,10 @@ class _Copy:
         """Goes on with the local copy of an earlier start, if there is one, or fetches the run."""
         found = self._mirror.list_bucket()
         if self._folder.exists() and self._record.exists():
-            if self._is_newest(self._mirror.resume(self._record.read_bytes())):
+            if self._is_newest(found, self._mirror.resume(self._record.read_bytes())):
                 logs.warning("going on with the local copy of %s: %s", self._url, self._folder)
+                # A cleaner of disks may have removed files of the copy.
+                self._mirror.fetch(self._mirror.absent(self._mirror.complete(found)))
                 return
             aside = self._folder.with_name(f"{self._folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
             self._folder.rename(aside)
@@ -154,23 +174,31 @@ class _Copy:
             )
         elif self._folder.exists():  # half of a copy, which no run has used
             shutil.rmtree(self._folder)
+        if found and not layout.starts(found):
+            raise ValueError(
+                f"--workdir={self._url} has {next(iter(found))} but no {layout.STARTS}, "
+                "so no run of moco_jax wrote it; give another --workdir"
+            )
         self._record.unlink(missing_ok=True)
         self._folder.mkdir()
         self._mirror.fetch(self._mirror.complete(found))
         self._write_record()
 
-    def _is_newest(self, copied: set[str]) -> bool:
+    def _is_newest(self, found: Iterable[str], copied: set[str]) -> bool:
         """Returns whether nobody has started the run elsewhere since this copy was made.
 
         Args:
-          copied: the files that the bucket got from it.
+          found: the files in the bucket.
+          copied: those that the bucket got from this copy.
         """
-        try:
-            there = objects.read_whole(f"{self._url}/{layout.STARTS}", _LARGEST_LOG)[1]
-        except FileNotFoundError:
-            return layout.STARTS not in copied  # else somebody removed the run
-        here = self._folder / layout.STARTS
-        return here.is_file() and here.read_bytes().startswith(there)
+        if layout.starts(copied) - layout.starts(found):
+            return False  # somebody removed the run
+        for name in layout.starts(found):
+            there = objects.read_whole(f"{self._url}/{name}", _LARGEST_LOG)[1]
+            here = self._folder / name
+            if not (here.is_file() and here.read_bytes().startswith(there)):
+                return False
+        return True
 
     def _write_record(self) -> None:
         appending.write_whole(self._record, self._mirror.record())
@@ -182,8 +210,19 @@ class _Copy:
             if not self._lock.renew(after=RENEWED_EVERY):
                 self._stopping.set()
                 self._ended.set()
-                # The loop saves, and `end` says why.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                self._stop_the_run()
+
+    def _stop_the_run(self) -> None:
+        """Makes the loop save and stop, if it catches signals: then `end` says why."""
+        if callable(signal.getsignal(signal.SIGTERM)):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            return
+        # The signal would end a Python program that runs the loop in a thread of its own.
+        logs.warning(
+            "another process has taken over %s: what this run writes stays in %s",
+            self._url,
+            self._folder,
+        )
 
     def _may_write(self) -> bool:
         """Returns whether the lock is held; a process that was asleep has to renew it first."""
@@ -302,5 +341,5 @@ class _Copy:
         """Gives the bucket free, and removes the local copy."""
         with contextlib.suppress(objects.BucketError):
             self._lock.release()
+        self._record.unlink(missing_ok=True)  # first: what is left without it is no copy
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._record.unlink(missing_ok=True)

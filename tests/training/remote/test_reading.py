@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import time
 
 import pytest
@@ -88,6 +89,31 @@ def test_older_checkpoints_leave_the_cache_after_a_day(run, folder):
     os.utime(local / "checkpoints/8", (0, time.time() - 90000))
     fetched(RUN)
     assert {path.name for path in (local / "checkpoints").iterdir()} == {"12"}
+
+
+def test_what_is_no_longer_there_leaves_the_copy(run, bucket):
+    local = fetched(RUN)
+    assert {path.name for path in (local / "checkpoints").iterdir()} == {"8"}
+    shutil.rmtree(run)
+    write(run, "metrics.jsonl")
+    checkpoint(run, 4)  # of another run
+    fetched(RUN)
+    step = {f"checkpoints/4/{name}" for name in ("about/metadata", "state/d/x", LAST)}
+    assert files(local) == {"metrics.jsonl", *step}
+    assert {path.name for path in (local / "checkpoints").iterdir()} == {"4"}
+    write(bucket / "hf", "config.json", "pytorch_model.bin")
+    fetched("s3://b/hf")
+    (bucket / "hf/pytorch_model.bin").rename(bucket / "hf/model.safetensors")
+    assert files(fetched("s3://b/hf")) == {"config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("content", ["", '{"x/con', "[]"])
+def test_a_record_that_is_cut_short(run, folder, content):
+    local = fetched(RUN)
+    reads(folder)
+    (local.parent / "versions.json").write_text(content)
+    fetched(RUN)
+    assert len(reads(folder)) == 5
 
 
 def test_a_named_checkpoint(run):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -158,11 +159,34 @@ def test_a_copy_is_set_aside_if_the_run_was_removed(bucket, monkeypatch):
     assert len([path for path in here.parent.iterdir() if path.is_dir()]) == 1
 
 
-def test_a_half_fetched_copy_is_fetched_again(bucket):
-    write(bucket / "runs/x", metrics="1")
-    write(place(), metrics="half")
-    with opened(URL) as local:
-        assert (local / "metrics.jsonl").read_text() == "1"
+def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
+    going_on, read, asked = threading.Event(), run._Copy._read, []
+    threads = threading.active_count()
+
+    def slow(self):
+        if not asked:
+            asked.append(True)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            assert going_on.wait(10)
+        read(self)
+
+    monkeypatch.setattr(run._Copy, "_read", slow)
+    with pytest.raises(KeyboardInterrupt), opened(URL):
+        pytest.fail("the run began")
+    going_on.set()
+    wait_for(lambda: threading.active_count() == threads)
+    assert not there(bucket)
+    with opened(URL):  # the same process may start again
+        pass
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_bucket(bucket, folder, caplog):
+    with pytest.raises(ZeroDivisionError), opened(URL) as local:
+        write(local, metrics="1")
+        folder.problem = Kind.DENIED
+        raise ZeroDivisionError
+    assert f"{URL} does not have the last state of the run" in caplog.text
+    assert (place() / "metrics.jsonl").is_file()
 
 
 @pytest.mark.parametrize(
@@ -227,6 +251,26 @@ def test_a_permission_that_is_lost_meanwhile_is_an_error_at_the_end(bucket, fold
     assert (place() / "checkpoints/4" / LAST).is_file()
 
 
+@pytest.fixture
+def caught():
+    """SIGTERM is caught, as the loop does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_was_taken_over_kills_no_program_that_catches_no_signals(
+    bucket, monkeypatch, caplog
+):
+    monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
+    monkeypatch.setattr(run.signal, "pthread_kill", lambda *_: pytest.fail("it is killed"))
+    message = f"another process has taken over {URL}, so this run stopped"
+    with pytest.raises(ValueError, match=message), opened(URL) as local:
+        objects.write(f"{URL}/.lock", b'{"host": "other"}')
+        wait_for(lambda: f"what this run writes stays in {local}" in caplog.text)
+
+
+@pytest.mark.usefixtures("caught")
 def test_a_run_that_was_taken_over_stops(bucket, monkeypatch):
     monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
     came = []
@@ -239,6 +283,23 @@ def test_a_run_that_was_taken_over_stops(bucket, monkeypatch):
         raise Interrupted("stopped", signal.SIGTERM)
     assert came == [signal.SIGTERM] and there(bucket) == {".lock": '{"host": "other"}'}
     assert (place() / "metrics.jsonl").is_file()
+
+
+def test_the_lock_is_renewed_after_an_error_that_nobody_expects(bucket, monkeypatch, caplog):
+    monkeypatch.setattr(run, "RENEWED_EVERY", 0.03)
+    renew, calls = run.Lock.renew, []
+
+    def fail_once(self, after=0.0):
+        calls.append(after)
+        if len(calls) == 1:
+            raise RuntimeError("unexpected")
+        return renew(self, after)
+
+    with opened(URL):
+        before = there(bucket)[".lock"]
+        monkeypatch.setattr(run.Lock, "renew", fail_once)
+        wait_for(lambda: there(bucket)[".lock"] != before)
+    assert f"{URL}: unexpected; it is tried again" in caplog.text
 
 
 def test_the_lock_is_renewed_while_the_last_files_are_copied(bucket, monkeypatch):
@@ -277,9 +338,13 @@ def test_a_second_ctrl_c_waits_for_nothing(bucket, folder, capsys):
 def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
     monkeypatch.setattr(run, "_PATIENCE_AFTER_ERROR", 60.0)
 
+    sleep, pressed = time.sleep, []
+
     def interrupt(seconds):
-        signal.pthread_kill(run.threading.main_thread().ident or 0, signal.SIGINT)
-        time.sleep(seconds)
+        if not pressed:  # the thread sleeps again while the first Ctrl-C is handled
+            pressed.append(True)
+            signal.pthread_kill(run.threading.main_thread().ident or 0, signal.SIGINT)
+        sleep(seconds)
 
     with (
         pytest.raises(KeyboardInterrupt, match=f"stopped at once; .* not in {URL} yet"),

@@ -135,6 +135,7 @@ class Cache:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            self._used[_folder(name)] = None  # somebody may have removed the folder
             self._pause(str(error))
 
     def _path(self, name: str) -> str:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pathlib
+import shutil
 import threading
 
 import numpy as np
@@ -216,6 +217,16 @@ def test_a_folder_that_can_not_be_written_is_no_error(bucket, folder, caplog):
     train = open_images("s3://b/x.tar", cache_gigabytes=1).train
     assert train.read(0) == train.read(0) == b"a/1.jpg" and len(caplog.records) == 1
     assert pathlib.Path(cache_folder(), "images").read_bytes() == b"mine"
+
+
+def test_a_cache_that_somebody_removes_is_made_again(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, "_PAUSE", 0.0)
+    cache.put(NAME, b"x")
+    shutil.rmtree(tmp_path / "cache")
+    assert cache.get(NAME, 1) is None
+    cache.put(NAME, b"x")  # finds it
+    cache.put(NAME, b"x")
+    assert cache.get(NAME, 1) == b"x"
 
 
 def work(root, seed):

@@ -1,0 +1,84 @@
+"""The local copy of a workdir in a bucket: made, lost in part, older than the bucket."""
+
+import os
+import shutil
+
+import pytest
+
+from moco_jax.training.remote import run
+from moco_jax.training.remote.run import opened
+from tests.training.remote.test_run import (
+    LAST,
+    URL,
+    begin,
+    move_machine,
+    place,
+    quick,
+    there,
+    wait_for,
+    write,
+)
+
+__all__ = ["quick"]
+
+
+def test_a_copy_of_two_runs_is_set_aside_if_one_was_continued_elsewhere(
+    bucket, monkeypatch, tmp_path
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Copy, "_leave", lambda self: self._lock.release())
+        with opened(URL) as local:
+            (local / "cached").mkdir()
+            begin(local / "cached", 1)
+            record = place().with_name(f"{local.name}.json")
+            wait_for(lambda: "starts.jsonl" in record.read_text())
+    cache = os.environ["XDG_CACHE_HOME"]
+    move_machine(monkeypatch, tmp_path)
+    with opened(URL) as local:
+        begin(local / "cached", 2)
+        write(local, cached__metrics="other")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    with opened(URL) as local:
+        assert (local / "cached/metrics.jsonl").read_text() == "other"
+
+
+def test_a_copy_that_lost_its_checkpoints_gets_them_back(bucket, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(run._Copy, "_leave", lambda self: self._lock.release())
+        with opened(URL) as local:
+            begin(local, 1)
+            write(local, **{f"checkpoints__4__{LAST}": "l", "checkpoints__4__state": "s"})
+            record = place().with_name(f"{local.name}.json")
+            wait_for(lambda: f"checkpoints/4/{LAST}" in record.read_text())
+    shutil.rmtree(local / "checkpoints")
+    with opened(URL) as local:
+        assert (local / "checkpoints/4/state").read_text() == "s"
+    assert f"checkpoints/4/{LAST}" in there(bucket)
+
+
+def test_a_copy_that_is_half_removed_at_the_end_is_no_copy(bucket, monkeypatch):
+    def killed(folder, **_):
+        (folder / "checkpoints/4/state").unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit), opened(URL) as local:
+        begin(local, 1)
+        write(local, **{f"checkpoints__4__{LAST}": "l", "checkpoints__4__state": "s"})
+        patch.setattr(run.shutil, "rmtree", killed)
+    assert local.exists() and not place().with_name(f"{local.name}.json").exists()
+
+
+def test_a_half_fetched_copy_is_fetched_again(bucket):
+    write(bucket / "runs/x", metrics="1")
+    begin(bucket / "runs/x", 1)
+    write(place(), metrics="half")
+    with opened(URL) as local:
+        assert (local / "metrics.jsonl").read_text() == "1"
+
+
+def test_a_folder_of_other_files_is_not_fetched(bucket, folder):
+    write(bucket / "runs/x", photos__1="large")
+    with pytest.raises(ValueError, match="x has photos/1 but no starts.jsonl"), opened(URL):
+        pytest.fail("the run began")
+    assert there(bucket).keys() == {"photos/1"} and not place().exists()
+    assert ("read", "runs/x/photos/1") not in folder.requests

@@ -4,6 +4,7 @@ import contextvars
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from concurrent import futures
 
@@ -31,11 +32,14 @@ def cache(kind: str, url: str) -> pathlib.Path:
 def relative(url: str, entries: Iterable[Entry]) -> dict[str, Entry]:
     """Returns objects below a URL by their path from there; markers of folders are left out.
 
+    Such markers are empty objects, which consoles and mounted buckets make. obstore drops the '/'
+    at their end.
+
     Raises:
       BucketError: for a key that is no path inside a folder, such as 'x/../y'.
     """
     start = objects.split(url)[1]
-    found = {}
+    found: dict[str, Entry] = {}
     for entry in entries:
         name = entry.key[len(start) :].lstrip("/")
         if not name or name.endswith("/"):
@@ -43,7 +47,8 @@ def relative(url: str, entries: Iterable[Entry]) -> dict[str, Entry]:
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
             raise objects.BucketError(f"{url} has an object whose name is no path: {entry.key!r}")
         found[name] = entry
-    return found
+    folders = {name[: slash.start()] for name in found for slash in re.finditer("/", name)}
+    return {name: x for name, x in found.items() if x.size or name not in folders}
 
 
 def download(url: str, folder: pathlib.Path, entries: dict[str, Entry]) -> None:

@@ -7,6 +7,7 @@ which a run may skip.
 import contextlib
 import contextvars
 import functools
+import os
 import pathlib
 import posixpath
 import random
@@ -157,8 +158,15 @@ def _sleep(seconds: float, wanted: Callable[[], bool]) -> None:
 
 @functools.cache
 def bucket(root: str) -> Bucket:
-    """Returns the bucket of a URL without a key."""
-    return Bucket(root, connect(root))
+    """Returns the bucket of a URL without a key.
+
+    Raises:
+      BucketError: if a package is not installed, or the URL can't be used.
+    """
+    try:
+        return Bucket(root, connect(root))
+    except ValueError as error:
+        raise BucketError(str(error)) from error
 
 
 def split(url: str) -> tuple[str, str]:
@@ -168,6 +176,7 @@ def split(url: str) -> tuple[str, str]:
       BucketError: if the URL names no bucket.
     """
     scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
     name, _, key = rest.partition("/")
     if not name:
         raise BucketError(f"{_flag.get()}={url} names no bucket; allowed: {scheme}://bucket/x")
@@ -266,7 +275,9 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
         how = f"did not answer for {waited:.0f} s" if waited >= 1 else "does not answer"
-        return BucketError(f"{root} {how} ({problem})", kind)
+        own = root.startswith("s3") and "AWS_ENDPOINT_URL" in os.environ
+        hint = "; AWS_ENDPOINT_URL must be the URL of its server" if own else ""
+        return BucketError(f"{root} {how} ({problem}){hint}", kind)
     if kind == Kind.NO_LISTS:
         return BucketError(
             f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "

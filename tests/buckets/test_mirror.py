@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
+from moco_jax.buckets import fetching, objects
 from moco_jax.buckets import mirror as mirror_lib
-from moco_jax.buckets import objects
-from moco_jax.buckets.client import Kind
+from moco_jax.buckets.client import Entry, Kind
 from moco_jax.buckets.mirror import Mirror, NotAllowed, Rules
 
 URL = "s3://b/runs/x"
@@ -209,3 +209,9 @@ def test_a_key_that_leaves_the_folder_is_refused(folder, mirror, monkeypatch):
     objects.bucket.cache_clear()
     with pytest.raises(objects.BucketError, match="whose name is no path"):
         mirror.list_bucket()
+
+
+def test_markers_of_folders_are_no_files():
+    keys = {"x": 0, "x/a": 0, "x/a/4": 0, "x/a/4/f": 1, "x/empty": 0, "x/a-b": 0}
+    entries = [Entry(key, size, "1") for key, size in keys.items()]
+    assert fetching.relative("s3://b/x", entries).keys() == {"a/4/f", "empty", "a-b"}

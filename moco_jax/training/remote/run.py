@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import jax
@@ -19,7 +19,7 @@ from moco_jax.buckets.lock import RENEWED_EVERY, Held, Lock
 from moco_jax.buckets.mirror import Mirror, NotAllowed
 from moco_jax.parallel import cluster
 from moco_jax.terminal import logs, progress
-from moco_jax.terminal.paths import SCHEMES, is_url
+from moco_jax.terminal.paths import SCHEMES, check_no_url, is_url, without_slash
 from moco_jax.training import interruption
 from moco_jax.training.checkpoints import NotSaved
 from moco_jax.training.loop import Interrupted
@@ -46,13 +46,12 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
       ValueError: if the bucket can't be used, or another process is running in the workdir.
       NotSaved: at the end, if the bucket does not have the last state.
     """
-    url = os.fspath(workdir).rstrip("/")
-    if url.startswith(_ONLY_READ):
-        allowed = " or ".join(f"{scheme}..." for scheme in SCHEMES)
-        raise ValueError(f"--workdir={url} must be a folder, or the URL of one: {allowed}")
-    if not is_url(url):
-        yield pathlib.Path(url)
+    given = os.fspath(workdir)
+    check_no_url(given, "--workdir")
+    if not is_url(given):
+        yield pathlib.Path(given)
         return
+    url = _checked(given)
     with objects.given_by("--workdir"):
         folder = fetching.cache("runs", url)
         if not cluster.is_first():
@@ -65,8 +64,29 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
                 yield folder
             except BaseException as error:
                 copy.end(error)
+                if type(error) is ValueError and not isinstance(error.__cause__, OSError):
+                    # The copy may be gone by now; it is named only if the disk is what fails.
+                    raise ValueError(str(error).replace(str(folder), url)) from error
                 raise
             copy.end(None)
+
+
+def _checked(url: str) -> str:
+    """Returns the URL of a workdir without its last slash; raises a ValueError if it is none."""
+    allowed = " or ".join(f"{scheme}bucket/runs/a" for scheme in SCHEMES)
+    if url.lower().startswith(_ONLY_READ):
+        raise ValueError(f"--workdir={url} must be a folder, or the URL of one: {allowed}")
+    with objects.given_by("--workdir"):
+        _, key = objects.split(url)
+    if not key:
+        raise ValueError(
+            f"--workdir={url} is a whole bucket; it must name a folder there, such as {allowed}"
+        )
+    if url.count("://") > 1:
+        raise ValueError(
+            f"--workdir={url} names several folders; allowed is one, such as {allowed}"
+        )
+    return without_slash(url)
 
 
 class _Copy:
@@ -141,6 +161,7 @@ class _Copy:
     def _read(self) -> None:
         """Goes on with the local copy of an earlier start, if there is one, or fetches the run."""
         found = self._mirror.list_bucket()
+        self._check_ours(found)
         if self._folder.exists() and self._record.exists():
             if self._is_newest(self._mirror.resume(self._record.read_bytes())):
                 logs.warning("going on with the local copy of %s: %s", self._url, self._folder)
@@ -158,6 +179,17 @@ class _Copy:
         self._folder.mkdir()
         self._mirror.fetch(self._mirror.complete(found))
         self._write_record()
+
+    def _check_ours(self, found: Iterable[str]) -> None:
+        """Raises a ValueError if other programs wrote the objects: they would be fetched."""
+        names = sorted(found)
+        if names and layout.STARTS not in names and not self._record.exists():
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ValueError(
+                f"--workdir={self._url} has objects ({len(names)}: {shown}) but no "
+                f"{layout.STARTS}, so no run of moco_jax wrote them; give another "
+                "--workdir: a new folder, or that of a run"
+            )
 
     def _is_newest(self, copied: set[str]) -> bool:
         """Returns whether nobody has started the run elsewhere since this copy was made.

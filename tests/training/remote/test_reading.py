@@ -120,6 +120,14 @@ def test_what_is_not_there(folder):
         fetched("s3://b/absent")
 
 
+@pytest.mark.parametrize("path", ["s3:/b/x", "s3//b/x", "s3:b/x"])
+def test_a_mistyped_url(folder, path):
+    with pytest.raises(FileNotFoundError, match=f"folder {path}; did you mean s3://b/x"):
+        fetched(path)
+    with pytest.raises(ValueError, match="the path=s3:// names no bucket; allowed: s3://bucket/x"):
+        fetched("s3://")
+
+
 def test_errors_do_not_name_the_images(folder):
     folder.problem = objects.Kind.NO_BUCKET
     with pytest.raises(objects.BucketError, match="there is no bucket s3://b: correct the path$"):

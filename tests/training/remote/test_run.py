@@ -160,6 +160,7 @@ def test_a_copy_is_set_aside_if_the_run_was_removed(bucket, monkeypatch):
 
 def test_a_half_fetched_copy_is_fetched_again(bucket):
     write(bucket / "runs/x", metrics="1")
+    begin(bucket / "runs/x", 1)
     write(place(), metrics="half")
     with opened(URL) as local:
         assert (local / "metrics.jsonl").read_text() == "1"
@@ -289,3 +290,47 @@ def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
         write(local, metrics="1")
         monkeypatch.setattr(run.time, "sleep", interrupt)
         raise Interrupted("stopped", signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "workdir, message",
+    [
+        ("s3:/b/x", "--workdir=s3:/b/x is no URL .*did you mean --workdir=s3://b/x?"),
+        ("s3//b/x", "--workdir=s3//b/x is no URL .*did you mean --workdir=s3://b/x?"),
+        ("s3://", "--workdir=s3:// names no bucket; allowed: s3://bucket/x"),
+        ("s3://b", "--workdir=s3://b is a whole bucket; it must name a folder there"),
+        ("s3://b/", "--workdir=s3://b/ is a whole bucket"),
+        ("s3://b/x+s3://b/y", "names several folders; allowed is one"),
+        ("HTTPS://b/x", "must be a folder, or the URL of one: s3://bucket/runs/a or gs://"),
+    ],
+)
+def test_what_is_no_folder_of_a_bucket_is_refused(bucket, tmp_path, monkeypatch, workdir, message):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        opened(workdir).__enter__()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_another_program_is_neither_fetched_nor_changed(bucket, folder):
+    write(bucket / "runs/x", report="my thesis", a__shard="large")
+    message = r"--workdir=s3://b/runs/x has objects \(2: a/shard, report\) but no starts.jsonl"
+    with pytest.raises(ValueError, match=message):
+        opened(URL).__enter__()
+    assert there(bucket) == {"report": "my thesis", "a/shard": "large"}
+    assert not [name for name, key in folder.requests if name == "read"] and not place().exists()
+
+
+def test_errors_name_the_url_and_not_the_copy(bucket):
+    with (
+        pytest.raises(ValueError, match=f"^{URL}/checkpoints can't be continued$"),
+        opened(URL) as local,
+    ):
+        raise ValueError(f"{local}/checkpoints can't be continued")
+    with pytest.raises(ValueError, match=re.escape(str(place()))), opened(URL) as local:
+        raise ValueError(f"{local} can't be written") from OSError("disk full")
+
+
+def test_a_scheme_in_capitals_is_the_same_workdir(bucket):
+    with opened(f"S3{URL[2:]}"), pytest.raises(ValueError, match="another process is running"):
+        opened(URL).__enter__()

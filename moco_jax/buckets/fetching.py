@@ -1,11 +1,12 @@
 """Objects copied to files on a disk, and the folder for them."""
 
+import contextlib
 import contextvars
 import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 
 from moco_jax.buckets import objects
@@ -27,6 +28,24 @@ def cache(kind: str, url: str) -> pathlib.Path:
     digest = hashlib.blake2b("/".join(key).encode(), digest_size=8).hexdigest()
     name = (key[1] or key[0]).rstrip("/").rpartition("/")[2]
     return pathlib.Path(paths.cache_folder()).absolute() / kind / f"{name}-{digest}"
+
+
+@contextlib.contextmanager
+def explained(place: pathlib.Path) -> Iterator[None]:
+    """Errors of the disk within the block say that the cache folder can't be written.
+
+    Raises:
+      OSError: for such an error; those of the bucket have no number and stay as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            f"can't write a local copy in {place.parent}: {error.strerror or error}; free the "
+            "disk, or set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
 
 
 def relative(url: str, entries: Iterable[Entry]) -> dict[str, Entry]:

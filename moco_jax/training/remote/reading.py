@@ -42,7 +42,12 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
         place = fetching.cache("read", url)
     # The same name: a checkpoint is named after its step, and a file has its suffix.
     local = place / (url.rpartition("/")[2])
-    with objects.given_by("the path"), _locked(place), progress.phase(f"reading {url}"):
+    with (
+        objects.given_by("the path"),
+        fetching.explained(place),
+        _locked(place),
+        progress.phase(f"reading {url}"),
+    ):
         for left in reversed(range(_TRIES)):
             try:
                 _copy(url, place, local)

@@ -106,11 +106,13 @@ class _Copy:
     def begin(self) -> None:
         """Locks the workdir, makes the local copy equal to it, and begins to mirror the copy."""
         try:
-            self._lock_here()
+            with fetching.explained(self._folder):
+                self._lock_here()
             self._lock.acquire()
             # To fetch, and to copy at the end, may take long.
             self._start(self._renew, RENEWED_EVERY, self._ended)
-            self._read()
+            with fetching.explained(self._folder):
+                self._read()
             self._scanning = self._start(self._scan, SCAN_EVERY, self._stopping)
         except BaseException as error:
             self._ended.set()
@@ -119,7 +121,7 @@ class _Copy:
             self._unlock_here()
             if isinstance(error, Held):
                 raise self._in_use(str(error)) from None
-            if isinstance(error, objects.BucketError):
+            if isinstance(error, objects.BucketError | OSError):
                 raise ValueError(f"--workdir={self._url}: {error}") from error
             raise
 

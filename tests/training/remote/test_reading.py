@@ -155,3 +155,10 @@ def test_the_record_of_a_run_has_its_name(run):
     assert record.name == "x" and record.lines == [{"step": 1, "loss": 2.0}]
     assert writing.place(RUN) == pathlib.Path("x_report.html")
     assert writing.place("runs/x") == pathlib.Path("runs/x/report.html")
+
+
+def test_a_cache_folder_that_can_not_be_written(run, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="can't write a local copy in .*/file/.* set XDG_CACHE_HOME"):
+        fetched(RUN)

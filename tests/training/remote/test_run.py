@@ -1,5 +1,6 @@
 """A workdir in a bucket: begun, continued, locked, not saved."""
 
+import errno
 import json
 import os
 import pathlib
@@ -334,3 +335,28 @@ def test_errors_name_the_url_and_not_the_copy(bucket):
 def test_a_scheme_in_capitals_is_the_same_workdir(bucket):
     with opened(f"S3{URL[2:]}"), pytest.raises(ValueError, match="another process is running"):
         opened(URL).__enter__()
+
+
+def test_a_cache_folder_that_can_not_be_written(bucket, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    message = f"--workdir={URL}: can't write a local copy in .*/file/.* set XDG_CACHE_HOME to"
+    with pytest.raises(ValueError, match=message):
+        opened(URL).__enter__()
+    assert there(bucket) == {}
+
+
+def test_a_disk_that_is_full_while_a_run_is_fetched(bucket, monkeypatch):
+    write(bucket / "runs/x", metrics="1")
+    begin(bucket / "runs/x", 1)
+    before = there(bucket)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetching, "download", full)
+    with pytest.raises(
+        ValueError, match=f"--workdir={URL}: can't write .*: No space left .* set XD"
+    ):
+        opened(URL).__enter__()
+    assert there(bucket) == before

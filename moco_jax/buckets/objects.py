@@ -116,7 +116,9 @@ class Bucket:
                 waited = self._gone() if problem.kind == Kind.PASSING else 0.0
                 patience = PATIENCE if self._answered else FIRST_PATIENCE
                 if problem.kind != Kind.PASSING or waited > patience or not wanted():
-                    raise _error(problem, self._root, url, waited, needs) from problem
+                    raise _error(
+                        problem, self._root, url, waited, needs, self._answered
+                    ) from problem
                 self._say_gone(problem, waited, patience)
             else:
                 self._here()
@@ -257,8 +259,16 @@ def remove(url: str, wanted: Callable[[], bool] | None = None) -> None:
     place.ask(url, lambda: place.client.remove(key), _WRITING, wanted)
 
 
-def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> Exception:
-    """Returns the error for the user."""
+def _endpoint(root: str, answered: bool) -> str:
+    """Returns the hint about a server that the user has set and that has never answered."""
+    wrong = root.startswith("s3") and "AWS_ENDPOINT_URL" in os.environ and not answered
+    return "; AWS_ENDPOINT_URL must be the URL of its server" if wrong else ""
+
+
+def _error(
+    problem: Problem, root: str, url: str, waited: float, needs: str, answered: bool
+) -> Exception:
+    """Returns the error for the user; `answered` is whether the server ever answered."""
     kind = problem.kind
     if kind == Kind.NO_OBJECT:
         return FileNotFoundError(f"there is no object {url}")
@@ -275,9 +285,7 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
         how = f"did not answer for {waited:.0f} s" if waited >= 1 else "does not answer"
-        own = root.startswith("s3") and "AWS_ENDPOINT_URL" in os.environ
-        hint = "; AWS_ENDPOINT_URL must be the URL of its server" if own else ""
-        return BucketError(f"{root} {how} ({problem}){hint}", kind)
+        return BucketError(f"{root} {how} ({problem}){_endpoint(root, answered)}", kind)
     if kind == Kind.NO_LISTS:
         return BucketError(
             f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "

@@ -183,15 +183,25 @@ class _Copy:
         self._write_record()
 
     def _check_ours(self, found: Iterable[str]) -> None:
-        """Raises a ValueError if other programs wrote the objects: they would be fetched."""
+        """Raises a ValueError if other programs wrote what is there: it would be fetched."""
         names = sorted(found)
-        if names and layout.STARTS not in names and not self._record.exists():
+        if layout.STARTS in names or self._record.exists():
+            return
+        if self._is_object():
+            raise ValueError(f"--workdir={self._url} is an object; it must name a folder")
+        if names:
             shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise ValueError(
                 f"--workdir={self._url} has objects ({len(names)}: {shown}) but no "
                 f"{layout.STARTS}, so no run of moco_jax wrote them; give another "
                 "--workdir: a new folder, or that of a run"
             )
+
+    def _is_object(self) -> bool:
+        try:
+            return objects.stat(self._url).size > 0
+        except FileNotFoundError:
+            return False
 
     def _is_newest(self, copied: set[str]) -> bool:
         """Returns whether nobody has started the run elsewhere since this copy was made.

@@ -1,10 +1,12 @@
 """Objects copied to files on a disk, and the folder for them."""
 
+import contextlib
 import contextvars
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 
 from moco_jax.buckets import objects
@@ -29,14 +31,35 @@ def cache(kind: str, url: str) -> pathlib.Path:
     return pathlib.Path(paths.cache_folder()).absolute() / kind / f"{name}-{digest}"
 
 
+@contextlib.contextmanager
+def explained(place: pathlib.Path) -> Iterator[None]:
+    """Errors of the disk within the block say that the cache folder can't be written.
+
+    Raises:
+      OSError: for such an error; those of the bucket have no number and stay as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(
+            f"can't write a local copy in {place.parent}: {error.strerror or error}; free the "
+            "disk, or set XDG_CACHE_HOME to a folder that can be written"
+        ) from error
+
+
 def relative(url: str, entries: Iterable[Entry]) -> dict[str, Entry]:
     """Returns objects below a URL by their path from there; markers of folders are left out.
+
+    Such markers are empty objects, which consoles and mounted buckets make. obstore drops the '/'
+    at their end.
 
     Raises:
       BucketError: for a key that is no path inside a folder, such as 'x/../y'.
     """
     start = objects.split(url)[1]
-    found = {}
+    found: dict[str, Entry] = {}
     for entry in entries:
         name = entry.key[len(start) :].lstrip("/")
         if not name or name.endswith("/"):
@@ -44,7 +67,8 @@ def relative(url: str, entries: Iterable[Entry]) -> dict[str, Entry]:
         if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
             raise objects.BucketError(f"{url} has an object whose name is no path: {entry.key!r}")
         found[name] = entry
-    return found
+    folders = {name[: slash.start()] for name in found for slash in re.finditer("/", name)}
+    return {name: x for name, x in found.items() if x.size or name not in folders}
 
 
 def download(url: str, folder: pathlib.Path, entries: dict[str, Entry]) -> None:

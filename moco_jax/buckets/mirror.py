@@ -36,7 +36,8 @@ class Rules:
       skipped: path from the folder -> whether it is not copied.
       group: path from the folder -> the folder of its group, '' for other files.
       last: the name of the file of a group that is copied last.
-      mark: the name of files in no group that stay; a folder without one of them was emptied.
+      mark: the name of files in no group that stay and are copied first: they show whose folder it
+        is. A folder without one of them was emptied.
       every: seconds between two copies of other files, unless a group is new.
     """
 
@@ -164,7 +165,13 @@ class Mirror:
             self._copy({last: files[last]})
 
     def _copy(self, files: Files) -> None:
-        """Copies files; one that vanishes meanwhile is left out."""
+        """Copies files, marks before the others; one that vanishes meanwhile is left out."""
+        marks = {n: x for n, x in files.items() if n.rpartition("/")[2] == self._rules.mark}
+        for part in (marks, {n: x for n, x in files.items() if n not in marks}):
+            if part:
+                self._copy_at_once(part)
+
+    def _copy_at_once(self, files: Files) -> None:
         with futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
             work = {
                 name: pool.submit(contextvars.copy_context().run, self._put, name, size)

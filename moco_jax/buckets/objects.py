@@ -7,6 +7,7 @@ which a run may skip.
 import contextlib
 import contextvars
 import functools
+import os
 import pathlib
 import posixpath
 import random
@@ -118,7 +119,9 @@ class Bucket:
                 waited = self._gone() if problem.kind == Kind.PASSING else 0.0
                 patience = PATIENCE if self._answered else FIRST_PATIENCE
                 if problem.kind != Kind.PASSING or waited > patience or not wanted():
-                    raise _error(problem, self._root, url, waited, needs) from problem
+                    raise _error(
+                        problem, self._root, url, waited, needs, self._answered
+                    ) from problem
                 self._say_gone(problem, waited, patience)
             else:
                 self._here()
@@ -160,8 +163,15 @@ def _sleep(seconds: float, wanted: Callable[[], bool]) -> None:
 
 @functools.cache
 def bucket(root: str) -> Bucket:
-    """Returns the bucket of a URL without a key."""
-    return Bucket(root, connect(root))
+    """Returns the bucket of a URL without a key.
+
+    Raises:
+      BucketError: if a package is not installed, or the URL can't be used.
+    """
+    try:
+        return Bucket(root, connect(root))
+    except ValueError as error:
+        raise BucketError(str(error)) from error
 
 
 def split(url: str) -> tuple[str, str]:
@@ -171,13 +181,14 @@ def split(url: str) -> tuple[str, str]:
       BucketError: if the URL names no bucket, or has a password or a signature.
     """
     scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
     if _PASSWORD.match(rest):
         shown = f"{scheme}://{rest.partition(':')[0]}:...@{rest.partition('@')[2]}"
         raise BucketError(
             f"{_flag.get()}={shown} has a password, which the files of a run would show; leave it "
             "out, and give it in the settings of the store"
         )
-    if scheme.lower() in ("http", "https") and _SIGNED.search(rest):
+    if scheme in ("http", "https") and _SIGNED.search(rest):
         raise BucketError(
             f"{_flag.get()}={scheme}://{rest.partition('?')[0]}?... is a signed URL, which can't "
             "be read; give the URL of the bucket, such as s3://bucket/x, and credentials"
@@ -269,8 +280,16 @@ def remove(url: str, wanted: Callable[[], bool] | None = None) -> None:
     place.ask(url, lambda: place.client.remove(key), _WRITING, wanted)
 
 
-def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> Exception:
-    """Returns the error for the user."""
+def _endpoint(root: str, answered: bool) -> str:
+    """Returns the hint about a server that the user has set and that has never answered."""
+    wrong = root.startswith("s3") and "AWS_ENDPOINT_URL" in os.environ and not answered
+    return "; AWS_ENDPOINT_URL must be the URL of its server" if wrong else ""
+
+
+def _error(
+    problem: Problem, root: str, url: str, waited: float, needs: str, answered: bool
+) -> Exception:
+    """Returns the error for the user; `answered` is whether the server ever answered."""
     kind = problem.kind
     if kind == Kind.NO_OBJECT:
         return FileNotFoundError(f"there is no object {url}")
@@ -287,7 +306,7 @@ def _error(problem: Problem, root: str, url: str, waited: float, needs: str) -> 
         return BucketError(f"there are no credentials for {root} ({problem}): {how}", kind)
     if kind == Kind.PASSING:
         how = f"did not answer for {waited:.0f} s" if waited >= 1 else "does not answer"
-        return BucketError(f"{root} {how} ({problem})", kind)
+        return BucketError(f"{root} {how} ({problem}){_endpoint(root, answered)}", kind)
     if kind == Kind.NO_LISTS:
         return BucketError(
             f"there is no object {url}, and {root} can't list a folder: {_flag.get()} must name "

@@ -8,6 +8,10 @@ from collections.abc import Callable
 SEPARATOR = "+"
 SCHEMES = ("s3://", "gs://")  # of the buckets that most people use, for messages
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9.-]+://")
+# URLs that lack a part, of the schemes that people use: 's3:/b/x', 's3:b/x', 's3//b/x'.
+_MISTYPED = re.compile(
+    r"(s3a?|gs|gcs|az|azure|abfss?|adl|https?|hf|hdfs)(?::/*|//+)(.*)", re.IGNORECASE
+)
 _BRACES = re.compile(r"\{[^{}]*\}")
 
 
@@ -48,6 +52,33 @@ def missing(path: str) -> str:
 def is_url(path: str) -> bool:
     """Returns whether a path is a URL, such as 's3://bucket/x.tar'."""
     return _SCHEME.match(path) is not None
+
+
+def without_slash(url: str) -> str:
+    """Returns a URL without the slashes at its end, those of its scheme excepted."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def mistyped_url(path: str) -> str:
+    """Returns the URL that a path seems to mean but is not: 's3:/b/x' gives 's3://b/x', else ''.
+
+    A path whose first folder exists is a path, and so is './s3:/b/x'.
+    """
+    if is_url(path) or os.path.exists(path.partition("/")[0]):
+        return ""
+    stripped = path.strip(" \t\n\"'")
+    found = _MISTYPED.fullmatch(stripped)
+    return f"{found[1].lower()}://{found[2].lstrip('/')}" if found else ""
+
+
+def check_no_url(path: str, flag: str) -> None:
+    """Raises a ValueError for the path of a flag or key if it seems to mean a URL."""
+    if url := mistyped_url(path):
+        raise ValueError(
+            f"{flag}={path} is no URL and no path that exists; did you mean {flag}={url}? A folder "
+            f"of this name is ./{path}"
+        )
 
 
 def below(root: str, path: str) -> str:

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from moco_jax.buckets import fetching, objects
 from moco_jax.buckets import mirror as mirror_lib
-from moco_jax.buckets import objects
-from moco_jax.buckets.client import Kind
+from moco_jax.buckets.client import Entry, Kind
 from moco_jax.buckets.mirror import Mirror, NotAllowed, Rules
 
 URL = "s3://b/runs/x"
@@ -76,7 +76,7 @@ def changes(folder) -> list[str]:
 def test_new_and_changed_files_are_copied(local, bucket, folder, mirror):
     write(local, a="1", tmp="2", sub__b="3")
     assert mirror.scan(final=True) and there(bucket) == {"a": "1", "sub/b": "3"}
-    assert sorted(changes(folder)) == ["a", "sub/b"]
+    assert sorted(changes(folder)) == ["a", "sub/b"]  # threads write both
     assert mirror.scan(final=True) and changes(folder) == []
     write(local, a="11")
     assert mirror.scan(final=True) and changes(folder) == ["a"]
@@ -307,3 +307,15 @@ def test_a_key_that_leaves_the_folder_is_refused(folder, mirror, monkeypatch):
     objects.bucket.cache_clear()
     with pytest.raises(objects.BucketError, match="whose name is no path"):
         mirror.list_bucket()
+
+
+def test_markers_of_folders_are_no_files():
+    keys = {"x": 0, "x/a": 0, "x/a/4": 0, "x/a/4/f": 1, "x/empty": 0, "x/a-b": 0}
+    entries = [Entry(key, size, "1") for key, size in keys.items()]
+    assert fetching.relative("s3://b/x", entries).keys() == {"a/4/f", "empty", "a-b"}
+
+
+def test_marks_are_copied_before_other_files(local, mirror, folder):
+    write(local, **{f"{letter}": letter for letter in "abcdefgh"}, sub__MARK="m")
+    assert mirror.scan(final=True)
+    assert changes(folder)[0] == "sub/MARK"

@@ -48,3 +48,26 @@ def test_urls_stay_as_they_are(tmp_path, monkeypatch):
     assert paths.is_pattern("gs://c/{0..9}.tar") and not paths.is_url("/s3://b")
     assert paths.below("s3://b/y", "x.jpg") == "s3://b/y/x.jpg"
     assert paths.below("/y", "s3://b/x.jpg") == "s3://b/x.jpg"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["s3:/b/x", "s3:b/x", "s3//b/x", "S3:b/x", " s3://b/x", "'s3://b/x'", "s3:b/x "],
+)
+def test_a_mistyped_url_is_no_path(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    assert paths.mistyped_url(path) == "s3://b/x"
+    with pytest.raises(ValueError, match="^--workdir=.* is no URL .*mean --workdir=s3://b/x?"):
+        paths.check_no_url(path, "--workdir")
+    (tmp_path / path.partition("/")[0]).mkdir()
+    assert paths.mistyped_url(path) == ""
+
+
+@pytest.mark.parametrize("path", ["./s3:/b", "/s3:/b", "s3/b", "s3", "s3-runs/x", "s3://b/x", "a"])
+def test_other_paths_are_no_mistyped_urls(path):
+    paths.check_no_url(path, "--workdir")
+
+
+@pytest.mark.parametrize("path, expected", [("s3://b/x//", "s3://b/x"), ("s3:///", "s3://")])
+def test_slashes_of_a_scheme_stay(path, expected):
+    assert paths.without_slash(path) == expected

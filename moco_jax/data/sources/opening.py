@@ -36,7 +36,7 @@ from moco_jax.data.sources.source import (
 from moco_jax.data.sources.storage import bucket_folders, image_cache
 from moco_jax.data.sources.storage.files import open_file
 from moco_jax.data.sources.tables import files, list_file, lists
-from moco_jax.terminal.paths import is_pattern, is_url, parts
+from moco_jax.terminal.paths import is_pattern, is_url, mistyped_url, parts
 
 _KNOWN = "digits, images (with a path), tfds:<name>"
 # Of `data` in a config.
@@ -202,9 +202,10 @@ def _open(source: str, path: str, keys: Keys) -> Opened:
     if is_url(path):
         return _open_url(path, keys)
     if not os.path.exists(path):
+        url = mistyped_url(path)
         raise FileNotFoundError(
             f"there is no file or folder {path}: correct --config.data.path, or the path after the "
-            "config file"
+            f"config file{f'; did you mean {url}?' if url else ''}"
         )
     if not os.path.isdir(path):
         return _open_file(path, keys)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from moco_jax.buckets import fetching, objects
 from moco_jax.buckets.client import Entry
 from moco_jax.terminal import progress
-from moco_jax.terminal.paths import is_url
+from moco_jax.terminal.paths import is_url, mistyped_url, without_slash
 from moco_jax.training.integrity import checkpoint_files
 from moco_jax.training.remote import copies, layout
 
@@ -29,17 +29,25 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
     version is not copied again.
 
     Raises:
-      FileNotFoundError: if a URL names neither an object nor a folder.
+      FileNotFoundError: if a URL names neither an object nor a folder, or is mistyped.
       OSError: if the cache folder can't be written.
       ValueError: if the bucket can't be read.
     """
-    url = os.fspath(path).rstrip("/")
-    if not is_url(url):
+    if url := mistyped_url(os.fspath(path)):
+        raise FileNotFoundError(f"there is no file or folder {path}; did you mean {url}?")
+    if not is_url(os.fspath(path)):
         return pathlib.Path(path).expanduser()
-    place = fetching.cache("read", url)
+    url = without_slash(os.fspath(path))
+    with objects.given_by("the path"):
+        place = fetching.cache("read", url)
     # The same name: a checkpoint is named after its step, and a file has its suffix.
     local = place / (url.rpartition("/")[2])
-    with objects.given_by("the path"), _locked(place), progress.phase(f"reading {url}"):
+    with (
+        objects.given_by("the path"),
+        fetching.explained(place),
+        _locked(place),
+        progress.phase(f"reading {url}"),
+    ):
         for left in reversed(range(_TRIES)):
             try:
                 _copy(url, place, local)

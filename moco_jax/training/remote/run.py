@@ -19,7 +19,7 @@ from moco_jax.buckets.lock import RENEWED_EVERY, Held, Lock
 from moco_jax.buckets.mirror import Mirror, NotAllowed
 from moco_jax.parallel import cluster
 from moco_jax.terminal import logs, progress
-from moco_jax.terminal.paths import SCHEMES, is_url
+from moco_jax.terminal.paths import SCHEMES, check_no_url, is_url, without_slash
 from moco_jax.training import interruption
 from moco_jax.training.checkpoints import NotSaved
 from moco_jax.training.loop import Interrupted
@@ -46,13 +46,12 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
       ValueError: if the bucket can't be used, or another process is running in the workdir.
       NotSaved: at the end, if the bucket does not have the last state.
     """
-    url = os.fspath(workdir).rstrip("/")
-    if url.startswith(_ONLY_READ):
-        allowed = " or ".join(f"{scheme}..." for scheme in SCHEMES)
-        raise ValueError(f"--workdir={url} must be a folder, or the URL of one: {allowed}")
-    if not is_url(url):
-        yield pathlib.Path(url)
+    given = os.fspath(workdir)
+    check_no_url(given, "--workdir")
+    if not is_url(given):
+        yield pathlib.Path(given)
         return
+    url = _checked(given)
     with objects.given_by("--workdir"):
         folder = fetching.cache("runs", url)
         if not cluster.is_first():
@@ -70,8 +69,29 @@ def opened(workdir: str | os.PathLike) -> Iterator[pathlib.Path]:
                     if isinstance(error, Interrupted):
                         raise
                     logs.warning("%s", second)  # the error of the run is not hidden by it
+                if type(error) is ValueError and not isinstance(error.__cause__, OSError):
+                    # The copy may be gone by now; it is named only if the disk is what fails.
+                    raise ValueError(str(error).replace(str(folder), url)) from error
                 raise
             copy.end(None)
+
+
+def _checked(url: str) -> str:
+    """Returns the URL of a workdir without its last slash; raises a ValueError if it is none."""
+    allowed = " or ".join(f"{scheme}bucket/runs/a" for scheme in SCHEMES)
+    if url.lower().startswith(_ONLY_READ):
+        raise ValueError(f"--workdir={url} must be a folder, or the URL of one: {allowed}")
+    with objects.given_by("--workdir"):
+        _, key = objects.split(url)
+    if not key:
+        raise ValueError(
+            f"--workdir={url} is a whole bucket; it must name a folder there, such as {allowed}"
+        )
+    if url.count("://") > 1:
+        raise ValueError(
+            f"--workdir={url} names several folders; allowed is one, such as {allowed}"
+        )
+    return without_slash(url)
 
 
 class _Copy:
@@ -99,11 +119,13 @@ class _Copy:
     def begin(self) -> None:
         """Locks the workdir, makes the local copy equal to it, and begins to mirror the copy."""
         try:
-            self._lock_here()
+            with fetching.explained(self._folder):
+                self._lock_here()
             self._lock.acquire()
             # To fetch, and to copy at the end, may take long.
             self._start(self._renew, RENEWED_EVERY, self._ended)
-            self._read()
+            with fetching.explained(self._folder):
+                self._read()
             if self._ended.is_set():  # nobody waits any more
                 raise KeyboardInterrupt
             self._scanning = self._start(self._scan, SCAN_EVERY, self._stopping)
@@ -114,7 +136,7 @@ class _Copy:
             self._unlock_here()
             if isinstance(error, Held):
                 raise self._in_use(str(error)) from None
-            if isinstance(error, objects.BucketError):
+            if isinstance(error, objects.BucketError | OSError):
                 raise ValueError(f"--workdir={self._url}: {error}") from error
             raise
 
@@ -174,15 +196,32 @@ class _Copy:
             )
         elif self._folder.exists():  # half of a copy, which no run has used
             shutil.rmtree(self._folder)
-        if found and not layout.starts(found):
-            raise ValueError(
-                f"--workdir={self._url} has {next(iter(found))} but no {layout.STARTS}, "
-                "so no run of moco_jax wrote it; give another --workdir"
-            )
+        self._check_ours(found)
         self._record.unlink(missing_ok=True)
         self._folder.mkdir()
         self._mirror.fetch(self._mirror.complete(found))
         self._write_record()
+
+    def _check_ours(self, found: Iterable[str]) -> None:
+        """Raises a ValueError if other programs wrote what is there: it would be fetched."""
+        names = sorted(found)
+        if layout.starts(names):
+            return
+        if self._is_object():
+            raise ValueError(f"--workdir={self._url} is an object; it must name a folder")
+        if names:
+            shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise ValueError(
+                f"--workdir={self._url} has objects ({len(names)}: {shown}) but no "
+                f"{layout.STARTS}, so no run of moco_jax wrote them; give another "
+                "--workdir: a new folder, or that of a run"
+            )
+
+    def _is_object(self) -> bool:
+        try:
+            return objects.stat(self._url).size > 0
+        except FileNotFoundError:
+            return False
 
     def _is_newest(self, found: Iterable[str], copied: set[str]) -> bool:
         """Returns whether nobody has started the run elsewhere since this copy was made.

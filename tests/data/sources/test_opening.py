@@ -127,6 +127,8 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 
 def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="did you mean s3://b/x"):
+        open_images("s3:/b/x")
     with pytest.raises(FileNotFoundError, match="there is no file or folder /absent/place"):
         open_images("/absent/place")
     with pytest.raises(ValueError, match="holds no images; looked for .*found no files"):

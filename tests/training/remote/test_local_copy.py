@@ -74,11 +74,3 @@ def test_a_half_fetched_copy_is_fetched_again(bucket):
     write(place(), metrics="half")
     with opened(URL) as local:
         assert (local / "metrics.jsonl").read_text() == "1"
-
-
-def test_a_folder_of_other_files_is_not_fetched(bucket, folder):
-    write(bucket / "runs/x", photos__1="large")
-    with pytest.raises(ValueError, match="x has photos/1 but no starts.jsonl"), opened(URL):
-        pytest.fail("the run began")
-    assert there(bucket).keys() == {"photos/1"} and not place().exists()
-    assert ("read", "runs/x/photos/1") not in folder.requests

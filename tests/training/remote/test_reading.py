@@ -146,6 +146,14 @@ def test_what_is_not_there(folder):
         fetched("s3://b/absent")
 
 
+@pytest.mark.parametrize("path", ["s3:/b/x", "s3//b/x", "s3:b/x"])
+def test_a_mistyped_url(folder, path):
+    with pytest.raises(FileNotFoundError, match=f"folder {path}; did you mean s3://b/x"):
+        fetched(path)
+    with pytest.raises(ValueError, match="the path=s3:// names no bucket; allowed: s3://bucket/x"):
+        fetched("s3://")
+
+
 def test_errors_do_not_name_the_images(folder):
     folder.problem = objects.Kind.NO_BUCKET
     with pytest.raises(objects.BucketError, match="there is no bucket s3://b: correct the path$"):
@@ -173,3 +181,10 @@ def test_the_record_of_a_run_has_its_name(run):
     assert record.name == "x" and record.lines == [{"step": 1, "loss": 2.0}]
     assert writing.place(RUN) == pathlib.Path("x_report.html")
     assert writing.place("runs/x") == pathlib.Path("runs/x/report.html")
+
+
+def test_a_cache_folder_that_can_not_be_written(run, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="can't write a local copy in .*/file/.* set XDG_CACHE_HOME"):
+        fetched(RUN)

@@ -1,11 +1,11 @@
 """A workdir in a bucket: begun, continued, locked, not saved."""
 
+import errno
 import json
 import os
 import pathlib
 import re
 import signal
-import threading
 import time
 
 import pytest
@@ -157,36 +157,6 @@ def test_a_copy_is_set_aside_if_the_run_was_removed(bucket, monkeypatch):
         assert not list(local.iterdir())
     assert not there(bucket)
     assert len([path for path in here.parent.iterdir() if path.is_dir()]) == 1
-
-
-def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
-    going_on, read, asked = threading.Event(), run._Copy._read, []
-    threads = threading.active_count()
-
-    def slow(self):
-        if not asked:
-            asked.append(True)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            assert going_on.wait(10)
-        read(self)
-
-    monkeypatch.setattr(run._Copy, "_read", slow)
-    with pytest.raises(KeyboardInterrupt), opened(URL):
-        pytest.fail("the run began")
-    going_on.set()
-    wait_for(lambda: threading.active_count() == threads)
-    assert not there(bucket)
-    with opened(URL):  # the same process may start again
-        pass
-
-
-def test_an_error_of_the_run_is_not_hidden_by_one_of_the_bucket(bucket, folder, caplog):
-    with pytest.raises(ZeroDivisionError), opened(URL) as local:
-        write(local, metrics="1")
-        folder.problem = Kind.DENIED
-        raise ZeroDivisionError
-    assert f"{URL} does not have the last state of the run" in caplog.text
-    assert (place() / "metrics.jsonl").is_file()
 
 
 @pytest.mark.parametrize(
@@ -354,3 +324,72 @@ def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
         write(local, metrics="1")
         monkeypatch.setattr(run.time, "sleep", interrupt)
         raise Interrupted("stopped", signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "workdir, message",
+    [
+        ("s3:/b/x", "--workdir=s3:/b/x is no URL .*did you mean --workdir=s3://b/x?"),
+        ("s3//b/x", "--workdir=s3//b/x is no URL .*did you mean --workdir=s3://b/x?"),
+        ("s3://", "--workdir=s3:// names no bucket; allowed: s3://bucket/x"),
+        ("s3://b", "--workdir=s3://b is a whole bucket; it must name a folder there"),
+        ("s3://b/", "--workdir=s3://b/ is a whole bucket"),
+        ("s3://b/x+s3://b/y", "names several folders; allowed is one"),
+        ("HTTPS://b/x", "must be a folder, or the URL of one: s3://bucket/runs/a or gs://"),
+    ],
+)
+def test_what_is_no_folder_of_a_bucket_is_refused(bucket, tmp_path, monkeypatch, workdir, message):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        opened(workdir).__enter__()
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_of_another_program_is_neither_fetched_nor_changed(bucket, folder):
+    write(bucket / "runs/x", report="my thesis", a__shard="large")
+    message = r"--workdir=s3://b/runs/x has objects \(2: a/shard, report\) but no starts.jsonl"
+    with pytest.raises(ValueError, match=message):
+        opened(URL).__enter__()
+    assert there(bucket) == {"report": "my thesis", "a/shard": "large"}
+    assert not [name for name, key in folder.requests if name == "read"] and not place().exists()
+
+
+def test_errors_name_the_url_and_not_the_copy(bucket):
+    with (
+        pytest.raises(ValueError, match=f"^{URL}/checkpoints can't be continued$"),
+        opened(URL) as local,
+    ):
+        raise ValueError(f"{local}/checkpoints can't be continued")
+    with pytest.raises(ValueError, match=re.escape(str(place()))), opened(URL) as local:
+        raise ValueError(f"{local} can't be written") from OSError("disk full")
+
+
+def test_a_scheme_in_capitals_is_the_same_workdir(bucket):
+    with opened(f"S3{URL[2:]}"), pytest.raises(ValueError, match="another process is running"):
+        opened(URL).__enter__()
+
+
+def test_a_cache_folder_that_can_not_be_written(bucket, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    message = f"--workdir={URL}: can't write a local copy in .*/file/.* set XDG_CACHE_HOME to"
+    with pytest.raises(ValueError, match=message):
+        opened(URL).__enter__()
+    assert there(bucket) == {}
+
+
+def test_a_disk_that_is_full_while_a_run_is_fetched(bucket, monkeypatch):
+    write(bucket / "runs/x", metrics="1")
+    begin(bucket / "runs/x", 1)
+    before = there(bucket)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(fetching, "download", full)
+    with pytest.raises(
+        ValueError, match=f"--workdir={URL}: can't write .*: No space left .* set XD"
+    ):
+        opened(URL).__enter__()
+    assert there(bucket) == before

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import signal
+import threading
 
 import pytest
 
+from moco_jax.buckets.client import Kind
 from moco_jax.training.remote import run
 from moco_jax.training.remote.run import opened
 from tests.training.remote.test_run import (
@@ -74,3 +77,33 @@ def test_a_half_fetched_copy_is_fetched_again(bucket):
     write(place(), metrics="half")
     with opened(URL) as local:
         assert (local / "metrics.jsonl").read_text() == "1"
+
+
+def test_ctrl_c_while_a_run_is_fetched(bucket, monkeypatch):
+    going_on, read, asked = threading.Event(), run._Copy._read, []
+    threads = threading.active_count()
+
+    def slow(self):
+        if not asked:
+            asked.append(True)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            assert going_on.wait(10)
+        read(self)
+
+    monkeypatch.setattr(run._Copy, "_read", slow)
+    with pytest.raises(KeyboardInterrupt), opened(URL):
+        pytest.fail("the run began")
+    going_on.set()
+    wait_for(lambda: threading.active_count() == threads)
+    assert not there(bucket)
+    with opened(URL):  # the same process may start again
+        pass
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_bucket(bucket, folder, caplog):
+    with pytest.raises(ZeroDivisionError), opened(URL) as local:
+        write(local, metrics="1")
+        folder.problem = Kind.DENIED
+        raise ZeroDivisionError
+    assert f"{URL} does not have the last state of the run" in caplog.text
+    assert (place() / "metrics.jsonl").is_file()

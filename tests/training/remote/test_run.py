@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import threading
 import time
 
 import pytest
@@ -29,6 +30,10 @@ def quick(monkeypatch, folder):
     monkeypatch.setattr(run, "_PATIENCE", 0.3)
     monkeypatch.setattr(run, "_PATIENCE_AFTER_ERROR", 0.1)
     monkeypatch.setattr(run, "_PATIENCE_AFTER_SIGTERM", 0.1)
+    others = threading.enumerate()
+    yield
+    for thread in set(threading.enumerate()) - set(others):
+        thread.join(5)  # it would write to the bucket of the next test
 
 
 def place() -> pathlib.Path:

@@ -27,7 +27,8 @@ pytestmark = pytest.mark.slow
 PATIENCE = 600  # seconds: many times what a slow machine takes, since only a hang may fail
 STEPS = 10
 TIMES = ("images_per_second", "seconds_per_step", "data_wait_percent")  # they differ in each run
-# SLOW: seconds that each step takes longer. BROKEN: a save that fails.
+# SLOW: seconds that each step takes longer. HOLD: the step after which the run waits to be killed.
+# BROKEN: a save that fails.
 CONFIG = """
     import os, time
     import orbax.checkpoint as ocp
@@ -39,6 +40,8 @@ CONFIG = """
     def slow_write(self, step, scalars):
         write(self, step, scalars)
         time.sleep(float(os.environ.get("SLOW", "0")))
+        while "loss" in scalars and step == int(os.environ.get("HOLD", "0")):
+            time.sleep(1)
 
     def broken_save(self, step, **options):
         if step == int(os.environ.get("BROKEN", "0")):
@@ -166,12 +169,12 @@ def result_in_bucket(server: Server, run: str, folder: pathlib.Path) -> tuple[di
 def test_a_killed_run_ends_as_an_undisturbed_local_one(runs, server, images, tmp_path, scheme):
     assert runs.ends(tmp_path / "local", images, devices=1) == [0]
     url, data = f"{scheme}://b/runs/a", f"{scheme}://b/images.zip"
-    killed = runs.start(url, data, devices=1, SLOW="1")
+    killed = runs.start(url, data, devices=1, HOLD="5")
     wait_for(lambda: is_saved(server, "runs/a/", 4), killed)
     killed[0].kill()
     killed[0].wait()
     # On the same machine; the server stops in the middle.
-    stopped = runs.start(url, data, devices=1, SLOW="1")
+    stopped = runs.start(url, data, devices=1, SLOW="1", HOLD="9")
     wait_for(lambda: "\nstep " in runs.output().partition("\nresumed at")[2], stopped)
     server.stop()
     time.sleep(6)
@@ -225,7 +228,7 @@ def test_two_processes(runs, server, images, tmp_path):
     """Parameters are split too, so that no process has the whole state."""
     split = "--config.mesh.fsdp=2"
     assert runs.ends(tmp_path / "local", images, split, processes=2) == [0, 0]
-    killed = runs.start("s3://b/runs/a", images, split, processes=2, SLOW="1")
+    killed = runs.start("s3://b/runs/a", images, split, processes=2, HOLD="5")
     wait_for(lambda: is_saved(server, "runs/a/", 4), killed)
     killed[0].kill()
     assert killed[1].wait(PATIENCE) not in (0, None)

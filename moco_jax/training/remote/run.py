@@ -377,7 +377,7 @@ class _Copy:
         return f"The local copy {self._folder}"
 
     def _leave(self) -> None:
-        """Gives the bucket free, and removes the local copy."""
+        """Releases the lock, and removes the local copy."""
         with contextlib.suppress(objects.BucketError):
             self._lock.release()
         self._record.unlink(missing_ok=True)  # first: what is left without it is no copy

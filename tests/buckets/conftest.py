@@ -4,6 +4,7 @@ import pytest
 
 from moco_jax.buckets import objects
 from tests.buckets.memory import Folder
+from tests.buckets.server import serving, settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +29,12 @@ def folder(bucket, monkeypatch):
     made = Folder(bucket)
     monkeypatch.setattr(objects, "connect", made.client)
     return made
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Serves the bucket b, which is empty, on this machine; both schemes lead to it."""
+    with serving({"b": {}}) as made:
+        for key, value in settings(made.url).items():
+            monkeypatch.setenv(key, value)
+        yield made

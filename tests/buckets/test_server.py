@@ -4,17 +4,8 @@ import pytest
 
 from moco_jax.buckets import objects
 from moco_jax.buckets.client import Kind, Over
-from tests.buckets.server import serving, settings
 
 pytest.importorskip("obstore")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving({"b": {}}) as made:
-        for key, value in settings(made.url).items():
-            monkeypatch.setenv(key, value)
-        yield made
 
 
 @pytest.fixture(params=["s3", "gs"])

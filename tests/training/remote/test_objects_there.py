@@ -3,17 +3,8 @@
 import pytest
 
 from moco_jax.training.remote.run import opened
-from tests.buckets.server import serving, settings
 
 pytest.importorskip("obstore")
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with serving({"b": {}}) as made:
-        for key, value in settings(made.url).items():
-            monkeypatch.setenv(key, value)
-        yield made
 
 
 @pytest.mark.parametrize("url", ["s3://b/x.zip", "gs://b/x.zip/"])

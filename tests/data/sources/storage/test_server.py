@@ -6,21 +6,11 @@ import time
 import pytest
 
 from moco_jax.buckets import objects
-from tests.buckets.server import serving, settings
 from tests.data.sources.shards.writing import samples, write_shard
 from tests.data.sources.storage.test_sources import PATHS, described, inside, write_all
 from tests.data.sources.stores import open_images, write_tar
 
 pytest.importorskip("obstore")
-
-
-@pytest.fixture
-def server(bucket, monkeypatch):
-    """Serves the objects, read when it starts, in the bucket b."""
-    with serving({"b": {}}) as made:
-        for key, value in settings(made.url).items():
-            monkeypatch.setenv(key, value)
-        yield made
 
 
 def load(server, bucket):

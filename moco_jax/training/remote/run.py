@@ -335,7 +335,8 @@ class _Copy:
 
         def wanted() -> bool:
             waited = time.monotonic() - begun
-            return waited < (_PATIENCE_AFTER_SIGTERM if asked and asked.by else seconds)
+            most = _PATIENCE_AFTER_SIGTERM if asked and asked.by else seconds
+            return waited < most and not self._ended.is_set()  # Ctrl-C leaves this thread alone
 
         self._stopping.set()
         if self._scanning:

@@ -312,8 +312,7 @@ def test_a_second_ctrl_c_waits_for_nothing(bucket, folder, capsys):
 
 def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
     monkeypatch.setattr(run, "_PATIENCE_AFTER_ERROR", 60.0)
-
-    sleep, pressed = time.sleep, []
+    sleep, pressed, before = time.sleep, [], threading.active_count()
 
     def interrupt(seconds):
         if not pressed:  # the thread sleeps again while the first Ctrl-C is handled
@@ -329,6 +328,7 @@ def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
         write(local, metrics="1")
         monkeypatch.setattr(run.time, "sleep", interrupt)
         raise Interrupted("stopped", signal.SIGINT)
+    wait_for(lambda: not threading.active_count() - before)  # nothing writes later
 
 
 @pytest.mark.parametrize(

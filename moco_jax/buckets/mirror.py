@@ -82,7 +82,7 @@ class Mirror:
 
     def complete(self, entries: dict[str, Any]) -> dict[str, Any]:
         """Returns those of the objects that are in no group or in one that is complete."""
-        whole = {self._rules.group(x) for x in entries if x.rpartition("/")[2] == self._rules.last}
+        whole = {self._rules.group(x) for x in entries if posixpath.basename(x) == self._rules.last}
         return {x: e for x, e in entries.items() if not (g := self._rules.group(x)) or g in whole}
 
     def fetch(self, entries: dict[str, Entry]) -> None:
@@ -166,7 +166,7 @@ class Mirror:
 
     def _copy(self, files: Files) -> None:
         """Copies files, marks before the others; one that vanishes meanwhile is left out."""
-        marks = {n: x for n, x in files.items() if n.rpartition("/")[2] == self._rules.mark}
+        marks = {n: x for n, x in files.items() if posixpath.basename(n) == self._rules.mark}
         for part in (marks, {n: x for n, x in files.items() if n not in marks}):
             if part:
                 self._copy_at_once(part)
@@ -213,7 +213,7 @@ class Mirror:
             and group not in present
             and posixpath.dirname(group) in others
         ]
-        for name in sorted(gone, key=lambda name: name.rpartition("/")[2] != self._rules.last):
+        for name in sorted(gone, key=lambda name: posixpath.basename(name) != self._rules.last):
             self._remove(name)
 
     def _remove(self, name: str) -> None:

@@ -336,7 +336,7 @@ class _Copy:
         def wanted() -> bool:
             waited = time.monotonic() - begun
             most = _PATIENCE_AFTER_SIGTERM if asked and asked.by else seconds
-            return waited < most and not self._ended.is_set()  # Ctrl-C leaves this thread alone
+            return waited < most and not self._ended.is_set()  # set: nobody waits any more
 
         self._stopping.set()
         if self._scanning:

@@ -14,16 +14,17 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import pytest
+from absl import logging as absl_logging
 from absl.testing import flagsaver
 
-from moco_jax.terminal import command_line
+from moco_jax.terminal import command_line, logs
 
 
 def exit_code(command: Callable[[], object], *arguments: str) -> int:
     """Returns the exit code of a command that calls `command_line.run_main`.
 
-    Flags and signal handlers are restored. An exception that ends the process with a traceback is
-    raised.
+    Flags, signal handlers and the levels of loggers are restored. An exception that ends the
+    process with a traceback is raised.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with contextlib.ExitStack() as stack:
@@ -33,6 +34,8 @@ def exit_code(command: Callable[[], object], *arguments: str) -> int:
         for number, handler in handlers.items():
             stack.callback(signal.signal, number, handler)
         stack.callback(setattr, logging.root, "handlers", list(logging.root.handlers))
+        stack.callback(logs.LOGGER.setLevel, logs.LOGGER.level)
+        stack.callback(absl_logging.set_verbosity, absl_logging.get_verbosity())
         warnings.filterwarnings("ignore", "the load_module")  # ml_collections calls it
         # ml_collections executes every config file in this module; names of an earlier file stay.
         sys.modules.pop("config_config", None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging as standard_logging
 
 import pytest
 from absl import logging
@@ -202,6 +203,7 @@ def test_other_errors_and_verbose_errors_keep_their_traceback(run):
         run(raises(KeyError("bug")), config="none")
     with pytest.raises(ValueError, match="bad value"):
         run(raises(ValueError("bad value")), "--verbosity=1", config="none")
+    assert logs.LOGGER.level == standard_logging.WARNING  # tests that follow count warnings
 
 
 def test_devices_that_jax_cannot_open_are_one_message(repository):

@@ -175,6 +175,18 @@ def test_a_delayed_signal_comes_at_the_end_of_the_block():
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_delayed_signal_is_not_taken_for_a_second_one(monkeypatch):
+    ends = []
+    monkeypatch.setattr(signals, "_end", lambda *arguments: ends.append(arguments))
+    with signals.ending("stopped", waits=False), pytest.raises(KeyboardInterrupt):
+        try:
+            with signals.delayed():
+                signal.raise_signal(signal.SIGINT)
+        finally:
+            time.sleep(0.2)  # what the command removes takes time
+    assert not ends
+
+
 def test_a_run_that_hangs_is_killed(monkeypatch, tmp_path):
     monkeypatch.setattr(survival, "_MOST_SECONDS", 0.1)
     sleeping = [sys.executable, "-c", "import time; time.sleep(100)"]

@@ -12,7 +12,6 @@ from moco_jax.models.layers import convolution
 from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.models.layers.pooling import max_pool
 from moco_jax.models.layers.relu import relu
-from moco_jax.models.layers.repeated import repeated
 
 STEMS = ("imagenet", "small")
 # The values of `config.model.stem_init`. `fan_out` is torch's kaiming_normal_(mode="fan_out",
@@ -171,7 +170,7 @@ class ResNet(nn.Module):
         x = norm(name="stem_norm", rectify=True)(x)
         if self.stem == "imagenet":
             x = max_pool(x)
-        block = repeated(self.block, self, remat=self.remat and train)
+        block = nn.remat(self.block) if self.remat and train else self.block
         for stage, blocks in enumerate(self.stage_sizes):
             dilated = self.dilated and stage == len(self.stage_sizes) - 1
             for i in range(blocks):

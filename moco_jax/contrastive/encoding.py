@@ -1,5 +1,6 @@
 """Views to queries and keys: which view has which role, and the two encode functions."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,7 @@ class Encoders(NamedTuple):
 def make_encoders(config: ConfigDict, encoder: Encoder, layout: Layout) -> Encoders:
     """Returns the query encoder and the key encoder (with shuffled batch norm)."""
 
+    @functools.partial(jax.jit, static_argnums=2)  # traced once, for queries and keys
     def backbone(variables, view, groups):
         """Returns the features of a view, the losses of its masked patches, and statistics."""
         params, batch_stats = variables

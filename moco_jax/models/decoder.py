@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from moco_jax.models.layers.repeated import repeated
 from moco_jax.models.patches import permute
 from moco_jax.models.positions import sincos
 from moco_jax.models.vit import INITS, Block, layer_norm
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         patches = permute(patches, jnp.argsort(order, axis=1), order)
         patches = patches + sincos(rows, columns, self.dim, wide, self.columns_first)[None]
         x = jnp.concatenate([x[:, :1], patches], axis=1)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
+        block = repeated(Block, self, remat=self.remat and train, static_argnums=(2,))
         for i in range(1, self.depth + 1):
             x = block(self.heads, dtype=self.dtype, init=init, name=f"block{i}")(x, train)
         x = layer_norm(dtype=self.dtype, name="norm")(x)[:, 1:]

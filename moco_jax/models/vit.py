@@ -13,6 +13,7 @@ from moco_jax.models.layers.attention import attention
 from moco_jax.models.layers.batch_norm import GroupedBatchNorm
 from moco_jax.models.layers.gelu import gelu
 from moco_jax.models.layers.product import product
+from moco_jax.models.layers.repeated import repeated
 from moco_jax.models.patches import select, split
 from moco_jax.models.positions import sincos
 from moco_jax.models.resnet import STEM_INITS, padded_conv
@@ -214,7 +215,7 @@ class ViT(nn.Module):
             positions = jnp.broadcast_to(positions, (batch, *positions.shape[1:]))
             positions = select(positions, visible)
         x = jnp.concatenate([jnp.broadcast_to(first, (batch, 1, dim)), x + positions], axis=1)
-        block = nn.remat(Block, static_argnums=(2,)) if self.remat and train else Block
+        block = repeated(Block, self, remat=self.remat and train, static_argnums=(2,))
         for i, name in enumerate(self.blocks):
             drop = self.drop_path * i / max(1, self.depth - 1)
             x = block(self.heads, drop, self.dtype, self._init, name=name)(x, train)

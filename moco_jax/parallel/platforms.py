@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
+from jax.extend.core import Primitive, jaxpr_as_fun
 from jax.interpreters import mlir
 
 _NAMES = {"cpu": "cpu", "tpu": "tpu", "cuda": "gpu", "rocm": "gpu"}  # JAX's platform -> argument
@@ -38,14 +38,20 @@ def by_platform(
       cpu, cuda, gpu, tpu: for these platforms (gpu: CUDA without its own, and ROCm); must return
         the same shapes and dtypes as `default`.
     """
-    leaves, tree = jax.tree.flatten(jax.eval_shape(default, *arrays))
-    shapes = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
-    given = {"default": default, "cpu": cpu, "cuda": cuda, "gpu": gpu, "tpu": tpu}
+    # Traced once: the shapes are needed now, and accelerators mostly lower the default.
+    traced, shapes = jax.make_jaxpr(default, return_shape=True)(*_shapes_of(arrays))
+    leaves, tree = jax.tree.flatten(shapes)
+    given = {"cpu": cpu, "cuda": cuda, "gpu": gpu, "tpu": tpu}
     functions = {name: _flat(function) for name, function in given.items() if function}
     # cuDNN's operations are lowered for several devices only if JAX finds them in a parameter.
-    traced = jax.make_jaxpr(cuda)(*_shapes_of(arrays)) if cuda else None
-    found = _primitive.bind(*arrays, shapes=shapes, traced=traced, **functions)
+    of_cuda = jax.make_jaxpr(cuda)(*_shapes_of(arrays)) if cuda else None
+    found = _bind(arrays, leaves, jaxpr_as_fun(traced), of_cuda, **functions)
     return jax.tree.unflatten(tree, found)
+
+
+def _bind(arrays, leaves, default, traced=None, **functions) -> list[jax.Array]:
+    shapes = tuple(ShapedArray(leaf.shape, leaf.dtype) for leaf in leaves)
+    return _primitive.bind(*arrays, shapes=shapes, default=default, traced=traced, **functions)
 
 
 def materialized(arrays: Any, platforms: Sequence[str] = ("gpu",)) -> Any:
@@ -60,11 +66,8 @@ def materialized(arrays: Any, platforms: Sequence[str] = ("gpu",)) -> Any:
     """
     leaves, tree = jax.tree.flatten(arrays)
 
-    def stored(*x):
-        return jax.lax.optimization_barrier(x)
-
-    leaves = by_platform(*leaves, default=lambda *x: x, **dict.fromkeys(platforms, stored))
-    return jax.tree.unflatten(tree, leaves)
+    stored = dict.fromkeys(platforms, lambda *x: jax.lax.optimization_barrier(x))
+    return jax.tree.unflatten(tree, _bind(leaves, leaves, lambda *x: x, **stored))
 
 
 def _shapes_of(arrays: Sequence[jax.Array]) -> list[jax.ShapeDtypeStruct]:

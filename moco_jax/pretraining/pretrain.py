@@ -20,7 +20,7 @@ from moco_jax.models.encoder import described_groups, norm_groups
 from moco_jax.models.pretexts import contrasts, effective, masks
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import make_layout
-from moco_jax.pretraining import evaluation, fit, initial
+from moco_jax.pretraining import cpu_time, evaluation, fit, initial
 from moco_jax.pretraining.reconstructions import make_reconstruction_log
 from moco_jax.pretraining.run import PretrainRun, build
 from moco_jax.pretraining.view_log import make_view_log
@@ -170,6 +170,8 @@ def _introduce(run: PretrainRun, state: TrainState) -> Iterator[str]:
     )
     if run.monitor is None and config.knn.every_epochs:
         yield "no kNN monitor: no held-out labelled images"
+    if not int(state.step):  # later, the progress has the time that is left
+        yield from cpu_time.warn(config, len(run.order), run.layout.mesh.devices.flat[0].platform)
 
 
 def _pretext(run: PretrainRun) -> str:

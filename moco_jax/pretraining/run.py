@@ -18,7 +18,7 @@ from moco_jax.health.monitor import FEWEST, Measured, make_monitor
 from moco_jax.models.pretexts import effective
 from moco_jax.parallel import cluster
 from moco_jax.parallel.mesh import Layout
-from moco_jax.pretraining import cpu_time, few_images, validation
+from moco_jax.pretraining import few_images, validation
 from moco_jax.pretraining.method import Method, make_method
 from moco_jax.pretraining.monitors.drift import DriftMonitor
 from moco_jax.pretraining.monitors.knn import KnnMonitor
@@ -66,9 +66,7 @@ def build(
       ValueError: if the images can't be read, or are fewer than a batch.
     """
     sources = open_named(config) if sources is None else sources
-    expected = total_steps(config, len(sources.train) // config.batch_size)
-    slow = cpu_time.warn(config, expected, layout.mesh.devices.flat[0].platform)
-    for line in (*sources.notes, *chosen, *slow):
+    for line in (*sources.notes, *chosen):
         cluster.say(line)
     data = loader.load(sources.train, config.data, layout)
     few_images.check_batch(effective(config), sources.train.name, len(data), layout.devices)

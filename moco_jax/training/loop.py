@@ -179,6 +179,7 @@ def _loop(
     config, total, first = run.config, len(run.order), int(state.step)
     console = Console(total, run.order.steps_per_epoch)
     _introduce(task, state, console, checkpoints)
+    clock.passed("building the run")
     task.begin(checkpoints.since)
     # A run that ended between saving and evaluating catches up.
     made_up = not log.evaluated and (_due(task, first) or first == total)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moco_jax.models.encoder import make_encoder
+from moco_jax.models.resnet import ResNet
 from moco_jax.parallel.mesh import make_layout
 from moco_jax.pretraining.method import make_method
 from tests.tiny import tiny_config
@@ -142,6 +143,18 @@ def test_the_key_encoder_starts_as_the_query_encoder():
     jax.tree.map(np.testing.assert_array_equal, state.params, state.key_params)
     assert state.dictionary.shape == (4, 64, 16)
     assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32", "int32"}
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_encoder_is_traced_once_for_queries_and_keys(symmetric, monkeypatch):
+    config = tiny_config(batch_size=64, queue_size=256, symmetric=symmetric)
+    layout = make_layout(jax.devices()[:1])
+    method = make_method(config, layout, IMAGES)
+    state, count = method.abstract_state(), []
+    maps = ResNet.maps
+    monkeypatch.setattr(ResNet, "maps", lambda *a, **k: (count.append(1), maps(*a, **k))[1])
+    jax.eval_shape(method.train_step(), state, *layout.put_batch((views()[0], indices(0))))
+    assert len(count) == 1
 
 
 def test_bfloat16_computes_the_same_within_its_precision():

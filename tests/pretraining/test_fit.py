@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import types
 
 import jax
 import numpy as np
@@ -11,14 +12,15 @@ from PIL import Image
 from moco_jax import config as config_lib
 from moco_jax.contrastive.dictionaries.queue import keys_per_step
 from moco_jax.data.augment import recipes
+from moco_jax.parallel.mesh import make_layout
 from moco_jax.plan import planner
 from moco_jax.plan.topology import Topology
-from moco_jax.pretraining import cpu_time, few_images, fit, validation
-from moco_jax.pretraining.pretrain import pretrain
+from moco_jax.pretraining import cpu_time, few_images, fit, pretrain, validation
 from moco_jax.training.flat_config import flatten
 from moco_jax.training.optimizers import total_steps
 from tests.conftest import run_command
 from tests.test_configs import get
+from tests.tiny import tiny_config, tiny_sources
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 NUMBERS = [2, 3, 5, 8, 9, 15, 16, 17, 20, 31, 55, 64, 100, 200, 999, 5_000, 16_384, 50_000]
@@ -219,7 +221,7 @@ def test_a_run_of_twenty_images_resumes_with_its_values(repository, tmp_path, ca
     config = folder_config(repository, images)
     config.update_from_flattened_dict(SHORT)
     config.views = (recipes.cifar(),) * 2  # compiled faster
-    pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
+    pretrain.pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
     printed = capsys.readouterr().out
     assert "\nchosen for 20 images; --config.KEY=VALUE sets another value:\n" in printed
     assert "\n  batch_size 8: about an eighth of the images, 8 to 64\n" in printed
@@ -229,7 +231,7 @@ def test_a_run_of_twenty_images_resumes_with_its_values(repository, tmp_path, ca
     write_images(images, 400, start=20)
     config.update_from_flattened_dict({"steps": 4, "data.may_change": True})
     assert fit.fit(config, 420, [10], 1)[0].batch_size > 8
-    state = pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
+    state = pretrain.pretrain(config, tmp_path / "w", devices=jax.devices()[:1])
     assert int(state.step) == 4
     printed = capsys.readouterr().out
     assert "as in the checkpoint: data.eval_resize=8, batch_size=8, bn_groups=2" in printed
@@ -255,7 +257,7 @@ def begun(repository, tmp_path_factory):
     config = folder_config(repository, images)
     config.update_from_flattened_dict(SHORT)
     config.views = (recipes.cifar(),) * 2
-    pretrain(config, folder / "w", devices=jax.devices()[:1])
+    pretrain.pretrain(config, folder / "w", devices=jax.devices()[:1])
     return images, folder / "w"
 
 
@@ -277,7 +279,7 @@ def test_flags_that_differ_from_the_run_in_the_workdir(repository, begun, change
     config = folder_config(repository, images)
     config.update_from_flattened_dict(SHORT | changes)
     with pytest.raises(ValueError) as error:
-        pretrain(config, workdir, devices=jax.devices()[:1])
+        pretrain.pretrain(config, workdir, devices=jax.devices()[:1])
     for text in (*message, str(workdir), "another --workdir"):
         assert text.format(workdir) in str(error.value)
 
@@ -293,7 +295,7 @@ def test_other_images_under_the_same_default_workdir(
     assert config.name == folder_config(repository, images).name
     config.update_from_flattened_dict(SHORT)
     with pytest.raises(ValueError) as error:
-        pretrain(config, workdir, devices=jax.devices()[:1])
+        pretrain.pretrain(config, workdir, devices=jax.devices()[:1])
     for text in (f"{number} images", str(images), str(others), str(workdir), "another --workdir"):
         assert text in str(error.value)
 
@@ -319,6 +321,15 @@ def test_weeks_on_a_cpu_are_said_with_the_command_for_a_small_network(repository
     assert cpu_time.warn(config, 20_000, "gpu") == []
     small, _ = fit.fit(folder_config(repository, "/my images,small"), 1_000, [500], 1)
     assert cpu_time.warn(small, total_steps(small, 1_000 // small.batch_size), "cpu") == []
+
+
+def test_only_a_first_start_says_how_long_the_run_takes(monkeypatch):
+    run = pretrain.build(tiny_config(), make_layout(), tiny_sources())
+    monkeypatch.setattr(cpu_time, "warn", lambda config, steps, platform: [f"{steps} {platform}"])
+    state = types.SimpleNamespace(step=0, params={})
+    assert list(pretrain._introduce(run, state))[-1] == f"{len(run.order)} cpu"
+    state.step = 3
+    assert not list(pretrain._introduce(run, state))[-1].endswith("cpu")
 
 
 def test_the_table_of_the_documentation_has_the_chosen_values(repository):

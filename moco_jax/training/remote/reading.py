@@ -19,6 +19,7 @@ from moco_jax.training.remote import copies, layout
 _RECORDS = (".json", ".jsonl", ".txt", ".png")  # of a run, besides its checkpoints
 _TRIES = 5  # a run may change its files meanwhile
 _OLD = 86400.0  # seconds after which nobody reads an older checkpoint any more
+_UNUSED = 30 * 86400.0  # seconds after which a copy that was not asked for is removed
 
 
 def fetched(path: str | os.PathLike) -> pathlib.Path:
@@ -26,7 +27,7 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
 
     Of a run, the newest complete checkpoint and its records are copied; one of its checkpoints, a
     folder of weights and a single file are copied whole. What the cache folder has of the same
-    version is not copied again.
+    version is not copied again. Copies that were not asked for in 30 days are removed.
 
     Raises:
       FileNotFoundError: if a URL names neither an object nor a folder, or is mistyped.
@@ -48,6 +49,7 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
         _locked(place),
         progress.phase(f"reading {url}"),
     ):
+        os.utime(place)  # first: another process does not remove it now
         for left in reversed(range(_TRIES)):
             try:
                 _copy(url, place, local)
@@ -55,6 +57,7 @@ def fetched(path: str | os.PathLike) -> pathlib.Path:
             except (objects.Changed, FileNotFoundError):
                 if not left or not _is_there(url):
                     raise
+    _remove_unused(place.parent)
     copies.note(local, url)
     return local
 
@@ -139,6 +142,14 @@ def _remove_other(local: pathlib.Path, wanted: dict[str, Entry]) -> None:
         name = path.relative_to(local).as_posix()
         if name not in names and layout.checkpoint_of(name) in ("", *groups):
             path.unlink()
+
+
+def _remove_unused(cache: pathlib.Path) -> None:
+    """Removes the copies that nobody asked for in a long time."""
+    with contextlib.suppress(OSError):  # another process may remove them too
+        for place in cache.iterdir():
+            if time.time() - place.stat().st_mtime > _UNUSED:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -91,6 +91,19 @@ def test_older_checkpoints_leave_the_cache_after_a_day(run, folder):
     assert {path.name for path in (local / "checkpoints").iterdir()} == {"12"}
 
 
+def test_a_copy_that_is_not_asked_for_leaves_the_cache_after_a_month(run, bucket):
+    write(bucket / "hf", "config.json")
+    unused, used = fetched("s3://b/hf"), fetched(RUN)
+    for local, days in ((unused, 31), (used, 29)):
+        os.utime(local.parent, (0, time.time() - days * 86400))
+    write(bucket / "other", "config.json")
+    fetched("s3://b/other")
+    assert not unused.parent.exists() and files(used)
+    os.utime(used.parent, (0, time.time() - 31 * 86400))
+    fetched(RUN)
+    assert files(used)
+
+
 def test_what_is_no_longer_there_leaves_the_copy(run, bucket):
     local = fetched(RUN)
     assert {path.name for path in (local / "checkpoints").iterdir()} == {"8"}

@@ -5,7 +5,8 @@
 
 With --path, the images are copied into a folder, one with metadata, tars (plain and compressed),
 zips (stored and deflated), shards, Parquet (plain and compressed), Arrow and a list. The formats
-take turns: each reads and decodes all images in a random order, with one thread per core. Prints
+take turns: each reads and decodes all images in random orders, with one thread per core. A turn has
+several passes: the first and the last requests of a bucket wait, and a run has few of them. Prints
 for each format the median, lowest and highest images/s, the median ratio to the tar, and the median
 ratio of CPU seconds.
 With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
@@ -147,7 +148,7 @@ def rate(source: Source, order: np.ndarray, threads: int) -> tuple[float, float]
         )
 
 
-def compare(path: str, turns: int, latency: float, threads: int) -> None:
+def compare(path: str, turns: int, passes: int, latency: float, threads: int) -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as stack:
         places: dict = write_formats(path, pathlib.Path(made))
@@ -160,12 +161,13 @@ def compare(path: str, turns: int, latency: float, threads: int) -> None:
         rates: dict[str, list[tuple[float, float]]] = {form: [] for form in sources}
         for turn in range(turns + 1):
             for form, source in sources.items():
-                value = rate(source, rng.permutation(len(source)), threads)
+                order = [rng.permutation(len(source)) for _ in range(passes)]
+                value = rate(source, np.concatenate(order), threads)
                 rates[form] += [value] if turn else []  # the first turn warms up
         load = os.getloadavg()[0]
         print(
             f"{path}: {len(sources['tar'])} images, {loader.cores()} cores, load {load:.0f}, "
-            f"{turns} turns, images/s"
+            f"{turns} turns of {passes} passes, images/s"
         )
     for form, values in rates.items():
         pairs = list(zip(values, rates["tar"], strict=True))
@@ -275,6 +277,7 @@ def main() -> None:
     )
     parser.add_argument("--path", default="", help="tar or folder of images")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=5, help="over all images, in a turn")
     parser.add_argument("--threads", type=int, default=0, help="0 for those of the loader")
     parser.add_argument("--latency", type=float, default=0.0, help="of a bucket, in seconds")
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
@@ -296,7 +299,7 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.sources", f"--start={place}"]
             subprocess.run(command, check=True)
     elif options.path:
-        compare(options.path, options.turns, options.latency, options.threads)
+        compare(options.path, options.turns, options.passes, options.latency, options.threads)
     else:
         parser.error("--path or --entries must be given")
 

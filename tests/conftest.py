@@ -1,5 +1,6 @@
 """Set-up of all tests: 8 virtual CPU devices, fast compilation, and JAX at its strictest."""
 
+import gc
 import importlib.util
 import os
 import pathlib
@@ -97,6 +98,27 @@ def run_command(repository: pathlib.Path, module: str, *arguments, cwd=None, **e
         text=True,
         timeout=900,
     )
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_behind():
+    """Fails a test that leaves to later ones what belongs to the whole process."""
+    before = _of_the_process()
+    yield
+    assert _of_the_process() == before
+
+
+def _of_the_process() -> dict:
+    # Libraries set variables of their own when they are imported.
+    ours = ("JAX_", "XLA_", "MOCO_JAX_", "AWS_", "GOOGLE_", "XDG_", "HOME", "PATH", "PYTHONPATH")
+    environment = {k: v for k, v in os.environ.items() if k.startswith(ours)}
+    return {
+        "handlers": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "level": logs.LOGGER.level,
+        "folder": os.getcwd(),
+        "environment": environment,
+        "collects": gc.isenabled(),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -175,6 +175,16 @@ def test_a_delayed_signal_comes_at_the_end_of_the_block():
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.fixture
+def handlers():
+    """Restores the handlers of signals: a command leaves those of the end of a process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_delayed_signal_is_not_taken_for_a_second_one(monkeypatch):
     ends = []
     monkeypatch.setattr(signals, "_end", lambda *arguments: ends.append(arguments))

@@ -102,7 +102,7 @@ def test_the_program_of_a_task_has_nothing_of_the_other():
     contrastive, masked, both = (lowered(pretext=p) for p in ("contrastive", "masked", "both"))
     for part in ("predictor/layer1", "head/layer1"):
         assert part in contrastive and part in both and part not in masked
-    assert "decoder/block1" in masked and "decoder/block1" in both
+    assert "decoder/pixels" in masked and "decoder/pixels" in both
     assert "decoder" not in contrastive and "mask_token" not in contrastive
 
 

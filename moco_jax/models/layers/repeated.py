@@ -11,8 +11,9 @@ def repeated(
     """Returns the class of a network's blocks; JAX traces and lowers equal blocks once.
 
     The 12 blocks of a ViT-B are equal. The compilation cache saves no tracing and no lowering, so
-    every start of a run pays for them. XLA inlines the calls. Blocks that draw random numbers, as
-    for the initial weights or stochastic depth, are traced one by one.
+    every start of a run pays for them. XLA inlines the calls; in a profile, equal blocks have the
+    name of one of them. Blocks that draw random numbers, as for the initial weights or stochastic
+    depth, are traced one by one.
 
     It is not for the blocks of a ResNet: XLA for TPUs then fuses less of their backward pass.
 

@@ -23,17 +23,18 @@ main() {
 
 # Runs Python, passes SIGTERM on to it, and sets $code.
 supervise() {
-  local run signalled before=0
+  local run='' signalled=''
+  trap 'signalled=1; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
   python -m moco_jax.main "$@" &
   run=$!
-  trap 'signalled=1; kill -TERM "$run" 2>/dev/null || true' TERM
-  while :; do
-    signalled='' code=0
-    wait "$run" || code=$?
-    [ "$code" -ne 127 ] || code=$before # a signal came after the end
-    [ -n "$signalled" ] || break
-    before=$code
+  [ -z "$signalled" ] || kill -TERM "$run" 2>/dev/null || true # it came before $run was set
+  # Bash handles a signal that comes just before a `wait` after that wait: these are short.
+  while kill -0 "$run" 2>/dev/null; do
+    sleep 0.5 &
+    wait $! || true
   done
+  code=0
+  wait "$run" || code=$?
 }
 
 workdir() {

@@ -38,7 +38,7 @@ from moco_jax import configs, text
 from moco_jax.check import arithmetic, decoding, findings, links, machine, speed, survival
 from moco_jax.check.findings import Finding, Verdict
 from moco_jax.parallel import cluster
-from moco_jax.terminal import command_line, processes, progress, style
+from moco_jax.terminal import command_line, processes, progress, signals, style
 from moco_jax.training.outputs import appending
 
 flags.adopt_module_key_flags(processes)
@@ -136,10 +136,8 @@ def _survives(folder: str | None) -> Finding:
         what = "not run on several processes; kill a run and start it again"
         return Finding("kill and resume", Verdict.SKIPPED, what)
     runs = pathlib.Path(tempfile.mkdtemp(prefix="moco_jax_check_", dir=folder))
-    try:
+    with signals.undone(lambda: shutil.rmtree(runs, ignore_errors=True)):
         return survival.check(runs)
-    finally:
-        shutil.rmtree(runs, ignore_errors=True)
 
 
 def _speed() -> _Checks:

@@ -94,15 +94,17 @@ def _start(folder: pathlib.Path, name: str) -> subprocess.Popen:
 @contextlib.contextmanager
 def _running(folder: pathlib.Path, name: str) -> Iterator[subprocess.Popen]:
     """Starts a run; it has ended at the end of the block, also if a signal ends the block."""
-    process = None
-    try:
-        with signals.delayed():
-            process = _start(folder, name)
-        yield process
-    finally:
-        if process:
+    started: list[subprocess.Popen] = []
+
+    def end() -> None:
+        for process in started:
             process.kill()
             process.wait()  # it may still write to the folder
+
+    with signals.undone(end):
+        with signals.delayed():
+            started.append(_start(folder, name))
+        yield started[0]
 
 
 def _finish(folder: pathlib.Path, name: str) -> None:

@@ -4,19 +4,20 @@ The training loop has its own handling, `moco_jax/training/interruption.py`, whi
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import select
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes
 _GRACE = 3.0  # seconds that a command has to end by itself, after the first signal
 
-_unfinished: set[pathlib.Path] = set()
+_undo: list[Callable[[], object]] = []  # what removes the work that is not finished
 
 
 class Terminated(BaseException):
@@ -38,7 +39,7 @@ def ending(message: str, *, waits: bool) -> Iterator[None]:
 
     Python handles a signal only between two of its own instructions. If the process has not ended
     some seconds later, since it compiles or waits for threads, or if a second signal comes, it
-    ends at once with the message; it removes the files of `unfinished` before.
+    ends at once with the message; before, it calls the functions of `undone`.
 
     Args:
       message: the line that is printed.
@@ -64,14 +65,21 @@ def ending(message: str, *, waits: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unfinished(path: pathlib.Path) -> Iterator[None]:
-    """Removes a file after the block, and also if a signal ends the process within the block."""
-    _unfinished.add(path)
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Calls `undo` after the block, and also if a signal ends the process within the block."""
+    _undo.append(undo)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _unfinished.discard(path)
+        try:
+            undo()
+        finally:
+            _undo.remove(undo)
+
+
+def unfinished(path: pathlib.Path) -> contextlib.AbstractContextManager[None]:
+    """Removes a file after the block, and also if a signal ends the process within the block."""
+    return undone(functools.partial(path.unlink, missing_ok=True))
 
 
 @contextlib.contextmanager
@@ -147,9 +155,9 @@ def _terminate(*_) -> None:
 
 
 def _end(code: int, message: str) -> None:
-    for path in list(_unfinished):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    for undo in reversed(list(_undo)):
+        with contextlib.suppress(Exception):
+            undo()
     with contextlib.suppress(OSError):
         os.write(2, f"\n{message}\n".encode())
     os._exit(code)

@@ -141,8 +141,10 @@ def test_no_rate_is_needed_without_a_step(monkeypatch):
     assert failed.failed and decoding.verdict is Verdict.SKIPPED
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_no_run_and_no_folder(number, repository, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "times"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGINT, 2)]
+)
+def test_a_signal_leaves_no_run_and_no_folder(number, times, repository, tmp_path):
     arguments = ("--json=", f"--folder={tmp_path}")
     process = subprocess.Popen(
         [sys.executable, "-m", "moco_jax.check", *arguments],
@@ -156,7 +158,9 @@ def test_a_signal_leaves_no_run_and_no_folder(number, repository, tmp_path):
         pytest.skip("Linux lists the children of a process")
     while not (running := children.read_text().split()) and process.poll() is None:
         time.sleep(0.05)
-    process.send_signal(number)
+    for _ in range(times):  # the second one ends the command at once
+        process.send_signal(number)
+        time.sleep(0.001)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and "Traceback" not in printed, printed
     exists = lambda child: pathlib.Path("/proc", child).exists()  # noqa: E731

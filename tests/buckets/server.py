@@ -17,6 +17,8 @@ import urllib.parse
 from collections.abc import Iterator
 from xml.sax.saxutils import escape, unescape
 
+from tests.ports import free_port
+
 _RANGE = re.compile(rb"range: bytes=(\d+)-(\d*)", re.IGNORECASE)
 _MATCH = re.compile(rb"\nif-match: ([^\r]+)", re.IGNORECASE)
 _NONE_MATCH = re.compile(rb"\nif-none-match: ", re.IGNORECASE)
@@ -37,7 +39,7 @@ class Server:
         self._uploads: dict[str, dict[int, bytes]] = {}  # parts by number, by upload
         self._numbers = itertools.count(2)
         self.requests: list[str] = []  # method and target of each
-        self.port = 0
+        self.port = free_port()  # also while it is stopped
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -65,7 +67,6 @@ class Server:
 
     async def _start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def _stop(self) -> None:
         if self._server:
@@ -182,11 +183,12 @@ class Server:
 
     def _listing(self, name: str, query: dict[str, str]) -> bytes:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        objects = list(self.buckets[name].items())  # a test may add some meanwhile
         rows = [
             f"<Contents><Key>{escape(key)}</Key><Size>{len(data)}</Size>"
             f"<ETag>{escape(self._tag(name, key))}</ETag>"
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
-            for key, data in sorted(self.buckets[name].items())
+            for key, data in sorted(objects)
             if key.startswith(prefix) and not (delimiter and delimiter in key[len(prefix) :])
         ]
         return _result("ListBucketResult", f"<IsTruncated>false</IsTruncated>{''.join(rows)}")

@@ -11,6 +11,7 @@ from moco_jax.buckets import fetching, objects
 from moco_jax.buckets import mirror as mirror_lib
 from moco_jax.buckets.client import Entry, Kind
 from moco_jax.buckets.mirror import Mirror, NotAllowed, Rules
+from tests.buckets.memory import contents
 
 URL = "s3://b/runs/x"
 
@@ -57,9 +58,7 @@ def write(folder: pathlib.Path, **files: str) -> None:
 
 
 def there(bucket) -> dict[str, str]:
-    root = bucket / "runs/x"
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_text() for path in files}
+    return contents(bucket / "runs/x")
 
 
 def changes(folder) -> list[str]:

@@ -3,13 +3,14 @@
 import contextlib
 import os
 import pathlib
-import socket
 import stat
 import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
+
+from tests.ports import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel")
 
@@ -54,7 +55,7 @@ def slurm(folder: pathlib.Path) -> Iterator[dict[str, str]]:
     for name in ("state", "spool"):
         (folder / name).mkdir()
     config.write_text(
-        CONFIG.format(folder=folder, controller=_free_port(), node=_free_port()).lstrip()
+        CONFIG.format(folder=folder, controller=free_port(), node=free_port()).lstrip()
     )
     (folder / "gres.conf").write_text(f"NodeName=localhost Name=gpu File={folder}/gpu[0-3]\n")
     for i in range(4):
@@ -118,9 +119,3 @@ def _wait_for(done, what: str, folder: pathlib.Path, seconds: int = 60) -> None:
             logs = [f"{path.name}: {path.read_text()[-500:]}" for path in folder.glob("*.log")]
             pytest.skip(f"{what} of a SLURM cluster did not come up here; {' '.join(logs)}")
         time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]

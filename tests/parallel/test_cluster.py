@@ -5,7 +5,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -20,6 +19,7 @@ from moco_jax.data.sources.opening import open_sources
 from moco_jax.parallel import cluster
 from moco_jax.training.integrity import checkpoint_files
 from tests.conftest import devices_flags
+from tests.ports import free_port
 from tests.tiny import tiny_sources
 
 STEPS = 10
@@ -68,12 +68,6 @@ def config(tmp_path_factory):
     text = textwrap.dedent(CONFIG).format(images=str(folder / "images.npz"))
     (folder / "tiny.py").write_text(text)
     return folder / "tiny.py"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture

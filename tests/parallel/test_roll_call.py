@@ -4,19 +4,16 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from moco_jax.parallel import handshake
 from moco_jax.parallel.addresses import WrongFlags
 from moco_jax.parallel.roll_call import Missing, meet
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+from tests.ports import free_port
 
 
 def connected(port: int) -> socket.socket:
@@ -66,10 +63,10 @@ def test_a_process_that_is_started_twice_raises():
 def test_another_program_on_the_port_is_not_taken_for_process_0():
     with socket.create_server(("localhost", 0)) as server, ThreadPoolExecutor(1) as pool:
         port = server.getsockname()[1]
-        call = pool.submit(meet, f"localhost:{port}", 2, 1, 0.5)
-        server.settimeout(1)
-        with contextlib.suppress(TimeoutError):  # it does not call again
-            while True:
+        call = pool.submit(meet, f"localhost:{port}", 2, 1, 3.0)
+        server.settimeout(0.1)
+        while not call.done():
+            with contextlib.suppress(TimeoutError):  # it pauses between two calls
                 connection, _ = server.accept()
                 with connection:
                     connection.sendall(b"\x00\x00\x18\x04")  # as JAX's coordinator does
@@ -80,33 +77,42 @@ def test_another_program_on_the_port_is_not_taken_for_process_0():
 def test_different_numbers_of_processes_raise():
     port = free_port()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(meet, f"localhost:{port}", 2, 0, 2.0)
+        first = pool.submit(meet, f"localhost:{port}", 2, 0, 5.0)
         with pytest.raises(Missing, match="one of 2 processes, this one as one of 3; --processes"):
-            meet(f"localhost:{port}", 3, 2, 2.0)
-        with pytest.raises(Missing, match="did not join within 2 s: 1"):
+            meet(f"localhost:{port}", 3, 2, 5.0)
+        with pytest.raises(Missing, match="did not join within 5 s: 1"):
             first.result()
 
 
 def test_a_token_of_another_run_is_refused(monkeypatch):
     port = free_port()
     monkeypatch.setenv("MOCO_JAX_TOKEN", "a" * 16)
+    token, both_read = handshake.token, threading.Barrier(3, timeout=60)
+
+    def read_and_wait():
+        found = token()
+        both_read.wait()
+        return found
+
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(meet, f"localhost:{port}", 3, 0, 3.0)
-        call_with_token = pool.submit(meet, f"localhost:{port}", 3, 1, 3.0)
-        time.sleep(1)  # both have read their token
+        with monkeypatch.context() as patch:
+            patch.setattr(handshake, "token", read_and_wait)
+            first = pool.submit(meet, f"localhost:{port}", 3, 0, 10.0)
+            call_with_token = pool.submit(meet, f"localhost:{port}", 3, 1, 10.0)
+            both_read.wait()
         for other in ("b" * 16, None):
             if other is None:
                 monkeypatch.delenv("MOCO_JAX_TOKEN")
             else:
                 monkeypatch.setenv("MOCO_JAX_TOKEN", other)
             with pytest.raises(Missing, match="the token differs: set the same MOCO_JAX_TOKEN"):
-                meet(f"localhost:{port}", 3, 2, 3.0)
-        with pytest.raises(Missing, match=r"did not join within 3 s: 2\.") as missing:
+                meet(f"localhost:{port}", 3, 2, 10.0)
+        with pytest.raises(Missing, match=r"did not join within 10 s: 2\.") as missing:
             first.result()
         assert "2 rejected callers have another MOCO_JAX_TOKEN (from 127.0.0.1)" in str(
             missing.value
         )
-        with pytest.raises(Missing, match=r"did not join within 3 s: 2\."):
+        with pytest.raises(Missing, match=r"did not join within 10 s: 2\."):
             call_with_token.result()
 
 

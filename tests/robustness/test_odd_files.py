@@ -46,19 +46,21 @@ def test_files_that_changed_into_pipes_or_became_huge_are_unreadable(tmp_path):
 
 
 PIPE_SCRIPT = """
-import signal, sys, threading
+import signal, sys
 from moco_jax.data.sources.opening import open_sources
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+asked = []  # an exception in the handler would end a read that blocks, or be lost in a callback
+signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
 train = open_sources(source="images", path=sys.argv[1], held_out=0.0, seed=0).train
 print("opened", len(train), flush=True)
 import os
 os.unlink(train.names[0])
 os.mkfifo(train.names[0])
-while True:
+while not asked:
     try:
         train.read(0)
     except OSError:
         pass
+sys.exit(75)
 """
 
 

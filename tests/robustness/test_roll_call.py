@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moco_jax.parallel import handshake, roll_call
-from tests.parallel.test_roll_call import connected, free_port
+from tests.parallel.test_roll_call import connected
+from tests.ports import free_port
 
 TOKEN = "0123456789abcdef"
 PATIENCE = 300  # seconds: many times what a slow machine takes, since only a hang may fail
@@ -209,10 +210,10 @@ def test_a_duplicate_with_the_token_takes_no_place(first):
 
 
 def test_rejected_callers_are_named_in_a_bounded_message(first):
-    port, future = first(3, timeout=4)
+    port, future = first(3, timeout=15)
     for message in NASTY.values():
         send(port, message)
-    with pytest.raises(roll_call.Missing, match=r"did not join within 4 s: 1, 2\.") as missing:
+    with pytest.raises(roll_call.Missing, match=r"did not join within 15 s: 1, 2\.") as missing:
         future.result()
     said = str(missing.value)
     assert "rejected callers are other programs (from 127.0.0.1)" in said

@@ -16,7 +16,7 @@ from moco_jax.training.integrity import checkpoint_files
 from tests.conftest import devices_flags
 
 SCRIPT = """
-    import contextlib, sys, time
+    import contextlib, os, sys, time
     from moco_jax import main
     from moco_jax.terminal import command_line
     from moco_jax.pretraining import pretrain
@@ -25,7 +25,7 @@ SCRIPT = """
     from moco_jax.training.outputs.metrics_log import MetricsLog
     from tests.tiny import tiny_config, tiny_sources
 
-    folder, slow = sys.argv.pop(), float(sys.argv.pop())
+    folder, go = sys.argv.pop(), sys.argv.pop()
     config = tiny_config(knn__every_epochs=0.0, steps=10_000, checkpoint_every=4)
     write, wait = MetricsLog.write, checkpoints.Checkpoints.wait
 
@@ -39,7 +39,8 @@ SCRIPT = """
         if self._saving and self._saving % 4:  # of the signal
             with contextlib.suppress(OSError):
                 print("saving", self._saving, flush=True)
-            time.sleep(slow)
+            while not os.path.exists(go):
+                time.sleep(0.1)
         return wait(self)
 
     MetricsLog.write = write_and_tell
@@ -54,12 +55,12 @@ SCRIPT = """
 
 @pytest.fixture
 def start(repository):
-    """Starts a run whose last save takes some seconds."""
+    """Starts a run whose last save takes until there is a file, `go`."""
     started = []
 
-    def start(folder: pathlib.Path, slow: float, output=subprocess.PIPE) -> subprocess.Popen:
+    def start(folder: pathlib.Path, go: pathlib.Path, output=subprocess.PIPE) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(slow), str(folder)],
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(go), str(folder)],
             cwd=repository,
             env=os.environ | {"PYTHONPATH": str(repository), "XLA_FLAGS": devices_flags(1)},
             stdout=output,
@@ -84,24 +85,26 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
 
 
 def test_sigterm_that_is_repeated_while_the_state_is_saved(tmp_path, start):
-    process = start(tmp_path, 3.0)
+    folder, go = tmp_path / "run", tmp_path / "go"
+    process = start(folder, go)
     wait_for(process, "step 5")
     process.send_signal(signal.SIGTERM)
     wait_for(process, "saving")
     for _ in range(5):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
+    go.touch()
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 75, errors
     [saved] = [line for line in errors.splitlines() if "saved in" in line]
     step = int(saved.split("at step ")[1].split(";")[0])
-    found = checkpoint_files.newest_whole(tmp_path / "checkpoints")
+    found = checkpoint_files.newest_whole(folder / "checkpoints")
     assert found and found.step == step and not found.damaged
     assert "Traceback" not in errors
 
 
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, start):
-    process = start(tmp_path, 3600.0)
+    process = start(tmp_path, tmp_path / "absent")
     wait_for(process, "step 9")
     process.send_signal(signal.SIGINT)
     wait_for(process, "saving")
@@ -121,7 +124,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_saved(tmp_path, start):
 
 def test_output_on_a_full_disk_changes_no_exit_code(tmp_path, start):
     with open("/dev/full", "w") as full:
-        process = start(tmp_path, 0.0, full)
+        process = start(tmp_path, pathlib.Path("/"), full)
     saved = tmp_path / "checkpoints" / "4"
     deadline = time.monotonic() + 900
     while not saved.exists():

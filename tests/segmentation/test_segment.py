@@ -22,6 +22,7 @@ from moco_jax.supervised.start import begin
 from moco_jax.training import loop
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
+from tests.ports import free_port
 from tests.segmentation import scenes
 from tests.segmentation.scenes import tiny_config
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
@@ -180,12 +181,11 @@ SCRIPT = """
 
 
 @pytest.mark.slow  # two processes that each compile
-def test_two_processes_give_the_results_of_one(
-    whole, voc, encoder, tmp_path, repository, free_port
-):
+def test_two_processes_give_the_results_of_one(whole, voc, encoder, tmp_path, repository):
+    port = str(free_port())
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT), str(free_port), "2", str(process)]
+            [sys.executable, "-c", textwrap.dedent(SCRIPT), port, "2", str(process)]
             + [encoder, str(voc), str(tmp_path)],
             env=os.environ | {"PYTHONPATH": str(repository), "XLA_FLAGS": devices_flags(4)},
         )

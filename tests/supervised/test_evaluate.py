@@ -26,6 +26,7 @@ from moco_jax.training import loop
 from moco_jax.training.checkpoints import Checkpoints
 from moco_jax.training.outputs.metrics_log import MetricsLog
 from tests.conftest import devices_flags
+from tests.ports import free_port
 from tests.supervised.tiny import encoder_variables, task_config, write_encoder
 from tests.tiny import tiny_config, tiny_sources
 
@@ -306,10 +307,10 @@ SCRIPT = """
 
 @pytest.mark.slow  # five processes that each compile
 @pytest.mark.parametrize("task", ["linear", "finetune", "cached"])
-def test_two_processes_give_the_results_of_one(task, encoder, tmp_path, repository, free_port):
+def test_two_processes_give_the_results_of_one(task, encoder, tmp_path, repository):
     for processes in (1, 2):
         flags = devices_flags(8 // processes)
-        arguments = [str(free_port), str(processes)]
+        arguments = [str(free_port()), str(processes)]
         running = [
             subprocess.Popen(
                 [sys.executable, "-c", textwrap.dedent(SCRIPT), *arguments, str(process)]

@@ -73,6 +73,11 @@ def screen(stream: Stream) -> str:
     return "\n".join(lines)
 
 
+def ends(thread: threading.Thread) -> bool:
+    thread.join(60)
+    return not thread.is_alive()
+
+
 def current():
     return progress._ticker._works[-1]
 
@@ -196,13 +201,13 @@ def test_nested_phases_show_the_innermost(clock, output):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_a_clean_line_and_no_thread(clock, output, error):
-    stream, before = output(80), threading.active_count()
+    stream, others = output(80), threading.enumerate()
     with pytest.raises(error), progress.phase("compiling"):
         clock.go(5, current())
         raise error
     print("error: it failed", file=stream)
     assert screen(stream).splitlines() == ["error: it failed"]
-    assert threading.active_count() == before
+    assert all(ends(thread) for thread in set(threading.enumerate()) - set(others))
 
 
 def test_a_message_takes_the_place_of_the_live_line(clock, output):
@@ -256,14 +261,14 @@ def test_the_ticker_shows_work_and_ends(monkeypatch, output):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     monkeypatch.setattr(progress, "FIRST", 0.0)
     monkeypatch.setattr(progress, "_REDRAW", 0.001)
-    stream, drawn = output(0), threading.Event()
+    stream, drawn, others = output(0), threading.Event(), threading.enumerate()
     monkeypatch.setattr(style, "print_line", lambda line, stream: drawn.set())
     with contextlib.ExitStack() as stack:
         stack.enter_context(progress.phase("compiling"))
         assert drawn.wait(60)
-        names = [thread.name for thread in threading.enumerate()]
-        assert names.count("progress") == 1
-    assert "progress" not in [thread.name for thread in threading.enumerate()]
+        new = set(threading.enumerate()) - set(others)
+        [ticker] = [thread for thread in new if thread.name == "progress"]
+    assert ends(ticker)
     assert stream.getvalue() == ""
 
 

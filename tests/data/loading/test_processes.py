@@ -1,7 +1,6 @@
 """Two processes, also after a resume, draw the same views as one process."""
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ from moco_jax.data.prepare import shards as conversion
 from moco_jax.data.prepare.encoding import Encoding
 from moco_jax.data.sources.source import Sources
 from tests.conftest import devices_flags
+from tests.ports import free_port
 from tests.tiny import tiny_sources
 
 DEVICES, STEPS, BATCH = 8, 4, 80  # 40 rows per process: tasks of 16, 16 and 8 images
@@ -64,10 +64,7 @@ def draw(repository, tmp_path):
     """
 
     def draw(processes, start=0, megabytes=0, path="", rows=None):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        flags = devices_flags(DEVICES // processes)
+        port, flags = free_port(), devices_flags(DEVICES // processes)
         name = f"{processes}-{start}-{megabytes}-{bool(path)}"
         files = [tmp_path / f"{name}-{i}.npz" for i in range(processes)]
         running = [

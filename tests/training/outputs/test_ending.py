@@ -1,11 +1,13 @@
 """The lines that a run ends with: quoted commands, where the encoder is, what was skipped."""
 
 import ast
+import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -147,5 +149,16 @@ def test_the_way_to_the_first_step_has_its_parts(monkeypatch):
     )
 
 
-def test_the_age_of_this_process_is_plausible():
-    assert 0.1 < ending._process_seconds() < 3600
+def test_the_age_of_a_process_is_between_that_of_its_code_and_that_of_its_call(repository):
+    code = (
+        "import time\nbegun = time.monotonic()\nfrom moco_jax.training.outputs import ending\n"
+        "least = time.monotonic() - begun\nprint(least, ending._process_seconds())"
+    )
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository, check=True, stdout=subprocess.PIPE
+    )
+    most = time.monotonic() - begun
+    least, seconds = map(float, done.stdout.split())
+    tick = 1 / os.sysconf("SC_CLK_TCK")  # the system rounds the start
+    assert 0.1 < least - tick < seconds < most + tick

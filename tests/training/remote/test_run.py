@@ -1,6 +1,5 @@
 """A workdir in a bucket: begun, continued, locked, not saved."""
 
-import errno
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from moco_jax.training.loop import Interrupted
 from moco_jax.training.outputs import ending
 from moco_jax.training.remote import copies, run
 from moco_jax.training.remote.run import opened
+from tests.buckets.memory import contents
 
 URL = "s3://b/runs/x"
 LAST = "_CHECKPOINT_METADATA"
@@ -33,7 +33,7 @@ def quick(monkeypatch, folder):
     others = threading.enumerate()
     yield
     for thread in set(threading.enumerate()) - set(others):
-        thread.join(5)  # it would write to the bucket of the next test
+        thread.join(60)  # it would write to the bucket of the next test
 
 
 def place() -> pathlib.Path:
@@ -41,6 +41,7 @@ def place() -> pathlib.Path:
 
 
 def write(folder: pathlib.Path, **files: str) -> None:
+    """Writes files in this order: the last one of a checkpoint comes last."""
     for name, content in files.items():
         path = folder / name.replace("__", "/").replace("metrics", "metrics.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +55,11 @@ def begin(folder: pathlib.Path, number: int) -> None:
 
 
 def there(bucket) -> dict[str, str]:
-    root = bucket / "runs/x"
-    files = (path for path in root.rglob("*") if path.is_file())
-    return {str(path.relative_to(root)): path.read_text() for path in files}
+    return contents(bucket / "runs/x")
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -81,7 +80,7 @@ def test_a_run_is_in_the_bucket_and_its_copy_is_gone(bucket):
     with opened(URL) as local:
         write(local, metrics="1", compiled__cpu__x="program")
         begin(local, 1)
-        write(local, **{f"checkpoints__4__{LAST}": "l", "checkpoints__4__state": "s"})
+        write(local, checkpoints__4__state="s", **{f"checkpoints__4__{LAST}": "l"})
         write(local, **{"checkpoints__8.orbax-checkpoint-tmp__state": "s"})
         wait_for(lambda: f"checkpoints/4/{LAST}" in there(bucket))
         assert json.loads(there(bucket)[".lock"])["pid"] == os.getpid()
@@ -205,8 +204,9 @@ def test_a_server_that_is_gone_meanwhile(bucket, folder, caplog):
         folder.problem = None
         wait_for(lambda: "is written again; nothing is missing" in caplog.text)
         assert f"checkpoints/4/{LAST}" in there(bucket)
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and said[0].startswith(f"{URL} can't be written: s3://b does not answer")
+    said = [x.getMessage() for x in caplog.records if x.getMessage().startswith(f"{URL} ")]
+    why = "s3://b (does not answer|did not answer for)"
+    assert len(said) == 2 and re.match(f"{URL} can't be written: {why} ", said[0])
     assert f"The run goes on; what is missing is in {local}" in said[0]
 
 
@@ -271,10 +271,10 @@ def test_the_lock_is_renewed_after_an_error_that_nobody_expects(bucket, monkeypa
         return renew(self, after)
 
     with opened(URL):
-        before = there(bucket)[".lock"]
         monkeypatch.setattr(run.Lock, "renew", fail_once)
+        wait_for(lambda: f"{URL}: unexpected; it is tried again" in caplog.text)
+        before = there(bucket)[".lock"]
         wait_for(lambda: there(bucket)[".lock"] != before)
-    assert f"{URL}: unexpected; it is tried again" in caplog.text
 
 
 def test_the_lock_is_renewed_while_the_last_files_are_copied(bucket, monkeypatch):
@@ -311,8 +311,8 @@ def test_a_second_ctrl_c_waits_for_nothing(bucket, folder, capsys):
 
 
 def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
-    monkeypatch.setattr(run, "_PATIENCE_AFTER_ERROR", 60.0)
-    sleep, pressed, before = time.sleep, [], threading.active_count()
+    monkeypatch.setattr(run, "_PATIENCE_AFTER_ERROR", 600.0)
+    sleep, pressed, others = time.sleep, [], threading.enumerate()
 
     def interrupt(seconds):
         if not pressed:  # the thread sleeps again while the first Ctrl-C is handled
@@ -328,7 +328,7 @@ def test_ctrl_c_ends_the_wait_for_the_server(folder, monkeypatch):
         write(local, metrics="1")
         monkeypatch.setattr(run.time, "sleep", interrupt)
         raise Interrupted("stopped", signal.SIGINT)
-    wait_for(lambda: not threading.active_count() - before)  # nothing writes later
+    wait_for(lambda: not set(threading.enumerate()) - set(others))  # nothing writes later
 
 
 @pytest.mark.parametrize(
@@ -382,19 +382,3 @@ def test_a_cache_folder_that_can_not_be_written(bucket, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=message):
         opened(URL).__enter__()
     assert there(bucket) == {}
-
-
-def test_a_disk_that_is_full_while_a_run_is_fetched(bucket, monkeypatch):
-    write(bucket / "runs/x", metrics="1")
-    begin(bucket / "runs/x", 1)
-    before = there(bucket)
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(fetching, "download", full)
-    with pytest.raises(
-        ValueError, match=f"--workdir={URL}: can't write .*: No space left .* set XD"
-    ):
-        opened(URL).__enter__()
-    assert there(bucket) == before

@@ -51,6 +51,13 @@ def test_one_lists_and_the_others_wait(listed):
 
 
 def test_waiting_has_an_end(listed, monkeypatch):
+    both, listing = threading.Barrier(2, timeout=60), index_file.list_samples
+
+    def together(path):
+        both.wait()  # the second one lists too, or neither
+        return listing(path)
+
+    monkeypatch.setattr(index_file, "list_samples", together)
     monkeypatch.setattr(once, "PATIENCE", 0.1)
     assert len(open_at_once(2)) == len(listed) == 2
 
@@ -73,8 +80,8 @@ def test_a_killed_process_ends_its_lock(listed):
     command = [sys.executable, "-c", code, place]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "locked\n"
-        threading.Timer(0.3, other.kill).start()
         begun = time.monotonic()
+        threading.Timer(0.3, other.kill).start()
         assert len(index_file.open_shard(URL).samples) == 2
         assert 0.2 < time.monotonic() - begun < 30
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from moco_jax.data.prepare.encoding import Encoding
 from moco_jax.data.sources.source import Sources
 from tests.buckets.server import serving, settings
 from tests.conftest import devices_flags
+from tests.ports import free_port
 from tests.tiny import tiny_sources
 
 pytest.importorskip("obstore")
@@ -36,9 +36,7 @@ def run(repository, tmp_path):
     (tmp_path / "tiny.py").write_text(textwrap.dedent(CONFIG))
 
     def run(path, workdir, steps):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
+        coordinator = f"--coordinator=localhost:{free_port()}"
         command = [
             *(sys.executable, "-m", "moco_jax.main", f"--config={tmp_path / 'tiny.py'}"),
             *(f"--config.data.path={path}", f"--config.steps={steps}", f"--workdir={workdir}"),

@@ -1,1 +1,0 @@
-from tests.supervised.conftest import free_port  # noqa: F401

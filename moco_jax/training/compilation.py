@@ -69,7 +69,7 @@ def compile_step(step: Any, *arguments: Any) -> jax.stages.Compiled:
     A thread compiles: it takes minutes for a large model, and the main thread could not handle a
     signal meanwhile.
     """
-    result = {}
+    result, ended = {}, threading.Event()
 
     def work():
         try:
@@ -78,13 +78,15 @@ def compile_step(step: Any, *arguments: Any) -> jax.stages.Compiled:
             result["step"] = lowered.compile()
         except BaseException as error:
             result["error"] = error
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=work, daemon=True, name="compile")
-    thread.start()
+    threading.Thread(target=work, daemon=True, name="compile").start()
     expects = _COMPILE_TIMES.get(jax.default_backend(), "")
     with progress.phase("compiling the training step", expects):
-        while thread.is_alive():
-            thread.join(0.1)
+        # A signal that ends `join` would mark the thread as ended.
+        while not ended.wait(0.1):
+            pass
     if "error" in result:
         raise result["error"]
     return result["step"]

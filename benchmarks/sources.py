@@ -10,9 +10,10 @@ several passes: the first and the last requests of a bucket wait, and a run has 
 for each format the median, lowest and highest images/s, the median ratio to the tar, and the median
 ratio of CPU seconds.
 With --latency, the tar and the shards are read from a bucket too: a server on this machine, which
-waits that many seconds before each answer. It needs obstore. "bucket, kept" is that tar with
-data.cache_gigabytes: after the first turn, its images are on the disk. On a machine that does other
-work too, more threads get more of it: --threads makes the formats comparable.
+waits that many seconds before each answer. It needs obstore. With --apart the server has a core
+alone, as on another machine, and all formats are read on the other cores. "bucket, kept" is that
+tar with data.cache_gigabytes: after the first turn, its images are on the disk. On a machine that
+does other work too, more threads get more of it: --threads makes the formats comparable.
 
 With --entries, that many images without contents are written: indices beside empty shards (with
 labels or folders), or a list, Parquet or Arrow. A new process opens them as a run does. Prints the
@@ -115,8 +116,13 @@ def write_plain(table: pa.Table, path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
+def in_bucket(root: pathlib.Path, latency: float, apart: bool) -> Iterator[dict[str, str]]:
     """Serves the tar and the shards below root from a bucket; yields {format: URL}."""
+    readers = os.sched_getaffinity(0)
+    if apart:
+        cores = sorted(readers)
+        os.sched_setaffinity(0, cores[-1:])  # the server inherits it
+        readers = cores[:-1]
     with tempfile.TemporaryDirectory() as made:
         bucket = pathlib.Path(made)
         shutil.copy(root / "x.tar", bucket)
@@ -124,6 +130,7 @@ def in_bucket(root: pathlib.Path, latency: float) -> Iterator[dict[str, str]]:
         command = [sys.executable, "-m", "tests.buckets.server", made, str(latency)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **pipes) as server:
+            os.sched_setaffinity(0, readers)
             os.environ.update(settings(server.stdout.readline().strip()))
             os.environ["XDG_CACHE_HOME"] = str(bucket / "cache")
             yield {"tar, bucket": "s3://b/x.tar", "shards, bucket": "gs://b/shards"}
@@ -148,12 +155,12 @@ def rate(source: Source, order: np.ndarray, threads: int) -> tuple[float, float]
         )
 
 
-def compare(path: str, turns: int, passes: int, latency: float, threads: int) -> None:
+def compare(path: str, turns: int, passes: int, latency: float, threads: int, apart: bool) -> None:
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as stack:
         places: dict = write_formats(path, pathlib.Path(made))
         if latency:
-            places |= stack.enter_context(in_bucket(pathlib.Path(made), latency))
+            places |= stack.enter_context(in_bucket(pathlib.Path(made), latency, apart))
         sources = {form: open_train(place) for form, place in places.items()}
         if latency:
             place = places["tar, bucket"]
@@ -280,6 +287,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=5, help="over all images, in a turn")
     parser.add_argument("--threads", type=int, default=0, help="0 for those of the loader")
     parser.add_argument("--latency", type=float, default=0.0, help="of a bucket, in seconds")
+    parser.add_argument("--apart", action="store_true", help="a core for the bucket's server")
     parser.add_argument("--entries", type=int, default=0, help="images of a synthetic index")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--layout", choices=_LAYOUTS, default="labels", help="of --entries")
@@ -299,7 +307,10 @@ def main() -> None:
             command = [sys.executable, "-m", "benchmarks.sources", f"--start={place}"]
             subprocess.run(command, check=True)
     elif options.path:
-        compare(options.path, options.turns, options.passes, options.latency, options.threads)
+        compare(
+            options.path, options.turns, options.passes, options.latency, options.threads,
+            options.apart,
+        )  # fmt: skip
     else:
         parser.error("--path or --entries must be given")
 

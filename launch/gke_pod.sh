@@ -24,7 +24,7 @@ main() {
 # Runs Python, passes SIGTERM on to it, and sets $code.
 supervise() {
   local run='' signalled=''
-  trap 'signalled=1; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
+  trap 'signalled=1; [ -z "${run:-}" ] || kill -TERM "$run" 2>/dev/null || true' TERM
   python -m moco_jax.main "$@" &
   run=$!
   [ -z "$signalled" ] || kill -TERM "$run" 2>/dev/null || true # it came before $run was set

@@ -283,6 +283,20 @@ def test_a_pod_passes_sigterm_on_and_waits_for_the_run(pod, tmp_path):
     assert (process.returncode, out) == (75, "saved\n")
 
 
+def test_a_sigterm_after_the_end_of_the_run_keeps_its_exit_code(pod, tmp_path):
+    # The script makes the folder after the run has ended.
+    late = f'#!/usr/bin/env bash\ntouch "{tmp_path}/ended"\nsleep 1\nexec /bin/mkdir "$@"\n'
+    write_program(tmp_path / "bin" / "mkdir", late)
+    process = pod("exit 75", f"--workdir={tmp_path / 'run'}")
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "ended").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=600)
+    assert (process.returncode, said) == (75, "")
+
+
 def test_a_pod_without_progress_does_not_exit_with_75_for_ever(pod, checkout):
     def ends(**environment):
         process = pod("exit 75", "--workdir=shared/runs/a b", **environment)

@@ -92,10 +92,10 @@ def compared(name: str, title: str, found: Results, reference: Results) -> Findi
     _, _, limit, count, _ = ARITHMETICS[title]
     away = mechanisms.deviation(_first(found, count), _first(reference, count))
     right = all(a <= b for a, b in zip(away, limit, strict=True))  # not if NaN
-    steps = "1 step" if count == 1 else f"{count} steps"
+    steps, differ = ("1 step", "differs") if count == 1 else (f"{count} steps", "differ")
     shown = away._asdict() if count > 1 else {"loss": away.loss, "gradient": away.gradient}
     parts = (f"{part} {x:.0e}" for part, x in shown.items())
-    text = f"{steps} in {title} differ from float64 by: {', '.join(parts)}"
+    text = f"{steps} in {title} {differ} from float64 by: {', '.join(parts)}"
     if not right:
         text += f"; allowed: {', '.join(f'{getattr(limit, part):.0e}' for part in shown)}"
     verdict = Verdict.OK if right else Verdict.WRONG

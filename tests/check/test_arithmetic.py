@@ -43,6 +43,14 @@ def test_a_right_step(title):
     assert finding.verdict is Verdict.OK and not finding.advice, finding.text
 
 
+@pytest.mark.parametrize(
+    ("title", "begin"), [("float32", "1 step in float32 differs"), ("exact float32", "5 steps in ")]
+)
+def test_the_line_says_how_many_steps(title, begin):
+    finding = judged(mechanisms.references()["queue"], title)
+    assert finding.text.startswith(begin)
+
+
 def test_only_exact_float32_asks_for_exact_products():
     exact, *others = (prepared(t).step.as_text().count("highest") for t in arithmetic.ARITHMETICS)
     assert all(exact > 2 * other for other in others), (exact, others)

@@ -33,11 +33,13 @@ class Results(NamedTuple):
       losses: of each step.
       gradients: norm of the gradient in each step.
       updates: name of a part of the state -> the norm of its change, then projections of it.
+      first: number of the first step's batch.
     """
 
     losses: list[float]
     gradients: list[float]
     updates: dict[str, list[float]]
+    first: int
 
 
 class Deviation(NamedTuple):
@@ -125,7 +127,7 @@ class Steps(NamedTuple):
       layout: the devices.
       step: the compiled train step; it donates the state.
       start: makes the state at step 0.
-      inputs: makes the views and indices of step `number`.
+      inputs: makes the views and indices of batch `number`.
     """
 
     layout: Layout
@@ -169,17 +171,17 @@ def prepare(config: ConfigDict, layout: Layout, *, exact: bool = True) -> Steps:
     return Steps(layout, lowered.compile(), start, inputs)
 
 
-def run(steps: Steps) -> Results:
-    """Runs the five steps."""
+def run(steps: Steps, first: int = 0) -> Results:
+    """Runs the five steps with the batches from number `first`."""
     state, metrics = steps.start(), []
     before = _parts(state)
-    for number in range(STEPS):
+    for number in range(first, first + STEPS):
         state, found = steps.step(state, *steps.inputs(number))
         metrics.append(jax.device_get(found))
     after = _parts(state)
     updates = {name: _described(before[name], after[name]) for name in before}
     series = {k: [float(m[k]) for m in metrics] for k in ("loss", "grad_norm")}
-    return Results(series["loss"], series["grad_norm"], updates)
+    return Results(series["loss"], series["grad_norm"], updates, first)
 
 
 def references() -> dict[str, Results]:
@@ -267,7 +269,7 @@ def _entries(random: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarra
 
 
 def _batch(config: ConfigDict, number: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Returns views f64[B, H, W, 3], two of the same images, and the indices i32[B] of a step."""
+    """Returns views f64[B, H, W, 3], two of the same images, and the indices i32[B] of a batch."""
     random = np.random.RandomState(100 + number)
     size = config.data.image_size
     images = random.standard_normal((config.batch_size, size, size, 3))

@@ -95,18 +95,19 @@ def test_the_scan_gives_what_the_matrix_gives(monkeypatch, devices, temperature)
     monkeypatch.setattr(
         ring_scores, "_KEYS_PER_PASS", 32 // devices
     )  # three passes, two rows in each
-    q, ring = unit(16, 8, seed=0), unit(6, 16, 8, seed=2)
-    results = [answer(way, q, ring, devices, temperature) for way in WAYS.values()]
+    q, ring = np.float64(unit(16, 8, seed=0)), np.float64(unit(6, 16, 8, seed=2))
+    with jax.enable_x64(True):
+        results = [answer(way, q, ring, devices, temperature) for way in WAYS.values()]
     for matrix, scan in zip(*results, strict=True):
-        np.testing.assert_allclose(scan, matrix, rtol=1e-5, atol=1e-5)
-    q, keys = q.astype(np.float64), ring.reshape(-1, 8).astype(np.float64)
+        np.testing.assert_allclose(scan, matrix, rtol=1e-10, atol=1e-10)
+    keys = ring.reshape(-1, 8)
     logits = q @ keys.T / temperature
     log_sum = special.logsumexp(logits, axis=1)
     fractions = np.exp(logits - log_sum[:, None])
-    np.testing.assert_allclose(results[1][0], log_sum, rtol=1e-6)
-    np.testing.assert_allclose(results[1][1], (q @ keys.T).max(1), rtol=1e-5)
+    np.testing.assert_allclose(results[1][0], log_sum, rtol=1e-10)
+    np.testing.assert_allclose(results[1][1], (q @ keys.T).max(1), rtol=1e-10)
     expected = np.arange(1, 17)[:, None] * (fractions @ keys) / temperature
-    np.testing.assert_allclose(results[1][2], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(results[1][2], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -57,7 +57,7 @@ _ADVICE = (
     "do not train here: the step computes something else than the paper. Another version of JAX or "
     "of the driver may help; report this line and the JSON file"
 )
-_TRIALS = 8
+_TRIALS = 8  # to measure the effect of rounding errors
 _LARGEST_MESH = 512  # devices: the batch of the comparison grows with them
 
 
@@ -143,20 +143,21 @@ def check_devices(make: Callable[[], ConfigDict] = mechanisms.queue) -> Finding:
     updates = {k: x for k, x in one.updates.items() if k in found.updates}
     away = mechanisms.deviation(found, one._replace(updates=updates))
     limit = _limit_of_sums(steps)
-    text = f"{devices} devices and one: loss within {away.loss:.0e}, weights {away.update:.0e}"
+    shown = ", ".join(f"{part} {x:.0e}" for part, x in away._asdict().items())
+    allowed = ", ".join(f"{x:.0e}" for x in limit)
+    text = f"{devices} devices and one differ by: {shown}; allowed: {allowed}"
     values = {**away._asdict(), "limit": limit._asdict()}
     if all(a <= b for a, b in zip(away, limit, strict=True)):
         return Finding(name, Verdict.OK, text, values=values)
-    text += f"; allowed: {limit.loss:.0e}, {limit.update:.0e}"
     advice = "a collective returns wrong values; test the links (nccl-tests, the TPU's diagnostics)"
     return Finding(name, Verdict.WRONG, text, advice, values)
 
 
 def _limit_of_sums(one: Steps) -> Deviation:
-    """Returns how far another order of the sums may move the results of one device.
+    """Returns how far the results may differ if a sum has another order.
 
-    The references have batches that rounding errors hardly matter to. The batch of this comparison
-    depends on the number of devices, so what they do to it is measured.
+    Rounding errors hardly move the results of the references. Here the batch depends on the number
+    of devices, so the effect of rounding errors on it is measured.
     """
     errors = rounding.sensitivity(one, trials=_TRIALS)
     limit = ARITHMETICS["exact float32"].limit

@@ -1,7 +1,8 @@
 """How far rounding errors move the results of five steps.
 
-A rounding error may turn a ReLU on or off whose input is almost 0. Its gradient then jumps, and
-later steps amplify the jump: the results of a correct device may differ by some percent.
+If the input of a ReLU is almost 0, a rounding error may turn the ReLU on or off. Its gradient then
+jumps, and later steps amplify the jump. So the results of a correct device may differ by some
+percent.
 """
 
 import functools
@@ -22,7 +23,7 @@ def sensitivity(steps: Steps, first: int = 0, *, trials: int) -> Deviation:
     Args:
       steps: of one device.
       first: number of the first step's batch.
-      trials: number of changes. One sees a ReLU that such errors switch with a probability of 0.5.
+      trials: number of changes. A single one shows the effect of a ReLU at 0 half of the time.
     """
     steps = steps._replace(inputs=functools.cache(steps.inputs))
     result = mechanisms.run(steps, first)

@@ -1,8 +1,8 @@
 """Writes moco_jax/check/references.json: python -m tests.check.make_references
 
 Run it only after a change of the mechanisms in moco_jax/check/mechanisms.py. The step that it runs
-must agree with PyTorch: pytest tests/golden. It takes minutes, for it looks for batches whose
-results rounding errors hardly move.
+must agree with PyTorch: pytest tests/golden. It searches for batches until rounding errors hardly
+move the results, which takes minutes.
 """
 
 import functools

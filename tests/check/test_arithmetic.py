@@ -145,6 +145,7 @@ def test_a_hidden_nan_is_wrong():
 def test_all_devices_compute_what_one_computes():
     finding = arithmetic.check_devices()
     assert finding.verdict is Verdict.OK and finding.text.startswith("8 devices and one")
+    assert "differ by: loss " in finding.text and finding.text.endswith("1e-04, 1e-03, 3e-02")
 
 
 def test_rounding_errors_of_these_batches_are_allowed(monkeypatch):
@@ -164,4 +165,4 @@ def test_wrong_collectives_are_seen(monkeypatch):
     )
     finding = arithmetic.check_devices()
     assert finding.verdict is Verdict.WRONG and "collective" in finding.advice
-    assert "; allowed: " in finding.text
+    assert finding.text.endswith("; allowed: 1e-04, 1e-03, 3e-02")

@@ -51,8 +51,8 @@ def indices(step: int) -> np.ndarray:
 def losses(devices: int, *, steps: int = 4, dtype: str = "float64", **changes) -> list[float]:
     """Returns the losses of the first steps.
 
-    In float32 the order of a sum, which depends on the processor, may turn a ReLU on or off. Later
-    steps amplify that. Float64 leaves only differences of the method.
+    In float32 the order of a sum depends on the processor, and may turn a ReLU on or off. Later
+    steps amplify that. In float64 only errors of the method are seen.
     """
     wide = dtype == "float64"
     with jax.enable_x64(wide):

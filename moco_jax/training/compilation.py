@@ -28,7 +28,8 @@ def abstract_state(init: Callable, shardings: Callable[[Any], Any], *arguments: 
       shardings: returns the sharding of each array of a state.
       *arguments: of `init`.
     """
-    shapes = jax.eval_shape(init, *arguments)
+    with _no_collection():
+        shapes = jax.eval_shape(init, *arguments)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,

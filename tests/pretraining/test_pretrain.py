@@ -1,5 +1,6 @@
 """The loop: what is logged and saved, killed runs, other devices, bad numbers."""
 
+import gc
 import json
 import os
 import pathlib
@@ -183,10 +184,11 @@ def test_not_a_number_stops_the_run_and_says_where(tmp_path):
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
-    write = MetricsLog.write
+    write, collects = MetricsLog.write, []
 
     def interrupt(self, step, scalars):
         write(self, step, scalars)
+        collects.append(gc.isenabled())
         if step == 2 and "loss" in scalars:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -195,6 +197,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch):
     with pytest.raises(loop.Interrupted, match="stopped by SIGTERM at step 3; saved in"):
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
     assert (tmp_path / "checkpoints" / "3").exists()
+    assert collects and all(collects)  # only tracing pauses the collection of garbage
 
 
 def ask_and_wait() -> None:
@@ -222,12 +225,13 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path
 
 
 def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeypatch):
-    make = method.make_train_step
+    make, collects = method.make_train_step, []
 
     def slow_to_trace(*args, **kwargs):
         step = make(*args, **kwargs)
 
         def traced(*args):
+            collects.append(gc.isenabled())
             ask_and_wait()
             return step(*args)
 
@@ -237,6 +241,7 @@ def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeyp
     with pytest.raises(loop.Interrupted, match="SIGTERM before the first step was done"):
         config = calm_config(knn__every_epochs=0.0)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
+    assert collects == [False] and gc.isenabled()
     [compiling] = [thread for thread in threading.enumerate() if thread.name == "compile"]
     compiling.join()  # it was still at work, and must not meet the next test
 

@@ -8,6 +8,10 @@ The data set is a constant. All random draws use fixed seeds, and pixels use onl
 / and floor, which IEEE 754 rounds identically on every machine (no sin, no matrix product).
 """
 
+import functools
+import importlib.util
+import pathlib
+
 import numpy as np
 
 SIZE = 32
@@ -18,6 +22,7 @@ TEST_DIGITS_PER_CLASS = 30
 COPIES = 4
 _SPLIT_SEED = 20_190_001
 _DRAW_SEEDS = {"train": 20_190_002, "test": 20_190_003}
+_FILE = "datasets/data/digits.csv.gz"  # in scikit-learn's folder
 _CHUNK = 256  # images drawn at once; their temporaries fit into the processor's cache
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
 # Luma of the paper and of the ink. If some digits were dark on light paper, the classes would take
@@ -44,12 +49,18 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([_draw(shapes[part], rng) for part in parts]), labels[chosen]
 
 
+@functools.cache  # both splits
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
     """Returns scikit-learn's digits: ink float32 [1797, 8, 8] in [0, 1] and labels int32 [1797]."""
-    # Imported here: the import takes a second, and other data sets do not need scikit-learn.
-    from sklearn.datasets import load_digits
+    found = importlib.util.find_spec("sklearn")
+    file = pathlib.Path(found.origin if found and found.origin else "").parent / _FILE
+    if file.is_file():  # to import scikit-learn takes a second
+        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+        pixels, labels = table[:, :-1], table[:, -1]
+    else:
+        from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = load_digits(return_X_y=True)
     return (pixels.reshape(-1, 8, 8) / 16).astype(np.float32), labels.astype(np.int32)
 
 

@@ -1,5 +1,7 @@
 """Digits are a constant data set; raw pixels separate its classes badly."""
 
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -34,6 +36,21 @@ def test_bytes_are_constant(train, test):
     assert zlib.crc32(test[0].tobytes()) == 771115440
     assert train[1][:10].tolist() == [6, 3, 5, 5, 1, 1, 3, 5, 5, 4]
     assert test[1][:10].tolist() == [4, 8, 5, 6, 0, 2, 7, 6, 2, 0]
+
+
+def test_file_of_scikit_learn_holds_what_its_own_function_returns(monkeypatch):
+    read = digits_lib._handwritten.__wrapped__
+    pixels, labels = read()
+    monkeypatch.setattr(digits_lib, "_FILE", "absent")
+    for mine, theirs in zip((pixels, labels), read(), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_digits_need_no_import_of_scikit_learn():
+    program = "import sys; from moco_jax.data.sources import digits; digits.digits('test')"
+    program += "; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_no_digit_is_in_both_splits():

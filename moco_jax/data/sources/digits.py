@@ -52,10 +52,11 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache  # both splits
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
     """Returns scikit-learn's digits: ink float32 [1797, 8, 8] in [0, 1] and labels int32 [1797]."""
-    found = importlib.util.find_spec("sklearn")
-    file = pathlib.Path(found.origin if found and found.origin else "").parent / _FILE
-    if file.is_file():  # to import scikit-learn takes a second
-        table = np.loadtxt(file, delimiter=",", dtype=np.float32)
+    package = importlib.util.find_spec("sklearn")
+    folders = (package.submodule_search_locations if package else None) or []
+    files = [path for folder in folders if (path := pathlib.Path(folder, _FILE)).is_file()]
+    if files:  # to import scikit-learn takes a second
+        table = np.loadtxt(files[0], delimiter=",", dtype=np.float32)
         pixels, labels = table[:, :-1], table[:, -1]
     else:
         from sklearn.datasets import load_digits

@@ -194,7 +194,7 @@ def _loop(
     reading = contextlib.closing(run.data.batches(run.order, first))
     with absent_images.saving(asked, save, stopped), reading as batches:
         train_step, batches = _compiled(task, state, batches, notices, clock)
-        memory, watch = step_memory(train_step), Stopwatch()
+        memory, watch = {}, Stopwatch()
         with asked.waiting(), console.counting():
             for step in range(first + 1, total + 1):
                 begun = time.perf_counter()
@@ -204,7 +204,7 @@ def _loop(
                 state, metrics = train_step(state, run.arrays, batch, notes)
                 pending.append((step, metrics))
                 if step == first + 1:
-                    _say_first_step(metrics, console, clock)
+                    memory = _first_done(train_step, metrics, console, clock, watch)
                 log_now = step % config.log_every == 0 or step == total
                 evaluate_now = task.evaluate is not None and (_due(task, step) or step == total)
                 # Save before an evaluation too: it takes minutes, and the run may be killed.
@@ -261,10 +261,15 @@ def _compiled(
     return step, itertools.chain([batch], batches)
 
 
-def _say_first_step(metrics: Any, console: Console, clock: ending.Clock) -> None:
+def _first_done(
+    train_step: Any, metrics: Any, console: Console, clock: ending.Clock, watch: Stopwatch
+) -> Scalars:
+    """Prints what the way to the first step took; returns the memory that a step uses."""
     jax.block_until_ready(metrics)
     clock.passed("step")
     console.say(clock.way_to_first_step())
+    with watch.paused():
+        return step_memory(train_step)
 
 
 def _end(task: Task, console: Console, log: MetricsLog, folder: pathlib.Path) -> None:

@@ -225,13 +225,12 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(whole, tmp_path
 
 
 def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeypatch):
-    make, collects = method.make_train_step, []
+    make = method.make_train_step
 
     def slow_to_trace(*args, **kwargs):
         step = make(*args, **kwargs)
 
         def traced(*args):
-            collects.append(gc.isenabled())
             ask_and_wait()
             return step(*args)
 
@@ -241,7 +240,6 @@ def test_a_signal_during_compilation_does_not_wait_for_its_end(tmp_path, monkeyp
     with pytest.raises(loop.Interrupted, match="SIGTERM before the first step was done"):
         config = calm_config(knn__every_epochs=0.0)
         pretrain.pretrain(config, tmp_path, devices=jax.devices()[:1], sources=tiny_sources())
-    assert collects == [False] and gc.isenabled()
     [compiling] = [thread for thread in threading.enumerate() if thread.name == "compile"]
     compiling.join()  # it was still at work, and must not meet the next test
 

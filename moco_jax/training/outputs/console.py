@@ -123,6 +123,13 @@ class Stopwatch:
         """Starts a new interval, for example after an evaluation."""
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Does not count the time of the block."""
+        begun = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begun
+
     def waited(self, seconds: float) -> None:
         """Adds a step that waited this many seconds for its batch."""
         self._waited += seconds

@@ -6,7 +6,8 @@ import logging
 import pytest
 
 from moco_jax.terminal import progress, style
-from moco_jax.training.outputs.console import Console
+from moco_jax.training.outputs import console as console_lib
+from moco_jax.training.outputs.console import Console, Stopwatch
 
 METRICS = {
     "lr": 0.01603,
@@ -136,3 +137,18 @@ def test_spike_of_the_gradient_is_one_warning(made, caplog):
     assert caplog.messages == [
         "step 9: a spike of the gradient: grad_norm is 50, its recent median 2"
     ]
+
+
+def test_speed_counts_no_pause(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(console_lib.time, "perf_counter", lambda: now)
+    watch = Stopwatch()
+    watch.waited(0.5)
+    now += 2.0
+    with watch.paused():
+        now += 30.0
+    assert watch.lap(64) == {
+        "images_per_second": 32.0,
+        "seconds_per_step": 2.0,
+        "data_wait_percent": 25.0,
+    }

@@ -8,7 +8,7 @@ Reported: nothing.
 Measured: not run here to its end.
 Wall time: not measured.
 
-The path is a folder or a tar of JPEG, PNG or WebP files; docs/data.md lists other formats. With one
+The path is a folder or an archive of images; docs/data.md lists what else it may be. With one
 folder a class (`train/cat/1.jpg` or `cat/1.jpg`) the kNN monitor uses `test/` or `val/`, or else a
 tenth that is held out. A flat folder works too because pretraining needs no labels.
 
@@ -50,7 +50,6 @@ def get_config(path: str = ""):
     c.model.dim = 128
     c.model.predictor_layers = 0
 
-    c.pretext = "contrastive"
     c.pretext = "contrastive"
     c.dictionary = "queue"
     c.key_encoder = "momentum"

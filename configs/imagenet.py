@@ -85,7 +85,6 @@ def get_config(variant: str = "v2"):
     c.model.predictor_layers = 0
 
     c.pretext = "contrastive"
-    c.pretext = "contrastive"
     c.dictionary = "queue"
     c.key_encoder = "momentum"
     c.momentum = 0.999

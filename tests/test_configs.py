@@ -1,5 +1,6 @@
 """The shipped experiments are the recipes that they name."""
 
+import ast
 import importlib.util
 import logging
 
@@ -143,6 +144,23 @@ def test_recipe_does_not_follow_the_defaults(repository, monkeypatch, which):
             changes |= others
     change_defaults(monkeypatch, config_lib, "base", changes)
     assert flatten(get(repository, *which)) == expected
+
+
+def test_files_set_each_key_once(repository):
+    files = [*repository.glob("configs/*.py"), *repository.glob("moco_jax/**/config.py")]
+    assert len(files) > 15
+    for file in files:
+        for function in ast.walk(ast.parse(file.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                set_here = [
+                    ast.unparse(target)
+                    for statement in function.body
+                    if isinstance(statement, ast.Assign)
+                    for target in statement.targets
+                    if isinstance(target, ast.Attribute)
+                ]
+                twice = {key for key in set_here if set_here.count(key) > 1}
+                assert not twice, f"{file.name}: {function.name}"
 
 
 def test_variant_sets_nested_keys_tuples_and_placeholders():

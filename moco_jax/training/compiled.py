@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import platform
 import stat
+import zlib
 from collections.abc import Iterator
 
 import jax
@@ -13,11 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from moco_jax.parallel import cluster
 from moco_jax.terminal import logs
+from moco_jax.training.integrity.checksums import listed
 
 FOLDER = "compiled"
 _MOST_BYTES = 2 << 30
 _SHORTEST = 0.1  # seconds of compilation that are worth a file
-_OPEN = ".open"  # a file that is there while a run uses the folder
+_SUMS = ".checksums"  # a file with the CRC-32 of each program, by its name, as JSON
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _CHOSEN = "jax_compilation_cache_dir"
 _SECONDS = "jax_persistent_cache_min_compile_time_secs"
@@ -48,7 +51,8 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         if cluster.is_first():
-            (folder / _OPEN).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next start looks at the programs
+                _remove_damaged(folder, new_only=True)
         jax.config.update(_CHOSEN, None)
         jax.config.update(_SECONDS, before)
         compilation_cache.reset_cache()
@@ -79,20 +83,54 @@ def _problem(folder: pathlib.Path) -> str:
                 return f"{path} belongs to another user"
             if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 return f"other users can write {path}"
-        if (folder / _OPEN).exists():
-            _remove_newest(folder)
-        (folder / _OPEN).touch()
+        if damaged := _remove_damaged(folder):
+            logs.warning("damaged programs in %s are compiled again: %s", folder, listed(damaged))
         _shrink(folder)
     except OSError as error:
         return str(error)
     return ""
 
 
-def _remove_newest(folder: pathlib.Path) -> None:
-    """Removes the program that a killed start may have been writing: JAX would keep half of it."""
-    programs = [path for path in folder.iterdir() if path.is_file() and path.name != _OPEN]
-    if programs:
-        max(programs, key=lambda path: path.stat().st_mtime_ns).unlink()
+def _remove_damaged(folder: pathlib.Path, *, new_only: bool = False) -> list[str]:
+    """Removes damaged programs, which JAX would neither use nor replace; returns their names.
+
+    Args:
+      folder: of the programs. Those that are not in its checksums are added to them.
+      new_only: whether to trust those that are.
+    """
+    known, sums, damaged = _checksums(folder), {}, []
+    for path in folder.glob("*-cache"):
+        if new_only and path.name in known:
+            sums[path.name] = known[path.name]
+            continue
+        program = path.read_bytes()
+        found = zlib.crc32(program)
+        whole = found == known[path.name] if path.name in known else _is_whole(program)
+        if whole:
+            sums[path.name] = found
+        else:
+            path.unlink()
+            damaged.append(path.name.split("-")[0])
+    (folder / _SUMS).write_text(json.dumps(sums))
+    return damaged
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, int]:
+    """Returns the checksums of the programs, {} if their file is absent or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        sums = json.loads((folder / _SUMS).read_bytes())
+        return sums if isinstance(sums, dict) else {}
+    return {}
+
+
+def _is_whole(program: bytes) -> bool:
+    """Returns whether a file can be decompressed: a kill or a full disk leaves a part of it."""
+    from jax._src.compilation_cache import decompress_executable
+
+    try:
+        return bool(decompress_executable(program))
+    except Exception:  # its type depends on the compression
+        return False
 
 
 def _shrink(folder: pathlib.Path) -> None:

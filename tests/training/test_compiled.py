@@ -96,21 +96,68 @@ def test_the_oldest_files_are_removed(tmp_path, monkeypatch):
     assert files(tmp_path) == ["a", "c"]
 
 
-def test_what_a_killed_start_was_writing_is_removed(tmp_path, no_cache):
-    with compiled.kept(tmp_path):
-        (folder,) = (tmp_path / compiled.FOLDER).iterdir()
-        for age, name in enumerate(("newest", "older")):
-            (folder / name).write_bytes(b"x")
-            os.utime(folder / name, (1000 - age, 1000 - age))
-        (folder / compiled._OPEN).rename(folder / "mark")
-    assert {"newest", "older"} <= set(files(tmp_path))
-    (folder / "mark").rename(folder / compiled._OPEN)
-    with compiled.kept(tmp_path):
-        assert "newest" not in files(tmp_path) and "older" in files(tmp_path)
-    assert compiled._OPEN not in files(tmp_path)
+def spoil(program: bytes, how: str) -> bytes:
+    middle = len(program) // 2
+    return {
+        "empty": b"",
+        "cut": program[:middle],
+        "one bit": program[:middle] + bytes([program[middle] ^ 1]) + program[middle + 1 :],
+        "garbage": b"x" * len(program),
+    }[how]
 
 
-def test_damaged_programs_are_compiled_again(tmp_path, no_cache):
+@pytest.mark.parametrize("known", [True, False], ids=["known", "of a killed run"])
+@pytest.mark.parametrize("how", ["empty", "cut", "one bit", "garbage"])
+def test_damaged_programs_are_replaced(tmp_path, no_cache, caplog, how, known):
+    with compiled.kept(tmp_path):
+        compile_something()
+    (path,) = tmp_path.rglob("jit__lambda*-cache")
+    program = path.read_bytes()
+    path.write_bytes(spoil(program, how))
+    if not known:
+        (path.parent / compiled._SUMS).unlink()
+    jax.clear_caches()
+    with compiled.kept(tmp_path):
+        assert not path.exists()
+        compile_something()
+    assert f"programs in {path.parent} are compiled again: jit__lambda" in caplog.text
+    assert compiled._is_whole(path.read_bytes())
+    caplog.clear()
+    with compiled.kept(tmp_path):
+        assert path.exists()
+    assert not caplog.text
+
+
+def test_a_changed_program_that_can_be_decompressed_is_damaged(tmp_path, no_cache):
+    with compiled.kept(tmp_path):
+        compile_something()
+        jax.jit(lambda x: jnp.sin(x) * 2.3456)(jnp.ones(7))
+    first, second = tmp_path.rglob("jit__lambda*-cache")
+    first.write_bytes(second.read_bytes())
+    with compiled.kept(tmp_path):
+        assert not first.exists() and second.exists()
+
+
+def test_a_part_of_a_program_is_removed_at_the_end(tmp_path, no_cache):
+    with compiled.kept(tmp_path):
+        compile_something()
+        (path,) = tmp_path.rglob("jit__lambda*-cache")
+        path.write_bytes(path.read_bytes()[:-1])  # as on a full disk
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("sums", [b"", b"[1]", b"\xff", b'{"jit__lambda-1-cache": "x"}'])
+def test_damaged_checksums_remove_no_whole_program(tmp_path, no_cache, sums):
+    with compiled.kept(tmp_path):
+        compile_something()
+    before = files(tmp_path)
+    (path,) = tmp_path.rglob(compiled._SUMS)
+    path.write_bytes(sums)
+    with compiled.kept(tmp_path):
+        assert files(tmp_path) == before
+
+
+def test_a_process_compiles_damaged_programs_again(tmp_path, no_cache):
     script = (
         "import jax, pathlib, sys\n"
         "from moco_jax.training import compiled\n"

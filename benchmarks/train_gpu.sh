@@ -17,14 +17,15 @@ out=${1:?$use} images=${2?$use} wheels=${3-}
 train() {
   local name=$1 left=$((limit - (SECONDS - begun))) start=$SECONDS code
   shift
-  ((left > 20)) || exit 75
-  timeout --signal=TERM --kill-after=60 "$left" "$python" -m moco_jax.main --workdir="$out/$name" "$@" >>"$out/$name.log" 2>&1
+  ((left > 80)) || exit 75
+  # 60 s to save; a run that ends in time, after the signal too, keeps its own exit code.
+  timeout --signal=TERM --preserve-status --kill-after=60 "$((left - 60))" "$python" -m moco_jax.main --workdir="$out/$name" "$@" >>"$out/$name.log" 2>&1
   code=$?
   echo "== $name: exit code $code, $((SECONDS - start)) s"
   tail -n 8 "$out/$name.log"
   case $code in
     0) ;;
-    75 | 124) exit 75 ;;
+    75) exit 75 ;;
     *) exit "$code" ;;
   esac
 }

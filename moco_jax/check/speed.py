@@ -84,7 +84,7 @@ def prepare(name: str) -> Timed:
         each = next((b for b in _BATCHES if b * _GIB_PER_IMAGE <= limit), _BATCHES[-1])
     config.batch_size = each * layout.devices
     if config.bn_groups > 1:
-        config.bn_groups = max(config.bn_groups, layout.devices)
+        config.bn_groups = math.lcm(config.bn_groups, layout.devices)
     config.queue_size = -(-config.queue_size // config.batch_size) * config.batch_size
     step, *arguments = abstract_step(config, layout, _IMAGES)
     begun = time.perf_counter()
@@ -92,10 +92,11 @@ def prepare(name: str) -> Timed:
     seconds, batch = time.perf_counter() - begun, each * config.data.canvas**2 * 3
     program = described(compiled, batch, seconds, device.platform)
     if device.platform == "gpu":
-        # Its compiler does not count operations.
+        # Its compiler counts a part of the operations only.
+        flops = math.nan
         with contextlib.suppress(ValueError):
             flops = counted_flops(config, counting_layout(), _IMAGES) / layout.devices
-            program = dataclasses.replace(program, flops=flops)
+        program = dataclasses.replace(program, flops=flops)
     return Timed(name, config, compiled, program)
 
 

@@ -1,6 +1,7 @@
 """Does a run survive a kill? A real run is killed, started again and compared with a whole one."""
 
 import contextlib
+import json
 import os
 import pathlib
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from moco_jax import configs
 from moco_jax.check.findings import Finding, Verdict
 from moco_jax.terminal import signals
+from moco_jax.training import workdir
 from moco_jax.training.integrity import checkpoint_files, checksums
 
 _NAME = "kill and resume"
@@ -26,12 +28,15 @@ _MOST_SECONDS = 240  # of a run
 _ADVICE = (
     "a run that is interrupted here is not continued exactly; report this line and the JSON file"
 )
-
-
-_FAILED = (
+_RUN_FAILED_ADVICE = (
     "a run does not work here, killed or not: make the disk and the devices work, or report this "
     "line and the JSON file, which has the end of the run's output"
 )
+_LOST_ADVICE = (
+    "a complete checkpoint was lost: test the disk that --folder names, or report this line and "
+    "the JSON file"
+)
+_NOT_FOR = "must be a multiple of the"  # in the message of a run for other numbers of devices
 _LINES = 30  # of the output of a run that failed
 
 
@@ -56,13 +61,23 @@ def check(folder: pathlib.Path) -> Finding:
         _finish(folder, "whole")
         killed_at = _kill(folder, "killed")
         _finish(folder, "killed")
+        resumed_at = _last_start(folder / "killed")
         whole, killed = (_arrays(folder / name) for name in ("whole", "killed"))
     except Failed as error:
-        return Finding(_NAME, Verdict.WRONG, str(error), _FAILED, {"log": error.log})
+        if any(_NOT_FOR in line and "devices" in line for line in error.log):
+            text = "the small run of the digits does not divide by the number of devices"
+            return Finding(_NAME, Verdict.SKIPPED, text, values={"log": error.log})
+        return Finding(_NAME, Verdict.WRONG, str(error), _RUN_FAILED_ADVICE, {"log": error.log})
     except checkpoint_files.Damaged as error:
         return Finding(_NAME, Verdict.WRONG, str(error), _ADVICE)
     different = checksums.unequal(whole, killed)
-    values = {"killed_at": killed_at, "arrays": len(whole), "different": different}
+    values = {
+        "killed_at": killed_at, "resumed_at": resumed_at,
+        "arrays": len(whole), "different": different,
+    }  # fmt: skip
+    if resumed_at < killed_at:  # from the beginning, it ends as a whole run too
+        text = f"step {killed_at} was saved before the kill, and the run went on at {resumed_at}"
+        return Finding(_NAME, Verdict.WRONG, text, _LOST_ADVICE, values)
     if different:
         text = (
             f"killed after step {killed_at} of {_STEPS}: {len(different)} of {len(whole)} arrays "
@@ -151,6 +166,11 @@ def _cause(log: list[str]) -> str:
     return (errors or log or ["no output"])[-1].strip()[:300]
 
 
-def _arrays(workdir: pathlib.Path) -> dict[str, list]:
+def _last_start(run: pathlib.Path) -> int:
+    """Returns the step at which the last start of a run went on."""
+    return json.loads((run / workdir.STARTS).read_text().splitlines()[-1])["step"]
+
+
+def _arrays(run: pathlib.Path) -> dict[str, list]:
     """Returns the checksums of the last checkpoint."""
-    return checkpoint_files.read_about(workdir / "checkpoints" / str(_STEPS))["arrays"]
+    return checkpoint_files.read_about(run / "checkpoints" / str(_STEPS))["arrays"]

@@ -67,9 +67,10 @@ _LARGEST = flags.DEFINE_integer(
 def main() -> int:
     """Prints the plan; returns 1 if a topology does not fit, else 0."""
     config = command_line.config("pretrain")
-    if not _TOPOLOGY.value:
+    names = [name for name in _TOPOLOGY.value or () if name]
+    if not names:
         raise ValueError("give --topology, such as --topology=v5e:4x4,v4:8x8x8 or h100:8")
-    topologies = planner.parse_topologies(_TOPOLOGY.value)
+    topologies = planner.parse_topologies(names)
     compilers.use_only_cpus(topologies)
     cases = planner.prepare(config, topologies, _IMAGES_PER_CHIP.value, _TRAINING_IMAGES.value)
     chosen = fit.fit(config, _TRAINING_IMAGES.value, (), cases[0].layout.devices)[1]

@@ -99,4 +99,6 @@ def excess_image_moves(
             return array.size >= canvas_size
         return array.size > images * view_size and contains_view(array.shape)
 
-    return [c for c in found if any(is_excess(array) for array in c.arrays)]
+    # An all-reduce is of gradients; a kernel may have as many numbers as views.
+    moves = [c for c in found if c.kind != "all-reduce"]
+    return [c for c in moves if any(is_excess(array) for array in c.arrays)]

@@ -28,7 +28,7 @@ class Chip:
 
     title: str  # the maker's name for it
     # HBM or graphics memory of a chip; runtimes reserve part of it. The makers' GB are taken as
-    # GiB, which is right to a percent.
+    # GiB, which is right to a percent. L4 and L40S: without what error correction takes.
     memory_gib: float
     memory_gb_per_s: int
     peak_flops: float  # FLOP/s of dense bfloat16 matrix products
@@ -50,6 +50,7 @@ class Chip:
 
 
 _VCPUS = ("vcpus_per_host",)
+_MEMORY = ("memory_gib",)
 _LINK = ("link_gb_per_s",)
 _RATES = ("memory_gb_per_s", *_LINK)
 _DESK = ("memory_gb_per_s", "link_gb_per_s", *_VCPUS)
@@ -83,13 +84,13 @@ CHIPS: dict[str, Chip] = {
     ),
     "a100-40": Chip("A100 40 GB", 40, 1555, 312e12, 600, 8, 96, "a2-highgpu-8g", "nvidia, gcp"),
     "a100-80": Chip(
-        *("A100 80 GB", 80, 2039, 312e12, 600, 8, 96, "p4de.24xlarge", "nvidia, aws", _VCPUS)
+        *("A100 80 GB", 80, 2039, 312e12, 600, 8, 96, "p4de.24xlarge", "nvidia", _VCPUS)
     ),
     "h100": Chip("H100 SXM", 80, 3352, 989e12, 900, 8, 208, "a3-highgpu-8g", "nvidia, gcp"),
     "h200": Chip("H200 SXM", 141, 4800, 989e12, 900, 8, 192, _P5EN, "nvidia, aws"),
     "b200": Chip("B200 SXM", 180, 7672, 2250e12, 1800, 8, 192, _P6, "nvidia, aws"),
-    "l4": Chip("L4", 24, 300, 121e12, 64, 8, 96, "g2-standard-96", "nvidia, gcp", _VCPUS),
-    "l40s": Chip("L40S", 48, 864, 362e12, 64, 8, 192, "g6e.48xlarge", "nvidia, aws"),
+    "l4": Chip("L4", 22.5, 300, 121e12, 64, 8, 96, "g2-standard-96", "nvidia, gcp", _MEMORY),
+    "l40s": Chip("L40S", 45, 864, 362e12, 64, 8, 192, "g6e.48xlarge", "nvidia, aws", _MEMORY),
     "rtx3090": Chip(
         *("RTX 3090", 24, 936, 71e12, 64, 1, 16, "a desktop", "nvidia", ("peak_flops", *_DESK))
     ),

@@ -93,7 +93,7 @@ def parse_topologies(names: list[str]) -> list[Topology]:
       ValueError: for a malformed name.
       ModuleNotFoundError: if the compiler for one is not installed.
     """
-    found = [topology.parse(name) for name in names if name]
+    found = [topology.parse(name) for name in names]
     if any(place.chip.is_tpu for place in found):
         topology.check_compiler()
     return found

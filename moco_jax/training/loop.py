@@ -242,6 +242,7 @@ def _save_done(
     """Saves the state if a step was done since the first."""
     if (step := int(state.step)) > first:
         _settle(pending, 0, task, state, checkpoints)
+        _save(task, state, step, checkpoints)
         checkpoints.finish(step, state)
 
 

@@ -1,6 +1,7 @@
 """The results that a machine is checked against, and faults that must be seen."""
 
 import functools
+import itertools
 import threading
 import time
 
@@ -113,6 +114,20 @@ def test_every_part_of_the_state_counts(part):
     assert away.update > arithmetic.ARITHMETICS["exact float32"].limit.update
 
 
+@pytest.mark.parametrize("part", ["params", "key_params", "batch_stats", "dictionary"])
+def test_a_nan_in_any_part_of_the_state_is_seen(part):
+    steps = prepared("exact float32")
+
+    def step(state, *inputs):
+        changed, metrics = steps.step(state, *inputs)
+        spoiled = jax.tree.map(lambda x: x * np.nan, getattr(changed, part))
+        return (changed.replace(**{part: spoiled}) if next(calls) == 4 else changed), metrics
+
+    calls = itertools.count()
+    finding = judged(run(steps._replace(step=step)))
+    assert finding.verdict is Verdict.WRONG and "update nan" in finding.text
+
+
 def test_an_interrupt_does_not_wait_for_what_compiles(monkeypatch):
     free = threading.Event()
     monkeypatch.setattr(mechanisms, "prepare", lambda *_, **__: free.wait(60))
@@ -166,3 +181,9 @@ def test_wrong_collectives_are_seen(monkeypatch):
     finding = arithmetic.check_devices()
     assert finding.verdict is Verdict.WRONG and "collective" in finding.advice
     assert finding.text.endswith("; allowed: 1e-04, 1e-03, 3e-02")
+
+
+def test_devices_are_not_judged_where_rounding_errors_decide(monkeypatch):
+    monkeypatch.setattr(arithmetic, "_within", lambda away, limit: False)
+    finding = arithmetic.check_devices()
+    assert finding.verdict is Verdict.SKIPPED and "rounding errors alone" in finding.text

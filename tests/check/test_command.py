@@ -279,9 +279,10 @@ def test_the_machine_is_described(monkeypatch):
 def fake_runs(monkeypatch):
     """Replaces runs by none; `arrays` are those of the two last checkpoints."""
 
-    def fake(**arrays):
+    def fake(resumed_at=20, **arrays):
         monkeypatch.setattr(survival, "_finish", lambda folder, name: None)
         monkeypatch.setattr(survival, "_kill", lambda folder, name: 20)
+        monkeypatch.setattr(survival, "_last_start", lambda folder: resumed_at)
         monkeypatch.setattr(survival, "_arrays", lambda folder: arrays[folder.name])
 
     return fake
@@ -296,6 +297,24 @@ def test_a_resumed_run_that_differs_is_wrong(fake_runs, tmp_path):
 def test_a_resumed_run_that_is_equal(fake_runs, tmp_path):
     fake_runs(whole={"a": 1}, killed={"a": 1})
     assert survival.check(tmp_path).verdict is Verdict.OK
+
+
+def test_a_run_that_began_again_is_wrong(fake_runs, tmp_path):
+    fake_runs(whole={"a": 1}, killed={"a": 1}, resumed_at=0)
+    finding = survival.check(tmp_path)
+    assert finding.verdict is Verdict.WRONG and "--folder" in finding.advice
+    assert finding.text == "step 20 was saved before the kill, and the run went on at 0"
+
+
+def test_the_last_start_of_a_run(tmp_path):
+    (tmp_path / "starts.jsonl").write_text('{"step": 0}\n{"step": 40}\n')
+    assert survival._last_start(tmp_path) == 40
+
+
+def test_a_run_that_does_not_divide_by_the_devices_is_not_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(survival, "_RUN", ("--config.batch_size=12", "--config.bn_groups=1"))
+    finding = survival.check(tmp_path)  # 8 devices
+    assert finding.verdict is Verdict.SKIPPED and "number of devices" in finding.text
 
 
 def test_a_run_that_fails_is_wrong(monkeypatch, tmp_path):

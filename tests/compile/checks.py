@@ -63,8 +63,7 @@ def faults_of_text(
     if view:
         sides = {"view": view, "canvas": canvas}
         for move in excess_image_moves(collectives(text), images=shuffled, **sides):
-            if move.kind != "all-reduce":  # of gradients; a kernel may have the numbers of a view
-                yield f"moves images: {move}"
+            yield f"moves images: {move}"
     for kernel in kernels(text) if resident else ():
         if any(array.dtype == "u8" and array.bytes >= resident for array in kernel.results):
             yield f"copies all images: {kernel.name}"

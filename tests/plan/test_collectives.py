@@ -184,3 +184,8 @@ def test_excess_image_moves_are_found(shape, moves):
     text = f"ROOT %g = {shape}{{0}} all-gather(%p), dimensions={{0}}"
     found = collectives(hlo(text))
     assert excess_image_moves(found, images=16, view=32, canvas=64) == (found if moves else [])
+
+
+def test_gradients_with_as_many_numbers_as_views_are_no_images():
+    found = collectives(hlo("ROOT %g = f32[768,3072]{0} all-reduce(%p), to_apply=%add"))
+    assert found and not excess_image_moves(found, images=64, view=32, canvas=64)

@@ -18,7 +18,7 @@ def test_every_gpu_has_a_target():
         "  cuda_compute_capability { major: 8 minor: 9 feature_extension: NONE }",
         "  core_count: 58",
         "  memory_bandwidth: 300000000000",
-        f"  device_memory_size: {24 * GIB}",
+        f"  device_memory_size: {45 * GIB // 2}",
         "  shared_memory_per_block_optin: 101376",
         'device_description_str: "NVIDIA L4"',
     ):

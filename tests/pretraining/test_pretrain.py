@@ -1,5 +1,6 @@
 """The loop: what is logged and saved, killed runs, other devices, bad numbers."""
 
+import collections
 import gc
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 
 import chex
 import jax
@@ -181,6 +183,16 @@ def test_not_a_number_stops_the_run_and_says_where(tmp_path):
     assert "Not finite in the state: " in message and "/backbone/" in message
     assert str(tmp_path / "checkpoints" / "1") in message
     assert all(np.isfinite(loss) for loss in losses(tmp_path).values())
+
+
+def test_a_state_that_is_not_finite_is_not_saved_without_images_either():
+    def save(step, state):
+        raise loop.StateNotFinite("statistics")
+
+    checkpoints = types.SimpleNamespace(save=save, wait=lambda: None, latest=None)
+    task, state = types.SimpleNamespace(hint="Lower lr."), types.SimpleNamespace(step=3)
+    with pytest.raises(loop.NotFinite, match="step 3: .*statistics.*none yet. Lower lr."):
+        loop._save_done(task, state, 1, collections.deque(), checkpoints)
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch):

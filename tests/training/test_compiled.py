@@ -143,6 +143,17 @@ def test_a_changed_program_that_can_be_decompressed_is_damaged(tmp_path, no_cach
         assert not first.exists() and second.exists()
 
 
+def test_without_a_name_of_jax_programs_are_kept(tmp_path, no_cache, monkeypatch):
+    with compiled.kept(tmp_path):
+        compile_something()
+    before = files(tmp_path)
+    next(tmp_path.rglob(compiled._SUMS)).unlink()
+    monkeypatch.setitem(sys.modules, "jax._src.compilation_cache", None)  # its import fails
+    assert compiled._is_whole(b"")
+    with compiled.kept(tmp_path):
+        assert files(tmp_path) == before
+
+
 def test_a_part_of_a_program_is_removed_at_the_end(tmp_path, no_cache):
     with compiled.kept(tmp_path):
         compile_something()

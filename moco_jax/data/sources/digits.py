@@ -49,7 +49,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([_draw(shapes[part], rng) for part in parts]), labels[chosen]
 
 
-@functools.cache  # both splits
+@functools.cache  # read once for both splits
 def _handwritten() -> tuple[np.ndarray, np.ndarray]:
     """Returns scikit-learn's digits: ink float32 [1797, 8, 8] in [0, 1] and labels int32 [1797]."""
     package = importlib.util.find_spec("sklearn")

@@ -183,7 +183,13 @@ def test_wrong_collectives_are_seen(monkeypatch):
     assert finding.text.endswith("; allowed: 1e-04, 1e-03, 3e-02")
 
 
-def test_devices_are_not_judged_where_rounding_errors_decide(monkeypatch):
-    monkeypatch.setattr(arithmetic, "_within", lambda away, limit: False)
+@pytest.mark.parametrize(
+    ("away", "verdict"), [(1e-7, Verdict.OK), (0.2, Verdict.SKIPPED), (np.nan, Verdict.WRONG)]
+)
+def test_devices_are_not_judged_where_rounding_errors_decide(away, verdict, monkeypatch):
+    monkeypatch.setattr(rounding, "sensitivity", lambda *_, **__: mechanisms.Deviation(0, 0.5, 0))
+    found = mechanisms.Deviation(0, away, 0)
+    monkeypatch.setattr(mechanisms, "deviation", lambda *_: found)
     finding = arithmetic.check_devices()
-    assert finding.verdict is Verdict.SKIPPED and "rounding errors alone" in finding.text
+    assert finding.verdict is verdict
+    assert ("rounding errors alone" in finding.text) == (verdict is Verdict.SKIPPED)

@@ -18,6 +18,7 @@ INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit code
 _GRACE = 3.0  # seconds that a command has to end by itself, after the first signal
 
 _undo: list[Callable[[], object]] = []  # what removes the work that is not finished
+_short = threading.RLock()  # held in the blocks of `delayed`
 
 
 class Terminated(BaseException):
@@ -97,7 +98,8 @@ def delayed() -> Iterator[None]:
     for number in caught:
         signal.signal(number, lambda number, _: came.append(number))
     try:
-        yield
+        with _short:
+            yield
     finally:
         for number, handler in caught.items():
             signal.signal(number, handler)
@@ -155,6 +157,7 @@ def _terminate(*_) -> None:
 
 
 def _end(code: int, message: str) -> None:
+    _short.acquire(timeout=1.0)  # a process that is starting has a number then, to be killed by
     for undo in reversed(list(_undo)):
         with contextlib.suppress(Exception):
             undo()

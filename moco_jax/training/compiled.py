@@ -36,8 +36,9 @@ def kept(workdir: pathlib.Path) -> Iterator[None]:
     if getattr(jax.config, _CHOSEN) or _VARIABLE in os.environ:
         yield
         return
-    folder = workdir / FOLDER / _machine()
-    problem = cluster.on_first(lambda: _problem(folder))
+    machine = _machine()
+    folder = workdir / FOLDER / machine
+    problem = cluster.on_first(lambda: _problem(folder)) or _differ(machine)
     if problem:
         if cluster.is_first():
             logs.warning("compiled programs are not kept: %s; set %s", problem, _VARIABLE)
@@ -68,6 +69,14 @@ def _machine() -> str:
             features += "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
     digest = hashlib.sha256(f"{kind} {features} {jax.__version__}".encode()).hexdigest()
     return f"{jax.default_backend()}-{digest[:12]}"
+
+
+def _differ(machine: str) -> str:
+    """Returns that the machines of the processes differ, or "": all must find the same programs."""
+    number, most = int(machine[-7:], 16), 2**28
+    if cluster.largest(number) + cluster.largest(most - number) == most:
+        return ""
+    return "the processes run on different machines"
 
 
 def _problem(folder: pathlib.Path) -> str:

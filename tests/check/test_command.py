@@ -8,6 +8,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -199,6 +200,32 @@ def test_a_delayed_signal_is_not_taken_for_a_second_one(monkeypatch):
         finally:
             time.sleep(0.2)  # what the command removes takes time
     assert not ends
+
+
+def test_two_signals_wait_for_a_process_that_is_starting():
+    script = """
+        import time
+        from moco_jax.terminal import signals
+
+        started = []
+        with signals.ending("stopped", waits=False), signals.undone(lambda: print(started)):
+            with signals.delayed():
+                print("begins", flush=True)
+                time.sleep(0.5)
+                started.append("process")
+            time.sleep(30)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "begins\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # two equal signals at once may arrive as one
+    process.send_signal(signal.SIGINT)
+    printed = process.stdout.read()  # by the thread that ends the process, the main thread or both
+    assert "['process']" in printed and "[]" not in printed
+    assert process.wait(20) != 0
+    process.stdout.close()
 
 
 def test_a_run_that_hangs_is_killed(monkeypatch, tmp_path):

@@ -87,6 +87,17 @@ def test_a_folder_of_others_is_not_used(tmp_path, no_cache, caplog, spoil, probl
     assert problem in caplog.text and "JAX_COMPILATION_CACHE_DIR" in caplog.text
 
 
+@pytest.mark.parametrize(("other", "kept"), [(0, True), (1, False), (-1, False)])
+def test_processes_on_different_machines_keep_no_programs(tmp_path, no_cache, other, kept, caplog):
+    own = int(compiled._machine()[-7:], 16)
+    second = {own: own + other, 2**28 - own: 2**28 - own - other}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled.cluster, "largest", lambda value: max(value, second[value]))
+        with compiled.kept(tmp_path):
+            assert bool(getattr(jax.config, compiled._CHOSEN)) == kept
+    assert ("different machines" in caplog.text) != kept
+
+
 def test_the_oldest_files_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(compiled, "_MOST_BYTES", 25)
     for age, name in enumerate("cab"):
